@@ -1,0 +1,90 @@
+"""Checkpoints: `.pth` files with the parameters that no frozen backbone's own file holds.
+
+Names are those of the published checkpoints, so `salmonn_v1.pth` loads here and ours load there.
+"""
+
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from salmonn.errors import UserError
+
+# What the published writer leaves in its files beside the parameters: accepted and ignored, nothing else is.
+PUBLISHED_EXTRAS = re.compile(
+    r"llama_model\..*\.rotary_emb\.inv_freq"
+    r"|speech_Qformer\.bert\.embeddings\.position_ids"
+    r"|beats\.encoder\.layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.weight"
+)
+_BACKBONES = ("speech_encoder.", "beats.", "llama_model.")
+
+
+def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters a checkpoint must hold: the connector, LoRA, and encoders that are trained."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or not name.startswith(_BACKBONES)
+    }
+
+
+def read(path: str | Path, kind: str = "SALMONN checkpoint") -> dict[str, Any]:
+    """Read a torch file holding a dictionary with "model". Raises UserError for anything else."""
+    if not Path(path).is_file():
+        raise UserError(f"{kind} {path} does not exist")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} cannot be read as a {kind} (damaged, or of another kind): {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise UserError(f'{path} is not a {kind}: it has no "model" dictionary')
+    return content
+
+
+def load_parameters(model: nn.Module, path: str | Path, partial: bool = False) -> None:
+    """Copy a checkpoint's parameters into the model.
+
+    With `partial` the file may hold fewer. Raises UserError naming missing and unexpected keys and
+    both shapes where they differ.
+    """
+    found = {k: v for k, v in read(path)["model"].items() if not PUBLISHED_EXTRAS.fullmatch(k)}
+    wanted = own_parameters(model)
+    problems = fit_problems(found, {name: p.shape for name, p in wanted.items()}, partial)
+    if problems:
+        shown = problems if len(problems) <= 12 else [*problems[:12], f"... and {len(problems) - 12} more"]
+        raise UserError("\n  ".join([f"{path} does not fit this model:", *shown]))
+    with torch.no_grad():
+        for name, value in found.items():
+            wanted[name].copy_(value)
+
+
+def fit_problems(found: dict[str, Tensor], wanted: dict[str, torch.Size], partial: bool = False) -> list[str]:
+    """Every key that is missing, unexpected or of another shape, a line each."""
+    problems = [] if partial else [f"missing: {name}" for name in wanted if name not in found]
+    problems += [f"unexpected: {name}" for name in found if name not in wanted]
+    problems += [
+        f"shape of {name}: {list(found[name].shape)} in the file, {list(shape)} in the model"
+        for name, shape in wanted.items()
+        if name in found and found[name].shape != shape
+    ]
+    return problems
+
+
+def save(path: str | Path, model: nn.Module, **extra: Any) -> None:
+    """Write {"model": own parameters, **extra} atomically: a reader sees the old file or the whole new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parameters = {name: p.detach().cpu().clone() for name, p in own_parameters(model).items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"model": parameters, **extra}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,79 @@
+"""One process or many: what torchrun's environment says, and the few collectives we use."""
+
+import datetime
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig
+
+from salmonn.errors import UserError
+
+# A rank that dies or hangs ends the run after this time instead of blocking it for ever.
+TIMEOUT = datetime.timedelta(minutes=30)
+
+
+def init(run: DictConfig) -> torch.device:
+    """Join torchrun's process group if there is one; returns this rank's device.
+
+    Raises UserError when `run.device` asks for a GPU that is not there.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if run.device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise UserError(
+                f"run.device = {run.device}, but this machine has no usable GPU; run.device=cpu goes without"
+            )
+        device = torch.device("cuda", local_rank) if run.device == "cuda" else torch.device(run.device)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device(run.device)
+    if run.use_distributed and "RANK" in os.environ and not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=run.dist_url, timeout=TIMEOUT)
+    return device
+
+
+def rank() -> int:
+    """This process's number, 0 when alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and talks to the person."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor over all ranks."""
+    if dist.is_initialized():
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's value, in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def shutdown() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

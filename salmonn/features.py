@@ -1,0 +1,94 @@
+"""Batched spectral features, on the device of the waveform.
+
+The published code computes both per sample on the CPU; here a batch goes through at once and each
+row equals what the row gives alone, because padding never enters a frame that is used.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Kaldi filter bank as BEATs was trained with it: 25 ms frames every 10 ms at 16 kHz, FFT of 512
+FBANK_FRAME = 400  # samples
+FBANK_SHIFT = 160  # samples
+FBANK_FFT = 512
+FBANK_BINS = 128
+FBANK_LOW, FBANK_HIGH = 20.0, 8000.0  # Hz
+FBANK_MEAN, FBANK_STD = 15.41663, 6.55582
+FBANK_FLOOR = 1.1920929e-07  # float32 epsilon, Kaldi's floor under the logarithm
+PCM_SCALE = 2.0**15  # BEATs was trained on 16-bit sample values
+
+
+class LogMel(nn.Module):
+    """Whisper's log-mel spectrogram, with the settings of a Hugging Face feature extractor."""
+
+    def __init__(self, feature_extractor) -> None:
+        super().__init__()
+        self.n_fft: int = feature_extractor.n_fft
+        self.hop: int = feature_extractor.hop_length
+        self.n_samples: int = feature_extractor.n_samples
+        self.sampling_rate: int = feature_extractor.sampling_rate
+        filters = torch.as_tensor(feature_extractor.mel_filters, dtype=torch.float32)  # [n_fft // 2 + 1, n_mels]
+        self.register_buffer("mel_filters", filters, persistent=False)
+        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+
+    @property
+    def max_seconds(self) -> float:
+        return self.n_samples / self.sampling_rate
+
+    @torch.no_grad()
+    def forward(self, raw_wav: Tensor) -> Tensor:
+        """[B, N] 16 kHz, zero where padded -> [B, n_mels, n_samples // hop], cut or zero-padded to n_samples."""
+        wav = raw_wav.float()[:, : self.n_samples]
+        wav = F.pad(wav, (0, self.n_samples - wav.shape[1]))
+        stft = torch.stft(wav, self.n_fft, self.hop, window=self.window, center=True, return_complex=True)
+        power = stft[..., :-1].abs() ** 2  # [B, n_fft // 2 + 1, T]
+        mel = self.mel_filters.T @ power  # [B, n_mels, T]
+        log_mel = torch.log10(mel.clamp(min=1e-10))
+        log_mel = torch.maximum(log_mel, log_mel.amax(dim=(1, 2), keepdim=True) - 8.0)
+        return (log_mel + 4.0) / 4.0
+
+
+def fbank_lengths(n_samples: Tensor) -> Tensor:
+    """Number of whole frames in clips of `n_samples`: [B] -> [B]."""
+    return torch.clamp(1 + (n_samples - FBANK_FRAME) // FBANK_SHIFT, min=0)
+
+
+@torch.no_grad()
+def kaldi_fbank(raw_wav: Tensor) -> Tensor:
+    """Normalised Kaldi filter bank of BEATs: [B, N] 16 kHz -> [B, T, 128] float32, T = 1 + (N - 400) // 160.
+
+    Computed in float64 like the published path (soundfile's default type): in float32 quiet
+    bins move by 0.03 and BEATs' output by 0.01.
+    """
+    wav = raw_wav.double() * PCM_SCALE
+    frames = wav.unfold(1, FBANK_FRAME, FBANK_SHIFT)  # [B, T, 400]
+    frames = frames - frames.mean(dim=-1, keepdim=True)
+    previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+    frames = (frames - 0.97 * previous) * _povey_window(wav.device)
+    power = torch.fft.rfft(frames, n=FBANK_FFT).abs() ** 2  # [B, T, 257]
+    mel = power @ _kaldi_mel_filters(wav.device)  # [B, T, 128]
+    log_mel = torch.log(mel.clamp(min=FBANK_FLOOR))
+    return ((log_mel - FBANK_MEAN) / (2 * FBANK_STD)).float()
+
+
+@lru_cache
+def _povey_window(device: torch.device) -> Tensor:
+    return torch.hann_window(FBANK_FRAME, periodic=False, dtype=torch.float64, device=device) ** 0.85
+
+
+@lru_cache
+def _kaldi_mel_filters(device: torch.device) -> Tensor:
+    """Triangles equally spaced in mel, [257, 128] float64; the Nyquist bin has no weight."""
+
+    def mel(hertz: Tensor | float) -> Tensor:
+        return 1127.0 * torch.log1p(torch.as_tensor(hertz, dtype=torch.float64) / 700.0)
+
+    edges = torch.linspace(float(mel(FBANK_LOW)), float(mel(FBANK_HIGH)), FBANK_BINS + 2, dtype=torch.float64)
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]  # [128]
+    bins = mel(torch.arange(FBANK_FFT // 2, dtype=torch.float64) * (16_000 / FBANK_FFT))[:, None]  # [256, 1]
+    rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)
+    filters = torch.minimum(rising, falling).clamp(min=0.0)
+    return F.pad(filters, (0, 0, 0, 1)).to(device)

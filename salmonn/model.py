@@ -1,0 +1,349 @@
+"""SALMONN (paper section 3): Whisper and BEATs, window-level Q-Former, LLM with LoRA."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
+
+from salmonn import checkpoint, prompts
+from salmonn.audio import MIN_SECONDS, SAMPLE_RATE
+from salmonn.beats import BEATs, load_beats
+from salmonn.config import generate_config, model_config
+from salmonn.errors import UserError
+from salmonn.features import LogMel, fbank_lengths, kaldi_fbank
+from salmonn.llm import add_lora, load_llm, load_tokenizer, loading, lora_layers
+from salmonn.qformer import QFormer, split_windows, window_frames
+
+IGNORE_INDEX = -100
+
+
+class SALMONN(nn.Module):
+    """The whole model; attribute names make the published parameter names.
+
+    A sample's result is that of a batch of one, whatever else the batch holds.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig,
+        log_mel: LogMel,
+        speech_encoder: nn.Module,
+        beats: BEATs | None,
+        llm: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        """Join loaded parts; `config` is a complete `model` section. `from_config` is the usual way in."""
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.log_mel = log_mel
+        self.speech_encoder = speech_encoder.requires_grad_(not config.freeze_whisper)
+        self.beats = None if beats is None else beats.requires_grad_(not config.freeze_beats)
+        self.llama_model = add_lora(llm, config) if config.lora else llm
+
+        speech_width, audio_width = speech_encoder.config.d_model, 0 if beats is None else beats.width
+        self.ln_speech = nn.LayerNorm(speech_width)
+        if beats is not None:
+            self.ln_audio = nn.LayerNorm(audio_width)
+        hidden = config.qformer_hidden_size
+        self.speech_Qformer = QFormer(
+            hidden,
+            config.qformer_num_layers,
+            config.qformer_num_heads,
+            config.qformer_intermediate_size,
+            speech_width + audio_width,
+        )
+        self.speech_query_tokens = nn.Parameter(0.02 * torch.randn(1, config.num_speech_query_token, hidden))
+        self.speech_llama_proj = nn.Linear(hidden, llm.get_input_embeddings().embedding_dim)
+        if config.freeze_speech_QFormer:
+            self.speech_Qformer.requires_grad_(False)
+            self.speech_query_tokens.requires_grad_(False)
+        if config.freeze_speech_llama_proj:
+            self.speech_llama_proj.requires_grad_(False)
+
+        template = config.prompt_template
+        self.train_prompts = prompts.load_train_prompts(config.prompt_path, template) if config.prompt_path else {}
+        self.test_prompts = (
+            prompts.load_test_prompts(config.test_prompt_path, template) if config.test_prompt_path else {}
+        )
+        self.end_id: int = tokenizer.convert_tokens_to_ids(config.end_sym)
+        self.train(self.training)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | DictConfig, device: str | torch.device = "cpu") -> "SALMONN":
+        """Load every part that a `model` section names, and its checkpoint if there is one.
+
+        Raises UserError for unknown keys and for checkpoints that do not fit.
+        """
+        config = model_config(config)
+        device = torch.device(device)
+        token = config.token or None
+        with loading("model.whisper_path", config.whisper_path):
+            whisper = WhisperModel.from_pretrained(config.whisper_path, token=token)
+            feature_extractor = WhisperFeatureExtractor.from_pretrained(config.whisper_path, token=token)
+        model = cls(
+            config,
+            LogMel(feature_extractor),
+            whisper.get_encoder(),
+            load_beats(config.beats_path) if config.beats_path else None,
+            load_llm(config, device),
+            load_tokenizer(config),
+        )
+        if config.speech_llama_proj_model:
+            checkpoint.load_parameters(model, config.speech_llama_proj_model, partial=True)
+        if config.ckpt:
+            checkpoint.load_parameters(model, config.ckpt)
+        return model.to(device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.speech_query_tokens.device
+
+    @property
+    def max_seconds(self) -> float:
+        """Length of audio that Whisper hears: 30 s for the published sizes."""
+        return self.log_mel.max_seconds
+
+    @property
+    def lora_scaling(self) -> float:
+        """Weight of the adapters' output, lora_alpha / lora_rank as trained; settable at any time."""
+        layers = lora_layers(self.llama_model)
+        return layers[0].scaling["default"] if layers else 0.0
+
+    @lora_scaling.setter
+    def lora_scaling(self, scaling: float) -> None:
+        layers = lora_layers(self.llama_model)
+        if not layers:
+            raise UserError("this model has no LoRA (model.lora = False), so there is no scaling to set")
+        for layer in layers:
+            layer.scaling["default"] = float(scaling)
+
+    def train(self, mode: bool = True) -> "SALMONN":
+        """Set training mode; frozen modules stay in eval mode (no dropout, no BEATs layer drop)."""
+        super().train(mode)
+        if self.config.freeze_whisper:
+            self.speech_encoder.eval()
+        if self.beats is not None and self.config.freeze_beats:
+            self.beats.eval()
+        if self.config.freeze_speech_QFormer:
+            self.speech_Qformer.eval()
+        self.llama_model.eval()
+        for layer in lora_layers(self.llama_model):
+            layer.lora_dropout.train(mode)
+        return self
+
+    # ---- audio -> embeddings
+
+    def encode_speech(
+        self, raw_wav: Tensor, padding_mask: Tensor | None = None, spectrogram: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encode audio into the LLM's embedding space.
+
+        raw_wav [B, N] 16 kHz (clips under 1 s count as zero-padded to 1 s, over `max_seconds` are
+        cut), padding_mask [B, N] True = padding, spectrogram [B, n_mels, frames] if already computed.
+        Returns embeddings [B, A, H] and their mask [B, A] of ones; A = 88 for the published 30 s.
+        """
+        raw_wav, lengths = self._clean_audio(raw_wav, padding_mask)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_whisper):
+            log_mel = self.log_mel(raw_wav) if spectrogram is None else spectrogram.to(self.device)
+            speech = self.speech_encoder(log_mel).last_hidden_state  # [B, T, D_whisper]
+        features = self.ln_speech(speech)
+        if self.beats is not None:
+            features = self._append_audio(features, raw_wav, lengths)
+        embeds = self._window_qformer(features)
+        return embeds, torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+
+    def _clean_audio(self, raw_wav: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Zeroes in the padding, at least 1 s, at most what Whisper hears; with the lengths [B] in samples."""
+        raw_wav = raw_wav.to(self.device)
+        if padding_mask is None:
+            padding_mask = torch.zeros_like(raw_wav, dtype=torch.bool)
+        padding_mask = padding_mask.to(self.device)
+        raw_wav = raw_wav.masked_fill(padding_mask, 0.0)[:, : self.log_mel.n_samples]
+        shortest = int(MIN_SECONDS * SAMPLE_RATE)
+        raw_wav = F.pad(raw_wav, (0, max(0, shortest - raw_wav.shape[1])))
+        lengths = (~padding_mask).sum(dim=1).clamp(min=shortest, max=self.log_mel.n_samples)
+        return raw_wav, lengths
+
+    def _append_audio(self, speech: Tensor, raw_wav: Tensor, lengths: Tensor) -> Tensor:
+        """Concatenate BEATs features on the width, the shorter of the two zero-padded in time."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_beats):
+            audio, padding = self.beats(kaldi_fbank(raw_wav), fbank_lengths(lengths))  # [B, P, D_beats]
+        audio = self.ln_audio(audio).masked_fill(padding[..., None], 0.0)
+        frames = max(speech.shape[1], audio.shape[1])
+        speech = F.pad(speech, (0, 0, 0, frames - speech.shape[1]))
+        audio = F.pad(audio, (0, 0, 0, frames - audio.shape[1]))
+        return torch.cat([speech, audio.to(speech.dtype)], dim=-1)
+
+    def _window_qformer(self, features: Tensor) -> Tensor:
+        """[B, T, D] -> [B, windows * queries, H], window-major."""
+        windows = features
+        if self.config.window_level_Qformer:
+            kernel, stride = (window_frames(self.config[k]) for k in ("second_per_window", "second_stride"))
+            windows = split_windows(features, kernel, stride)
+        hidden = self.speech_Qformer(self.speech_query_tokens, windows)
+        embeds = self.speech_llama_proj(hidden)
+        return embeds.reshape(features.shape[0], -1, embeds.shape[-1])
+
+    # ---- embeddings -> loss
+
+    def forward(self, samples: Mapping[str, Any], verbose: bool = False) -> dict[str, Tensor]:
+        """Loss of a batch, the mean over all its target tokens.
+
+        samples: raw_wav [B, N], padding_mask [B, N], text, task, Q (lists); optional `spectrogram`
+        and `prompts`, complete templated strings that replace the random choice.
+        With `verbose` also what `answer_loss` counts.
+        """
+        embeds, _ = self.encode_speech(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
+        chosen = samples.get("prompts") or self.choose_prompts(samples)
+        result = self.answer_loss(embeds, chosen, samples["text"])
+        return result if verbose else {"loss": result["loss"]}
+
+    def choose_prompts(self, samples: Mapping[str, Any], rng=None) -> list[str] | None:
+        """A random training prompt per sample; None without prompt_path (then no prompt, as published)."""
+        if not self.train_prompts:
+            return None
+        questions = samples.get("Q") or [""] * len(samples["task"])
+        return prompts.choose_prompts(self.train_prompts, samples["task"], questions, rng, self.config.multi_prompt)
+
+    def answer_loss(self, embeds: Tensor, chosen: Sequence[str] | None, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Cross-entropy of the target tokens behind prompt and audio [B, A, H].
+
+        Returns scalars loss (mean over target tokens), correct and total (tokens), cut (targets
+        that lost their end to max_txt_len), and per sample sample_loss and sample_total [B].
+        """
+        targets = self.tokenize([text + self.config.end_sym for text in texts])
+        cut = sum(len(ids) > self.config.max_txt_len for ids in targets)
+        targets = [ids[: self.config.max_txt_len] for ids in targets]
+        inputs, _, is_target, target_ids = self._assemble(embeds, chosen, targets, left_padded=False)
+        # Padding stands behind every token that counts, so causal attention needs no mask for it.
+        hidden = self._decoder()(inputs_embeds=inputs, use_cache=False).last_hidden_state  # [B, L, H]
+        predicts = is_target.roll(-1, dims=1)  # position t predicts token t + 1
+        logits = self._logits(hidden[predicts])  # [targets of the batch, V], only where there are targets
+        token_loss = F.cross_entropy(logits, target_ids, reduction="none")
+
+        row = predicts.nonzero()[:, 0]
+        sample_total = torch.zeros(len(texts), device=row.device).index_add_(0, row, torch.ones_like(token_loss))
+        sample_sum = torch.zeros(len(texts), device=row.device).index_add_(0, row, token_loss.detach())
+        return {
+            "loss": token_loss.mean(),
+            "correct": (logits.argmax(-1) == target_ids).sum(),
+            "total": torch.tensor(target_ids.numel(), device=row.device),
+            "cut": torch.tensor(cut, device=row.device),
+            "sample_loss": sample_sum / sample_total,
+            "sample_total": sample_total,
+        }
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids without special tokens; the pieces of a sequence are tokenised separately, as published."""
+        return self.tokenizer(list(texts), add_special_tokens=False).input_ids
+
+    def _assemble(
+        self, embeds: Tensor, chosen: Sequence[str] | None, targets: Sequence[list[int]], left_padded: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Lay out BOS, prompt up to the audio, audio, rest of the prompt, target; padding on one outer side.
+
+        Returns inputs [B, L, H], is_used [B, L] (not padding), is_target [B, L] and the target ids in row order.
+        """
+        halves = [("", "")] * len(embeds) if chosen is None else [prompts.split_prompt(prompt) for prompt in chosen]
+        before = self.tokenize([half[0] for half in halves])
+        after = self.tokenize([half[1] for half in halves])
+        bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+        n_audio = embeds.shape[1]
+        rows = [(bos + b, a, t) for b, a, t in zip(before, after, targets, strict=True)]
+        width = max(len(b) + n_audio + len(a) + len(t) for b, a, t in rows)
+
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        is_audio, is_target, is_used = (torch.zeros(len(rows), width, dtype=torch.bool) for _ in range(3))
+        for i, (b, a, t) in enumerate(rows):
+            length = len(b) + n_audio + len(a) + len(t)
+            start = width - length if left_padded else 0
+            audio = start + len(b)
+            ids[i, start : start + length] = torch.tensor(b + [0] * n_audio + a + t)
+            is_audio[i, audio : audio + n_audio] = True
+            is_target[i, start + length - len(t) : start + length] = True
+            is_used[i, start : start + length] = True
+        ids, is_audio, is_target, is_used = (x.to(self.device) for x in (ids, is_audio, is_target, is_used))
+        inputs = self.llama_model.get_input_embeddings()(ids)
+        inputs = inputs.masked_scatter(is_audio[..., None], embeds.to(inputs.dtype))
+        return inputs, is_used, is_target, ids[is_target]
+
+    def _causal_lm(self) -> PreTrainedModel:
+        return self.llama_model.get_base_model() if self.config.lora else self.llama_model
+
+    def _decoder(self) -> nn.Module:
+        return self._causal_lm().get_decoder()
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits [N, V] in float32."""
+        llm = self._causal_lm()
+        logits = llm.get_output_embeddings()(hidden).float()
+        cap = getattr(llm.config, "final_logit_softcapping", None)  # Gemma 2
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    # ---- embeddings -> text
+
+    @torch.no_grad()
+    def generate(
+        self,
+        samples: Mapping[str, Any],
+        settings: Mapping[str, Any] | DictConfig | None = None,
+        prompts: Sequence[str] | None = None,
+        return_details: bool = False,
+    ) -> list[str] | list[dict[str, Any]]:
+        """Answer each sample; every row ends by itself.
+
+        `settings`: a `generate` section. `prompts`: complete templated strings; else samples["prompts"],
+        else the test prompts of the samples' tasks. Returns texts without special tokens, or with
+        `return_details` {"text", "token_ids" (the end symbol included), "finished" (it was seen)}.
+        """
+        settings = generate_config(settings)
+        chosen = prompts or samples.get("prompts") or self._test_prompts(samples)
+        embeds, _ = self.encode_speech(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
+        inputs, is_used, _, _ = self._assemble(embeds, chosen, [[]] * len(embeds), left_padded=True)
+        output = self.llama_model.generate(
+            inputs_embeds=inputs, attention_mask=is_used.long(), generation_config=self._generation(settings)
+        )
+        details = [self._detail(ids) for ids in output.tolist()]
+        return details if return_details else [detail["text"] for detail in details]
+
+    def _test_prompts(self, samples: Mapping[str, Any]) -> list[str] | None:
+        if not self.test_prompts:
+            return None
+        questions = samples.get("Q") or [""] * len(samples["task"])
+        pool = {task: [prompt] for task, prompt in self.test_prompts.items()}
+        return prompts.choose_prompts(pool, samples["task"], questions)
+
+    def _generation(self, settings: DictConfig) -> GenerationConfig:
+        sampling = {"temperature": settings.temperature, "top_p": settings.top_p} if settings.do_sample else {}
+        beams = {"length_penalty": settings.length_penalty} if settings.num_beams > 1 else {}
+        return GenerationConfig(
+            max_new_tokens=settings.max_new_tokens,
+            min_length=settings.min_length,
+            num_beams=settings.num_beams,
+            do_sample=settings.do_sample,
+            repetition_penalty=settings.repetition_penalty,
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=self.end_id,
+            pad_token_id=self.end_id,
+            use_cache=True,
+            **sampling,
+            **beams,
+        )
+
+    def _detail(self, ids: list[int]) -> dict[str, Any]:
+        finished = self.end_id in ids
+        if finished:
+            ids = ids[: ids.index(self.end_id) + 1]  # what follows in the row is padding
+        text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return {"text": text, "token_ids": ids, "finished": finished}

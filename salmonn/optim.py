@@ -1,0 +1,49 @@
+"""AdamW groups and the warm-up + cosine schedule, as published (paper section 4.1)."""
+
+import math
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+from torch.optim import AdamW
+
+from salmonn.errors import UserError
+
+_NO_DECAY_NAMES = ("bias", "ln", "bn")
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Published rule: no weight decay below two dimensions or where the name holds bias, ln or bn."""
+    return parameter.ndim >= 2 and not any(part in name for part in _NO_DECAY_NAMES)
+
+
+def build_optimizer(model: nn.Module, optims: DictConfig) -> AdamW:
+    """AdamW over the trainable parameters, betas (0.9, beta2), decay on matrices only."""
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trainable:
+        raise UserError("nothing to train: every part is frozen (model.freeze_*, model.lora)")
+    groups = [
+        {"params": [p for n, p in trainable if decays(n, p)], "weight_decay": optims.weight_decay},
+        {"params": [p for n, p in trainable if not decays(n, p)], "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr=optims.init_lr, betas=(0.9, optims.beta2), eps=1e-8)
+
+
+def learning_rate(optims: DictConfig, iters_per_epoch: int, epoch: int, step: int) -> float:
+    """Learning rate at a step inside an epoch.
+
+    As published, the warm-up ramp follows the step inside the epoch, the cosine the total step
+    counted from 0 (not from the warm-up's end), and the total step decides between them.
+    """
+    start = optims.warmup_start_lr if optims.warmup_start_lr >= 0 else optims.init_lr
+    total_step = epoch * iters_per_epoch + step
+    if total_step < optims.warmup_steps:
+        return min(optims.init_lr, start + (optims.init_lr - start) * step / max(optims.warmup_steps, 1))
+    progress = total_step / (optims.max_epoch * iters_per_epoch)
+    return optims.min_lr + (optims.init_lr - optims.min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group the rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,135 @@
+"""Window-level Q-Former (paper section 3.1): the same few queries attend to each window of the audio.
+
+A post-LayerNorm BERT over query tokens only; parameter names are those of the published checkpoints.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-12  # BERT's
+DROPOUT = 0.1
+WHISPER_FRAMES_PER_SECOND = 50  # published as 1500 frames of a 30 s clip
+
+
+def window_frames(seconds: float) -> int:
+    """Length of a window (or stride) in encoder frames; Python's rounding, as published."""
+    return round(WHISPER_FRAMES_PER_SECOND * 30 * seconds / 30.0)
+
+
+def split_windows(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """[B, T, D] -> [B * L, kernel, D], L = 1 + (T - kernel) // stride; an incomplete last window is dropped."""
+    windows = x.unfold(1, kernel, stride)  # [B, L, D, kernel]
+    return windows.permute(0, 1, 3, 2).flatten(0, 1)
+
+
+class MultiHeadAttention(nn.Module):
+    """Queries from `x`, keys and values from `context`."""
+
+    def __init__(self, hidden: int, heads: int, context_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(hidden, hidden)
+        self.key = nn.Linear(context_width, hidden)
+        self.value = nn.Linear(context_width, hidden)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x [W, Q, D], context [W, K, C] -> [W, Q, D]."""
+        q, k, v = (
+            projection(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [W, H, *, D / H]
+            for projection, source in ((self.query, x), (self.key, context), (self.value, context))
+        )
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=DROPOUT if self.training else 0.0)
+        return y.transpose(1, 2).flatten(2)
+
+
+class Output(nn.Module):
+    """Projection, dropout, residual, LayerNorm."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, hidden)
+        self.LayerNorm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, y: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(y)) + residual)
+
+
+class AttentionBlock(nn.Module):
+    def __init__(self, hidden: int, heads: int, context_width: int) -> None:
+        super().__init__()
+        self.self = MultiHeadAttention(hidden, heads, context_width)
+        self.output = Output(hidden, hidden)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        return self.output(self.self(x, context), x)
+
+
+class Intermediate(nn.Module):
+    def __init__(self, hidden: int, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.dense(x))
+
+
+class Layer(nn.Module):
+    """Self-attention among the queries, cross-attention to the window, query feed-forward."""
+
+    def __init__(self, hidden: int, heads: int, width: int, context_width: int) -> None:
+        super().__init__()
+        self.attention = AttentionBlock(hidden, heads, hidden)
+        self.crossattention = AttentionBlock(hidden, heads, context_width)
+        self.intermediate_query = Intermediate(hidden, width)
+        self.output_query = Output(width, hidden)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = self.attention(x, x)
+        x = self.crossattention(x, context)
+        return self.output_query(self.intermediate_query(x), x)
+
+
+class Embeddings(nn.Module):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.LayerNorm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, query_tokens: Tensor) -> Tensor:
+        return self.dropout(self.LayerNorm(query_tokens))
+
+
+class Bert(nn.Module):
+    """Query tokens without positions, through the layers; no LayerNorm at the end."""
+
+    def __init__(self, hidden: int, layers: int, heads: int, width: int, context_width: int) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(hidden)
+        self.encoder = nn.Module()
+        self.encoder.layer = nn.ModuleList(Layer(hidden, heads, width, context_width) for _ in range(layers))
+
+    def forward(self, query_tokens: Tensor, context: Tensor) -> Tensor:
+        x = self.embeddings(query_tokens)
+        for layer in self.encoder.layer:
+            x = layer(x, context)
+        return x
+
+
+class QFormer(nn.Module):
+    """Query tokens [W, Q, hidden] and windows [W, K, context_width] -> [W, Q, hidden]."""
+
+    def __init__(self, hidden: int, layers: int, heads: int, width: int, context_width: int) -> None:
+        super().__init__()
+        self.bert = Bert(hidden, layers, heads, width, context_width)
+        self.apply(_initialise)
+
+    def forward(self, query_tokens: Tensor, context: Tensor) -> Tensor:
+        return self.bert(query_tokens.expand(context.shape[0], -1, -1), context)
+
+
+def _initialise(module: nn.Module) -> None:
+    """BERT's initialisation: normal(0, 0.02) weights, zero biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

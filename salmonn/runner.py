@@ -1,0 +1,304 @@
+"""The training run: one process or many, one of the three stages, from config to best checkpoint."""
+
+import contextlib
+import logging
+import math
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from salmonn import checkpoint, distributed
+from salmonn.dataset import SALMONNDataset
+from salmonn.errors import UserError
+from salmonn.loader import eval_loader, train_loader
+from salmonn.model import SALMONN
+from salmonn.optim import build_optimizer, learning_rate, set_learning_rate
+from salmonn.run_log import RunLog, SkippedFiles, setup_logging, write_json
+from salmonn.validation import validate
+
+logger = logging.getLogger(__name__)
+
+AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Runner:
+    """Trains (or only evaluates) the model that a config describes; `Runner(config).run()` is all."""
+
+    def __init__(self, config: DictConfig) -> None:
+        """Join the process group, load the model and the data. Raises UserError for bad input."""
+        self.config, self.run_config = config, config.run
+        self.device = distributed.init(config.run)
+        setup_logging()
+        self.folder = Path(config.run.output_dir) / config.run.exp_name
+        self._claim_folder()
+        seed_everything(config.run.seed)  # the same on every rank: all build the same model
+        self.model = SALMONN.from_config(config.model, self.device)
+        seed_everything(config.run.seed + distributed.rank())  # apart from here on, as published
+        self.log = RunLog(self.folder)
+        self.skipped = SkippedFiles(self.folder)
+        self.amp_dtype = AMP_DTYPES[config.run.amp_dtype]
+        scaled = config.run.amp and config.run.amp_dtype == "fp16"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+
+    def run(self) -> None:
+        """Train and validate, or with `run.evaluate` only validate on the test set."""
+        try:
+            if self.run_config.evaluate:
+                self.validate(self._dataset("test_ann_path", training=False), epoch=0, step=0)
+            else:
+                self.train()
+        finally:
+            self.log.close()
+            distributed.shutdown()
+
+    def train(self) -> None:
+        """All epochs: train, validate, save; the best checkpoint is the one of highest token accuracy."""
+        started = time.monotonic()
+        self._prepare_training()
+        best: dict[str, Any] = {}
+        for epoch in range(self.run_config.optims.max_epoch):
+            self.train_epoch(epoch)
+            step = (epoch + 1) * self.iters_per_epoch
+            result = self.validate(self.valid_set, epoch, step)
+            skipped_files = self.skipped.gather()
+            is_best = not best or result["accuracy"] > best["accuracy"]
+            if is_best:
+                best = {"epoch": epoch, **result}
+            self._save(epoch, step, best, is_best)
+            self._summarise(epoch, step, best, result, skipped_files, time.monotonic() - started)
+
+    def train_epoch(self, epoch: int) -> None:
+        """One inner epoch: `iters_per_epoch` micro-batches, an optimiser step after each group of them."""
+        self.model.train()
+        accumulate, n_iters = self.run_config.accum_grad_iters, self.iters_per_epoch
+        progress = tqdm(range(n_iters), desc=f"epoch {epoch}", disable=not distributed.is_main(), mininterval=1.0)
+        meter = Meter()
+        for i in progress:
+            lr = learning_rate(self.run_config.optims, n_iters, epoch, i)
+            set_learning_rate(self.optimizer, lr)
+            samples = self._next_samples()
+
+            group_start = i - i % accumulate
+            group_size = min(accumulate, n_iters - group_start)  # the last group may be smaller
+            is_last = i == group_start + group_size - 1
+            with contextlib.nullcontext() if is_last else self._no_sync(), self.autocast():
+                loss = self.ddp_model(samples)["loss"]
+                self.scaler.scale(loss / group_size).backward()
+            meter.add_loss(self._finite(loss, epoch, i, samples), len(samples["text"]))
+            if is_last:
+                meter.add_grad_norm(self._optimizer_step())
+            if (i + 1) % self.run_config.log_freq == 0 or i + 1 == n_iters:
+                values = meter.read(distributed.world_size())
+                self.log.write("train", epoch * n_iters + i + 1, epoch=epoch, lr=lr, **values)
+                progress.set_postfix_str(
+                    f"loss {values['loss']:.3f}, lr {lr:.1e}, grad norm {values['grad_norm']:.2f}, "
+                    f"{values['samples_per_second']:.1f} samples/s"
+                )
+
+    def validate(self, dataset: SALMONNDataset, epoch: int, step: int) -> dict[str, float]:
+        """Loss and token accuracy, and the same with the audio shuffled between samples."""
+        loader = eval_loader(
+            dataset,
+            self.run_config.batch_size_eval,
+            self.run_config.num_workers,
+            distributed.rank(),
+            distributed.world_size(),
+        )
+        with self.autocast():
+            result = validate(self.model, loader, self.skipped)
+        logger.info(
+            "epoch %d valid: loss %.4f, token accuracy %.4f | audio shuffled: loss %.4f, token accuracy %.4f",
+            epoch, result["loss"], result["accuracy"], result["loss_shuffled"], result["accuracy_shuffled"],
+        )  # fmt: skip
+        past_warmup = step >= self.run_config.optims.warmup_steps
+        if past_warmup and result["loss_shuffled"] - result["loss"] < 0.01 * result["loss"]:
+            logger.warning(
+                "THE MODEL IS NOT LISTENING: its loss is the same with other clips' audio (%.4f against %.4f). "
+                "It answers from the language model's habit alone.", result["loss"], result["loss_shuffled"],
+            )  # fmt: skip
+        self.log.write("valid", step, epoch=epoch, **result)
+        return result
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Mixed precision as configured."""
+        return torch.autocast(self.device.type, self.amp_dtype, enabled=self.run_config.amp)
+
+    # ---- one step
+
+    def _optimizer_step(self) -> float:
+        """Unscale, clip, step; returns the gradients' global norm before clipping."""
+        self.scaler.unscale_(self.optimizer)
+        limit = self.run_config.optims.grad_clip_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.trainable, limit)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.item()
+
+    def _next_samples(self) -> dict[str, Any]:
+        samples = next(self.batches)
+        self.skipped.add(samples["broken"])
+        if len(samples["text"]) < self.run_config.batch_size_train:
+            last = samples["broken"][-1]
+            raise UserError(
+                f"{self.config.datasets.train_ann_path}: hardly a clip can be read, e.g. {last['path']}: "
+                f"{last['reason']}. Check datasets.prefix = {self.config.datasets.prefix!r}, and see "
+                f"python util/anns_inspector.py --help"
+            )
+        return samples
+
+    def _finite(self, loss: Tensor, epoch: int, i: int, samples: dict[str, Any]) -> float:
+        value = loss.item()
+        if not math.isfinite(value):
+            raise RuntimeError(
+                f"loss is {value} on rank {distributed.rank()}, epoch {epoch}, iteration {i}, samples {samples['id']}"
+            )
+        return value
+
+    def _no_sync(self) -> contextlib.AbstractContextManager:
+        """No all-reduce while a group of micro-batches is still being accumulated."""
+        return self.ddp_model.no_sync() if self.ddp_model is not self.model else contextlib.nullcontext()
+
+    # ---- set-up and results
+
+    def _prepare_training(self) -> None:
+        run = self.run_config
+        train_set = self._dataset("train_ann_path", training=True)
+        self.valid_set = self._dataset("valid_ann_path", training=False)
+        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(self.model, run.optims)
+        self.ddp_model = self.model
+        if distributed.world_size() > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self.ddp_model = DistributedDataParallel(
+                self.model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        self.iters_per_epoch = run.iters_per_epoch
+        if run.epoch_based:
+            self.iters_per_epoch = math.ceil(len(train_set) / (run.batch_size_train * distributed.world_size()))
+        self.batches: Iterator[dict[str, Any]] = iter(
+            train_loader(
+                train_set,
+                run.batch_size_train,
+                run.num_workers,
+                distributed.rank(),
+                distributed.world_size(),
+                run.seed,
+            )
+        )
+        effective = run.batch_size_train * run.accum_grad_iters * distributed.world_size()
+        logger.info(
+            "%s: %d trainable parameters; %d training and %d validation samples; %d epochs of %d iterations, "
+            "effective batch %d (%d x accumulation %d x %d processes)",
+            self.folder, self._n_trainable(), len(train_set), len(self.valid_set), run.optims.max_epoch,
+            self.iters_per_epoch, effective, run.batch_size_train, run.accum_grad_iters, distributed.world_size(),
+        )  # fmt: skip
+
+    def _dataset(self, key: str, training: bool) -> SALMONNDataset:
+        """The dataset of an annotation key. Raises UserError when one of its tasks has no prompt."""
+        path = self.config.datasets[key]
+        dataset = SALMONNDataset(
+            path,
+            self.config.datasets.prefix,
+            self.model.max_seconds,
+            replace_broken=training,
+            seed=self.run_config.seed,
+        )
+        without_prompt = dataset.annotations.tasks() - self.model.train_prompts.keys()
+        if self.model.train_prompts and without_prompt:
+            raise UserError(
+                f"{path} has tasks without a prompt in {self.config.model.prompt_path}: "
+                f"{', '.join(sorted(without_prompt))}"
+            )
+        return dataset
+
+    def _n_trainable(self) -> int:
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    def _claim_folder(self) -> None:
+        if (self.folder / "checkpoint_last.pth").exists() and not (
+            self.run_config.overwrite or self.run_config.evaluate
+        ):
+            raise UserError(
+                f"{self.folder} already holds a run; choose another run.exp_name, or replace it with "
+                f"--options run.overwrite=True"
+            )
+
+    def _save(self, epoch: int, step: int, best: dict[str, Any], is_best: bool) -> None:
+        if not distributed.is_main():
+            return
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "config": OmegaConf.to_container(self.config),
+            "epoch": epoch,
+            "step": step,
+            "best": best,
+        }
+        checkpoint.save(self.folder / "checkpoint_last.pth", self.model, **state)
+        if is_best:
+            checkpoint.save(self.folder / "checkpoint_best.pth", self.model, **state)
+
+    def _summarise(
+        self, epoch: int, step: int, best: dict[str, Any], result: dict[str, float], skipped_files: int, seconds: float
+    ) -> None:
+        logger.info("epoch %d done after %.0f s; unreadable files so far: %d", epoch, seconds, skipped_files)
+        if distributed.is_main():
+            summary = {
+                "steps": step,
+                "seconds": round(seconds, 1),
+                "trainable_parameters": self._n_trainable(),
+                "skipped_files": skipped_files,
+                "valid_loss": result["loss"],
+                "valid_loss_shuffled": result["loss_shuffled"],
+                "best": best,
+            }
+            write_json(self.folder / "summary.json", summary)
+
+
+class Meter:
+    """Means since the last reading, and the speed."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._losses: list[float] = []
+        self._grad_norms: list[float] = []
+        self._samples, self._since = 0, time.monotonic()
+
+    def add_loss(self, loss: float, samples: int) -> None:
+        """Count one micro-batch."""
+        self._losses.append(loss)
+        self._samples += samples
+
+    def add_grad_norm(self, norm: float) -> None:
+        """Count one optimiser step; an overflow (fp16, the scaler skips that step) stays out of the mean."""
+        if math.isfinite(norm):
+            self._grad_norms.append(norm)
+
+    def read(self, world_size: int) -> dict[str, float]:
+        """{"loss", "grad_norm", "samples_per_second"} since the last call; speed over all ranks."""
+        values = {
+            "loss": float(np.mean(self._losses)),
+            "grad_norm": float(np.mean(self._grad_norms)) if self._grad_norms else 0.0,
+            "samples_per_second": self._samples * world_size / max(time.monotonic() - self._since, 1e-9),
+        }
+        self._clear()
+        return values
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
