@@ -150,6 +150,8 @@ class BEATs(nn.Module):
         missing = [key for key in _REQUIRED if key not in cfg]
         if missing:
             raise UserError(f"this BEATs configuration lacks {', '.join(missing)}")
+        if cfg.get("layer_norm_first", False) or cfg.get("activation_fn", "gelu") != "gelu":
+            raise UserError("only BEATs with layer_norm_first False and activation_fn gelu (all published ones) is known")
         patch, width = cfg.get("input_patch_size", 16), cfg["encoder_embed_dim"]
         self.patch_size, self.width = patch, width
         self.patches_per_step = FBANK_BINS // patch

@@ -1,0 +1,97 @@
+"""Shared by the tests: the golden models of `tests/golden/` and a tiny random miniature world."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+CASES = ("base", "no_beats")
+
+
+def golden_config(case: str):
+    """The `model` section of a golden case with its paths made absolute."""
+    config = OmegaConf.load(GOLDEN / case / "config.yaml").model
+    for key in ("llama_path", "whisper_path", "beats_path", "ckpt"):
+        if config[key]:
+            config[key] = str(GOLDEN / case / config[key])
+    return config
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Loader of a golden case: model, arrays, samples, waveforms; each case is loaded once."""
+    from salmonn import SALMONN
+
+    loaded = {}
+
+    def load(case: str) -> SimpleNamespace:
+        if case not in loaded:
+            folder = GOLDEN / case
+            loaded[case] = SimpleNamespace(
+                model=SALMONN.from_config(golden_config(case)).eval(),
+                expected=np.load(folder / "expected.npz"),
+                batch_expected=np.load(folder / "batch_expected.npz"),
+                wavs={k: torch.from_numpy(v) for k, v in np.load(folder / "inputs.npz").items()},
+                meta=json.loads((folder / "samples.json").read_text(encoding="utf-8")),
+            )
+        return loaded[case]
+
+    return load
+
+
+def golden_sample(case: SimpleNamespace, i: int) -> dict:
+    """Sample i of a golden case as a batch of one."""
+    sample = case.meta["samples"][i]
+    wav = case.wavs[sample["wav"]][None]
+    return {
+        "raw_wav": wav,
+        "padding_mask": torch.zeros_like(wav, dtype=torch.bool),
+        "text": [sample["text"]],
+        "task": [sample["task"]],
+        "Q": [sample["question"]],
+        "id": [sample["wav"]],
+        "prompts": [sample["prompt"]],
+    }
+
+
+@pytest.fixture(scope="session")
+def mini_world(tmp_path_factory) -> Path:
+    """A small miniature world with random (not pretrained) weights: files and formats, no skill."""
+    out = tmp_path_factory.mktemp("mini") / "world"
+    command = [sys.executable, "util/make_mini_world.py", "--out", str(out), "--seed", "0"]
+    command += ["--train-clips", "120", "--test-clips", "24", "--broken", "0.1", "--pretrain-scale", "0"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    return out
+
+
+def mini_options(world: Path, output: Path) -> list[str]:
+    """Overrides that point a mini config at a world somewhere else and make it short."""
+    return [
+        f"model.llama_path={world}/weights/llama",
+        f"model.whisper_path={world}/weights/whisper",
+        f"model.beats_path={world}/weights/beats.pt",
+        f"datasets.prefix={world}/audio",
+        f"run.output_dir={output}",
+        "run.num_workers=0",
+    ]
+
+
+def run_command(*arguments: str, cwd: Path = ROOT, timeout: float = 240, **env: str) -> subprocess.CompletedProcess:
+    """Run a command as a user would, with the tests' Python."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+    )
