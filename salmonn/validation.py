@@ -20,8 +20,9 @@ from salmonn.run_log import SkippedFiles
 def validate(model: SALMONN, batches: Iterable[dict[str, Any]], skipped: SkippedFiles) -> dict[str, float]:
     """Score this rank's batches, sum over all ranks.
 
-    Loss is weighted by samples, accuracy by tokens, as published. Batches of a single sample have
-    no other audio to swap with and stay out of the shuffled values (nan if there are no others).
+    Loss is the mean over samples, accuracy over tokens, as published; a sample's loss is that of a
+    batch of one, so batch size and number of ranks do not matter. Batches of a single sample have no
+    other audio to swap with and stay out of the shuffled values (nan if there are no others).
     """
     model.eval()
     sums = torch.zeros(8, dtype=torch.float64)  # loss, samples, correct, tokens; the same for shuffled audio
@@ -32,9 +33,9 @@ def validate(model: SALMONN, batches: Iterable[dict[str, Any]], skipped: Skipped
             continue
         embeds, _ = model.encode_speech(samples["raw_wav"], samples["padding_mask"])
         chosen = fixed_prompts(model, samples)
-        sums[:4] += _count(model.answer_loss(embeds, chosen, samples["text"]), n)
+        sums[:4] += _count(model.answer_loss(embeds, chosen, samples["text"]))
         if n > 1:
-            sums[4:] += _count(model.answer_loss(embeds.roll(1, dims=0), chosen, samples["text"]), n)
+            sums[4:] += _count(model.answer_loss(embeds.roll(1, dims=0), chosen, samples["text"]))
     sums = distributed.sum_over_ranks(sums.to(model.device)).tolist()
     if sums[1] == 0:
         raise UserError("no validation clip could be read: check datasets.valid_ann_path and datasets.prefix")
@@ -47,9 +48,9 @@ def validate(model: SALMONN, batches: Iterable[dict[str, Any]], skipped: Skipped
     }
 
 
-def _count(result: dict[str, torch.Tensor], n: int) -> torch.Tensor:
-    values = (result["loss"].item() * n, n, result["correct"].item(), result["total"].item())
-    return torch.tensor(values, dtype=torch.float64)
+def _count(result: dict[str, torch.Tensor]) -> torch.Tensor:
+    values = (result["sample_loss"].sum(), len(result["sample_loss"]), result["correct"], result["total"])
+    return torch.tensor([float(value) for value in values], dtype=torch.float64)
 
 
 def fixed_prompts(model: SALMONN, samples: dict[str, Any]) -> list[str] | None:

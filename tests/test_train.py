@@ -1,0 +1,189 @@
+"""`train.py` as a user runs it, on a small miniature world with random weights."""
+
+import json
+
+import pytest
+import torch
+
+from conftest import ROOT, mini_options, run_command
+from salmonn import checkpoint
+
+SHORT = [
+    "run.iters_per_epoch=3", "run.optims.max_epoch=2", "run.batch_size_train=2", "run.batch_size_eval=8",
+    "run.log_freq=1", "run.optims.warmup_steps=0",
+]  # fmt: skip
+
+
+def train(world, output, *options, config="configs/mini/stage1.yaml", processes=1):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    ann = [f"datasets.{split}_ann_path={world}/ann/stage1_{split}.json" for split in ("train", "valid")]
+    if config != "configs/mini/stage1.yaml":
+        stage = config.split("/")[-1].removesuffix(".yaml")
+        ann = [option.replace("stage1", stage) for option in ann]
+    return run_command(
+        *launcher, "train.py", "--cfg-path", config, "--options", *mini_options(world, output), *ann, *SHORT, *options
+    )
+
+
+def log_lines(folder, kind):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def one_process(mini_world, tmp_path_factory):
+    output = tmp_path_factory.mktemp("one")
+    result = train(mini_world, output)
+    assert result.returncode == 0, result.stderr
+    return output / "stage1"
+
+
+@pytest.fixture(scope="module")
+def two_processes(mini_world, tmp_path_factory):
+    output = tmp_path_factory.mktemp("two")
+    result = train(mini_world, output, processes=2)
+    assert result.returncode == 0, result.stderr
+    return output / "stage1"
+
+
+def test_one_process_trains_validates_and_saves(one_process):
+    steps = [line["step"] for line in log_lines(one_process, "train")]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    for line in log_lines(one_process, "train"):
+        assert line["grad_norm"] > 0
+        assert line["lr"] > 0
+    valid = log_lines(one_process, "valid")
+    assert [line["epoch"] for line in valid] == [0, 1]
+    for line in valid:
+        assert line["loss"] > 0
+        assert line["loss_shuffled"] > 0
+        assert 0 <= line["accuracy"] <= 1
+    summary = json.loads((one_process / "summary.json").read_text())
+    assert summary["steps"] == 6
+    assert list((one_process / "tensorboard").iterdir())
+
+
+def test_checkpoints_hold_trainable_parameters_and_the_state_to_go_on(one_process):
+    last = checkpoint.read(one_process / "checkpoint_last.pth")
+    summary = json.loads((one_process / "summary.json").read_text())
+    assert sum(p.numel() for p in last["model"].values()) == summary["trainable_parameters"]
+    assert {"optimizer", "scaler", "config", "epoch", "step", "best"} <= last.keys()
+    assert (last["epoch"], last["step"]) == (1, 6)
+    assert last["config"]["model"]["qformer_hidden_size"] == 128
+    best = checkpoint.read(one_process / "checkpoint_best.pth")
+    accuracies = [line["accuracy"] for line in log_lines(one_process, "valid")]
+    assert best["best"]["accuracy"] == max(accuracies)
+
+
+def test_two_processes_train_and_see_the_same_validation_set_once(one_process, two_processes):
+    assert [line["step"] for line in log_lines(two_processes, "train")] == [1, 2, 3, 4, 5, 6]
+    parameters = [checkpoint.read(folder / "checkpoint_last.pth")["model"] for folder in (one_process, two_processes)]
+    assert parameters[0].keys() == parameters[1].keys()
+
+
+def test_validation_does_not_depend_on_the_number_of_processes(mini_world, one_process, tmp_path):
+    """No sample is counted twice to fill the last batch (DESIGN 3.8)."""
+    results = []
+    for processes in (1, 2):
+        output = tmp_path / str(processes)
+        ann = [f"datasets.test_ann_path={mini_world}/ann/stage1_valid.json", "run.evaluate=True"]
+        ckpt = f"model.ckpt={one_process}/checkpoint_last.pth"
+        result = train(mini_world, output, *ann, ckpt, processes=processes)
+        assert result.returncode == 0, result.stderr
+        results.append(log_lines(output / "stage1", "valid")[0])
+    assert results[0]["loss"] == pytest.approx(results[1]["loss"], abs=1e-4)
+    assert results[0]["accuracy"] == results[1]["accuracy"]
+
+
+def test_broken_files_are_skipped_counted_and_listed(mini_world, tmp_path):
+    result = train(mini_world, tmp_path, "run.iters_per_epoch=20", "run.optims.max_epoch=1", "run.batch_size_train=8")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "stage1/summary.json").read_text())
+    listed = [json.loads(line) for line in (tmp_path / "stage1/skipped_files.jsonl").read_text().splitlines()]
+    assert summary["skipped_files"] == len(listed) > 0
+    assert all(entry["path"] and entry["reason"] for entry in listed)
+    assert "unreadable files so far" in result.stderr
+
+
+def test_the_next_stage_starts_from_the_checkpoint_of_the_one_before(mini_world, one_process, tmp_path):
+    options = [f"model.ckpt={one_process}/checkpoint_best.pth", "run.optims.init_lr=0", "run.optims.min_lr=0"]
+    options += ["run.optims.warmup_start_lr=0", "run.optims.max_epoch=1"]
+    result = train(mini_world, tmp_path, *options, config="configs/mini/stage2.yaml")
+    assert result.returncode == 0, result.stderr
+    before = checkpoint.read(one_process / "checkpoint_best.pth")["model"]
+    after = checkpoint.read(tmp_path / "stage2" / "checkpoint_last.pth")["model"]
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("amp_dtype", ["bf16", "fp16"])
+def test_mixed_precision_trains_with_float32_parameters(mini_world, tmp_path, amp_dtype):
+    result = train(mini_world, tmp_path, "run.amp=True", f"run.amp_dtype={amp_dtype}", "run.optims.max_epoch=1")
+    assert result.returncode == 0, result.stderr
+    parameters = checkpoint.read(tmp_path / "stage1" / "checkpoint_last.pth")["model"]
+    assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in parameters.values())
+
+
+def test_a_finished_run_is_not_overwritten_by_accident(mini_world, one_process):
+    result = train(mini_world, one_process.parent, "run.overwrite=False")
+    assert result.returncode == 2
+    assert "already holds a run" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_real_configs_without_weights_say_what_is_missing_in_one_screen():
+    for config in ("configs/stage1.yaml", "configs/stage2.yaml", "configs/stage3.yaml", "configs/7b/stage1.yaml"):
+        result = run_command("train.py", "--cfg-path", config)
+        assert result.returncode == 2
+        assert len(result.stderr.splitlines()) < 24
+        for what in ("llama_path", "whisper_path", "beats_path", "train_ann_path", "prefix", "make quickstart"):
+            assert what in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_a_task_without_a_prompt_is_named_before_training(mini_world, tmp_path):
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps({"asr": ["<SpeechHere> x"]}))
+    result = train(mini_world, tmp_path, f"model.prompt_path={prompts}")
+    assert result.returncode == 2
+    assert "audiocaption" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_data_that_cannot_be_read_at_all_stops_the_run_with_a_message(mini_world, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = train(mini_world, tmp_path, f"datasets.prefix={tmp_path}/empty")
+    assert result.returncode == 2
+    assert "datasets.prefix" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_help_shows_how_to_start():
+    result = run_command("train.py", "--help")
+    assert result.returncode == 0
+    assert "torchrun" in result.stdout
+    assert "make quickstart" in result.stdout
+
+
+def test_gradients_of_accumulated_batches_are_averaged(mini_world, tmp_path, monkeypatch):
+    """Four micro-batches of the same samples give the step of one of them (the published code sums)."""
+    from salmonn.config import load_config
+    from salmonn.runner import Runner
+
+    monkeypatch.chdir(ROOT)
+    norms = []
+    for accumulate in (1, 4):
+        ann = [f"datasets.{split}_ann_path={mini_world}/ann/stage1_{split}.json" for split in ("train", "valid")]
+        steps = [f"run.accum_grad_iters={accumulate}", f"run.iters_per_epoch={accumulate}", "run.log_freq=4"]
+        runner = Runner(
+            load_config("configs/mini/stage1.yaml", [*mini_options(mini_world, tmp_path), *ann, *SHORT, *steps])
+        )
+        runner._prepare_training()
+        samples = next(runner.batches)
+        samples["prompts"] = ["<SpeechHere> x"] * len(samples["text"])
+        monkeypatch.setattr(runner, "_next_samples", lambda samples=samples: samples)
+        monkeypatch.setattr(runner.model, "train", lambda model=runner.model: model.eval())  # dropout would differ
+        runner.train_epoch(0)
+        runner.log.close()
+        norms.append(log_lines(tmp_path / "stage1", "train")[-1]["grad_norm"])
+    assert norms[0] > 0
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
