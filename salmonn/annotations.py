@@ -32,6 +32,7 @@ class Annotations:
             raise UserError("\n  ".join([f"annotation file {path}:", *shown]))
         packed = [json.dumps(entry, ensure_ascii=False).encode() for entry in entries]
         self.path = Path(path)
+        self.tasks = {entry.get("task", DEFAULT_TASK) for entry in entries}
         self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
         self._ends = np.cumsum([len(entry) for entry in packed])
 
@@ -44,10 +45,6 @@ class Annotations:
         start = self._ends[index - 1] if index else 0
         entry = json.loads(self._bytes[start : self._ends[index]].tobytes())
         return {"text": "", "task": DEFAULT_TASK, "Q": "", "expand_wav": [], **entry}
-
-    def tasks(self) -> set[str]:
-        """Every task name that occurs."""
-        return {self[i]["task"] for i in range(len(self))}
 
 
 def read_entries(path: str | Path) -> list[dict[str, Any]]:

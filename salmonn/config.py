@@ -66,7 +66,7 @@ class DatasetsConfig:
     valid_ann_path_aac: str = ""
     test_ann_path_asr: str = ""  # evaluate.py --mode submission_asr
     test_ann_path_aac: str = ""
-    whisper_path: str = ""  # folder of the feature extractor; "" = model.whisper_path
+    whisper_path: str = ""  # accepted as published; must be model.whisper_path, whose features are used
 
 
 @dataclass
@@ -295,6 +295,12 @@ def _impossible_values(config: DictConfig) -> list[str]:
     model = OmegaConf.select(config, "model")
     if model is not None:
         problems += _impossible_model(model)
+    second = OmegaConf.select(config, "datasets.whisper_path")
+    if second and second != model.whisper_path:
+        problems.append(
+            f"datasets.whisper_path = {second} is not model.whisper_path = {model.whisper_path}: features are made "
+            "as the model's own Whisper folder says; set both alike or leave the first one out"
+        )
     return problems
 
 

@@ -1,9 +1,11 @@
 """What a person did wrong, told once and clearly: exit code 2, no traceback."""
 
+import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -11,16 +13,24 @@ class UserError(Exception):
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a `UserError` becomes one message on stderr and exit code 2.
-
-    Under torchrun every rank meets the same error: rank 0 tells it, the others wait for
-    torchrun to end them, so that the message is neither repeated nor cut off.
-    """
+    """Run a command's `main`; a `UserError` becomes one message on stderr and exit code 2."""
     try:
         main()
     except UserError as error:
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(5)
+        _tell(f"error: {error}")
         sys.exit(2)
+
+
+def _tell(message: str) -> None:
+    """Print the message; under torchrun hand it over, once where all ranks meet the same error.
+
+    torchrun ends with a report of a screen's length and exit code 1 whatever a rank does. It prints
+    the message of the rank that failed first as the last thing in it, where it is seen.
+    """
+    handover = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not handover:
+        print(message, file=sys.stderr, flush=True)
+        return
+    if int(os.environ.get("RANK", 0)) > 0:
+        time.sleep(10)  # rank 0 goes first; if it has the same to say, torchrun ends this rank meanwhile
+    Path(handover).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")

@@ -31,8 +31,6 @@ def require_files(config: DictConfig, annotations: Sequence[str] = ("train_ann_p
         _want(missing, f"model.{key}", model[key], required=True, hub=True)
     for key in ("beats_path", "ckpt", "speech_llama_proj_model", "prompt_path", "test_prompt_path"):
         _want(missing, f"model.{key}", model[key])
-    if datasets.whisper_path:
-        _want(missing, "datasets.whisper_path", datasets.whisper_path, hub=True)
     for key in annotations:
         _want(missing, f"datasets.{key}", datasets[key], required=True, origin="annotations")
     if datasets.prefix:

@@ -213,7 +213,7 @@ class Runner:
             replace_broken=training,
             seed=self.run_config.seed,
         )
-        without_prompt = dataset.annotations.tasks() - self.model.train_prompts.keys()
+        without_prompt = dataset.annotations.tasks - self.model.train_prompts.keys()
         if self.model.train_prompts and without_prompt:
             raise UserError(
                 f"{path} has tasks without a prompt in {self.config.model.prompt_path}: "

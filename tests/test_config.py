@@ -110,6 +110,7 @@ def test_a_base_is_relative_to_the_file_and_is_overridden(tmp_path):
         ("model: {use_speech_Qformer: False}", [], "use_speech_Qformer"),
         ("model: {low_resource: True, llm_quantization: nf4}", [], "low_resource"),
         ("model: {prompt_template: hello}", [], "prompt_template"),
+        ("model: {whisper_path: a}\ndatasets: {whisper_path: b}", [], "datasets.whisper_path"),
     ],
 )
 def test_bad_input_gets_one_message(tmp_path, text, options, what):

@@ -140,6 +140,16 @@ def test_real_configs_without_weights_say_what_is_missing_in_one_screen():
         assert "Traceback" not in result.stderr
 
 
+def test_under_torchrun_the_message_is_the_last_thing_on_the_screen():
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    result = run_command(*launcher, "train.py", "--cfg-path", "configs/stage1.yaml")
+    assert result.returncode == 1  # torchrun's own
+    last_screen = "\n".join(result.stderr.splitlines()[-24:])
+    assert "this run needs files that are not here" in last_screen
+    assert "make quickstart" in last_screen
+    assert result.stderr.count("make quickstart") == 1
+
+
 def test_a_task_without_a_prompt_is_named_before_training(mini_world, tmp_path):
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps({"asr": ["<SpeechHere> x"]}))
@@ -181,7 +191,8 @@ def test_gradients_of_accumulated_batches_are_averaged(mini_world, tmp_path, mon
         samples = next(runner.batches)
         samples["prompts"] = ["<SpeechHere> x"] * len(samples["text"])
         monkeypatch.setattr(runner, "_next_samples", lambda samples=samples: samples)
-        monkeypatch.setattr(runner.model, "train", lambda model=runner.model: model.eval())  # dropout would differ
+        runner.model.eval()
+        monkeypatch.setattr(runner.model, "train", lambda: None)  # dropout would differ between the two
         runner.train_epoch(0)
         runner.log.close()
         norms.append(log_lines(tmp_path / "stage1", "train")[-1]["grad_norm"])
