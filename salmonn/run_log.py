@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,17 @@ logger = logging.getLogger("salmonn")
 
 
 def setup_logging() -> None:
-    """Messages of rank 0 at INFO, of the other ranks only what is wrong."""
+    """Messages of rank 0 at INFO, of the other ranks only what is wrong; the libraries' small talk is left out."""
+    import transformers
+
     level = logging.INFO if distributed.is_main() else logging.ERROR
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=level, force=True)
-    for chatty in ("httpx", "urllib3", "matplotlib"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for chatty in ("httpx", "urllib3", "matplotlib", "bitsandbytes"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    # peft asks transformers 5 under a name that is on its way out
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
 class RunLog:
@@ -48,6 +55,9 @@ class RunLog:
             self._tensorboard.close()
 
 
+_SKIPPED_SHOWN = 3  # in the log; all of them are in skipped_files.jsonl
+
+
 class SkippedFiles:
     """The distinct files that could not be read, over all ranks."""
 
@@ -56,11 +66,15 @@ class SkippedFiles:
         self._reasons: dict[str, str] = {}
 
     def add(self, reports: list[dict[str, Any]]) -> None:
-        """Take the `broken` reports of a batch; the first sight of a file is logged."""
+        """Take the `broken` reports of a batch; the first few files are named in the log."""
         for report in reports:
-            if report["path"] not in self._reasons:
-                self._reasons[report["path"]] = report["reason"]
+            if report["path"] in self._reasons:
+                continue
+            self._reasons[report["path"]] = report["reason"]
+            if len(self._reasons) <= _SKIPPED_SHOWN:
                 logger.info("skipped unreadable file %s: %s", report["path"], report["reason"])
+            if len(self._reasons) == _SKIPPED_SHOWN:
+                logger.info("further unreadable files go without a line here; %s lists them all", self.path)
 
     def gather(self) -> int:
         """Join the lists of all ranks, write them (rank 0), return the number of files."""

@@ -43,6 +43,7 @@ class Runner:
         seed_everything(config.run.seed)  # the same on every rank: all build the same model
         self.model = SALMONN.from_config(config.model, self.device)
         seed_everything(config.run.seed + distributed.rank())  # apart from here on, as published
+        self.ddp_model: torch.nn.Module | None = None
         self.log = RunLog(self.folder)
         self.skipped = SkippedFiles(self.folder)
         self.amp_dtype = AMP_DTYPES[config.run.amp_dtype]
@@ -58,6 +59,8 @@ class Runner:
                 self.train()
         finally:
             self.log.close()
+            # DDP's reducer must go before its process group: taken down together, gloo can deadlock.
+            self.ddp_model = None
             distributed.shutdown()
 
     def train(self) -> None:

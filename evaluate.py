@@ -1,0 +1,32 @@
+"""Evaluate a SALMONN: scores where the truth is known, a submission file where it is not.
+
+  python evaluate.py --mode valid_asr --options model.ckpt=output/stage1/checkpoint_best.pth
+  torchrun --nproc_per_node=4 evaluate.py --mode valid_aac
+
+Modes:
+  valid_asr        word error rate                            set: datasets.valid_ann_path_asr
+  valid_aac        CIDEr-D, ROUGE-L, exact match              set: datasets.valid_ann_path_aac
+  submission_asr   submission.csv with testset_id,text        set: datasets.test_ann_path_asr
+  submission_aac   the same for captions                      set: datasets.test_ann_path_aac
+A mode whose own set is empty uses datasets.test_ann_path.
+
+Results: <evaluate.results_dir>/<evaluate.name, else the mode>/ with report.md, report.json and
+predictions.jsonl. evaluate.shuffled_control=true answers once more with the audio swapped
+between clips: a model that listens scores far worse then.
+"""
+
+from salmonn.config import argument_parser, load_config
+from salmonn.errors import run_cli
+from salmonn.evaluation.runner import evaluate
+from salmonn.evaluation.tasks import MODES
+
+
+def main() -> None:
+    parser = argument_parser(__doc__, default_cfg_path="configs/evaluate.yaml")
+    parser.add_argument("--mode", required=True, choices=MODES, help="what to evaluate")
+    args = parser.parse_args()
+    evaluate(load_config(args.cfg_path, args.options), args.mode)
+
+
+if __name__ == "__main__":
+    run_cli(main)

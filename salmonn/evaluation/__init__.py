@@ -1,0 +1,1 @@
+"""Evaluation: tasks as data, generation over a set, scores by libraries, reports."""

@@ -1,0 +1,60 @@
+"""Answers of the model to a list of jobs: batched, shared among the ranks, every job exactly once."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from salmonn import distributed
+from salmonn.dataset import SALMONNDataset, collate
+from salmonn.evaluation.jobs import Job, Output
+from salmonn.model import SALMONN
+from salmonn.runner import AMP_DTYPES
+
+
+def generate_outputs(
+    model: SALMONN, dataset: SALMONNDataset, jobs: Sequence[Job], config: DictConfig, description: str
+) -> dict[int, Output]:
+    """{position: output} of all jobs in their order, the same on every rank.
+
+    Raises RuntimeError if a job has no output or several: loader and model must account for each.
+    """
+    mine = jobs[distributed.rank() :: distributed.world_size()]
+    outputs: list[tuple[int, Output]] = []
+    with tqdm(total=len(mine), desc=description, unit="clip", disable=not distributed.is_main()) as progress:
+        for batch_outputs in _batches(model, dataset, mine, config):
+            outputs += batch_outputs
+            progress.update(len(batch_outputs))
+
+    everywhere = [pair for share in distributed.gather_objects(outputs) for pair in share]
+    by_position = dict(everywhere)
+    if len(everywhere) != len(jobs) or by_position.keys() != {job.position for job in jobs}:
+        raise RuntimeError(f"{len(jobs)} clips were to be answered, {len(everywhere)} answers came back")
+    return {job.position: by_position[job.position] for job in jobs}
+
+
+def _batches(
+    model: SALMONN, dataset: SALMONNDataset, jobs: Sequence[Job], config: DictConfig
+) -> Iterator[list[tuple[int, Output]]]:
+    """Yield [(position, output)] of this rank's jobs, a batch at a time."""
+    by_audio = {job.audio_index: job for job in jobs}
+    loader = DataLoader(
+        Subset(dataset, list(by_audio)),
+        batch_size=config.run.batch_size_eval,
+        num_workers=config.run.num_workers,
+        collate_fn=collate,
+    )
+    for batch in loader:
+        broken, heard = batch["broken"], [by_audio[index] for index in batch["index"]]
+        outputs = [(by_audio[clip["index"]].position, Output(unreadable=clip["reason"])) for clip in broken]
+        if heard:
+            prompts = [job.prompt for job in heard]
+            with torch.autocast(model.device.type, AMP_DTYPES[config.run.amp_dtype], enabled=config.run.amp):
+                details = model.generate(batch, config.generate, prompts=prompts, return_details=True)
+            outputs += [
+                (job.position, Output(detail["text"].strip(), len(detail["token_ids"]), detail["finished"]))
+                for job, detail in zip(heard, details, strict=True)
+            ]
+        yield outputs

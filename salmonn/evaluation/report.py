@@ -1,0 +1,162 @@
+"""report.json, report.md and predictions.jsonl of one evaluation."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from salmonn.evaluation.jobs import Job, Output
+from salmonn.evaluation.metrics import METRICS
+from salmonn.evaluation.scoring import normaliser_for, score
+from salmonn.evaluation.tasks import Clip, EvalTask, examples
+
+SAMPLES_SHOWN = 12
+UNREADABLE_SHOWN = 20
+
+
+def build_report(
+    task: EvalTask,
+    clips: Sequence[Clip],
+    outputs: Mapping[int, Output],
+    swapped: Mapping[int, Output] | None,
+    whisper_path: str,
+) -> dict[str, Any]:
+    """Counts, scores and notes; what is known only to the run (config, time) is added by the caller."""
+    heard = [output for output in outputs.values() if not output.unreadable]
+    finished = sum(output.finished for output in heard)
+    unreadable = [
+        {"id": clip.id, "path": clip.path, "reason": outputs[position].unreadable}
+        for position, clip in enumerate(clips)
+        if outputs[position].unreadable
+    ]
+    notes = []
+    if unreadable:
+        fate = "are in the submission with an empty text" if task.is_submission else "are not part of the scores"
+        named = examples([broken["path"] for broken in unreadable])
+        notes.append(f"Unreadable clips: {len(unreadable)}; they {fate}: {named}.")
+    report = {
+        "mode": task.mode,
+        "title": task.title,
+        "n": len(clips),
+        "finished": finished,
+        "unfinished": len(heard) - finished,
+        "empty_outputs": sum(not output.text for output in heard),
+        "unreadable": unreadable,
+        "scores": {},
+        "scores_finished": {},
+        "notes": notes,
+    }
+    if not task.is_submission:
+        _add_scores(report, task, clips, outputs, swapped, whisper_path)
+    return report
+
+
+def _add_scores(
+    report: dict[str, Any],
+    task: EvalTask,
+    clips: Sequence[Clip],
+    outputs: Mapping[int, Output],
+    swapped: Mapping[int, Output] | None,
+    whisper_path: str,
+) -> None:
+    normalise, normaliser_note = normaliser_for(task, whisper_path)
+    scores = score(task, clips, outputs, normalise)
+    report |= {
+        "references": sum(len(clip.references) for clip in clips),
+        "empty_references": scores.empty_references,
+        "scores": dict(scores.all),
+        "scores_finished": scores.finished,
+    }
+    report["notes"].append(normaliser_note)
+    if scores.empty_references:
+        report["notes"].append(
+            f"Clips without a reference word after normalisation: {scores.empty_references}; their output "
+            "counts as insertions in WER and is left out of caption scores."
+        )
+    if None in scores.all.values():
+        report["notes"].append("Not defined: no clip with a reference could be heard (CIDEr-D: fewer than two).")
+    if swapped is not None:
+        control = score(task, clips, swapped, normalise)
+        report["scores"] |= {f"{name}_shuffled": value for name, value in control.all.items()}
+        report["notes"].append("Shuffled audio: every prompt answered once more, hearing another clip of the set.")
+
+
+def prediction_lines(
+    clips: Sequence[Clip], jobs: Sequence[Job], outputs: Mapping[int, Output], swapped: Mapping[int, Output] | None
+) -> list[dict[str, Any]]:
+    """One JSON object per clip, in the order of the set."""
+    lines = []
+    for position, (clip, job) in enumerate(zip(clips, jobs, strict=True)):
+        line = {"id": clip.id, "path": clip.path, "task": clip.task, "prompt": job.prompt}
+        line |= {"references": list(clip.references), **asdict(outputs[position])}
+        if swapped is not None and position in swapped:
+            line["text_shuffled"] = swapped[position].text
+        lines.append(line)
+    return lines
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(content, encoding="utf-8", newline="")
+    os.replace(partial, path)
+
+
+def write_report(folder: Path, report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> None:
+    """Write the three files; each is complete whenever it exists."""
+    lines = (json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
+    write_text(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
+    write_text(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+    write_text(folder / "report.md", markdown(report, predictions))
+
+
+def markdown(report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> str:
+    """The report as a page: summary, what could not be read, sample answers."""
+    parts = [f"# {report['mode']}: {report['title']}", summary(report)]
+    if report["unreadable"]:
+        rows = [[broken["id"], broken["path"], broken["reason"]] for broken in report["unreadable"]]
+        parts += ["## Unreadable clips", table(["id", "path", "reason"], rows[:UNREADABLE_SHOWN])]
+        if len(rows) > UNREADABLE_SHOWN:
+            parts.append(f"... and {len(rows) - UNREADABLE_SHOWN} more in report.json.")
+    heard = [prediction for prediction in predictions if not prediction["unreadable"]]
+    rows = [[p["id"], p["references"][0] if p["references"] else "", p["text"]] for p in heard[:SAMPLES_SHOWN]]
+    parts += ["## Sample answers", table(["id", "reference", "output"], rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """What a person sees at the end of a run: scores, counts, notes."""
+    heard = report["finished"] + report["unfinished"]
+    counts = (
+        f"{report['n']} clips ({report['entries']} entries of {report['annotation']}), {heard} heard, "
+        f"{len(report['unreadable'])} unreadable; {report['finished']} answers finished, "
+        f"{report['unfinished']} unfinished, {report['empty_outputs']} empty; {report['seconds']:.0f} s"
+    )
+    notes = "\n".join(f"- {note}" for note in report["notes"])
+    return "\n\n".join(part for part in (score_table(report), counts, notes) if part)
+
+
+def score_table(report: Mapping[str, Any]) -> str:
+    """Scores over all answers, over the finished ones, and with the audio swapped; "" without scores."""
+    if not report["scores"]:
+        return ""
+    scores, finished = report["scores"], report["scores_finished"]
+    header = ["metric", f"all ({report['finished'] + report['unfinished']})", f"finished ({report['finished']})"]
+    shuffled = any(f"{name}_shuffled" in scores for name in METRICS)
+    rows = []
+    for name in (name for name in METRICS if name in scores):
+        values = [scores[name], finished[name]] + ([scores[f"{name}_shuffled"]] if shuffled else [])
+        rows.append([METRICS[name].title, *(METRICS[name].show(value) for value in values)])
+    return table([*header, "shuffled audio"] if shuffled else header, rows)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose columns also line up as plain text."""
+    cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)

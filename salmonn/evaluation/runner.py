@@ -1,0 +1,92 @@
+"""One evaluation from a configuration to its results."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from salmonn.annotations import read_entries
+from salmonn.errors import UserError
+from salmonn.evaluation.jobs import plan_jobs, swap_audio
+from salmonn.evaluation.report import build_report, prediction_lines, summary, write_report, write_text
+from salmonn.evaluation.submission import submission_csv
+from salmonn.evaluation.tasks import MODES, EvalTask, annotation_key, clips_of
+from salmonn.preflight import require_files
+from salmonn.prompts import load_test_prompts
+
+
+def evaluate(config: DictConfig, mode: str) -> None:
+    """Generate one set and score it, or write its submission; rank 0 prints and writes the results.
+
+    Raises UserError for whatever is missing or contradictory, before the model is loaded.
+    """
+    task = MODES[mode]
+    key = annotation_key(config.datasets, task)
+    require_files(config, annotations=(key,))
+    if not config.model.test_prompt_path:
+        raise UserError("model.test_prompt_path is not set: evaluation asks each task's test prompt")
+    prompts = load_test_prompts(config.model.test_prompt_path, config.model.prompt_template)
+
+    # torch and transformers take seconds to import: not before the paths are known to be there
+    import torch
+
+    from salmonn import SALMONN, distributed
+    from salmonn.dataset import SALMONNDataset
+    from salmonn.evaluation.generation import generate_outputs
+    from salmonn.run_log import setup_logging
+
+    started = time.monotonic()
+    device = distributed.init(config.run)
+    setup_logging()
+    try:
+        torch.manual_seed(config.run.seed)
+        source = config.datasets[key]
+        dataset = SALMONNDataset(source, config.datasets.prefix, replace_broken=False, need_text=not task.is_submission)
+        # not dataset.annotations: those fill in the default task, here the mode knows better
+        clips = clips_of(read_entries(source), task, source)
+        jobs = plan_jobs(clips, prompts, config.model.test_prompt_path)
+        shuffled_control = config.evaluate.shuffled_control and not task.is_submission
+        if shuffled_control:
+            swap_audio(jobs)  # a set that is too small is told before the model is loaded
+        model = SALMONN.from_config(config.model, device=device).eval()
+        dataset.max_seconds = model.max_seconds
+
+        outputs = generate_outputs(model, dataset, jobs, config, mode)
+        heard = [job for job in jobs if not outputs[job.position].unreadable]
+        if not heard:
+            raise UserError(
+                f"{source}: none of the {len(clips)} clips can be read, e.g. {clips[0].path}: {outputs[0].unreadable}; "
+                f"is datasets.prefix = {config.datasets.prefix!r} right?"
+            )
+        swapped = None
+        if shuffled_control:
+            swapped = generate_outputs(model, dataset, swap_audio(heard), config, f"{mode}, shuffled audio")
+        if distributed.is_main():
+            report = build_report(task, clips, outputs, swapped, config.model.whisper_path)
+            report |= {
+                "annotation": source,
+                "entries": len(dataset),
+                "checkpoint": config.model.ckpt,
+                "generate": OmegaConf.to_container(config.generate),
+                "processes": distributed.world_size(),
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            _publish(config, task, report, prediction_lines(clips, jobs, outputs, swapped))
+    finally:
+        distributed.shutdown()
+
+
+def _publish(
+    config: DictConfig, task: EvalTask, report: dict[str, Any], predictions: Sequence[Mapping[str, Any]]
+) -> None:
+    folder = Path(config.evaluate.results_dir) / (config.evaluate.name or task.mode)
+    if task.is_submission:
+        ids, texts = [line["id"] for line in predictions], [line["text"] for line in predictions]
+        write_text(folder / "submission.csv", submission_csv(ids, texts))
+        report["notes"].append(f"Submission: {folder / 'submission.csv'}, {len(ids)} rows.")
+        if config.evaluate.shuffled_control:
+            report["notes"].append("evaluate.shuffled_control was not run: a submission has no scores to compare.")
+    write_report(folder, report, predictions)
+    print(f"\n{task.mode}: {task.title}\n\n{summary(report)}\n\nResults: {folder}/", flush=True)

@@ -1,0 +1,163 @@
+"""summary.json, report.md, curves and bars of the quickstart, from what its parts wrote."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from salmonn.evaluation.report import table, write_text
+from util.plot_curves import plot_curves, read_log
+
+STAGES = (1, 2, 3)
+EVALUATED_STAGES = (1, 3)
+MODES = ("valid_asr", "valid_aac")
+SCORES = {  # name in the summary: mode, name in its report
+    "asr_wer": ("valid_asr", "wer"),
+    "aac_cider_d": ("valid_aac", "cider_d"),
+    "aac_rouge_l": ("valid_aac", "rouge_l"),
+    "aac_exact": ("valid_aac", "exact"),
+}
+SAMPLES_SHOWN = 6  # per evaluation
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a score must reach for the model to count as listening."""
+
+    stage: int
+    score: str
+    at_least: bool
+    limit: float
+
+
+BARS = (
+    Bar(1, "asr_wer", False, 0.30),
+    Bar(1, "asr_wer_shuffled", True, 0.80),
+    Bar(1, "aac_exact", True, 0.65),
+    Bar(1, "aac_exact_shuffled", False, 0.25),
+    Bar(3, "asr_wer", False, 0.35),
+    Bar(3, "aac_exact", True, 0.65),
+    Bar(3, "aac_exact_shuffled", False, 0.25),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A bar and what was reached."""
+
+    bar: Bar
+    value: float
+
+    @property
+    def passed(self) -> bool:
+        return self.value >= self.bar.limit if self.bar.at_least else self.value <= self.bar.limit
+
+    @property
+    def line(self) -> str:
+        verdict = "PASS" if self.passed else "FAIL"
+        limit = f"{'at least' if self.bar.at_least else 'at most'} {self.bar.limit:.2f}"
+        return f"{verdict}  {self.bar.score} after stage {self.bar.stage}: {self.value:.3f} ({limit})"
+
+
+def summarise(out: Path, seed: int, seconds: dict[str, float]) -> dict[str, Any]:
+    """Gather the numbers of all parts. Scores at the top level are the final model's."""
+    runs = {f"stage{stage}": _read(out / f"stage{stage}" / "summary.json") for stage in STAGES}
+    skipped = set()
+    for stage in STAGES:
+        lines = (out / f"stage{stage}" / "skipped_files.jsonl").read_text(encoding="utf-8").splitlines()
+        skipped |= {json.loads(line)["path"] for line in lines}
+    return {
+        "seed": seed,
+        "seconds": seconds,
+        **_scores(out, EVALUATED_STAGES[-1]),
+        **{f"stage{stage}": _scores(out, stage) for stage in EVALUATED_STAGES[:-1]},
+        "trainable_parameters": runs["stage1"]["trainable_parameters"],
+        "steps": {name: run["steps"] for name, run in runs.items()},
+        "valid_loss": {name: run["valid_loss"] for name, run in runs.items()},
+        "valid_loss_shuffled": {name: run["valid_loss_shuffled"] for name, run in runs.items()},
+        "skipped_files": len(skipped),
+        "broken_files": len(_read(out / "world" / "world.json")["broken"]),
+    }
+
+
+def _scores(out: Path, stage: int) -> dict[str, float]:
+    scores = {}
+    for name, (mode, metric) in SCORES.items():
+        found = _read(out / "results" / f"stage{stage}_{mode}" / "report.json")["scores"]
+        scores |= {name: found[metric], f"{name}_shuffled": found[f"{metric}_shuffled"]}
+    return scores
+
+
+def check_bars(summary: dict[str, Any]) -> list[Verdict]:
+    """One verdict per bar."""
+    return [Verdict(bar, _of_stage(summary, bar.stage)[bar.score]) for bar in BARS]
+
+
+def _of_stage(summary: dict[str, Any], stage: int) -> dict[str, float]:
+    return summary if stage == EVALUATED_STAGES[-1] else summary[f"stage{stage}"]
+
+
+def write_report(out: Path, summary: dict[str, Any], verdicts: Sequence[Verdict]) -> None:
+    """Write summary.json, one picture of curves per stage, and report.md."""
+    write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    pictures = []
+    for stage in STAGES:
+        pictures.append(f"curves_stage{stage}.png")
+        plot_curves(read_log(out / f"stage{stage}" / "log.jsonl"), out / pictures[-1], f"stage {stage}")
+    parts = [
+        "# SALMONN on the miniature world",
+        "A small corpus was synthesised, tiny Whisper, BEATs and LLaMA were made and frozen, and SALMONN was trained "
+        f"on them in three stages: window-level Q-Former, projection and LoRA, "
+        f"{summary['trainable_parameters']:,} trainable parameters. All scores are on held-out clips; "
+        "*shuffled* means that each question was answered with the audio of another clip: a model that "
+        "listens is far worse then.",
+        "## Did it learn to listen?",
+        "\n".join(f"- {verdict.line}" for verdict in verdicts),
+        "## Scores",
+        _score_table(summary),
+        "## Training",
+        _training_table(out, summary),
+        f"Unreadable files met and skipped: {summary['skipped_files']} of the {summary['broken_files']} that the "
+        "world holds on purpose (each stage lists its own in skipped_files.jsonl).",
+        *(f"![stage {stage}]({picture})" for stage, picture in zip(STAGES, pictures, strict=True)),
+        "## Sample answers of the final model",
+        *(_samples(out, mode) for mode in MODES),
+        "## Seconds",
+        table(["part", "seconds"], [[part, f"{value:.0f}"] for part, value in summary["seconds"].items()]),
+    ]
+    write_text(out / "report.md", "\n\n".join(parts) + "\n")
+
+
+def _score_table(summary: dict[str, Any]) -> str:
+    stages = [_of_stage(summary, stage) for stage in EVALUATED_STAGES]
+    header = ["score"]
+    for stage in EVALUATED_STAGES:
+        header += [f"after stage {stage}", "shuffled"]
+    rows = [
+        [name, *(f"{scores[key]:.3f}" for scores in stages for key in (name, f"{name}_shuffled"))] for name in SCORES
+    ]
+    return table(header, rows)
+
+
+def _training_table(out: Path, summary: dict[str, Any]) -> str:
+    files = {Path(report["file"]).stem: report for report in _read(out / "inspector.json")["files"]}
+    rows = []
+    for stage in STAGES:
+        name, data = f"stage{stage}", files[f"stage{stage}_train"]
+        tasks = ", ".join(f"{row['task']} {row['total']}" for row in data["tasks"])
+        losses = [f"{summary[key][name]:.3f}" for key in ("valid_loss", "valid_loss_shuffled")]
+        rows.append([str(stage), str(summary["steps"][name]), *losses, tasks])
+    return table(["stage", "steps", "validation loss", "shuffled", "training entries"], rows)
+
+
+def _samples(out: Path, mode: str) -> str:
+    path = out / "results" / f"stage{EVALUATED_STAGES[-1]}_{mode}" / "predictions.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    heard = [line for line in lines if not line["unreadable"]][:SAMPLES_SHOWN]
+    rows = [[line["references"][0], line["text"], line["text_shuffled"]] for line in heard]
+    return table(["truth", f"answer ({mode})", "answer to another clip's audio"], rows)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
