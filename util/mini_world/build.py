@@ -1,0 +1,137 @@
+"""Builds a whole world: corpus first, then the language model beside the two encoders."""
+
+import hashlib
+import json
+import multiprocessing
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from salmonn.errors import UserError
+from util.mini_world import corpus
+from util.mini_world.render import Clip
+
+FOLDERS = ("audio", "ann", "weights")
+SUMMARY = "world.json"
+
+
+def build(out: Path, settings: dict[str, Any]) -> None:
+    """Make the world in `out`, unless it is there already."""
+    settings = {**settings, "code": _fingerprint()}
+    summary_path = out / SUMMARY
+    earlier = _read_summary(out)
+    if earlier and earlier["complete"] and earlier["settings"] == settings and _is_whole(out, earlier):
+        print(f"{out} is complete already ({sum(earlier['clips'].values())} clips, same settings).")
+        return
+    for name in FOLDERS:
+        shutil.rmtree(out / name, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    summary: dict[str, Any] = {"complete": False, "settings": settings}
+    _write(summary_path, summary)
+
+    seed, scale = settings["seed"], settings["pretrain_scale"]
+    seconds: dict[str, float] = {}
+    with timed("all", seconds), _workers() as pool:
+        with timed("corpus", seconds):
+            clips = corpus.plan(settings["train_clips"], settings["test_clips"], settings["broken"], seed)
+            clips = corpus.write_audio(clips, out / "audio", pool)
+            entries = corpus.write_annotations(clips, out / "ann", seed)
+            corpus.check_splits(clips)
+            corpus.check_annotations(out / "ann")
+        held_out = frozenset(corpus.sentences(clip for clip in clips if clip.split != "train"))
+        jobs = [
+            pool.submit(_make_llama, out / "weights" / "llama", held_out, scale, seed),
+            pool.submit(_make_encoders, out / "weights", clips, out / "audio", scale, seed),
+        ]
+        quality = {}
+        for job in jobs:
+            found, took = job.result()
+            quality |= found
+            seconds |= took
+    summary |= {
+        "complete": True,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "clips": {split: sum(c.split == split and not c.broken for c in clips) for split in corpus.SPLITS},
+        "entries": entries,
+        "broken": {clip.path: clip.broken for clip in clips if clip.broken},
+        "quality": quality,
+    }
+    _write(summary_path, summary)
+    print(report(summary))
+
+
+def _make_llama(folder: Path, held_out: frozenset[str], scale: float, seed: int) -> tuple[dict, dict]:
+    from util.mini_world.llama import make_llama
+
+    seconds: dict[str, float] = {}
+    with timed("llama", seconds):
+        quality = make_llama(folder, held_out, scale, seed)
+    return {"llama": quality}, seconds
+
+
+def _make_encoders(folder: Path, clips: list[Clip], audio_dir: Path, scale: float, seed: int) -> tuple[dict, dict]:
+    from util.mini_world.encoders import make_beats, make_whisper
+
+    quality, seconds = {}, {}
+    with timed("whisper", seconds):
+        quality["whisper"] = make_whisper(folder / "whisper", clips, audio_dir, scale, seed)
+    with timed("beats", seconds):
+        quality["beats"] = make_beats(folder / "beats.pt", clips, audio_dir, scale, seed)
+    return quality, seconds
+
+
+def _workers() -> ProcessPoolExecutor:
+    # spawned, not forked: torch and espeak-ng each keep state that does not survive a fork
+    return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
+
+
+@contextmanager
+def timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - start
+
+
+def report(summary: dict[str, Any]) -> str:
+    lines = [
+        "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items()),
+        "clips: " + ", ".join(f"{name} {count}" for name, count in summary["clips"].items())
+        + f", and {len(summary['broken'])} broken files",
+    ]  # fmt: skip
+    for model, quality in summary["quality"].items():
+        lines += [f"{model} on clips it has not seen: " + ", ".join(f"{k} {v}" for k, v in quality.items())] * bool(
+            quality
+        )
+    return "\n".join(lines)
+
+
+def _fingerprint() -> str:
+    """Of the code and prompts that decide on the world, so that an outdated world is made anew."""
+    root = Path(__file__).parents[2]
+    files = [*sorted(Path(__file__).parent.glob("*.py")), root / "configs/prompts/train_prompt.json"]
+    return hashlib.sha1(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def _read_summary(out: Path) -> dict[str, Any] | None:
+    """world.json of an earlier build. Raises UserError for a folder that holds something else."""
+    path = out / SUMMARY
+    if path.is_file():
+        return json.loads(path.read_text())
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no {SUMMARY}: give --out a new folder")
+    return None
+
+
+def _is_whole(out: Path, summary: dict[str, Any]) -> bool:
+    files = [out / "ann" / f"{name}.json" for name in summary["entries"]]
+    files += [out / "weights" / name for name in ("beats.pt", "whisper/config.json", "llama/tokenizer.model")]
+    clips = sum(1 for path in (out / "audio").glob("*/*") if path.is_file())
+    return all(file.is_file() for file in files) and clips >= sum(summary["clips"].values())
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
