@@ -34,7 +34,6 @@ class RunLog:
         if distributed.is_main():
             from tensorboardX import SummaryWriter
 
-            folder.mkdir(parents=True, exist_ok=True)
             self._lines = (folder / "log.jsonl").open("w", encoding="utf-8")
             self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
 

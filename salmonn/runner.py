@@ -235,6 +235,10 @@ class Runner:
                 f"{self.folder} already holds a run; choose another run.exp_name, or replace it with "
                 f"--options run.overwrite=True"
             )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run.output_dir = {self.run_config.output_dir}: {error}") from error
 
     def _save(self, epoch: int, step: int, best: dict[str, Any], is_best: bool) -> None:
         if not distributed.is_main():

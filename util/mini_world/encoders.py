@@ -5,7 +5,8 @@ said what; CTC without these times learns far slower). BEATs learns to classify:
 each step, and how the clip is as a whole (voice, style, instrument ...).
 """
 
-from collections.abc import Callable
+import itertools
+import random
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from salmonn.features import LogMel, kaldi_fbank
 from util.mini_world import scenes
 from util.mini_world.render import Clip
 from util.mini_world.scenes import GENDERS, Music, Sound, Speech
-from util.mini_world.training import fit
+from util.mini_world.training import batches, endless, fit
 
 SECONDS = 5  # what the tiny Whisper hears, instead of 30
 FRAMES_PER_SECOND = 50
@@ -74,22 +75,6 @@ def load(clips: list[Clip], audio_dir: Path) -> list[np.ndarray]:
     return [load_clip([audio_dir / clip.path[1:]], SECONDS) for clip in clips]
 
 
-def _shuffled(indices: np.ndarray, size: int, seed: int) -> Callable[[int], np.ndarray]:
-    """Indices of a step's batch: one permutation after the other."""
-    rng = np.random.default_rng(seed)
-    order = indices[:0]
-
-    def batch(step: int) -> np.ndarray:
-        del step
-        nonlocal order
-        while len(order) < size:
-            order = np.concatenate([order, rng.permutation(indices)])
-        chosen, order = order[:size], order[size:]
-        return chosen
-
-    return batch
-
-
 # ---- Whisper
 
 
@@ -141,11 +126,11 @@ def _pretrain_whisper(
         return mels, _frame_labels([c.phones for c in chosen], phones), _frame_labels([c.words for c in chosen], words)
 
     mels, phone_labels, word_labels = examples(train)
-    batch = _shuffled(np.arange(len(train)), WHISPER_BATCH, seed)
+    order = endless(range(len(train)), random.Random(seed))
     encoder = whisper.get_encoder()
 
-    def loss_of(step: int) -> Tensor:
-        rows = batch(step)
+    def loss_of() -> Tensor:
+        rows = list(itertools.islice(order, WHISPER_BATCH))
         states = encoder(mels[rows].float()).last_hidden_state.flatten(0, 1)
         phone_loss = F.cross_entropy(heads["phone"](states), phone_labels[rows].flatten())
         return phone_loss + F.cross_entropy(heads["word"](states), word_labels[rows].flatten())
@@ -212,10 +197,12 @@ def _pretrain_beats(model: Classifier, clips: list[Clip], audio_dir: Path, scale
     sounding, attributes = _sounding(train, steps), _attributes(train)
     # what is rarer and more varied comes more often
     repeats = [{Sound: SOUND_REPEATS, Music: MUSIC_REPEATS}.get(type(clip.scene), 1) for clip in train]
-    batch = _shuffled(np.repeat(np.arange(len(train)), repeats), BEATS_BATCH, seed)
+    rng = random.Random(seed)
+    order = endless(np.repeat(np.arange(len(train)), repeats).tolist(), rng)
+    drawn = batches(order, lambda row: len(fbanks[row]), BEATS_BATCH, rng)
 
-    def loss_of(step: int) -> Tensor:
-        rows = batch(step)
+    def loss_of() -> Tensor:
+        rows = next(drawn)
         logits, valid_steps = model([fbanks[row] for row in rows])
         T = logits.shape[1]
         loss = F.cross_entropy(logits[..., : len(SOUNDS)][valid_steps], sounding[rows][:, :T][valid_steps])

@@ -8,7 +8,6 @@ embeddings ("slots") in place of the audio, and answers the project's own instru
 import json
 import math
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from salmonn.prompts import load_train_prompts, split_prompt
 from util.mini_world import scenes
 from util.mini_world.scenes import GENDERS, Music, Pair, Scene, Speech
-from util.mini_world.training import fit
+from util.mini_world.training import batches, fit
 
 PROMPT_PATH = Path(__file__).parents[2] / "configs" / "prompts" / "train_prompt.json"
 TEMPLATE = "USER: {}\nASSISTANT:"
@@ -232,25 +231,15 @@ def make_llama(folder: Path, held_out: frozenset[str], scale: float, seed: int) 
     maker = SampleMaker(tokenizer, held_out, seed)
     steps = round(STEPS * scale)
     if steps:
-        batches = _batches(maker)
+        drawn = batches(iter(maker.make, None), lambda sample: len(sample.tokens), BATCH, maker.rng)
 
-        def loss_of(step: int) -> Tensor:
-            del step
-            hidden, targets = _hidden_and_targets(model, next(batches))
+        def loss_of() -> Tensor:
+            hidden, targets = _hidden_and_targets(model, next(drawn))
             return F.cross_entropy(model.lm_head(hidden), targets)
 
         fit("llama", model, model.model.layers, loss_of, steps)
     model.save_pretrained(folder)
     return evaluate(model, SampleMaker(tokenizer, frozenset(), seed + 1)) if steps else {}
-
-
-def _batches(maker: SampleMaker) -> Iterator[list[Sample]]:
-    """Endless batches of samples of similar length, which saves half of the padding."""
-    while True:
-        block = sorted((maker.make() for _ in range(8 * BATCH)), key=lambda sample: len(sample.tokens))
-        batches = [block[i : i + BATCH] for i in range(0, len(block), BATCH)]
-        maker.rng.shuffle(batches)
-        yield from batches
 
 
 def embed(model: LlamaForCausalLM, batch: list[Sample], noise: float) -> Tensor:

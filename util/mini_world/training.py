@@ -5,9 +5,11 @@ the rest. In the same time it reaches about half the error of AdamW alone. torch
 bfloat16, fifteen times slower on CPUs without it; here it is float32, matrices of a shape at once.
 """
 
-import time
+import itertools
+import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,24 @@ MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE = 0.01, 6e-3
 WEIGHT_DECAY = 0.01
 WARM_UP_STEPS = 30
 DECAY_SHARE = 0.7  # of the steps, linearly to zero
+BLOCK = 8  # batches that are sorted by length together
+
+
+T = TypeVar("T")
+
+
+def endless(items: Sequence[T], rng: random.Random) -> Iterator[T]:
+    """One permutation of the items after the other."""
+    while True:
+        yield from rng.sample(items, len(items))
+
+
+def batches(items: Iterator[T], length: Callable[[T], int], size: int, rng: random.Random) -> Iterator[list[T]]:
+    """Batches of items of similar length, which saves much of the padding."""
+    while True:
+        block = sorted(itertools.islice(items, BLOCK * size), key=length)
+        parts = [block[i : i + size] for i in range(0, len(block), size)]
+        yield from rng.sample(parts, len(parts))
 
 
 class Muon(torch.optim.Optimizer):
@@ -56,8 +76,8 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
-def fit(name: str, model: nn.Module, layers: nn.Module, loss_of: Callable[[int], Tensor], steps: int) -> float:
-    """Minimise `loss_of(step)` over all parameters of `model`; Muon for the matrices of `layers`. Returns seconds."""
+def fit(name: str, model: nn.Module, layers: nn.Module, loss_of: Callable[[], Tensor], steps: int) -> None:
+    """Minimise `loss_of()` over all parameters of `model`; Muon for the matrices of `layers`."""
     matrices = [p for p in layers.parameters() if p.ndim == 2]
     own = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in own]
@@ -70,11 +90,10 @@ def fit(name: str, model: nn.Module, layers: nn.Module, loss_of: Callable[[int],
         return min(1.0, (step + 1) / WARM_UP_STEPS, (steps - step) / (DECAY_SHARE * steps))
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
-    start = time.monotonic()
     model.train()
     progress = tqdm(range(steps), desc=name, mininterval=2.0)
-    for step in progress:
-        loss = loss_of(step)
+    for _ in progress:
+        loss = loss_of()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -83,4 +102,3 @@ def fit(name: str, model: nn.Module, layers: nn.Module, loss_of: Callable[[int],
             optimizer.zero_grad(set_to_none=True)
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     model.eval()
-    return time.monotonic() - start
