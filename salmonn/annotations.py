@@ -23,7 +23,7 @@ class Annotations:
 
     def __init__(self, path: str | Path, need_text: bool = True) -> None:
         """Read and check a file. Raises UserError that names file, entry and field of the first bad ones."""
-        entries = read_entries(path)
+        entries = [_without_null(entry) for entry in read_entries(path)]
         problems = [f"entry {i}: {what}" for i, entry in enumerate(entries) for what in _problems(entry, need_text)]
         if problems:
             shown = problems[:_SHOWN_PROBLEMS]
@@ -60,6 +60,11 @@ def read_entries(path: str | Path) -> list[dict[str, Any]]:
     if not content["annotation"]:
         raise UserError(f"annotation file {path} has no entries")
     return content["annotation"]
+
+
+def _without_null(entry: Any) -> Any:
+    """null stands for an absent key."""
+    return {k: v for k, v in entry.items() if v is not None} if isinstance(entry, dict) else entry
 
 
 def _problems(entry: Any, need_text: bool) -> list[str]:

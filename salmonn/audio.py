@@ -32,23 +32,29 @@ def load_audio(path: str | Path, max_seconds: float = 30.0) -> np.ndarray:
     read: missing, not audio, damaged, empty, not finite.
     """
     path = Path(path)
-    if not path.is_file():
-        raise AudioError(path, "is a directory" if path.is_dir() else "file does not exist")
     try:
-        with soundfile.SoundFile(path) as file:
-            source_rate = file.samplerate
-            # float64 keeps 24-bit and float sources exact up to the single rounding at the end
-            samples = file.read(int((max_seconds + _GUARD_SECONDS) * source_rate), dtype="float64", always_2d=True)
+        if not path.is_file():
+            raise AudioError(path, "is a directory" if path.is_dir() else "file does not exist")
+        wav = _read_head(path, max_seconds)
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
         raise AudioError(path, error) from error
-    if samples.shape[0] == 0:
+    if len(wav) == 0:
         raise AudioError(path, "holds no samples")
-    wav = samples[:, 0]
     if not np.isfinite(wav).all():
         raise AudioError(path, "holds samples that are not finite numbers")
-    if source_rate != SAMPLE_RATE:
+    return wav
+
+
+def _read_head(path: Path, max_seconds: float) -> np.ndarray:
+    with soundfile.SoundFile(path) as file:
+        source_rate = file.samplerate
+        # float64 keeps 24-bit and float sources exact up to the single rounding at the end
+        samples = file.read(int((max_seconds + _GUARD_SECONDS) * source_rate), dtype="float64", always_2d=True)
+    wav = samples[:, 0]
+    if source_rate != SAMPLE_RATE and len(wav):
         wav = soxr.resample(wav, source_rate, SAMPLE_RATE, quality="HQ")
-    return wav[: int(max_seconds * SAMPLE_RATE)].astype(np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 becomes infinite, and is refused as such
+        return wav[: int(max_seconds * SAMPLE_RATE)].astype(np.float32)
 
 
 def load_clip(paths: Sequence[str | Path], max_seconds: float = 30.0) -> np.ndarray:

@@ -3,6 +3,7 @@
 Names are those of the published checkpoints, so `salmonn_v1.pth` loads here and ours load there.
 """
 
+import logging
 import os
 import pickle
 import re
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from salmonn.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # What the published writer leaves in its files beside the parameters: accepted and ignored, nothing else is.
 PUBLISHED_EXTRAS = re.compile(
@@ -42,6 +45,9 @@ def read(path: str | Path, kind: str = "SALMONN checkpoint") -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as a {kind} (damaged, or of another kind): {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f'{path} is not a {kind}: it has no "model" dictionary')
+    foreign = [str(name) for name, value in content["model"].items() if not isinstance(value, Tensor)]
+    if foreign:
+        raise UserError(f'{path} is not a {kind}: "model" holds something else than tensors, e.g. {foreign[0]}')
     return content
 
 
@@ -53,6 +59,11 @@ def load_parameters(model: nn.Module, path: str | Path, partial: bool = False) -
     """
     found = {k: v for k, v in read(path)["model"].items() if not PUBLISHED_EXTRAS.fullmatch(k)}
     wanted = own_parameters(model)
+    for encoder in ("speech_encoder.", "beats."):
+        # written while this encoder was frozen: it keeps what its own file gave it
+        if any(name.startswith(encoder) for name in wanted) and not any(name.startswith(encoder) for name in found):
+            logger.info("%s holds no %s weights: they stay as loaded from their own file", path, encoder.rstrip("."))
+            wanted = {name: p for name, p in wanted.items() if not name.startswith(encoder)}
     problems = fit_problems(found, {name: p.shape for name, p in wanted.items()}, partial)
     if problems:
         shown = problems if len(problems) <= 12 else [*problems[:12], f"... and {len(problems) - 12} more"]

@@ -66,7 +66,7 @@ class DatasetsConfig:
     valid_ann_path_aac: str = ""
     test_ann_path_asr: str = ""  # evaluate.py --mode submission_asr
     test_ann_path_aac: str = ""
-    whisper_path: str = ""  # accepted as published; must be model.whisper_path, whose features are used
+    whisper_path: str = ""  # accepted as published; features are made as model.whisper_path says
 
 
 @dataclass
@@ -139,6 +139,10 @@ CHOICES = {
 }
 AT_LEAST_ONE = (
     "model.num_speech_query_token",
+    "model.qformer_hidden_size",
+    "model.qformer_num_layers",
+    "model.qformer_num_heads",
+    "model.qformer_intermediate_size",
     "model.lora_rank",
     "model.max_txt_len",
     "run.accum_grad_iters",
@@ -150,6 +154,7 @@ AT_LEAST_ONE = (
     "generate.max_new_tokens",
     "generate.num_beams",
 )
+NOT_NEGATIVE = ("run.num_workers", "run.optims.warmup_steps", "run.optims.grad_clip_norm", "generate.min_length")
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
@@ -170,7 +175,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
     _unknown_keys(OmegaConf.to_container(source), Config, "", str(path), problems)
     _unknown_keys(OmegaConf.to_container(overrides), Config, "", "--options", problems)
     if problems:
-        raise UserError("\n  ".join(["the configuration has unknown keys:", *problems]))
+        raise UserError("\n  ".join(["the configuration has keys that are not known:", *problems]))
 
     config = _merge_typed(OmegaConf.structured(Config), source, str(path), problems)
     config = _merge_typed(config, overrides, "--options", problems)
@@ -222,6 +227,8 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
     base = config.pop("base", None)
     if base is None:
         return config
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base = {base!r}: expected the name of a config file")
     return OmegaConf.merge(_read_yaml(path.parent / base, (*seen, path.resolve())), config)
 
 
@@ -237,6 +244,8 @@ def _unknown_keys(values: Any, schema: type, prefix: str, where: str, problems: 
             problems.append(f"{where}: {prefix}{key}{_nearest(prefix, str(key))}")
         elif is_dataclass(known[key].type):
             _unknown_keys(value, known[key].type, f"{prefix}{key}.", where, problems)
+        elif isinstance(value, dict):
+            problems.append(f"{where}: {prefix}{key} takes a value, not a section")
 
 
 def _nearest(prefix: str, key: str) -> str:
@@ -262,9 +271,15 @@ def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
 
 def _merge_typed(config: DictConfig, values: DictConfig, where: str, problems: list[str]) -> DictConfig:
     """Merge leaf by leaf, so that every wrong type is reported and not only the first."""
-    for key, value in _leaves(OmegaConf.to_container(values, resolve=True)):
-        if value is None:
-            continue  # an empty YAML value means the default
+    try:
+        plain = OmegaConf.to_container(values, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        problems.append(f"{where}: {str(error).splitlines()[0]}")
+        return config
+    defaults = OmegaConf.structured(OmegaConf.get_type(config))
+    for key, value in _leaves(plain):
+        if value is None:  # an empty value takes back what a base or a file says
+            value = OmegaConf.select(defaults, key)
         try:
             OmegaConf.update(config, key, value, merge=False)
         except OmegaConfBaseException as error:
@@ -292,15 +307,15 @@ def _impossible_values(config: DictConfig) -> list[str]:
         value = OmegaConf.select(config, key)
         if value is not None and value < 1:
             problems.append(f"{key} = {value}: must be at least 1")
+    for key in NOT_NEGATIVE:
+        value = OmegaConf.select(config, key)
+        if value is not None and value < 0:
+            problems.append(f"{key} = {value}: must not be negative")
+    if OmegaConf.select(config, "generate.do_sample") and config.generate.temperature <= 0:
+        problems.append(f"generate.temperature = {config.generate.temperature}: sampling needs more than 0")
     model = OmegaConf.select(config, "model")
     if model is not None:
         problems += _impossible_model(model)
-    second = OmegaConf.select(config, "datasets.whisper_path")
-    if second and second != model.whisper_path:
-        problems.append(
-            f"datasets.whisper_path = {second} is not model.whisper_path = {model.whisper_path}: features are made "
-            "as the model's own Whisper folder says; set both alike or leave the first one out"
-        )
     return problems
 
 
@@ -308,7 +323,7 @@ def _impossible_model(model: DictConfig) -> list[str]:
     problems = []
     if not model.use_speech_Qformer:
         problems.append("model.use_speech_Qformer = False: no other connector exists (nor in the published code)")
-    if model.qformer_hidden_size % model.qformer_num_heads:
+    if model.qformer_hidden_size % max(1, model.qformer_num_heads):
         problems.append(
             f"model.qformer_hidden_size = {model.qformer_hidden_size} is not a multiple of "
             f"model.qformer_num_heads = {model.qformer_num_heads}"

@@ -14,18 +14,24 @@ from salmonn.errors import UserError
 TIMEOUT = datetime.timedelta(minutes=30)
 
 
-def init(run: DictConfig) -> torch.device:
+AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def init(config: DictConfig) -> torch.device:
     """Join torchrun's process group if there is one; returns this rank's device.
 
     Raises UserError when `run.device` asks for a GPU that is not there.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    run, quantised = config.run, config.model.low_resource or config.model.llm_quantization != "none"
+    local_rank = int(os.environ.get("LOCAL_RANK", config.model.device_8bit if quantised else 0))
     if run.device.startswith("cuda"):
         if not torch.cuda.is_available():
             raise UserError(
                 f"run.device = {run.device}, but this machine has no usable GPU; run.device=cpu goes without"
             )
         device = torch.device("cuda", local_rank) if run.device == "cuda" else torch.device(run.device)
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"{device} is asked for, but this machine has {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(device)
     else:
         device = torch.device(run.device)
@@ -33,6 +39,11 @@ def init(run: DictConfig) -> torch.device:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=run.dist_url, timeout=TIMEOUT)
     return device
+
+
+def autocast(run: DictConfig, device: torch.device) -> torch.autocast:
+    """Mixed precision as `run.amp` and `run.amp_dtype` say."""
+    return torch.autocast(device.type, AMP_DTYPES[run.amp_dtype], enabled=run.amp)
 
 
 def rank() -> int:

@@ -43,9 +43,10 @@ class LogMel(nn.Module):
         """[B, N] 16 kHz, zero where padded -> [B, n_mels, n_samples // hop], cut or zero-padded to n_samples."""
         wav = raw_wav.float()[:, : self.n_samples]
         wav = F.pad(wav, (0, self.n_samples - wav.shape[1]))
-        stft = torch.stft(wav, self.n_fft, self.hop, window=self.window, center=True, return_complex=True)
-        power = _power(stft[..., :-1])  # [B, n_fft // 2 + 1, T]
-        mel = self.mel_filters.T @ power  # [B, n_mels, T]
+        with torch.autocast(wav.device.type, enabled=False):  # powers of quiet bins are zero in half precision
+            stft = torch.stft(wav, self.n_fft, self.hop, window=self.window, center=True, return_complex=True)
+            power = _power(stft[..., :-1])  # [B, n_fft // 2 + 1, T]
+            mel = self.mel_filters.T @ power  # [B, n_mels, T]
         log_mel = torch.log10(mel.clamp(min=1e-10))
         log_mel = torch.maximum(log_mel, log_mel.amax(dim=(1, 2), keepdim=True) - 8.0)
         return (log_mel + 4.0) / 4.0
@@ -69,7 +70,8 @@ def kaldi_fbank(raw_wav: Tensor) -> Tensor:
     previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
     frames = (frames - 0.97 * previous) * _povey_window(wav.device)
     power = _power(torch.fft.rfft(frames, n=FBANK_FFT))  # [B, T, 257]
-    mel = power @ _kaldi_mel_filters(wav.device)  # [B, T, 128]
+    with torch.autocast(wav.device.type, enabled=False):
+        mel = power @ _kaldi_mel_filters(wav.device)  # [B, T, 128]
     log_mel = torch.log(mel.clamp(min=FBANK_FLOOR))
     return ((log_mel - FBANK_MEAN) / (2 * FBANK_STD)).float()
 

@@ -5,8 +5,15 @@ from contextlib import contextmanager
 
 import torch
 from omegaconf import DictConfig
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from salmonn.errors import UserError
 
@@ -16,8 +23,16 @@ def loading(key: str, path: str) -> Iterator[None]:
     """Turn the library's failure to load a folder or hub name into a UserError that names the key."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{key} = {path} cannot be loaded: {error}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise UserError(f"{key} = {path} cannot be loaded (absent, damaged or of another kind): {error}") from error
+
+
+def require_all_weights(info: dict, path: str, unused: str = "") -> None:
+    """Raise ValueError when a loaded folder lacked weights, which the library then leaves random."""
+    missing = sorted(key for key in info["missing_keys"] if not (unused and key.startswith(unused)))
+    missing += sorted(str(key) for key in info.get("mismatched_keys", ()))
+    if missing:
+        raise ValueError(f"{path} lacks {len(missing)} weights or has them in another shape, e.g. {missing[0]}")
 
 
 def load_tokenizer(config: DictConfig) -> PreTrainedTokenizerBase:
@@ -40,10 +55,16 @@ def load_llm(config: DictConfig, device: torch.device) -> PreTrainedModel:
     if quantization != "none":
         kwargs = {"quantization_config": _quantization_config(quantization, config, device), "device_map": {"": device}}
     with loading("model.llama_path", config.llama_path):
-        llm = AutoModelForCausalLM.from_pretrained(
-            config.llama_path, dtype=llm_dtype(config, device), token=config.token or None, **kwargs
+        llm, info = AutoModelForCausalLM.from_pretrained(
+            config.llama_path,
+            dtype=llm_dtype(config, device),
+            token=config.token or None,
+            output_loading_info=True,
+            **kwargs,
         )
+        require_all_weights(info, config.llama_path)
     llm.config.use_cache = False  # generation turns the cache on for itself
+    llm.generation_config = GenerationConfig()  # decoding follows our settings, not the folder's
     return llm.requires_grad_(False)
 
 

@@ -28,7 +28,7 @@ class TrainBatches(Sampler[list[int]]):
             for p in range(position, position + self.batch_size):
                 if p // self.n != epoch:
                     epoch = p // self.n
-                    generator = torch.Generator().manual_seed(self.seed + epoch)
+                    generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
                     order = torch.randperm(self.n, generator=generator)
                 batch.append(int(order[p % self.n]))
             yield batch

@@ -9,8 +9,10 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
     WhisperFeatureExtractor,
     WhisperModel,
 )
@@ -21,8 +23,8 @@ from salmonn.beats import BEATs, load_beats
 from salmonn.config import generate_config, model_config
 from salmonn.errors import UserError
 from salmonn.features import LogMel, fbank_lengths, kaldi_fbank
-from salmonn.llm import add_lora, load_llm, load_tokenizer, loading, lora_layers
-from salmonn.qformer import QFormer, split_windows, window_frames
+from salmonn.llm import add_lora, load_llm, load_tokenizer, loading, lora_layers, require_all_weights
+from salmonn.qformer import WHISPER_FRAMES_PER_SECOND, QFormer, split_windows, window_frames
 
 IGNORE_INDEX = -100
 
@@ -47,11 +49,16 @@ class SALMONN(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.log_mel = log_mel
-        self.speech_encoder = speech_encoder.requires_grad_(not config.freeze_whisper)
-        self.beats = None if beats is None else beats.requires_grad_(not config.freeze_beats)
+        self.speech_encoder = speech_encoder
+        self.beats = beats
+        if config.freeze_whisper:
+            speech_encoder.requires_grad_(False)
+        if beats is not None and config.freeze_beats:
+            beats.requires_grad_(False)
         self.llama_model = add_lora(llm, config) if config.lora else llm
 
         speech_width, audio_width = speech_encoder.config.d_model, 0 if beats is None else beats.width
+        self._check_windows(speech_encoder.config.max_source_positions)
         self.ln_speech = nn.LayerNorm(speech_width)
         if beats is not None:
             self.ln_audio = nn.LayerNorm(audio_width)
@@ -89,7 +96,10 @@ class SALMONN(nn.Module):
         device = torch.device(device)
         token = config.token or None
         with loading("model.whisper_path", config.whisper_path):
-            whisper = WhisperModel.from_pretrained(config.whisper_path, token=token)
+            whisper, info = WhisperModel.from_pretrained(
+                config.whisper_path, token=token, dtype=torch.float32, output_loading_info=True
+            )
+            require_all_weights(info, config.whisper_path, unused="decoder.")
             feature_extractor = WhisperFeatureExtractor.from_pretrained(config.whisper_path, token=token)
         model = cls(
             config,
@@ -104,6 +114,14 @@ class SALMONN(nn.Module):
         if config.ckpt:
             checkpoint.load_parameters(model, config.ckpt)
         return model.to(device)
+
+    def _check_windows(self, frames: int) -> None:
+        kernel = window_frames(self.config.second_per_window)
+        if self.config.window_level_Qformer and kernel > frames:
+            raise UserError(
+                f"model.second_per_window = {self.config.second_per_window}: {kernel} frames, but this Whisper hears "
+                f"{frames} ({frames / WHISPER_FRAMES_PER_SECOND:g} s)"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -256,6 +274,8 @@ class SALMONN(nn.Module):
         Returns inputs [B, L, H], is_used [B, L] (not padding), is_target [B, L] and the target ids in row order.
         """
         halves = [("", "")] * len(embeds) if chosen is None else [prompts.split_prompt(prompt) for prompt in chosen]
+        if len(halves) != len(embeds):
+            raise UserError(f"{len(halves)} prompts for {len(embeds)} clips: give one per clip")
         before = self.tokenize([half[0] for half in halves])
         after = self.tokenize([half[1] for half in halves])
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
@@ -312,27 +332,31 @@ class SALMONN(nn.Module):
         embeds, _ = self.encode_speech(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
         inputs, is_used, _, _ = self._assemble(embeds, chosen, [[]] * len(embeds), left_padded=True)
         output = self.llama_model.generate(
-            inputs_embeds=inputs, attention_mask=is_used.long(), generation_config=self._generation(settings)
+            inputs_embeds=inputs,
+            attention_mask=is_used.long(),
+            generation_config=self._generation(settings),
+            logits_processor=self._repetition_penalty(settings),
         )
         details = [self._detail(ids) for ids in output.tolist()]
         return details if return_details else [detail["text"] for detail in details]
 
-    def _test_prompts(self, samples: Mapping[str, Any]) -> list[str] | None:
+    def _test_prompts(self, samples: Mapping[str, Any]) -> list[str]:
         if not self.test_prompts:
-            return None
+            raise UserError("generate needs prompts: give prompts=[...], samples['prompts'] or model.test_prompt_path")
         questions = samples.get("Q") or [""] * len(samples["task"])
         pool = {task: [prompt] for task, prompt in self.test_prompts.items()}
-        return prompts.choose_prompts(pool, samples["task"], questions)
+        return prompts.choose_prompts(pool, samples["task"], questions, source="model.test_prompt_path")
 
     def _generation(self, settings: DictConfig) -> GenerationConfig:
-        sampling = {"temperature": settings.temperature, "top_p": settings.top_p} if settings.do_sample else {}
+        sampling = (
+            {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 50} if settings.do_sample else {}
+        )
         beams = {"length_penalty": settings.length_penalty} if settings.num_beams > 1 else {}
         return GenerationConfig(
             max_new_tokens=settings.max_new_tokens,
-            min_length=settings.min_length,
+            min_new_tokens=max(0, settings.min_length - 1) or None,  # published lengths count BOS
             num_beams=settings.num_beams,
             do_sample=settings.do_sample,
-            repetition_penalty=settings.repetition_penalty,
             bos_token_id=self.tokenizer.bos_token_id,
             eos_token_id=self.end_id,
             pad_token_id=self.end_id,
@@ -340,6 +364,12 @@ class SALMONN(nn.Module):
             **sampling,
             **beams,
         )
+
+    def _repetition_penalty(self, settings: DictConfig) -> LogitsProcessorList:
+        # Given as a setting it spares as many generated tokens of a row as the row has padding in front.
+        if settings.repetition_penalty == 1.0:
+            return LogitsProcessorList()
+        return LogitsProcessorList([RepetitionPenaltyLogitsProcessor(settings.repetition_penalty)])
 
     def _detail(self, ids: list[int]) -> dict[str, Any]:
         finished = self.end_id in ids

@@ -38,16 +38,18 @@ def choose_prompts(
     questions: Sequence[str],
     rng: random.Random | None = None,
     multi_prompt: bool = True,
+    source: str = "model.prompt_path",
 ) -> list[str]:
     """One prompt per sample, chosen at random from its task's pool.
 
     Without `multi_prompt` all samples of a single-task batch share one choice, as published (a
-    batch of several tasks, or of questions, chooses per sample all the same).
+    batch of several tasks, or of questions, chooses per sample all the same). Raises UserError for a
+    task without prompt, naming `source`.
     """
     chooser = random if rng is None else rng
     for task in tasks:
         if task not in pool:
-            raise UserError(f"no prompt for task {task!r}: add it to model.prompt_path (known: {', '.join(pool)})")
+            raise UserError(f"no prompt for task {task!r}: add it to {source} (known: {', '.join(pool)})")
     if multi_prompt or len(set(tasks)) > 1 or "QA" in tasks:
         chosen = [chooser.choice(pool[task]) for task in tasks]
     else:

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 LAYER_NORM_EPS = 1e-12  # BERT's
 DROPOUT = 0.1
-WHISPER_FRAMES_PER_SECOND = 50  # published as 1500 frames of a 30 s clip
+WHISPER_FRAMES_PER_SECOND = 50  # 1500 frames of a 30 s clip
 
 
 def window_frames(seconds: float) -> int:
     """Length of a window (or stride) in encoder frames; Python's rounding, as published."""
-    return round(WHISPER_FRAMES_PER_SECOND * 30 * seconds / 30.0)
+    return round(1500 * seconds / 30.0)
 
 
 def split_windows(x: Tensor, kernel: int, stride: int) -> Tensor:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +24,9 @@ from salmonn.loader import eval_loader, train_loader
 from salmonn.model import SALMONN
 from salmonn.optim import build_optimizer, learning_rate, set_learning_rate
 from salmonn.run_log import RunLog, SkippedFiles, setup_logging, write_json
-from salmonn.validation import validate
+from salmonn.validation import report_listening, validate
 
 logger = logging.getLogger(__name__)
-
-AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Runner:
@@ -36,17 +35,21 @@ class Runner:
     def __init__(self, config: DictConfig) -> None:
         """Join the process group, load the model and the data. Raises UserError for bad input."""
         self.config, self.run_config = config, config.run
-        self.device = distributed.init(config.run)
+        self.device = distributed.init(config)
         setup_logging()
         self.folder = Path(config.run.output_dir) / config.run.exp_name
+        if config.run.evaluate:
+            self.folder /= "evaluate"  # beside the run that it may be about, which stays as it is
         self._claim_folder()
         seed_everything(config.run.seed)  # the same on every rank: all build the same model
         self.model = SALMONN.from_config(config.model, self.device)
         seed_everything(config.run.seed + distributed.rank())  # apart from here on, as published
         self.ddp_model: torch.nn.Module | None = None
+        if distributed.is_main():
+            clear_run(self.folder)
+            OmegaConf.save(config, self.folder / "config.yaml")
         self.log = RunLog(self.folder)
         self.skipped = SkippedFiles(self.folder)
-        self.amp_dtype = AMP_DTYPES[config.run.amp_dtype]
         scaled = config.run.amp and config.run.amp_dtype == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
 
@@ -54,7 +57,10 @@ class Runner:
         """Train and validate, or with `run.evaluate` only validate on the test set."""
         try:
             if self.run_config.evaluate:
-                self.validate(self._dataset("test_ann_path", training=False), epoch=0, step=0)
+                result = self.validate(self._dataset("test_ann_path", training=False), epoch=0, step=0)
+                result["skipped_files"] = self.skipped.gather()
+                if distributed.is_main():
+                    write_json(self.folder / "summary.json", result)
             else:
                 self.train()
         finally:
@@ -93,17 +99,19 @@ class Runner:
             group_start = i - i % accumulate
             group_size = min(accumulate, n_iters - group_start)  # the last group may be smaller
             is_last = i == group_start + group_size - 1
-            with contextlib.nullcontext() if is_last else self._no_sync(), self.autocast():
-                loss = self.ddp_model(samples)["loss"]
-                self.scaler.scale(loss / group_size).backward()
-            meter.add_loss(self._finite(loss, epoch, i, samples), len(samples["text"]))
+            with contextlib.nullcontext() if is_last else self._no_sync():
+                with self.autocast():
+                    result = self.ddp_model(samples, verbose=True)
+                self.scaler.scale(result["loss"] / group_size).backward()
+            loss = self._finite(result["loss"], epoch, i, samples)
+            meter.add_loss(loss, len(samples["text"]), result["cut"].item())
             if is_last:
                 meter.add_grad_norm(self._optimizer_step())
             if (i + 1) % self.run_config.log_freq == 0 or i + 1 == n_iters:
                 values = meter.read(distributed.world_size())
                 self.log.write("train", epoch * n_iters + i + 1, epoch=epoch, lr=lr, **values)
                 progress.set_postfix_str(
-                    f"loss {values['loss']:.3f}, lr {lr:.1e}, grad norm {values['grad_norm']:.2f}, "
+                    f"loss {values['loss']:.3f}, lr {lr:.1e}, grad norm {values['grad_norm'] or math.nan:.2f}, "
                     f"{values['samples_per_second']:.1f} samples/s"
                 )
 
@@ -118,22 +126,13 @@ class Runner:
         )
         with self.autocast():
             result = validate(self.model, loader, self.skipped)
-        logger.info(
-            "epoch %d valid: loss %.4f, token accuracy %.4f | audio shuffled: loss %.4f, token accuracy %.4f",
-            epoch, result["loss"], result["accuracy"], result["loss_shuffled"], result["accuracy_shuffled"],
-        )  # fmt: skip
-        past_warmup = step >= self.run_config.optims.warmup_steps
-        if past_warmup and result["loss_shuffled"] - result["loss"] < 0.01 * result["loss"]:
-            logger.warning(
-                "THE MODEL IS NOT LISTENING: its loss is the same with other clips' audio (%.4f against %.4f). "
-                "It answers from the language model's habit alone.", result["loss"], result["loss_shuffled"],
-            )  # fmt: skip
+        report_listening(result, epoch, past_warmup=step >= self.run_config.optims.warmup_steps)
         self.log.write("valid", step, epoch=epoch, **result)
         return result
 
-    def autocast(self) -> contextlib.AbstractContextManager:
+    def autocast(self) -> torch.autocast:
         """Mixed precision as configured."""
-        return torch.autocast(self.device.type, self.amp_dtype, enabled=self.run_config.amp)
+        return distributed.autocast(self.run_config, self.device)
 
     # ---- one step
 
@@ -183,7 +182,12 @@ class Runner:
         if distributed.world_size() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.ddp_model = DistributedDataParallel(
-                self.model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.model,
+                device_ids=ids,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                # an encoder that is trained drops layers, each rank others
+                find_unused_parameters=not (self.config.model.freeze_whisper and self.config.model.freeze_beats),
             )
         self.iters_per_epoch = run.iters_per_epoch
         if run.epoch_based:
@@ -228,13 +232,18 @@ class Runner:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def _claim_folder(self) -> None:
-        if (self.folder / "checkpoint_last.pth").exists() and not (
-            self.run_config.overwrite or self.run_config.evaluate
-        ):
-            raise UserError(
-                f"{self.folder} already holds a run; choose another run.exp_name, or replace it with "
-                f"--options run.overwrite=True"
-            )
+        """Make the run's folder; refuse to replace a run, or the checkpoint that this one starts from."""
+        if not self.run_config.evaluate:
+            if (self.folder / "checkpoint_last.pth").exists() and not self.run_config.overwrite:
+                raise UserError(
+                    f"{self.folder} already holds a run; choose another run.exp_name, or replace it with "
+                    f"--options run.overwrite=True"
+                )
+            if self.config.model.ckpt and Path(self.config.model.ckpt).resolve().parent == self.folder.resolve():
+                raise UserError(
+                    f"model.ckpt = {self.config.model.ckpt} lies in the folder that this run would replace; "
+                    f"choose another run.exp_name"
+                )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -272,6 +281,13 @@ class Runner:
             write_json(self.folder / "summary.json", summary)
 
 
+def clear_run(folder: Path) -> None:
+    """Remove what an earlier run left in its folder: nothing of it may be taken for the new run's."""
+    for name in ("checkpoint_best.pth", "checkpoint_last.pth", "log.jsonl", "summary.json", "skipped_files.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+
+
 class Meter:
     """Means since the last reading, and the speed."""
 
@@ -281,23 +297,28 @@ class Meter:
     def _clear(self) -> None:
         self._losses: list[float] = []
         self._grad_norms: list[float] = []
-        self._samples, self._since = 0, time.monotonic()
+        self._samples, self._cut, self._overflows, self._since = 0, 0, 0, time.monotonic()
 
-    def add_loss(self, loss: float, samples: int) -> None:
-        """Count one micro-batch."""
+    def add_loss(self, loss: float, samples: int, cut: int) -> None:
+        """Count one micro-batch and its targets that lost their end to max_txt_len."""
         self._losses.append(loss)
         self._samples += samples
+        self._cut += cut
 
     def add_grad_norm(self, norm: float) -> None:
         """Count one optimiser step; an overflow (fp16, the scaler skips that step) stays out of the mean."""
         if math.isfinite(norm):
             self._grad_norms.append(norm)
+        else:
+            self._overflows += 1
 
-    def read(self, world_size: int) -> dict[str, float]:
-        """{"loss", "grad_norm", "samples_per_second"} since the last call; speed over all ranks."""
+    def read(self, world_size: int) -> dict[str, float | None]:
+        """Means and counts of this rank since the last call; the speed is that of all ranks."""
         values = {
             "loss": float(np.mean(self._losses)),
-            "grad_norm": float(np.mean(self._grad_norms)) if self._grad_norms else 0.0,
+            "grad_norm": float(np.mean(self._grad_norms)) if self._grad_norms else None,
+            "overflow_steps": self._overflows,
+            "cut_targets": self._cut,
             "samples_per_second": self._samples * world_size / max(time.monotonic() - self._since, 1e-9),
         }
         self._clear()

@@ -92,6 +92,14 @@ def test_options_come_last_and_keep_their_type(tmp_path):
     assert list(config.model.lora_target_modules) == ["k_proj"]
 
 
+def test_an_empty_value_takes_back_what_the_file_or_its_base_says(tmp_path):
+    write(tmp_path, "model: {beats_path: a, ckpt: b}", "base.yaml")
+    path = write(tmp_path, "base: base.yaml\nmodel: {beats_path: }")
+    assert load_config(path).model.beats_path == ""
+    assert load_config(path, ["model.ckpt="]).model.ckpt == ""
+    assert load_config(path, ["model.ckpt=null"]).model.ckpt == ""
+
+
 def test_a_base_is_relative_to_the_file_and_is_overridden(tmp_path):
     (tmp_path / "sub").mkdir()
     write(tmp_path, "run: {seed: 1, log_freq: 7}", "base.yaml")
@@ -110,7 +118,13 @@ def test_a_base_is_relative_to_the_file_and_is_overridden(tmp_path):
         ("model: {use_speech_Qformer: False}", [], "use_speech_Qformer"),
         ("model: {low_resource: True, llm_quantization: nf4}", [], "low_resource"),
         ("model: {prompt_template: hello}", [], "prompt_template"),
-        ("model: {whisper_path: a}\ndatasets: {whisper_path: b}", [], "datasets.whisper_path"),
+        ("run: {seed: '${nope}'}", [], "nope"),
+        ("run: {seed: '???'}", [], "seed"),
+        ("base: 3", [], "base"),
+        ("model: {lora_target_modules: {a: b}}", [], "lora_target_modules"),
+        ("model: {qformer_num_heads: 0}", [], "qformer_num_heads"),
+        ("run: {num_workers: -1}", [], "num_workers"),
+        ("generate: {do_sample: True, temperature: 0}", [], "temperature"),
     ],
 )
 def test_bad_input_gets_one_message(tmp_path, text, options, what):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
@@ -11,7 +10,6 @@ from salmonn import distributed
 from salmonn.dataset import SALMONNDataset, collate
 from salmonn.evaluation.jobs import Job, Output
 from salmonn.model import SALMONN
-from salmonn.runner import AMP_DTYPES
 
 
 def generate_outputs(
@@ -51,7 +49,7 @@ def _batches(
         outputs = [(by_audio[clip["index"]].position, Output(unreadable=clip["reason"])) for clip in broken]
         if heard:
             prompts = [job.prompt for job in heard]
-            with torch.autocast(model.device.type, AMP_DTYPES[config.run.amp_dtype], enabled=config.run.amp):
+            with distributed.autocast(config.run, model.device):
                 details = model.generate(batch, config.generate, prompts=prompts, return_details=True)
             outputs += [
                 (job.position, Output(detail["text"].strip(), len(detail["token_ids"]), detail["finished"]))

@@ -38,7 +38,7 @@ def evaluate(config: DictConfig, mode: str) -> None:
     from salmonn.run_log import setup_logging
 
     started = time.monotonic()
-    device = distributed.init(config.run)
+    device = distributed.init(config)
     setup_logging()
     try:
         torch.manual_seed(config.run.seed)
@@ -50,6 +50,7 @@ def evaluate(config: DictConfig, mode: str) -> None:
         shuffled_control = config.evaluate.shuffled_control and not task.is_submission
         if shuffled_control:
             swap_audio(jobs)  # a set that is too small is told before the model is loaded
+        folder = _results_folder(config, task)
         model = SALMONN.from_config(config.model, device=device).eval()
         dataset.max_seconds = model.max_seconds
 
@@ -73,15 +74,24 @@ def evaluate(config: DictConfig, mode: str) -> None:
                 "processes": distributed.world_size(),
                 "seconds": round(time.monotonic() - started, 1),
             }
-            _publish(config, task, report, prediction_lines(clips, jobs, outputs, swapped))
+            _publish(folder, config, task, report, prediction_lines(clips, jobs, outputs, swapped))
     finally:
         distributed.shutdown()
 
 
-def _publish(
-    config: DictConfig, task: EvalTask, report: dict[str, Any], predictions: Sequence[Mapping[str, Any]]
-) -> None:
+def _results_folder(config: DictConfig, task: EvalTask) -> Path:
+    """Made before the long work, so that a folder that cannot be written is known at once."""
     folder = Path(config.evaluate.results_dir) / (config.evaluate.name or task.mode)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"evaluate.results_dir = {config.evaluate.results_dir}: {error}") from error
+    return folder
+
+
+def _publish(
+    folder: Path, config: DictConfig, task: EvalTask, report: dict[str, Any], predictions: Sequence[Mapping[str, Any]]
+) -> None:
     if task.is_submission:
         ids, texts = [line["id"] for line in predictions], [line["text"] for line in predictions]
         write_text(folder / "submission.csv", submission_csv(ids, texts))

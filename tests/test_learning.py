@@ -1,0 +1,220 @@
+"""What a training step does: averaging over ranks and groups, clipping, schedule, best checkpoint, the control."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from conftest import ROOT, mini_options, run_command
+from salmonn import checkpoint
+from salmonn.config import load_config
+from salmonn.runner import Runner
+from salmonn.validation import report_listening, swap_partners, validate
+
+# No dropout and one prompt per task: what is left is determined by the samples alone.
+PLAIN = ["model.lora_dropout=0", "run.log_freq=1", "run.optims.max_epoch=1", "run.optims.warmup_steps=0"]
+
+
+@pytest.fixture
+def plain_options(mini_world, tmp_path):
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps({task: "<SpeechHere> what?" for task in ("asr", "audiocaption")}))
+    ann = [f"datasets.{split}_ann_path={mini_world}/ann/stage1_{split}.json" for split in ("train", "valid")]
+    return [*mini_options(mini_world, tmp_path), *ann, *PLAIN, f"model.prompt_path={prompts}"]
+
+
+@pytest.fixture
+def make_runner(plain_options, monkeypatch):
+    """A prepared Runner in this process, with the Q-Former's dropout off, too."""
+    monkeypatch.chdir(ROOT)
+
+    def make(*options: str) -> Runner:
+        runner = Runner(load_config("configs/mini/stage1.yaml", [*plain_options, *options]))
+        runner._prepare_training()
+        runner.model.eval()
+        monkeypatch.setattr(runner.model, "train", lambda: None)
+        return runner
+
+    return make
+
+
+def updates(runner: Runner) -> torch.Tensor:
+    """How far one call of `train_epoch(0)` moves the trainable parameters."""
+    before = [p.detach().clone() for p in runner.trainable]
+    runner.train_epoch(0)
+    runner.log.close()
+    return torch.cat([(p.detach() - b).flatten() for p, b in zip(runner.trainable, before, strict=True)])
+
+
+def log_lines(runner: Runner) -> list[dict]:
+    return [json.loads(line) for line in (runner.folder / "log.jsonl").read_text().splitlines()]
+
+
+# Runs Runner without dropout under torchrun; the batches of 2 ranks x 2 are those of 1 rank x 4.
+WITHOUT_DROPOUT = """
+import sys
+from salmonn.config import load_config
+from salmonn.runner import Runner
+runner = Runner(load_config("configs/mini/stage1.yaml", sys.argv[1:]))
+runner.model.eval()
+runner.model.train = lambda mode=True: runner.model
+runner.run()
+"""
+
+
+def test_two_ranks_make_the_steps_of_one_process_with_twice_the_batch(plain_options, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{WITHOUT_DROPOUT}")
+    found = []
+    for name, processes, batch in (("one", 1, 4), ("two", 2, 2)):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if processes == 2 else []
+        options = [f"run.exp_name={name}", f"run.batch_size_train={batch}", "run.iters_per_epoch=2"]
+        # every sample of one length and target count, so that means over ranks and over the batch agree
+        result = run_command(*launcher, str(script), *plain_options, *options, "model.max_txt_len=2", cwd=ROOT)
+        assert result.returncode == 0, result.stderr
+        found.append(checkpoint.read(tmp_path / name / "checkpoint_last.pth")["optimizer"]["state"])
+    for one, two in zip(found[0].values(), found[1].values(), strict=True):
+        torch.testing.assert_close(one["exp_avg"], two["exp_avg"], rtol=1e-3, atol=1e-6)
+
+
+def test_gradients_of_accumulated_batches_are_averaged(make_runner, monkeypatch):
+    """Four micro-batches of the same samples give the step of one of them (the published code sums)."""
+    norms = []
+    for accumulate in (1, 4):
+        runner = make_runner(
+            f"run.accum_grad_iters={accumulate}", f"run.iters_per_epoch={accumulate}", "run.batch_size_train=2"
+        )
+        samples = next(runner.batches)
+        monkeypatch.setattr(runner, "_next_samples", lambda samples=samples: samples)
+        updates(runner)
+        norms.append(log_lines(runner)[-1]["grad_norm"])
+    assert norms[0] > 0
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_the_last_partial_group_steps_with_its_own_mean(make_runner, monkeypatch):
+    runner = make_runner("run.accum_grad_iters=2", "run.iters_per_epoch=3", "run.batch_size_train=2")
+    samples = next(runner.batches)
+    monkeypatch.setattr(runner, "_next_samples", lambda: samples)
+    monkeypatch.setattr(runner.optimizer, "step", lambda *_a, **_k: None)  # the same gradient again
+    updates(runner)
+    norms = [line["grad_norm"] for line in log_lines(runner)]
+    assert norms[0] is None  # no step on the first half of a group
+    assert norms[1] == pytest.approx(norms[2], rel=1e-4)
+
+
+def test_clipping_limits_the_global_norm(make_runner):
+    seen = []
+    for limit in (0.0, 0.01):
+        runner = make_runner(f"run.optims.grad_clip_norm={limit}", "run.iters_per_epoch=1", "run.batch_size_train=2")
+        original = runner.optimizer.step
+
+        def step(*args, runner=runner, original=original, **kwargs):
+            seen.append(math.sqrt(sum(p.grad.square().sum().item() for p in runner.trainable)))
+            return original(*args, **kwargs)
+
+        runner.optimizer.step = step
+        updates(runner)
+        assert log_lines(runner)[-1]["grad_norm"] == pytest.approx(seen[0], rel=1e-3)  # logged before clipping
+    assert seen[0] > 0.01
+    assert seen[1] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_schedule_reaches_the_optimizer(make_runner):
+    runner = make_runner("run.iters_per_epoch=3", "run.optims.warmup_steps=3", "run.optims.warmup_start_lr=0",
+                         "run.optims.init_lr=3e-3", "run.batch_size_train=1")  # fmt: skip
+    seen, original = [], runner.optimizer.step
+
+    def step(*args, **kwargs):
+        seen.append([group["lr"] for group in runner.optimizer.param_groups])
+        return original(*args, **kwargs)
+
+    runner.optimizer.step = step
+    assert updates(runner).abs().max() > 0
+    assert seen == [[0.0, 0.0], [pytest.approx(1e-3)] * 2, [pytest.approx(2e-3)] * 2]
+    assert [line["lr"] for line in log_lines(runner)] == [lrs[0] for lrs in seen]
+
+
+def test_the_best_checkpoint_is_that_of_highest_accuracy(make_runner, monkeypatch):
+    runner = make_runner("run.iters_per_epoch=1", "run.optims.max_epoch=3", "run.batch_size_train=1")
+    accuracies = iter([0.2, 0.5, 0.4])
+    monkeypatch.setattr(
+        runner, "validate", lambda *_: {"loss": 1.0, "accuracy": next(accuracies), "loss_shuffled": 2.0}
+    )
+    runner.run()
+    assert checkpoint.read(runner.folder / "checkpoint_best.pth")["epoch"] == 1
+    assert checkpoint.read(runner.folder / "checkpoint_last.pth")["epoch"] == 2
+    assert checkpoint.read(runner.folder / "checkpoint_last.pth")["best"]["epoch"] == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(make_runner, monkeypatch):
+    runner = make_runner("run.iters_per_epoch=1", "run.batch_size_train=1")
+    nan = torch.tensor(math.nan, requires_grad=True)
+    monkeypatch.setattr(runner, "ddp_model", lambda *_a, **_k: {"loss": nan, "cut": torch.tensor(0)})
+    with pytest.raises(RuntimeError, match=r"loss is nan on rank 0, epoch 0, iteration 0, samples \['/"):
+        runner.train_epoch(0)
+
+
+def test_shuffled_control_pairs_each_clip_with_another_one():
+    assert swap_partners(["a", "b", "c"]) == ([0, 1, 2], [1, 2, 0])
+    assert swap_partners(["a", "a", "b", "b"]) == ([0, 1, 2, 3], [2, 2, 0, 0])  # never the same recording
+    assert swap_partners(["a", "a"]) == ([], [])
+    assert swap_partners([]) == ([], [])
+
+
+class HearsItsNumber:
+    """A model whose loss is 0 when text and audio belong together and 1 when not."""
+
+    device, train_prompts = torch.device("cpu"), {}
+
+    def eval(self):
+        return self
+
+    def encode_speech(self, raw_wav, _padding_mask):
+        return raw_wav, None
+
+    def answer_loss(self, embeds, _prompts, texts):
+        wrong = torch.tensor([float(e[0].item() != float(t)) for e, t in zip(embeds, texts, strict=True)])
+        return {"sample_loss": wrong, "correct": (wrong == 0).sum(), "total": torch.tensor(len(texts))}
+
+
+def test_validation_scores_the_right_audio_and_the_swapped():
+    class Ignored:
+        def add(self, _reports):
+            pass
+
+    def batch(*numbers):
+        wav = torch.tensor([[float(n)] for n in numbers])
+        texts = [str(n) for n in numbers]
+        return {"raw_wav": wav, "padding_mask": wav > 99, "text": texts, "id": texts, "broken": []}
+
+    result = validate(HearsItsNumber(), [batch(1, 2), batch(3)], Ignored())
+    assert result == {"loss": 0.0, "accuracy": 1.0, "loss_shuffled": 1.0, "accuracy_shuffled": 0.0}
+    alone = validate(HearsItsNumber(), [batch(3)], Ignored())
+    assert alone["loss_shuffled"] is None
+
+
+def test_a_model_that_does_not_listen_is_called_out(caplog):
+    deaf = {"loss": 3.05, "accuracy": 0.4, "loss_shuffled": 3.06, "accuracy_shuffled": 0.4}
+    report_listening(deaf, 0, past_warmup=False)
+    assert "NOT LISTENING" not in caplog.text  # it may still learn to
+    report_listening(deaf, 0, past_warmup=True)
+    assert "NOT LISTENING" in caplog.text
+    caplog.clear()
+    report_listening({**deaf, "loss": 1.0}, 0, past_warmup=True)
+    assert "NOT LISTENING" not in caplog.text
+    report_listening({**deaf, "loss_shuffled": None, "accuracy_shuffled": None}, 0, past_warmup=True)
+    assert "run.batch_size_eval" in caplog.text
+
+
+def test_a_run_does_not_replace_the_checkpoint_it_starts_from(plain_options, tmp_path):
+    (tmp_path / "stage1").mkdir()
+    ckpt = tmp_path / "stage1" / "checkpoint_best.pth"
+    ckpt.touch()
+    result = run_command(
+        "train.py", "--cfg-path", "configs/mini/stage1.yaml", "--options", *plain_options, f"model.ckpt={ckpt}"
+    )
+    assert result.returncode == 2
+    assert "lies in the folder" in result.stderr
+    assert ckpt.exists()
