@@ -8,14 +8,15 @@ from omegaconf import DictConfig
 
 from salmonn.errors import UserError
 
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # org/name; a local folder starts with ./, ../ or /, or exists
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # org/name, unless a folder `org` lies here
 
 _ORIGIN = {
     "model.llama_path": "Hugging Face lmsys/vicuna-13b-v1.1 (7B: lmsys/vicuna-7b-v1.5)",
     "model.whisper_path": "Hugging Face openai/whisper-large-v2",
     "model.beats_path": "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt, see github.com/microsoft/unilm, beats/",
     "model.ckpt": "the checkpoint of the stage before; or salmonn_v1.pth from Hugging Face tsinghua-ee/SALMONN",
-    "annotations": "salmonn_stage{1,2,3}_data.json, linked from github.com/bytedance/SALMONN; see ann/README.md",
+    "datasets.train_ann_path": "salmonn_stageN_data.json, linked from github.com/bytedance/SALMONN, under this name",
+    "other annotations": "yours to write, in the format of ann/README.md (none were released)",
     "datasets.prefix": "the folder with your corpora (LibriSpeech/, AudioCaps/, ...); see ann/README.md",
 }
 
@@ -32,7 +33,7 @@ def require_files(config: DictConfig, annotations: Sequence[str] = ("train_ann_p
     for key in ("beats_path", "ckpt", "speech_llama_proj_model", "prompt_path", "test_prompt_path"):
         _want(missing, f"model.{key}", model[key])
     for key in annotations:
-        _want(missing, f"datasets.{key}", datasets[key], required=True, origin="annotations")
+        _want(missing, f"datasets.{key}", datasets[key], required=True)
     if datasets.prefix:
         _want(missing, "datasets.prefix", datasets.prefix)
     if missing:
@@ -43,13 +44,13 @@ def require_files(config: DictConfig, annotations: Sequence[str] = ("train_ann_p
         )
 
 
-def _want(missing: list[str], key: str, path: str, required: bool = False, hub: bool = False, origin: str = "") -> None:
+def _want(missing: list[str], key: str, path: str, required: bool = False, hub: bool = False) -> None:
     if not path and not required:
         return
     if path and Path(path).exists():
         return
-    if hub and _HUB_NAME.fullmatch(path):
+    if hub and _HUB_NAME.fullmatch(path) and not Path(path).parent.exists():
         return  # a hub name: transformers finds it in its cache or downloads it
-    where = _ORIGIN.get(origin or key, "")
+    where = _ORIGIN.get(key) or (_ORIGIN["other annotations"] if "ann_path" in key else "")
     shown = f"{path} does not exist" if path else "is not set"
     missing.append(f"{key}: {shown}" + (f"\n      get it: {where}" if where else ""))
