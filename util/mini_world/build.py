@@ -35,17 +35,17 @@ def build(out: Path, settings: dict[str, Any]) -> None:
 
     seed, scale = settings["seed"], settings["pretrain_scale"]
     seconds: dict[str, float] = {}
-    with timed("all", seconds), _workers() as pool:
+    with timed("all", seconds), _worker() as first, _worker() as second:
         with timed("corpus", seconds):
             clips = corpus.plan(settings["train_clips"], settings["test_clips"], settings["broken"], seed)
-            clips = corpus.write_audio(clips, out / "audio", pool)
+            clips = corpus.write_audio(clips, out / "audio", (first, second))
             entries = corpus.write_annotations(clips, out / "ann", seed)
             corpus.check_splits(clips)
             corpus.check_annotations(out / "ann")
         held_out = frozenset(corpus.sentences(clip for clip in clips if clip.split != "train"))
         jobs = [
-            pool.submit(_make_llama, out / "weights" / "llama", held_out, scale, seed),
-            pool.submit(_make_encoders, out / "weights", clips, out / "audio", scale, seed),
+            first.submit(_make_llama, out / "weights" / "llama", held_out, scale, seed),
+            second.submit(_make_encoders, out / "weights", clips, out / "audio", scale, seed),
         ]
         quality = {}
         for job in jobs:
@@ -84,9 +84,9 @@ def _make_encoders(folder: Path, clips: list[Clip], audio_dir: Path, scale: floa
     return quality, seconds
 
 
-def _workers() -> ProcessPoolExecutor:
+def _worker() -> ProcessPoolExecutor:
     # spawned, not forked: torch and espeak-ng each keep state that does not survive a fork
-    return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ STAGE_TASKS = {  # None: everything that is trained before stage 3
     "stage2": None,
     "stage3": {"audio_story_telling"},
 }
+VOICE_TASKS = {"gender_recognition", "emotion_recognition"}
 UNTRAINED_TASKS = {"keywords", "slot_filling", "audio_story_telling"}  # not in stage 2
 
 
@@ -97,12 +98,17 @@ def _draw(group: str, split: str, taken: dict[str, str], rng: random.Random) -> 
     return Pair(first, second, mixed=True)
 
 
-def write_audio(clips: list[Clip], audio_dir: Path, pool: Executor) -> list[Clip]:
-    """Render all files; returns the clips with their timings."""
+def write_audio(clips: list[Clip], audio_dir: Path, pools: Sequence[Executor]) -> list[Clip]:
+    """Render all files; returns the clips with their timings.
+
+    Each pool is one fresh process that renders its share in order: what espeak-ng says depends a
+    little on what it said before, so a free choice of the worker would change the corpus.
+    """
     for group in SHARES:
         (audio_dir / group).mkdir(parents=True, exist_ok=True)
-    done = pool.map(partial(render, audio_dir=audio_dir), clips, chunksize=16)
-    return list(tqdm(done, total=len(clips), desc="clips", mininterval=1.0))
+    task = partial(render, audio_dir=audio_dir)
+    shares = [pool.map(task, clips[i :: len(pools)], chunksize=8) for i, pool in enumerate(pools)]
+    return [next(shares[i % len(pools)]) for i in tqdm(range(len(clips)), desc="clips", mininterval=1.0)]
 
 
 def write_annotations(clips: list[Clip], ann_dir: Path, seed: int) -> dict[str, int]:
@@ -136,9 +142,10 @@ def _stage_tasks(clip: Clip, tasks: set[str] | None, rng: random.Random) -> list
     possible = tasks_of(clip.scene)
     if tasks is not None:
         return [task for task in possible if task in tasks]
-    # two tasks of each clip: the tasks with few clips are not lost among those of speech
-    possible = [task for task in possible if task not in UNTRAINED_TASKS]
-    return rng.sample(possible, min(2, len(possible)))
+    # not every task of every clip: the tasks with few clips would be lost among those of speech
+    about_voice = [task for task in possible if task in VOICE_TASKS]
+    others = [task for task in possible if task not in UNTRAINED_TASKS | VOICE_TASKS]
+    return rng.sample(about_voice, min(1, len(about_voice))) + rng.sample(others, min(2, len(others)))
 
 
 def _entry(clip: Clip, task: str, rng: random.Random) -> dict:

@@ -19,16 +19,15 @@ from salmonn.audio import load_clip
 from salmonn.beats import BEATs
 from salmonn.features import LogMel, kaldi_fbank
 from util.mini_world import scenes
-from util.mini_world.render import Clip
-from util.mini_world.scenes import GENDERS, Music, Sound, Speech
+from util.mini_world.render import Clip, Track
+from util.mini_world.scenes import GENDERS, Music, Sound
 from util.mini_world.training import batches, endless, fit
 
 SECONDS = 5  # what the tiny Whisper hears, instead of 30
 FRAMES_PER_SECOND = 50
-WHISPER_STEPS, WHISPER_BATCH = 350, 16  # steps at --pretrain-scale 1
+WHISPER_STEPS, WHISPER_BATCH = 400, 16  # steps at --pretrain-scale 1
 BEATS_STEPS, BEATS_BATCH = 700, 16
-ATTRIBUTE_WEIGHT = 0.1
-DEBUG = 0
+ATTRIBUTE_WEIGHT = 0.2
 SOUND_REPEATS, MUSIC_REPEATS = 3, 2
 INIT_STD = 0.08  # transformers' 0.02 is for wide models
 IGNORE = -100
@@ -114,10 +113,10 @@ def make_whisper(folder: Path, clips: list[Clip], audio_dir: Path, scale: float,
 def _pretrain_whisper(
     whisper: WhisperModel, log_mel: LogMel, clips: list[Clip], audio_dir: Path, scale: float, seed: int
 ) -> dict[str, float]:
-    spoken = [clip for clip in clips if isinstance(clip.scene, Speech) and not clip.broken]
+    spoken = [clip for clip in clips if clip.words and not clip.broken]
     train, valid = ([clip for clip in spoken if clip.split == split] for split in ("train", "valid"))
-    phones = sorted({phone for clip in train for _, phone in clip.phones} | {""})
-    words = sorted({word for clip in train for _, word in clip.words} | {""})
+    phones = sorted({phone for clip in train for track in clip.phones for _, phone in track})
+    words = sorted({word for clip in train for track in clip.words for _, word in track})
     heads = nn.ModuleDict({"phone": nn.Linear(96, len(phones)), "word": nn.Linear(96, len(words))})
 
     def examples(chosen: list[Clip]) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,8 +131,8 @@ def _pretrain_whisper(
     def loss_of() -> Tensor:
         rows = list(itertools.islice(order, WHISPER_BATCH))
         states = encoder(mels[rows].float()).last_hidden_state.flatten(0, 1)
-        phone_loss = F.cross_entropy(heads["phone"](states), phone_labels[rows].flatten())
-        return phone_loss + F.cross_entropy(heads["word"](states), word_labels[rows].flatten())
+        pairs = ((heads["phone"](states), phone_labels[rows]), (heads["word"](states), word_labels[rows]))
+        return sum(F.cross_entropy(logits, labels[:, k].flatten()) for logits, labels in pairs for k in range(2)) / 2
 
     fit("whisper", nn.ModuleList([encoder, heads]), encoder.layers, loss_of, round(WHISPER_STEPS * scale))
     mels, phone_labels, word_labels = examples(valid)
@@ -141,19 +140,24 @@ def _pretrain_whisper(
         states = encoder(mels.float()).last_hidden_state
     quality = {}
     for name, labels, names in (("phone", phone_labels, phones), ("word", word_labels, words)):
-        right = heads[name](states).argmax(-1) == labels
-        quality[f"frame_{name}_accuracy"] = round(float(right[labels != names.index("")].float().mean()), 3)
+        alone = (labels[:, 0] == labels[:, 1]) & (labels[:, 0] != names.index(""))
+        right = heads[name](states).argmax(-1) == labels[:, 0]
+        quality[f"frame_{name}_accuracy"] = round(float(right[alone].float().mean()), 3)
     return quality
 
 
-def _frame_labels(timings: list[list[tuple[float, str]]], names: list[str]) -> Tensor:
-    """[N, frames] index of the name that is on at the middle of each frame."""
+def _frame_labels(clips: list[list[Track]], names: list[str]) -> Tensor:
+    """[N, 2, frames] what is on at the middle of each frame; both rows are equal where one speaker is alone."""
     frames = SECONDS * FRAMES_PER_SECOND
     middle = (np.arange(frames) + 0.5) / FRAMES_PER_SECOND
-    labels = np.zeros((len(timings), frames), dtype=np.int64)
-    for row, timing in enumerate(timings):
-        which = np.searchsorted([start for start, _ in timing], middle, side="right") - 1
-        labels[row] = np.array([names.index(name) for _, name in timing])[which]
+    labels = np.zeros((len(clips), 2, frames), dtype=np.int64)
+    silence = names.index("")
+    for row, tracks in enumerate(clips):
+        for k, track in enumerate(tracks):
+            which = np.searchsorted([start for start, _ in track], middle, side="right") - 1
+            labels[row, k] = np.array([names.index(name) for _, name in track])[which]
+        first, second = labels[row, 0], labels[row, len(tracks) - 1]
+        labels[row] = np.where(first == silence, second, first), np.where(second == silence, first, second)
     return torch.from_numpy(labels)
 
 
@@ -261,11 +265,6 @@ def _beats_quality(
 ) -> dict[str, float]:
     right = ((logits[..., : len(SOUNDS)].softmax(dim=-1) > 0.25) == (sounding > 0)).all(dim=-1)
     quality = {"step_sounds_exact": float(right[valid_steps].float().mean())}
-    if DEBUG:
-        p = logits[..., : len(SOUNDS)].softmax(-1) > 0.25; y = sounding > 0; v = valid_steps
-        for i, n in enumerate(SOUNDS):
-            tp = (p[..., i] & y[..., i] & v).sum(); print(f"{n}: P {tp / (p[..., i] & v).sum():.2f} R {tp / (y[..., i] & v).sum():.2f}")
-        so = sounding[:, :, 1:13].any(-1).any(-1); print('sound clips', right[so][v[so]].float().mean())
     weight = valid_steps[..., None].float()
     for name, values in _split(logits).items():
         clip_logits = (values * weight).sum(dim=1) / weight.sum(dim=1)

@@ -34,6 +34,9 @@ BREAKAGES = {  # kind: suffix of the file
 }
 
 
+Track = list[tuple[float, str]]  # (start in seconds, word or phoneme) in order; "" is silence
+
+
 @dataclass
 class Clip:
     """One file, its ground truth, and when what can be heard in it (known after rendering)."""
@@ -46,8 +49,8 @@ class Clip:
     seed: tuple[int, ...]
     short: bool = False
     broken: str = ""
-    words: list[tuple[float, str]] = field(default_factory=list)  # (start in seconds, word); "" is silence
-    phones: list[tuple[float, str]] = field(default_factory=list)
+    words: list[Track] = field(default_factory=list)  # one per speaker
+    phones: list[Track] = field(default_factory=list)
     events: list[tuple[float, float, str]] = field(default_factory=list)  # (start, end, event)
     digest: str = ""  # of the samples
 
@@ -72,17 +75,13 @@ def render(clip: Clip, audio_dir: Path) -> Clip:
 def _wave(clip: Clip, rng: Generator) -> np.ndarray:
     scene = clip.scene
     if isinstance(scene, Speech):
-        limit = SHORT_SECONDS if clip.short else MAX_SECONDS
         start = rng.uniform(0.05, 0.15 if clip.short else 0.4)
-        wave, words, phones = _speech(scene, limit - start - 0.1, rng)
-        clip.words = [(0.0, ""), *((start + t, word) for t, word in words), (start + len(wave) / RATE, "")]
-        clip.phones = [(0.0, ""), *((start + t, phone) for t, phone in phones)]
-        return _place([(start, wave)], start + len(wave) / RATE + 0.1)
+        limit = SHORT_SECONDS if clip.short else MAX_SECONDS
+        return _place([(start, _speech(clip, scene, start, limit - start - 0.1, rng))], limit, pause=0.1)
     if isinstance(scene, Pair):
-        first, _, _ = _speech(scene.first, MAX_SECONDS / 2, rng)
-        second, _, _ = _speech(scene.second, MAX_SECONDS / 2, rng)
-        delay = 0.1 + rng.uniform(0.3, 0.7) * len(first) / RATE
-        return _place([(0.1, first), (delay, 0.8 * second)], MAX_SECONDS)
+        first = _speech(clip, scene.first, 0.1, MAX_SECONDS / 2, rng)
+        start = 0.1 + rng.uniform(0.5, 0.8) * len(first) / RATE
+        return _place([(0.1, first), (start, _speech(clip, scene.second, start, MAX_SECONDS / 2, rng))], MAX_SECONDS)
     if isinstance(scene, Music):
         wave = rng.uniform(0.2, 0.8) * sounds.melody(*_melody_arguments(scene), rng.uniform(3.0, 4.5), rng)
         return _place([(rng.uniform(0, 0.3), wave)], MAX_SECONDS)
@@ -93,8 +92,8 @@ def _melody_arguments(scene: Music) -> tuple[str, str, str]:
     return scene.instrument, scene.tempo, scene.contour
 
 
-def _speech(scene: Speech, limit: float, rng: Generator) -> tuple[np.ndarray, list, list]:
-    """Samples at RATE, words and phones with their starts; faster speech where time is short."""
+def _speech(clip: Clip, scene: Speech, start: float, limit: float, rng: Generator) -> np.ndarray:
+    """Speak (faster where time is short) and note in the clip when what is said."""
     speed, pitch, pitch_range, peak = STYLE_SETTINGS[scene.style]
     words_per_minute = int(rng.integers(*speed))
     spoken_pitch = pitch + int(rng.integers(-6, 7))
@@ -107,7 +106,10 @@ def _speech(scene: Speech, limit: float, rng: Generator) -> tuple[np.ndarray, li
     wave *= peak * rng.uniform(0.8, 1.0) / np.abs(wave).max()
     if scene.style == "angry":
         wave = 0.9 * np.tanh(4 * wave)  # a shouting voice overdrives
-    return wave.astype(np.float32), spoken.words, spoken.phones
+    end = start + len(wave) / RATE
+    clip.words.append([(0.0, ""), *((start + t, word) for t, word in spoken.words), (end, "")])
+    clip.phones.append([(0.0, ""), *((start + t, phone) for t, phone in spoken.phones), (end, "")])
+    return wave.astype(np.float32)
 
 
 def _sound(clip: Clip, scene: Sound, rng: Generator) -> np.ndarray:
@@ -130,10 +132,10 @@ def _sound(clip: Clip, scene: Sound, rng: Generator) -> np.ndarray:
     return _place(parts, MAX_SECONDS)
 
 
-def _place(parts: list[tuple[float, np.ndarray]], limit: float) -> np.ndarray:
-    """Add waves at their starts (seconds); the sum ends with the last one, or at the limit."""
+def _place(parts: list[tuple[float, np.ndarray]], limit: float, pause: float = 0.0) -> np.ndarray:
+    """Add waves at their starts (seconds); the sum ends `pause` after the last one, or at the limit."""
     ends = [int(start * RATE) + len(wave) for start, wave in parts]
-    total = np.zeros(max(ends), dtype=np.float32)
+    total = np.zeros(max(ends) + int(pause * RATE), dtype=np.float32)
     for (start, wave), end in zip(parts, ends, strict=True):
         total[int(start * RATE) : end] += wave
     return total[: int(limit * RATE)]

@@ -12,7 +12,7 @@ CONTOUR_STEPS = {
     "falling": (12, 11, 9, 7, 5, 4, 2, 0),
     "level": (0, 0, 0, 0, 0, 0, 0, 0),
 }
-TEMPO_SECONDS = {"slow": (0.55, 0.75), "fast": (0.18, 0.28)}  # per note
+TEMPO_SECONDS = {"slow": (0.6, 0.8), "fast": (0.15, 0.22)}  # per note
 PARTIALS = {  # relative strength of the harmonics, decay per second (0: held), attack in seconds
     "piano": ((1, 0.5, 0.25, 0.12, 0.06), 4.0, 0.004),
     "flute": ((1, 0.12, 0.04), 0.0, 0.06),
@@ -32,7 +32,7 @@ def melody(instrument: str, tempo: str, contour: str, seconds: float, rng: Gener
     length = rng.uniform(*TEMPO_SECONDS[tempo])
     root = 220 * SEMITONE ** rng.integers(0, 12)
     t = _time(length)
-    envelope = np.minimum(t / attack, 1) * np.exp(-decay * t) * np.minimum((length - t) / 0.02, 1)
+    envelope = np.minimum(t / attack, 1) * np.exp(-decay * t) * np.minimum((length - t) / 0.03, 1)
     steps = CONTOUR_STEPS[contour]
     vibrato = 0.004 * np.sin(2 * np.pi * 5 * t) / 5 if instrument == "flute" else 0
     notes = []
