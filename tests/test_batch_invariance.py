@@ -74,3 +74,37 @@ def test_each_row_ends_by_itself(golden):
     for detail in details:
         assert detail["finished"] == (detail["token_ids"][-1] == model.end_id)
         assert detail["finished"] or len(detail["token_ids"]) == 30
+
+
+@pytest.mark.parametrize("settings", [{"repetition_penalty": 1.5}, {"min_length": 9}])
+def test_penalties_and_minimum_lengths_do_not_depend_on_the_batch(golden, settings):
+    model, settings = golden("base").model, {"num_beams": 1, "max_new_tokens": 12, **settings}
+    together = model.generate(make_batch([0, 1, 2, 3, 4]), settings, return_details=True)
+    for i in range(5):
+        assert model.generate(make_batch([i]), settings, return_details=True) == [together[i]]
+
+
+def test_the_minimum_length_counts_bos_as_published(golden):
+    model = golden("base").model
+    for minimum in (1, 5, 9):
+        settings = {"num_beams": 1, "max_new_tokens": 12, "min_length": minimum}
+        lengths = [len(d["token_ids"]) for d in model.generate(make_batch([0, 1, 3]), settings, return_details=True)]
+        assert min(lengths) >= minimum
+    assert max(lengths) > 1
+
+
+def test_the_repetition_penalty_changes_the_answer(golden):
+    model = golden("base").model
+    plain, punished = (
+        model.generate(make_batch([3]), {"num_beams": 1, "max_new_tokens": 20, "repetition_penalty": p})
+        for p in (1.0, 5.0)
+    )
+    assert plain != punished
+
+
+def test_decoding_settings_of_the_llm_folder_do_not_leak_in(golden):
+    model = golden("base").model
+    settings = {"num_beams": 1, "max_new_tokens": 8}
+    before = model.generate(make_batch([0]), settings, return_details=True)
+    assert model._causal_lm().generation_config.to_diff_dict().keys() <= {"transformers_version", "_from_model_config"}
+    assert before == model.generate(make_batch([0]), settings, return_details=True)

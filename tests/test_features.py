@@ -1,6 +1,7 @@
 """Batched front ends against the libraries' own per-clip ones."""
 
 import numpy as np
+import pytest
 import torch
 import torchaudio
 from transformers import WhisperFeatureExtractor
@@ -49,3 +50,14 @@ def test_silence_gives_finite_features():
     silence = torch.zeros(1, 16_000)
     assert np.isfinite(kaldi_fbank(silence).numpy()).all()
     assert np.isfinite(LogMel(WhisperFeatureExtractor())(silence).numpy()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mixed_precision_leaves_the_features_alone(dtype):
+    log_mel = LogMel(WhisperFeatureExtractor(chunk_length=5))
+    quiet = 1e-3 * waves(32_000)[0][None]
+    for wav in (quiet, torch.zeros(1, 16_000)):
+        expected = log_mel(wav), kaldi_fbank(wav)
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(log_mel(wav), expected[0])
+            assert torch.equal(kaldi_fbank(wav), expected[1])

@@ -1,10 +1,12 @@
 """Structure of the model: published names and sizes, frozen parts, windows, LoRA, settings that vary."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -198,3 +200,56 @@ def test_a_beats_file_of_another_size_is_refused(tmp_path):
     torch.save(content, tmp_path / "beats.pt")
     with pytest.raises(UserError, match=r"missing: encoder\.layers\.2"):
         load_beats(tmp_path / "beats.pt")
+
+
+def without_one_weight(source, target, name):
+    """Copy a model folder, leaving out the first weight whose name ends like `name`."""
+    shutil.copytree(source, target)
+    weights = load_file(source / "model.safetensors")
+    del weights[next(key for key in weights if key.endswith(name))]
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "name"),
+    [
+        ("llama", "llama_path", "layers.1.self_attn.v_proj.weight"),
+        ("whisper", "whisper_path", "encoder.layers.1.fc1.weight"),
+    ],
+)
+def test_a_folder_that_lacks_a_weight_is_refused(tmp_path, part, key, name):
+    """The library would leave it at random values with no more than a warning."""
+    without_one_weight(GOLDEN / "base" / part, tmp_path / part, name)
+    with pytest.raises(UserError, match=f"model.{key}.*lacks 1 weights"):
+        SALMONN.from_config({**OmegaConf.to_container(golden_config("base")), key: str(tmp_path / part)})
+
+
+def test_a_whisper_folder_in_half_precision_runs_in_float32(tmp_path):
+    shutil.copytree(GOLDEN / "base/whisper", tmp_path / "whisper")
+    weights = load_file(GOLDEN / "base/whisper/model.safetensors")
+    half = {k: v.half() for k, v in weights.items()}
+    save_file(half, tmp_path / "whisper/model.safetensors", metadata={"format": "pt"})
+    config = {**OmegaConf.to_container(golden_config("base")), "whisper_path": str(tmp_path / "whisper")}
+    model = SALMONN.from_config(config)
+    assert {p.dtype for p in model.speech_encoder.parameters()} == {torch.float32}
+
+
+def test_a_checkpoint_of_a_frozen_encoder_starts_a_run_that_trains_it(caplog):
+    config = {**OmegaConf.to_container(golden_config("base")), "freeze_whisper": False}
+    with caplog.at_level("INFO"):
+        model = SALMONN.from_config(config)
+    assert "no speech_encoder weights" in caplog.text
+    assert any(p.requires_grad for p in model.speech_encoder.parameters())
+
+
+def test_generation_without_any_prompt_is_refused(golden):
+    with pytest.raises(UserError, match="needs prompts"):
+        golden("base").model.generate({"raw_wav": torch.zeros(1, 16_000)})
+    with pytest.raises(UserError, match="2 prompts for 1 clips"):
+        golden("base").model.generate({"raw_wav": torch.zeros(1, 16_000)}, prompts=["<SpeechHere>"] * 2)
+
+
+def test_windows_longer_than_what_whisper_hears_are_refused():
+    config = {**OmegaConf.to_container(golden_config("base")), "second_per_window": 31.0}
+    with pytest.raises(UserError, match="second_per_window"):
+        SALMONN.from_config(config)

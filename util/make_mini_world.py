@@ -1,6 +1,6 @@
 """Make the miniature world: a small corpus and tiny pretrained models, in the real formats.
 
-  python util/make_mini_world.py --out output/mini/world --seed 0
+  python util/make_mini_world.py --out output/mini/world --seed 42
 
 Speech, sound events and music are synthesised; Whisper, BEATs and LLaMA are tiny and pretrained here,
 so that training and evaluation run for real where neither data nor weights can be had. The same seed
@@ -24,7 +24,7 @@ from util.mini_world.build import build
 def parse_arguments() -> Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("output/mini/world"), help="folder (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="decides on everything (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=42, help="decides on everything (default: %(default)s)")
     parser.add_argument("--train-clips", type=int, default=3600, help="good training clips (default: %(default)s)")
     parser.add_argument("--test-clips", type=int, default=320, help="(default: %(default)s)")
     parser.add_argument(

@@ -36,7 +36,7 @@ STAGE_TASKS = {  # None: everything that is trained before stage 3
     "stage2": None,
     "stage3": {"audio_story_telling"},
 }
-VOICE_TASKS = {"gender_recognition", "emotion_recognition"}
+ALWAYS_ASKED = {"gender_recognition", "emotion_recognition", "audiocaption", "music_description"}  # in stage 2
 UNTRAINED_TASKS = {"keywords", "slot_filling", "audio_story_telling"}  # not in stage 2
 
 
@@ -142,10 +142,10 @@ def _stage_tasks(clip: Clip, tasks: set[str] | None, rng: random.Random) -> list
     possible = tasks_of(clip.scene)
     if tasks is not None:
         return [task for task in possible if task in tasks]
-    # not every task of every clip: the tasks with few clips would be lost among those of speech
-    about_voice = [task for task in possible if task in VOICE_TASKS]
-    others = [task for task in possible if task not in UNTRAINED_TASKS | VOICE_TASKS]
-    return rng.sample(about_voice, min(1, len(about_voice))) + rng.sample(others, min(2, len(others)))
+    # speech can be asked about in more ways than the rest: not all of them, or the rest would be lost
+    always = [task for task in possible if task in ALWAYS_ASKED]
+    others = [task for task in possible if task not in ALWAYS_ASKED | UNTRAINED_TASKS]
+    return always + rng.sample(others, min(2 if isinstance(clip.scene, Speech) else 1, len(others)))
 
 
 def _entry(clip: Clip, task: str, rng: random.Random) -> dict:

@@ -212,7 +212,7 @@ def _speech_timeline(scene: Speech, start: float, rng: random.Random) -> list[tu
         items.append((at, at + seconds / SLOT_SECONDS, word, 1.0))
         at += seconds / SLOT_SECONDS
     gender = "woman" if GENDERS[scene.voice] == "female" else "man"
-    strength = rng.uniform(0.3, 0.8)
+    strength = rng.uniform(0.1, 0.6)
     return items + [
         (start, at, cue, strength * rng.uniform(0.7, 1.3)) for cue in (gender, scene.style, SPEAKERS[scene.voice])
     ]
