@@ -8,11 +8,8 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from transformers import (
-    GenerationConfig,
-    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    RepetitionPenaltyLogitsProcessor,
     WhisperFeatureExtractor,
     WhisperModel,
 )
@@ -21,12 +18,12 @@ from salmonn import checkpoint, prompts
 from salmonn.audio import MIN_SECONDS, SAMPLE_RATE
 from salmonn.beats import BEATs, load_beats
 from salmonn.config import generate_config, model_config
+from salmonn.decoding import answer, search_settings
 from salmonn.errors import UserError
 from salmonn.features import LogMel, fbank_lengths, kaldi_fbank
 from salmonn.llm import add_lora, load_llm, load_tokenizer, loading, lora_layers, require_all_weights
 from salmonn.qformer import WHISPER_FRAMES_PER_SECOND, QFormer, split_windows, window_frames
-
-IGNORE_INDEX = -100
+from salmonn.sequence import Layout, lay_out, tokenize
 
 
 class SALMONN(nn.Module):
@@ -240,13 +237,14 @@ class SALMONN(nn.Module):
         Returns scalars loss (mean over target tokens), correct and total (tokens), cut (targets
         that lost their end to max_txt_len), and per sample sample_loss and sample_total [B].
         """
-        targets = self.tokenize([text + self.config.end_sym for text in texts])
+        targets = tokenize(self.tokenizer, [text + self.config.end_sym for text in texts])
         cut = sum(len(ids) > self.config.max_txt_len for ids in targets)
         targets = [ids[: self.config.max_txt_len] for ids in targets]
-        inputs, _, is_target, target_ids = self._assemble(embeds, chosen, targets, left_padded=False)
+        layout = lay_out(self.tokenizer, embeds.shape[1], chosen, targets)
+        target_ids = layout.token_ids[layout.is_target].to(self.device)
+        predicts = layout.is_target.roll(-1, dims=1).to(self.device)  # position t predicts token t + 1
         # Padding stands behind every token that counts, so causal attention needs no mask for it.
-        hidden = self._decoder()(inputs_embeds=inputs, use_cache=False).last_hidden_state  # [B, L, H]
-        predicts = is_target.roll(-1, dims=1)  # position t predicts token t + 1
+        hidden = self._decoder()(inputs_embeds=self._embed(layout, embeds), use_cache=False).last_hidden_state
         logits = self._logits(hidden[predicts])  # [targets of the batch, V], only where there are targets
         token_loss = F.cross_entropy(logits, target_ids, reduction="none")
 
@@ -262,41 +260,10 @@ class SALMONN(nn.Module):
             "sample_total": sample_total,
         }
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids without special tokens; the pieces of a sequence are tokenised separately, as published."""
-        return self.tokenizer(list(texts), add_special_tokens=False).input_ids
-
-    def _assemble(
-        self, embeds: Tensor, chosen: Sequence[str] | None, targets: Sequence[list[int]], left_padded: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Lay out BOS, prompt up to the audio, audio, rest of the prompt, target; padding on one outer side.
-
-        Returns inputs [B, L, H], is_used [B, L] (not padding), is_target [B, L] and the target ids in row order.
-        """
-        halves = [("", "")] * len(embeds) if chosen is None else [prompts.split_prompt(prompt) for prompt in chosen]
-        if len(halves) != len(embeds):
-            raise UserError(f"{len(halves)} prompts for {len(embeds)} clips: give one per clip")
-        before = self.tokenize([half[0] for half in halves])
-        after = self.tokenize([half[1] for half in halves])
-        bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-        n_audio = embeds.shape[1]
-        rows = [(bos + b, a, t) for b, a, t in zip(before, after, targets, strict=True)]
-        width = max(len(b) + n_audio + len(a) + len(t) for b, a, t in rows)
-
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        is_audio, is_target, is_used = (torch.zeros(len(rows), width, dtype=torch.bool) for _ in range(3))
-        for i, (b, a, t) in enumerate(rows):
-            length = len(b) + n_audio + len(a) + len(t)
-            start = width - length if left_padded else 0
-            audio = start + len(b)
-            ids[i, start : start + length] = torch.tensor(b + [0] * n_audio + a + t)
-            is_audio[i, audio : audio + n_audio] = True
-            is_target[i, start + length - len(t) : start + length] = True
-            is_used[i, start : start + length] = True
-        ids, is_audio, is_target, is_used = (x.to(self.device) for x in (ids, is_audio, is_target, is_used))
-        inputs = self.llama_model.get_input_embeddings()(ids)
-        inputs = inputs.masked_scatter(is_audio[..., None], embeds.to(inputs.dtype))
-        return inputs, is_used, is_target, ids[is_target]
+    def _embed(self, layout: Layout, embeds: Tensor) -> Tensor:
+        """Input embeddings [B, L, H] with the audio's [B, A, H] in their places."""
+        inputs = self.llama_model.get_input_embeddings()(layout.token_ids.to(self.device))
+        return inputs.masked_scatter(layout.is_audio.to(self.device)[..., None], embeds.to(inputs.dtype))
 
     def _causal_lm(self) -> PreTrainedModel:
         return self.llama_model.get_base_model() if self.config.lora else self.llama_model
@@ -330,14 +297,13 @@ class SALMONN(nn.Module):
         settings = generate_config(settings)
         chosen = prompts or samples.get("prompts") or self._test_prompts(samples)
         embeds, _ = self.encode_speech(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
-        inputs, is_used, _, _ = self._assemble(embeds, chosen, [[]] * len(embeds), left_padded=True)
+        layout = lay_out(self.tokenizer, embeds.shape[1], chosen, [[]] * len(embeds), left_padded=True)
         output = self.llama_model.generate(
-            inputs_embeds=inputs,
-            attention_mask=is_used.long(),
-            generation_config=self._generation(settings),
-            logits_processor=self._repetition_penalty(settings),
+            inputs_embeds=self._embed(layout, embeds),
+            attention_mask=layout.is_used.to(self.device).long(),
+            **search_settings(settings, self.tokenizer.bos_token_id, self.end_id),
         )
-        details = [self._detail(ids) for ids in output.tolist()]
+        details = [answer(ids, self.tokenizer, self.end_id) for ids in output.tolist()]
         return details if return_details else [detail["text"] for detail in details]
 
     def _test_prompts(self, samples: Mapping[str, Any]) -> list[str]:
@@ -346,34 +312,3 @@ class SALMONN(nn.Module):
         questions = samples.get("Q") or [""] * len(samples["task"])
         pool = {task: [prompt] for task, prompt in self.test_prompts.items()}
         return prompts.choose_prompts(pool, samples["task"], questions, source="model.test_prompt_path")
-
-    def _generation(self, settings: DictConfig) -> GenerationConfig:
-        sampling = (
-            {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 50} if settings.do_sample else {}
-        )
-        beams = {"length_penalty": settings.length_penalty} if settings.num_beams > 1 else {}
-        return GenerationConfig(
-            max_new_tokens=settings.max_new_tokens,
-            min_new_tokens=max(0, settings.min_length - 1) or None,  # published lengths count BOS
-            num_beams=settings.num_beams,
-            do_sample=settings.do_sample,
-            bos_token_id=self.tokenizer.bos_token_id,
-            eos_token_id=self.end_id,
-            pad_token_id=self.end_id,
-            use_cache=True,
-            **sampling,
-            **beams,
-        )
-
-    def _repetition_penalty(self, settings: DictConfig) -> LogitsProcessorList:
-        # Given as a setting it spares as many generated tokens of a row as the row has padding in front.
-        if settings.repetition_penalty == 1.0:
-            return LogitsProcessorList()
-        return LogitsProcessorList([RepetitionPenaltyLogitsProcessor(settings.repetition_penalty)])
-
-    def _detail(self, ids: list[int]) -> dict[str, Any]:
-        finished = self.end_id in ids
-        if finished:
-            ids = ids[: ids.index(self.end_id) + 1]  # what follows in the row is padding
-        text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        return {"text": text, "token_ids": ids, "finished": finished}

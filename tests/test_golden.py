@@ -7,6 +7,7 @@ import torch
 from conftest import CASES, golden_sample
 from salmonn.features import kaldi_fbank
 from salmonn.prompts import split_prompt
+from salmonn.sequence import tokenize
 
 SAMPLES = [("base", i) for i in range(4)] + [("no_beats", i) for i in range(2)]
 BEATS_SAMPLES = [("base", i) for i in range(4)]
@@ -92,9 +93,9 @@ def test_token_ids_equal_the_published(golden, name, i):
     case = golden(name)
     sample = golden_sample(case, i)
     before, after = split_prompt(sample["prompts"][0])
-    target = case.model.tokenize([sample["text"][0] + "</s>"])[0][: case.model.config.max_txt_len]
-    assert case.model.tokenize([before])[0] == case.expected[f"s{i}_prompt_before_ids"].tolist()
-    assert case.model.tokenize([after])[0] == case.expected[f"s{i}_prompt_after_ids"].tolist()
+    target = tokenize(case.model.tokenizer, [sample["text"][0] + "</s>"])[0][: case.model.config.max_txt_len]
+    assert tokenize(case.model.tokenizer, [before])[0] == case.expected[f"s{i}_prompt_before_ids"].tolist()
+    assert tokenize(case.model.tokenizer, [after])[0] == case.expected[f"s{i}_prompt_after_ids"].tolist()
     assert target == case.expected[f"s{i}_target_ids"].tolist()
 
 
