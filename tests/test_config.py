@@ -3,8 +3,9 @@
 import pytest
 
 from conftest import ROOT
-from salmonn.config import ModelConfig, known_keys, load_config, model_config
+from salmonn.config import known_keys, load_config, model_config
 from salmonn.errors import UserError
+from salmonn.schema import ModelConfig
 
 # Shape of the published training file, and the keys that two forks add (prefix, exp_name, token).
 PUBLISHED = """

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from conftest import CASES, GOLDEN
-from salmonn.config import OptimsConfig
 from salmonn.optim import build_optimizer, learning_rate
+from salmonn.schema import OptimsConfig
 
 SCHEDULES = json.loads((GOLDEN / "lr_schedule.json").read_text())
 GROUPS = json.loads((GOLDEN / "optimizer_groups.json").read_text())

@@ -1,0 +1,120 @@
+"""Every configuration key with its type and default; names are the published ones where they exist.
+
+Each default lives here and nowhere else; YAML files only hold what differs.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ModelConfig:
+    llama_path: str = ""  # folder (or hub name) of the language model
+    whisper_path: str = ""  # folder (or hub name) of Whisper
+    beats_path: str = ""  # published BEATs .pt file; "" trains without BEATs
+    ckpt: str = ""  # SALMONN checkpoint to start from
+    token: str = ""  # hub access token for gated models
+    freeze_whisper: bool = True
+    freeze_beats: bool = True
+    use_speech_Qformer: bool = True
+    freeze_speech_QFormer: bool = False
+    window_level_Qformer: bool = True  # False: one window over the whole clip
+    num_speech_query_token: int = 1  # queries per window
+    second_per_window: float = 0.333333  # s
+    second_stride: float = 0.333333  # s
+    qformer_hidden_size: int = 768
+    qformer_num_layers: int = 2
+    qformer_num_heads: int = 12
+    qformer_intermediate_size: int = 3072
+    speech_llama_proj_model: str = ""  # checkpoint to take parameters from before `ckpt`
+    freeze_speech_llama_proj: bool = False
+    lora: bool = True
+    lora_rank: int = 8
+    lora_alpha: float = 32
+    lora_dropout: float = 0.1
+    lora_target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    multi_prompt: bool = True  # False: one prompt for all samples of a single-task batch
+    prompt_path: str = ""  # JSON {task: [prompt, ...]}
+    test_prompt_path: str = ""  # JSON {task: prompt}
+    prompt_template: str = "USER: {}\nASSISTANT:"
+    max_txt_len: int = 300  # tokens of a target, end symbol included
+    end_sym: str = "</s>"
+    low_resource: bool = False  # published name of llm_quantization: 8bit
+    llm_quantization: str = "none"  # none | 8bit | nf4
+    llm_dtype: str = "auto"  # auto (float16 on GPU as published, float32 on CPU) | float16 | ...
+    device_8bit: int = 0  # GPU of a quantised model when torchrun gives no local rank
+
+
+@dataclass
+class DatasetsConfig:
+    prefix: str = ""  # joined in front of each annotation's path
+    train_ann_path: str = ""
+    valid_ann_path: str = ""
+    test_ann_path: str = ""
+    valid_ann_path_asr: str = ""  # evaluate.py --mode valid_asr
+    valid_ann_path_aac: str = ""
+    test_ann_path_asr: str = ""  # evaluate.py --mode submission_asr
+    test_ann_path_aac: str = ""
+    whisper_path: str = ""  # accepted as published; features are made as model.whisper_path says
+
+
+@dataclass
+class OptimsConfig:
+    max_epoch: int = 30
+    warmup_steps: int = 3000
+    warmup_start_lr: float = 1e-6  # below 0: no ramp, start at init_lr
+    init_lr: float = 3e-5
+    min_lr: float = 1e-5
+    weight_decay: float = 0.05
+    beta2: float = 0.999
+    grad_clip_norm: float = 0.0  # global norm of the unscaled gradients; 0 = no clipping
+
+
+@dataclass
+class RunConfig:
+    seed: int = 42
+    output_dir: str = "output"
+    exp_name: str = ""  # folder inside output_dir; "" = the config file's name
+    overwrite: bool = False  # True: a run may replace the one that its folder holds
+    evaluate: bool = False  # only validate, on datasets.test_ann_path
+    log_freq: int = 5  # steps
+    epoch_based: bool = False  # True: an epoch is one pass over the data
+    iters_per_epoch: int = 3000
+    accum_grad_iters: int = 1
+    batch_size_train: int = 8  # per process
+    batch_size_eval: int = 8
+    num_workers: int = 8  # loader processes per rank
+    device: str = "cuda"
+    use_distributed: bool = True  # False: ignore torchrun's environment
+    amp: bool = True
+    amp_dtype: str = "fp16"  # fp16 (with loss scaling) | bf16
+    world_size: int = 1  # accepted as published; torchrun decides
+    dist_url: str = "env://"
+    optims: OptimsConfig = field(default_factory=OptimsConfig)
+
+
+@dataclass
+class GenerateConfig:
+    max_new_tokens: int = 200
+    num_beams: int = 4
+    do_sample: bool = False
+    min_length: int = 1
+    temperature: float = 1.0
+    top_p: float = 0.9
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+
+
+@dataclass
+class EvaluateConfig:
+    results_dir: str = "results"
+    name: str = ""  # folder inside results_dir; "" = the mode
+    shuffled_control: bool = False  # score once more with the audio swapped between clips
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    datasets: DatasetsConfig = field(default_factory=DatasetsConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
