@@ -57,11 +57,13 @@ def _read_head(path: Path, max_seconds: float) -> np.ndarray:
         return wav[: int(max_seconds * SAMPLE_RATE)].astype(np.float32)
 
 
-def load_clip(paths: Sequence[str | Path], max_seconds: float = 30.0) -> np.ndarray:
-    """Read an entry's clip and its `expand_wav` clips, joined after 0.1 s of silence each.
+def load_clip(paths: str | Path | Sequence[str | Path], max_seconds: float = 30.0) -> np.ndarray:
+    """Read a clip, or an entry's clip and its `expand_wav` clips, joined after 0.1 s of silence each.
 
     Returns [N] float32 at 16 kHz, at least 1 s (zero-padded), at most max_seconds (the head is kept).
     """
+    if isinstance(paths, str | Path):
+        paths = [paths]
     silence = np.zeros(int(JOIN_SECONDS * SAMPLE_RATE), dtype=np.float32)
     wav = load_audio(paths[0], max_seconds)
     for path in paths[1:]:

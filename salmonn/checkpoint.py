@@ -42,7 +42,8 @@ def read(path: str | Path, kind: str = "SALMONN checkpoint") -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} cannot be read as a {kind} (damaged, or of another kind): {error}") from error
+        # the library's own text advises to load the file unsafely
+        raise UserError(f"{path} is not a {kind}, or damaged ({type(error).__name__})") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f'{path} is not a {kind}: it has no "model" dictionary')
     foreign = [str(name) for name, value in content["model"].items() if not isinstance(value, Tensor)]

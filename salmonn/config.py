@@ -5,6 +5,8 @@ A config file may start from another one (`base: base.yaml`, relative to the fil
 """
 
 import difflib
+import math
+import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -40,7 +42,16 @@ AT_LEAST_ONE = (
     "generate.max_new_tokens",
     "generate.num_beams",
 )
-NOT_NEGATIVE = ("run.num_workers", "run.optims.warmup_steps", "run.optims.grad_clip_norm", "generate.min_length")
+NOT_NEGATIVE = (
+    "run.seed",
+    "run.num_workers",
+    "run.optims.warmup_steps",
+    "run.optims.init_lr",
+    "run.optims.min_lr",
+    "run.optims.weight_decay",
+    "run.optims.grad_clip_norm",
+    "generate.min_length",
+)
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
@@ -195,8 +206,11 @@ def _impossible_values(config: DictConfig) -> list[str]:
             problems.append(f"{key} = {value}: must be at least 1")
     for key in NOT_NEGATIVE:
         value = OmegaConf.select(config, key)
-        if value is not None and value < 0:
-            problems.append(f"{key} = {value}: must not be negative")
+        if value is not None and not 0 <= value < math.inf:  # nan, too
+            problems.append(f"{key} = {value}: must be 0 or more")
+    device = OmegaConf.select(config, "run.device")
+    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        problems.append(f"run.device = {device}: choose cpu, cuda or cuda:N")
     if OmegaConf.select(config, "generate.do_sample") and config.generate.temperature <= 0:
         problems.append(f"generate.temperature = {config.generate.temperature}: sampling needs more than 0")
     model = OmegaConf.select(config, "model")
@@ -238,6 +252,7 @@ def argument_parser(description: str, default_cfg_path: str | None = None) -> Ar
     parser.add_argument(
         "--options",
         nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=VALUE",
         help="override single keys, e.g. run.batch_size_train=4 model.ckpt=last.pth",

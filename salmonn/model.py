@@ -91,6 +91,9 @@ class SALMONN(nn.Module):
         """
         config = model_config(config)
         device = torch.device(device)
+        for path in (config.speech_llama_proj_model, config.ckpt):
+            if path:
+                checkpoint.read(path)  # a wrong file is known before the big ones are loaded
         token = config.token or None
         with loading("model.whisper_path", config.whisper_path):
             whisper, info = WhisperModel.from_pretrained(
@@ -180,6 +183,8 @@ class SALMONN(nn.Module):
 
     def _clean_audio(self, raw_wav: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Zeroes in the padding, at least 1 s, at most what Whisper hears; with the lengths [B] in samples."""
+        if raw_wav.ndim != 2:
+            raise UserError(f"raw_wav must be [batch, samples], got shape {list(raw_wav.shape)}")
         raw_wav = raw_wav.to(self.device)
         if padding_mask is None:
             padding_mask = torch.zeros_like(raw_wav, dtype=torch.bool)
@@ -307,8 +312,10 @@ class SALMONN(nn.Module):
         return details if return_details else [detail["text"] for detail in details]
 
     def _test_prompts(self, samples: Mapping[str, Any]) -> list[str]:
-        if not self.test_prompts:
-            raise UserError("generate needs prompts: give prompts=[...], samples['prompts'] or model.test_prompt_path")
+        if not self.test_prompts or "task" not in samples:
+            raise UserError(
+                "generate needs prompts: prompts=[...], samples['prompts'], or model.test_prompt_path with tasks"
+            )
         questions = samples.get("Q") or [""] * len(samples["task"])
         pool = {task: [prompt] for task, prompt in self.test_prompts.items()}
         return prompts.choose_prompts(pool, samples["task"], questions, source="model.test_prompt_path")

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from salmonn import checkpoint, distributed
+from salmonn import checkpoint, distributed, prompts
 from salmonn.dataset import SALMONNDataset
 from salmonn.errors import UserError
 from salmonn.loader import eval_loader, train_loader
@@ -41,14 +41,16 @@ class Runner:
         if config.run.evaluate:
             self.folder /= "evaluate"  # beside the run that it may be about, which stays as it is
         self._claim_folder()
+        # the data first: what is wrong with it is known before any weight is read
+        keys = ("test_ann_path",) if config.run.evaluate else ("train_ann_path", "valid_ann_path")
+        self.datasets = {key: self._dataset(key) for key in keys}
         seed_everything(config.run.seed)  # the same on every rank: all build the same model
         self.model = SALMONN.from_config(config.model, self.device)
+        for dataset in self.datasets.values():
+            dataset.max_seconds = self.model.max_seconds
         seed_everything(config.run.seed + distributed.rank())  # apart from here on, as published
         self.ddp_model: torch.nn.Module | None = None
-        if distributed.is_main():
-            clear_run(self.folder)
-            OmegaConf.save(config, self.folder / "config.yaml")
-        self.log = RunLog(self.folder)
+        self.log: RunLog | None = None
         self.skipped = SkippedFiles(self.folder)
         scaled = config.run.amp and config.run.amp_dtype == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
@@ -57,14 +59,16 @@ class Runner:
         """Train and validate, or with `run.evaluate` only validate on the test set."""
         try:
             if self.run_config.evaluate:
-                result = self.validate(self._dataset("test_ann_path", training=False), epoch=0, step=0)
+                self._open_log()
+                result = self.validate(self.datasets["test_ann_path"], epoch=0, step=0)
                 result["skipped_files"] = self.skipped.gather()
                 if distributed.is_main():
                     write_json(self.folder / "summary.json", result)
             else:
                 self.train()
         finally:
-            self.log.close()
+            if self.log is not None:
+                self.log.close()
             # DDP's reducer must go before its process group: taken down together, gloo can deadlock.
             self.ddp_model = None
             distributed.shutdown()
@@ -77,7 +81,7 @@ class Runner:
         for epoch in range(self.run_config.optims.max_epoch):
             self.train_epoch(epoch)
             step = (epoch + 1) * self.iters_per_epoch
-            result = self.validate(self.valid_set, epoch, step)
+            result = self.validate(self.datasets["valid_ann_path"], epoch, step)
             skipped_files = self.skipped.gather()
             is_best = not best or result["accuracy"] > best["accuracy"]
             if is_best:
@@ -174,8 +178,7 @@ class Runner:
 
     def _prepare_training(self) -> None:
         run = self.run_config
-        train_set = self._dataset("train_ann_path", training=True)
-        self.valid_set = self._dataset("valid_ann_path", training=False)
+        train_set, valid_set = self.datasets["train_ann_path"], self.datasets["valid_ann_path"]
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.model, run.optims)
         self.ddp_model = self.model
@@ -202,31 +205,35 @@ class Runner:
                 run.seed,
             )
         )
+        self._open_log()
         effective = run.batch_size_train * run.accum_grad_iters * distributed.world_size()
         logger.info(
             "%s: %d trainable parameters; %d training and %d validation samples; %d epochs of %d iterations, "
             "effective batch %d (%d x accumulation %d x %d processes)",
-            self.folder, self._n_trainable(), len(train_set), len(self.valid_set), run.optims.max_epoch,
+            self.folder, self._n_trainable(), len(train_set), len(valid_set), run.optims.max_epoch,
             self.iters_per_epoch, effective, run.batch_size_train, run.accum_grad_iters, distributed.world_size(),
         )  # fmt: skip
 
-    def _dataset(self, key: str, training: bool) -> SALMONNDataset:
+    def _dataset(self, key: str) -> SALMONNDataset:
         """The dataset of an annotation key. Raises UserError when one of its tasks has no prompt."""
-        path = self.config.datasets[key]
+        path, model = self.config.datasets[key], self.config.model
         dataset = SALMONNDataset(
-            path,
-            self.config.datasets.prefix,
-            self.model.max_seconds,
-            replace_broken=training,
-            seed=self.run_config.seed,
+            path, self.config.datasets.prefix, replace_broken=key == "train_ann_path", seed=self.run_config.seed
         )
-        without_prompt = dataset.annotations.tasks - self.model.train_prompts.keys()
-        if self.model.train_prompts and without_prompt:
-            raise UserError(
-                f"{path} has tasks without a prompt in {self.config.model.prompt_path}: "
-                f"{', '.join(sorted(without_prompt))}"
-            )
+        if model.prompt_path:
+            known = prompts.load_train_prompts(model.prompt_path, model.prompt_template).keys()
+            if missing := dataset.annotations.tasks - known:
+                raise UserError(
+                    f"{path} has tasks without a prompt in {model.prompt_path}: {', '.join(sorted(missing))}"
+                )
         return dataset
+
+    def _open_log(self) -> None:
+        """Start writing; only now, when all is well, does an earlier run in the folder give way."""
+        if distributed.is_main():
+            clear_run(self.folder)
+            OmegaConf.save(self.config, self.folder / "config.yaml")
+        self.log = RunLog(self.folder)
 
     def _n_trainable(self) -> int:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)

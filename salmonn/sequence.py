@@ -41,6 +41,8 @@ def lay_out(
     Padding on the left is for generation, on the right for training. Raises UserError for prompts
     that do not hold the audio's marker once, or that are not one per row.
     """
+    if isinstance(chosen, str):
+        raise UserError("prompts must be a list with one string per clip, got a string")
     halves = [("", "")] * len(targets) if chosen is None else [split_prompt(prompt) for prompt in chosen]
     if len(halves) != len(targets):
         raise UserError(f"{len(halves)} prompts for {len(targets)} clips: give one per clip")

@@ -125,6 +125,8 @@ def test_a_base_is_relative_to_the_file_and_is_overridden(tmp_path):
         ("model: {lora_target_modules: {a: b}}", [], "lora_target_modules"),
         ("model: {qformer_num_heads: 0}", [], "qformer_num_heads"),
         ("run: {num_workers: -1}", [], "num_workers"),
+        ("run: {seed: -1, device: gpu}", [], "run.device = gpu"),
+        ("run: {optims: {init_lr: .nan}}", [], "run.optims.init_lr"),
         ("generate: {do_sample: True, temperature: 0}", [], "temperature"),
     ],
 )

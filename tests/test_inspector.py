@@ -78,7 +78,7 @@ def test_without_files_it_says_what_to_put_where(world: Path):
     result = inspect(world)
     assert result.returncode == 2
     assert "no annotation file in ann/" in result.stderr
-    assert "salmonn_stage1_data.json" in result.stderr
+    assert "stage1_train.json" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """`train.py` as a user runs it, on a small miniature world with random weights."""
 
 import json
+import re
 
 import pytest
 import torch
 
-from conftest import mini_options, run_command
+from conftest import ROOT, mini_options, run_command
 from salmonn import checkpoint
+from salmonn.config import argument_parser
 
 SHORT = [
     "run.iters_per_epoch=3", "run.optims.max_epoch=2", "run.batch_size_train=2", "run.batch_size_eval=8",
@@ -172,3 +174,29 @@ def test_help_shows_how_to_start():
     assert result.returncode == 0
     assert "torchrun" in result.stdout
     assert "make quickstart" in result.stdout
+
+
+def test_bad_data_leaves_the_run_that_is_there_alone(mini_world, tmp_path):
+    result = train(mini_world, tmp_path, "run.optims.max_epoch=1")
+    assert result.returncode == 0, result.stderr
+    before = sorted(p.name for p in (tmp_path / "stage1").iterdir())
+    (tmp_path / "broken.json").write_text("{")
+    result = train(mini_world, tmp_path, "run.overwrite=True", f"datasets.train_ann_path={tmp_path}/broken.json")
+    assert result.returncode == 2
+    assert "broken.json cannot be read" in result.stderr
+    assert sorted(p.name for p in (tmp_path / "stage1").iterdir()) == before
+
+
+def test_repeated_options_all_count():
+    parser = argument_parser("")
+    arguments = ["--cfg-path", "x", "--options", "a=1", "b=2", "--options", "c=3"]
+    assert parser.parse_args(arguments).options == ["a=1", "b=2", "c=3"]
+    assert parser.parse_args(["--cfg-path", "x"]).options == []
+
+
+def test_readme_is_complete_and_its_links_resolve():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "@@" not in text
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert "docs/mini_curves.png" in links
+    assert all((ROOT / link).exists() for link in links)

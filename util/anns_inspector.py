@@ -1,7 +1,7 @@
 """Show how much of each annotation file is ready: which clips are on disk, by task and corpus.
 
   python util/anns_inspector.py                                   every *.json and *.json.gz in ann/
-  python util/anns_inspector.py --ann ann/salmonn_stage1_data.json --prefix /data --json ready.json
+  python util/anns_inspector.py --ann ann/stage1_train.json --prefix /data --json ready.json
 
 An entry is ready when its clip, and each clip of its expand_wav, exists and is not empty. The
 corpus is the first folder of the entry's path. Exit code 0, also when clips are missing; 2 when
@@ -72,7 +72,7 @@ def default_files(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.glob("*") if path.name.endswith((".json", ".json.gz")))
     if not found:
         raise UserError(
-            f"no annotation file in {folder}/: put the stage files there (salmonn_stage1_data.json, ...; "
+            f"no annotation file in {folder}/: put the stage files there (stage1_train.json, ...; "
             f"{folder}/README.md says where to get them), or name files by --ann FILE ..."
         )
     return found

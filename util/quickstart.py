@@ -62,8 +62,7 @@ def run_all(out: str, seed: int) -> dict[str, float]:
 
     for stage in STAGES:
         command = ["train.py", "--cfg-path", f"{CONFIGS}/stage{stage}.yaml"]
-        if options := overrides(f"stage{stage}", out, seed):
-            command += ["--options", *options]
+        command += ["--options", "run.overwrite=True", *overrides(f"stage{stage}", out, seed)]
         seconds[f"stage{stage}"] = run(f"training, stage {stage}", *command, processes=PROCESSES)
         if stage in EVALUATED_STAGES:
             for mode in MODES:

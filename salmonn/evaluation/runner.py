@@ -66,6 +66,8 @@ def evaluate(config: DictConfig, mode: str) -> None:
             swapped = generate_outputs(model, dataset, swap_audio(heard), config, f"{mode}, shuffled audio")
         if distributed.is_main():
             report = build_report(task, clips, outputs, swapped, config.model.whisper_path)
+            if not config.model.ckpt:
+                report["notes"].insert(0, "NO CHECKPOINT (model.ckpt is empty): connector and LoRA are untrained.")
             report |= {
                 "annotation": source,
                 "entries": len(dataset),

@@ -14,10 +14,8 @@ from util.mini_world.render import BREAKAGES, Clip, render
 from util.mini_world.scenes import (
     GENDERS,
     VOICES,
-    Music,
     Pair,
     Scene,
-    Sound,
     Speech,
     answer,
     draw_music,
@@ -172,10 +170,10 @@ def sentences(clips: Iterable[Clip]) -> set[str]:
     found = set()
     for clip in clips:
         scene = clip.scene
-        spoken = (
-            [scene] if isinstance(scene, Speech) else [scene.first, scene.second] if isinstance(scene, Pair) else []
-        )
-        found.update(speech.sentence for speech in spoken)
+        if isinstance(scene, Speech):
+            found.add(scene.sentence)
+        elif isinstance(scene, Pair):
+            found |= {scene.first.sentence, scene.second.sentence}
     return found
 
 
@@ -207,7 +205,3 @@ def check_annotations(ann_dir: Path) -> None:
     for what, test, rest in zip(("paths", "sentences"), contents("test_*.json"), contents("stage*.json"), strict=True):
         if test & rest:
             raise LeakError(f"{what} of test_*.json are in stage*.json: {sorted(test & rest)[:3]}")
-
-
-def is_audio_scene(scene: Scene) -> bool:
-    return isinstance(scene, Sound | Music)

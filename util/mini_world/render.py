@@ -33,7 +33,6 @@ BREAKAGES = {  # kind: suffix of the file
     "head": "ogg",  # only the first bytes (of an mp3, libmpg123 would write a warning into every log)
 }
 
-
 Track = list[tuple[float, str]]  # (start in seconds, word or phoneme) in order; "" is silence
 
 
@@ -83,13 +82,10 @@ def _wave(clip: Clip, rng: Generator) -> np.ndarray:
         start = 0.1 + rng.uniform(0.5, 0.8) * len(first) / RATE
         return _place([(0.1, first), (start, _speech(clip, scene.second, start, MAX_SECONDS / 2, rng))], MAX_SECONDS)
     if isinstance(scene, Music):
-        wave = rng.uniform(0.2, 0.8) * sounds.melody(*_melody_arguments(scene), rng.uniform(3.0, 4.5), rng)
+        loudness, seconds = rng.uniform(0.2, 0.8), rng.uniform(3.0, 4.5)
+        wave = loudness * sounds.melody(scene.instrument, scene.tempo, scene.contour, seconds, rng)
         return _place([(rng.uniform(0, 0.3), wave)], MAX_SECONDS)
     return _sound(clip, scene, rng)
-
-
-def _melody_arguments(scene: Music) -> tuple[str, str, str]:
-    return scene.instrument, scene.tempo, scene.contour
 
 
 def _speech(clip: Clip, scene: Speech, start: float, limit: float, rng: Generator) -> np.ndarray:
