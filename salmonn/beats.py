@@ -80,6 +80,7 @@ class Layer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
+        """[B, T, D] -> [B, T, D]; bias and key_mask as in `Attention`."""
         attended = F.dropout(self.self_attn(x, bias, key_mask), self.dropout, self.training)
         x = self.self_attn_layer_norm(self.alpha * x + attended)
         fed = F.dropout(self.fc2(F.gelu(self.fc1(x))), self.dropout, self.training)

@@ -36,6 +36,7 @@ class LogMel(nn.Module):
 
     @property
     def max_seconds(self) -> float:
+        """Length of audio that fits, in seconds."""
         return self.n_samples / self.sampling_rate
 
     @torch.no_grad()

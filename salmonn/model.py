@@ -125,6 +125,7 @@ class SALMONN(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the parameters are."""
         return self.speech_query_tokens.device
 
     @property

@@ -52,6 +52,7 @@ class Output(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, y: Tensor, residual: Tensor) -> Tensor:
+        """y [W, Q, width], residual [W, Q, D] -> [W, Q, D]."""
         return self.LayerNorm(self.dropout(self.dense(y)) + residual)
 
 
@@ -62,6 +63,7 @@ class AttentionBlock(nn.Module):
         self.output = Output(hidden, hidden)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x [W, Q, D], context [W, K, C] -> [W, Q, D]."""
         return self.output(self.self(x, context), x)
 
 
@@ -71,6 +73,7 @@ class Intermediate(nn.Module):
         self.dense = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[W, Q, D] -> [W, Q, width]."""
         return F.gelu(self.dense(x))
 
 
@@ -85,6 +88,7 @@ class Layer(nn.Module):
         self.output_query = Output(width, hidden)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x [W, Q, D], context [W, K, C] -> [W, Q, D]."""
         x = self.attention(x, x)
         x = self.crossattention(x, context)
         return self.output_query(self.intermediate_query(x), x)

@@ -44,6 +44,7 @@ class Runner:
         # the data first: what is wrong with it is known before any weight is read
         keys = ("test_ann_path",) if config.run.evaluate else ("train_ann_path", "valid_ann_path")
         self.datasets = {key: self._dataset(key) for key in keys}
+        self._require_prompts()
         seed_everything(config.run.seed)  # the same on every rank: all build the same model
         self.model = SALMONN.from_config(config.model, self.device)
         for dataset in self.datasets.values():
@@ -215,18 +216,24 @@ class Runner:
         )  # fmt: skip
 
     def _dataset(self, key: str) -> SALMONNDataset:
-        """The dataset of an annotation key. Raises UserError when one of its tasks has no prompt."""
-        path, model = self.config.datasets[key], self.config.model
-        dataset = SALMONNDataset(
-            path, self.config.datasets.prefix, replace_broken=key == "train_ann_path", seed=self.run_config.seed
+        """The dataset of an annotation key; only in training another clip takes the place of a broken one."""
+        datasets = self.config.datasets
+        return SALMONNDataset(
+            datasets[key], datasets.prefix, replace_broken=key == "train_ann_path", seed=self.run_config.seed
         )
-        if model.prompt_path:
-            known = prompts.load_train_prompts(model.prompt_path, model.prompt_template).keys()
+
+    def _require_prompts(self) -> None:
+        """Raise UserError when a task of the data has no prompt."""
+        model = self.config.model
+        if not model.prompt_path:
+            return
+        known = prompts.load_train_prompts(model.prompt_path, model.prompt_template).keys()
+        for dataset in self.datasets.values():
             if missing := dataset.annotations.tasks - known:
+                names = ", ".join(sorted(missing))
                 raise UserError(
-                    f"{path} has tasks without a prompt in {model.prompt_path}: {', '.join(sorted(missing))}"
+                    f"{dataset.annotations.path} has tasks without a prompt in {model.prompt_path}: {names}"
                 )
-        return dataset
 
     def _open_log(self) -> None:
         """Start writing; only now, when all is well, does an earlier run in the folder give way."""

@@ -32,6 +32,7 @@ class Metric:
     parts: Callable[[Sequence[str], Sequence[Sequence[str]]], Parts]
 
     def show(self, value: float | None) -> str:
+        """The score as a person reads it."""
         if value is None:
             return "not defined"
         return f"{100 * value:.2f} %" if self.percent else f"{value:.3f}"

@@ -23,6 +23,7 @@ class EvalTask:
 
     @property
     def is_submission(self) -> bool:
+        """Whether there is no ground truth to score against."""
         return not self.metrics
 
 
