@@ -1,89 +1,95 @@
-"""Annotation files `{"annotation": [{path, text, task, Q, expand_wav, ...}, ...]}`, held compactly.
+"""Annotation files `{"annotation": [{path, text, task, Q, expand_wav, ...}, ...]}` of any size.
 
-Entries live as JSON bytes in one buffer with an offset each. Loader workers share these two arrays
-with their parent (copy on write is never triggered), where a list of dicts would be copied page by
-page into every worker as reference counts change.
+Entries stay where they are, in the file; an index of 18 bytes an entry says where each begins. The
+index is memory-mapped and the file is read through the page cache, so that all loader workers of
+all ranks on a machine share both, where a list of dicts would be copied into every worker.
 """
 
-import gzip
-import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from salmonn.annotation_index import open_index
+from salmonn.annotation_scan import DEFAULT_TASK, Entry, Range, list_problems
 from salmonn.errors import UserError
 
-DEFAULT_TASK = "asr"
-_SHOWN_PROBLEMS = 5
+_BLOCK = 20_000  # entries that are decoded together
 
 
 class Annotations:
     """The entries of one annotation file; `annotations[i]` is a dict with the defaults filled in."""
 
     def __init__(self, path: str | Path, need_text: bool = True) -> None:
-        """Read and check a file. Raises UserError that names file, entry and field of the first bad ones."""
-        entries = [_without_null(entry) for entry in read_entries(path)]
-        problems = [f"entry {i}: {what}" for i, entry in enumerate(entries) for what in _problems(entry, need_text)]
-        if problems:
-            shown = problems[:_SHOWN_PROBLEMS]
-            if len(problems) > len(shown):
-                shown.append(f"... {len(problems)} problems in all")
-            raise UserError("\n  ".join([f"annotation file {path}:", *shown]))
-        packed = [json.dumps(entry, ensure_ascii=False).encode() for entry in entries]
-        self.path = Path(path)
-        self.tasks = {entry.get("task", DEFAULT_TASK) for entry in entries}
-        self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
-        self._ends = np.cumsum([len(entry) for entry in packed])
+        """Open a file by its index, which is made where there is none for this version of the file.
+
+        Raises UserError that names file, entry and field of the first bad entries, and their number.
+        """
+        self.path, self.need_text = Path(path), need_text
+        index = open_index(self.path)
+        if need_text and index.header.n_without_text:
+            problems = [f"entry {i}: no 'text'" for i in index.header.without_text]
+            raise UserError(list_problems(path, problems, index.header.n_without_text))
+        self._index = index
+        self._file = os.open(index.text_path, os.O_RDONLY)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._index.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"text": "", "task": DEFAULT_TASK, "Q": "", "expand_wav": [], **self.as_written(index)}
+
+    def as_written(self, index: int) -> dict[str, Any]:
+        """An entry with the keys that it has in the file; null stands for an absent key."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        start = self._ends[index - 1] if index else 0
-        entry = json.loads(self._bytes[start : self._ends[index]].tobytes())
-        return {"text": "", "task": DEFAULT_TASK, "Q": "", "expand_wav": [], **entry}
+        record = self._index.records[index]
+        entry = self._decode(self._read(int(record["start"]), int(record["length"])))
+        return {key: value for key, value in entry.items() if value is not None}
 
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
 
-def read_entries(path: str | Path) -> list[dict[str, Any]]:
-    """The raw entries of an annotation file (.json or .json.gz), not yet checked."""
-    opener = gzip.open if str(path).endswith(".gz") else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"annotation file {path} cannot be read: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("annotation"), list):
-        raise UserError(f'annotation file {path}: expected {{"annotation": [entry, ...]}}')
-    if not content["annotation"]:
-        raise UserError(f"annotation file {path} has no entries")
-    return content["annotation"]
+    def __reduce__(self) -> tuple:
+        return Annotations, (str(self.path), self.need_text)  # a process that does not fork opens it anew
 
+    @property
+    def tasks(self) -> dict[str, int]:
+        """The tasks that occur, each with the number of the first entry that has it."""
+        numbers, first = np.unique(self._index.records["task"], return_index=True)
+        return {self._index.header.tasks[number]: int(i) for number, i in zip(numbers, first, strict=True)}
 
-def _without_null(entry: Any) -> Any:
-    """null stands for an absent key."""
-    return {k: v for k, v in entry.items() if v is not None} if isinstance(entry, dict) else entry
+    @property
+    def text_lengths(self) -> np.ndarray:
+        """[entries] characters of each text."""
+        return self._index.records["text"]
 
+    def entries(self, start: int = 0, stop: int | None = None) -> Iterator[Entry]:
+        """The entries in their order, with the known fields only: far quicker than one by one."""
+        stop = len(self) if stop is None else min(stop, len(self))
+        decoder = msgspec.json.Decoder(list[Entry])
+        for block in range(start, stop, _BLOCK):
+            records = self._index.records[block : min(block + _BLOCK, stop)]
+            begin, end = int(records[0]["start"]), int(records[-1]["start"]) + int(records[-1]["length"])
+            yield from self._decode(b"[" + self._read(begin, end - begin) + b"]", decoder)
 
-def _problems(entry: Any, need_text: bool) -> list[str]:
-    if not isinstance(entry, dict):
-        return [f"expected an object, got {type(entry).__name__}"]
-    wrong = [f"no {key!r}" for key in ("path", "text") if key not in entry and (key == "path" or need_text)]
-    wrong += [
-        f"{key!r} must be a string, got {type(entry[key]).__name__}"
-        for key in ("path", "text", "task", "Q")
-        if key in entry and not isinstance(entry[key], str)
-    ]
-    if entry.get("path") == "":
-        wrong.append("'path' is empty")
-    clips = entry.get("expand_wav", [])
-    if not isinstance(clips, list) or not all(isinstance(clip, str) for clip in clips):
-        wrong.append("'expand_wav' must be a list of strings")
-    return wrong
+    def text_ranges(self) -> tuple[Path, list[Range]]:
+        """The file that holds the text, and the bytes of consecutive blocks of entries in it."""
+        records, offset, n = self._index.records, self._index.text_offset, len(self)
+        last = np.minimum(np.arange(0, n, _BLOCK) + _BLOCK, n) - 1
+        begins, ends = records["start"][::_BLOCK], records["start"][last] + records["length"][last]
+        ranges = zip((begins + offset).tolist(), (ends + offset).tolist(), strict=True)
+        return self._index.text_path, list(ranges)
 
+    def _read(self, start: int, length: int) -> bytes:
+        return os.pread(self._file, length, self._index.text_offset + start)
 
-def clip_paths(entry: dict[str, Any], prefix: str) -> list[Path]:
-    """Files of an entry: `prefix` joined in front of its path and of each `expand_wav` path."""
-    return [Path(prefix + path) if prefix else Path(path) for path in (entry["path"], *entry.get("expand_wav", []))]
+    def _decode(self, data: bytes, decoder: msgspec.json.Decoder | None = None) -> Any:
+        try:
+            return decoder.decode(data) if decoder else msgspec.json.decode(data)
+        except msgspec.MsgspecError as error:
+            raise RuntimeError(f"annotation file {self.path} was changed while it was in use ({error})") from error

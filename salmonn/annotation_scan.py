@@ -1,0 +1,188 @@
+"""Reading annotation files of hundreds of megabytes: a few megabytes at a time, every entry checked."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+
+from salmonn.errors import UserError
+
+DEFAULT_TASK = "asr"
+RECORD = np.dtype([("start", "<i8"), ("length", "<u4"), ("text", "<u4"), ("task", "<u2")])  # bytes; characters
+
+_CHUNK = 1 << 19  # bytes that are parsed together: their objects fit in a core's cache
+SHOWN_PROBLEMS = 5  # of a file, in a message
+_HEAD = re.compile(rb'\s*\{\s*"annotation"\s*:\s*\[')
+_TAIL = re.compile(rb"\]\s*\}\s*$")
+_BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")  # what stands between two entries
+_REACH = (1 << 14, 1 << 24)  # bytes in which the end of an entry is looked for
+_EDGE = 4096  # bytes at both ends of a file in which its frame is looked for
+
+Range = tuple[int, int]  # bytes of a file
+
+
+class Entry(msgspec.Struct, gc=False):
+    """The fields of an entry that have a meaning; null stands for an absent key."""
+
+    path: str | None = None
+    text: str | None = None
+    task: str | None = None
+    Q: str | None = None
+    expand_wav: list[str] | None = None
+
+
+class _File(msgspec.Struct):
+    annotation: msgspec.Raw
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What an index is made of."""
+
+    records: np.ndarray  # [n] RECORD
+    tasks: list[str]  # by number
+    without_text: list[int]  # entries
+
+
+def scan(source: Path, text: BinaryIO) -> Scan:
+    """Find and check every entry. Raises UserError that names the first bad ones and counts them."""
+    try:
+        return _scan(source, read_chunks(text, candidate_ranges(text)))
+    except (msgspec.MsgspecError, UnicodeDecodeError):  # another layout, a cut inside a text, or malformed
+        return _scan(source, read_chunks(text, [whole_array(source, text)]))
+
+
+def candidate_ranges(text: BinaryIO, size: int = _CHUNK) -> list[Range]:
+    """Cut the entries of a file into ranges of about `size` bytes, without reading it.
+
+    A cut may lie inside a text that looks like the end of an entry; then that range is no valid
+    JSON, and neither is it when the file has another layout than `{"annotation": [...]}`.
+    """
+    end = text.seek(0, 2)
+    text.seek(0)
+    head = _HEAD.match(text.read(_EDGE))
+    text.seek(max(0, end - _EDGE))
+    tail = _TAIL.search(text.read())
+    begin, stop = head.end() if head else 0, max(0, end - _EDGE) + tail.start() if tail else end
+    ranges = []
+    while stop - begin > size:
+        cut = _next_cut(text, begin + size, stop)
+        if not cut:
+            break
+        ranges.append((begin, cut[0]))
+        begin = cut[1]
+    return [*ranges, (begin, stop)]
+
+
+def _next_cut(text: BinaryIO, begin: int, stop: int) -> Range | None:
+    """Where the next entry ends and the one after it begins."""
+    for reach in _REACH:
+        text.seek(begin)
+        if found := _BETWEEN.search(text.read(min(reach, stop - begin))):
+            return begin + found.start() + 1, begin + found.end()
+    return None
+
+
+def whole_array(source: Path, text: BinaryIO) -> Range:
+    """Where the entries of a file of any layout stand. Raises UserError where it is no annotation file."""
+    text.seek(0)
+    data = text.read()
+    try:
+        data.decode()
+        array = memoryview(msgspec.json.decode(data, type=_File).annotation)
+    except msgspec.ValidationError:
+        array = memoryview(b"")
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        at = re.search(r"\(byte (\d+)\)", str(error))
+        before = data[: int(at.group(1))] if at else data
+        near = len(_BETWEEN.findall(before))
+        raise UserError(f"annotation file {source} cannot be read: {error}, near entry {near}") from error
+    if not bytes(array[:1]) == b"[":
+        raise UserError(f'annotation file {source}: expected {{"annotation": [entry, ...]}}')
+    begin = data.index(array)
+    return begin + 1, begin + len(array) - 1
+
+
+def read_chunks(text: BinaryIO, ranges: Iterable[Range]) -> Iterator[tuple[int, bytes]]:
+    """Yield (begin, the entries of a range as a JSON array); byte i of the array stands at begin + i in the file."""
+    for begin, end in ranges:
+        text.seek(begin)
+        yield begin - 1, b"[" + text.read(end - begin) + b"]"
+
+
+def _scan(source: Path, chunks: Iterable[tuple[int, bytes]]) -> Scan:
+    records: list[np.ndarray] = []
+    tasks: dict[str, int] = {}
+    without_text: list[int] = []
+    problems: list[str] = []
+    n = 0
+    for begin, chunk in chunks:
+        chunk.decode()  # bytes that are no UTF-8 would come up later, in an unknown field
+        raws = msgspec.json.decode(chunk, type=list[msgspec.Raw])
+        entries = _known_fields(chunk)
+        if entries is None or not all(entry.path for entry in entries):
+            problems += [f"entry {n + i}: {what}" for i, raw in enumerate(raws) for what in _problems(raw)]
+        else:
+            part = np.zeros(len(raws), RECORD)
+            part["length"] = [len(memoryview(raw)) for raw in raws]
+            part["start"] = begin + _starts(chunk, part["length"].tolist())
+            part["text"] = [len(entry.text or "") for entry in entries]
+            part["task"] = [tasks.setdefault(entry.task or DEFAULT_TASK, len(tasks)) for entry in entries]
+            records.append(part)
+            without_text += [n + i for i, entry in enumerate(entries) if entry.text is None]
+        n += len(raws)
+    if problems:
+        raise UserError(list_problems(source, problems, len(problems)))
+    if not n:
+        raise UserError(f"annotation file {source} has no entries")
+    return Scan(np.concatenate(records), list(tasks), without_text)
+
+
+def list_problems(source: str | Path, problems: list[str], n: int) -> str:
+    """The message about the first of `n` problems in an annotation file."""
+    shown = problems[:SHOWN_PROBLEMS]
+    if n > len(shown):
+        shown.append(f"... {n} problems in all")
+    return "\n  ".join([f"annotation file {source}:", *shown])
+
+
+def _known_fields(chunk: bytes) -> list[Entry] | None:
+    """The entries of a chunk; None where a field has a wrong type."""
+    try:
+        return msgspec.json.decode(chunk, type=list[Entry])
+    except msgspec.ValidationError:
+        return None
+
+
+def _starts(chunk: bytes, lengths: list[int]) -> np.ndarray:
+    """[entries] where each entry begins in an array of objects: at the next brace after the last one's end."""
+    starts, position = [], 0
+    for length in lengths:
+        position = chunk.index(b"{", position)
+        starts.append(position)
+        position += length
+    return np.array(starts, np.int64)
+
+
+def _problems(raw: msgspec.Raw) -> list[str]:
+    """What is wrong with one entry, each with its field."""
+    entry = msgspec.json.decode(raw)
+    if not isinstance(entry, dict):
+        return [f"expected an object, got {type(entry).__name__}"]
+    entry = {key: value for key, value in entry.items() if value is not None}
+    wrong = [] if "path" in entry else ["no 'path'"]
+    wrong += [
+        f"{key!r} must be a string, got {type(entry[key]).__name__}"
+        for key in ("path", "text", "task", "Q")
+        if key in entry and not isinstance(entry[key], str)
+    ]
+    if entry.get("path") == "":
+        wrong.append("'path' is empty")
+    clips = entry.get("expand_wav", [])
+    if not isinstance(clips, list) or not all(isinstance(clip, str) for clip in clips):
+        wrong.append("'expand_wav' must be a list of strings")
+    return wrong
