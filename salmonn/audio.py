@@ -1,20 +1,33 @@
-"""Any audio file to mono float32 at 16 kHz, reading only what is needed.
+"""Any audio file to mono float32 at 16 kHz, reading only what is needed; what is damaged is refused.
 
 Resampling is soxr at its HQ setting (librosa's default resampler): the stop band lies far below
 the -60 dB that speech needs, and it is several times faster than a windowed-sinc convolution in torch.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 
+from salmonn.ogg import ogg_problem
+
 SAMPLE_RATE = 16_000  # Hz
 MIN_SECONDS = 1.0  # shorter clips are zero-padded, as published
 JOIN_SECONDS = 0.1  # silence between a clip and its `expand_wav` clips, as published
+
 _GUARD_SECONDS = 0.1  # read past the cut, so that the resampler's edge lies outside the clip
+_RATES = range(1_000, 768_001)  # Hz; beyond it a header is damaged, and its buffers would not fit in memory
+_MAX_CHANNELS = 64
+_BLOCK_SECONDS = 30  # of a file that is decoded as a whole
+_LOUDEST = 2.0**31  # float files may hold integers as they are; beyond that features overflow
+# libsndfile's log tells where the sizes in a WAV or AIFF header are larger than the file
+_SHORT_DATA = re.compile(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_STREAMED_SIZE = 0x7FFFF000  # sizes from here on mean "not known", as programs write that cannot seek back
 
 
 class AudioError(Exception):
@@ -25,49 +38,171 @@ class AudioError(Exception):
         self.path, self.reason = str(path), str(reason)
 
 
-def load_audio(path: str | Path, max_seconds: float = 30.0) -> np.ndarray:
-    """Read the first `max_seconds` of a file: channel 0, resampled to 16 kHz.
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header says."""
+
+    rate: int  # Hz
+    channels: int
+    frames: int
+    format: str  # such as "FLAC PCM_16"
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+        return self.frames / self.rate
+
+
+def load_audio(path: str | Path, max_seconds: float = 30.0, channel: str = "first") -> np.ndarray:
+    """Read the first `max_seconds` of a file at 16 kHz: its first channel (as published), or their mean.
 
     Returns [N] float32, N at most max_seconds * 16000. Raises AudioError for whatever cannot be
-    read: missing, not audio, damaged, empty, not finite.
+    read: missing, not audio, damaged, shorter than its header says, empty, not finite.
     """
-    path = Path(path)
-    try:
-        if not path.is_file():
-            raise AudioError(path, "is a directory" if path.is_dir() else "file does not exist")
-        wav = _read_head(path, max_seconds)
-    except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
-        raise AudioError(path, error) from error
-    if len(wav) == 0:
-        raise AudioError(path, "holds no samples")
-    if not np.isfinite(wav).all():
-        raise AudioError(path, "holds samples that are not finite numbers")
-    return wav
+    with _open(path) as file:
+        samples = _read(file, int((max_seconds + _GUARD_SECONDS) * file.samplerate))  # [N, channels]
+        wav = samples.mean(1) if channel == "mean" else samples[:, 0]
+        if file.samplerate != SAMPLE_RATE:
+            wav = soxr.resample(wav, file.samplerate, SAMPLE_RATE, quality="HQ")
+    return np.ascontiguousarray(wav[: int(max_seconds * SAMPLE_RATE)])
 
 
-def _read_head(path: Path, max_seconds: float) -> np.ndarray:
-    with soundfile.SoundFile(path) as file:
-        source_rate = file.samplerate
-        # float64 keeps 24-bit and float sources exact up to the single rounding at the end
-        samples = file.read(int((max_seconds + _GUARD_SECONDS) * source_rate), dtype="float64", always_2d=True)
-    wav = samples[:, 0]
-    if source_rate != SAMPLE_RATE and len(wav):
-        wav = soxr.resample(wav, source_rate, SAMPLE_RATE, quality="HQ")
-    with np.errstate(over="ignore"):  # beyond float32 becomes infinite, and is refused as such
-        return wav[: int(max_seconds * SAMPLE_RATE)].astype(np.float32)
-
-
-def load_clip(paths: str | Path | Sequence[str | Path], max_seconds: float = 30.0) -> np.ndarray:
+def load_clip(
+    paths: str | Path | Sequence[str | Path],
+    max_seconds: float = 30.0,
+    channel: str = "first",
+    expand_cut: str = "head",
+) -> np.ndarray:
     """Read a clip, or an entry's clip and its `expand_wav` clips, joined after 0.1 s of silence each.
 
-    Returns [N] float32 at 16 kHz, at least 1 s (zero-padded), at most max_seconds (the head is kept).
+    Returns [N] float32 at 16 kHz, at least 1 s (zero-padded), at most max_seconds. Of longer clips
+    the head of the whole is kept (`expand_cut` "head", as published), or the time is shared among
+    the clips ("share"), so that each is heard.
     """
     if isinstance(paths, str | Path):
         paths = [paths]
-    silence = np.zeros(int(JOIN_SECONDS * SAMPLE_RATE), dtype=np.float32)
-    wav = load_audio(paths[0], max_seconds)
-    for path in paths[1:]:
-        wav = np.concatenate([wav, silence, load_audio(path, max_seconds)])
-    wav = wav[: int(max_seconds * SAMPLE_RATE)]
+    wavs = [load_audio(path, max_seconds, channel) for path in paths]
+    limit, gap = int(max_seconds * SAMPLE_RATE), int(JOIN_SECONDS * SAMPLE_RATE)
+    if expand_cut == "share":
+        shares = share_time([len(wav) for wav in wavs], limit - gap * (len(wavs) - 1))
+        wavs = [wav[:share] for wav, share in zip(wavs, shares, strict=True)]
+    silence = np.zeros(gap, dtype=np.float32)
+    wav = np.concatenate([part for wav in wavs for part in (silence, wav)][1:])[:limit]
     missing = int(MIN_SECONDS * SAMPLE_RATE) - len(wav)
     return np.pad(wav, (0, missing)) if missing > 0 else wav
+
+
+def share_time(lengths: Sequence[int], limit: int) -> list[int]:
+    """Cut lengths to `limit` in all: equal shares, and what a short clip leaves goes to the longer ones."""
+    shares, left = [0] * len(lengths), max(limit, 0)
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for done, i in enumerate(by_length):
+        shares[i] = min(lengths[i], left // (len(lengths) - done))
+        left -= shares[i]
+    return shares
+
+
+def inspect_header(path: str | Path) -> AudioInfo:
+    """What a file says of itself, without decoding it. Raises AudioError for what shows already there."""
+    with _open(path) as file:
+        return _info(file, _known_frames(file) or 0)
+
+
+def decode_all(path: str | Path) -> AudioInfo:
+    """Decode a whole file, a block at a time. Raises AudioError for any damage that a decoder can see."""
+    with _open(path) as file:
+        block = _BLOCK_SECONDS * file.samplerate
+        frames = n = len(_read(file, block))
+        while n == block:
+            n = len(_read(file, block))
+            frames += n
+        return _info(file, frames)
+
+
+def _info(file: soundfile.SoundFile, frames: int) -> AudioInfo:
+    return AudioInfo(file.samplerate, file.channels, frames, f"{file.format} {file.subtype}")
+
+
+def _known_frames(file: soundfile.SoundFile) -> int | None:
+    """The length in the header; None where a program did not know it that wrote to a pipe."""
+    return file.frames if file.frames < 1 << 62 else None
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
+    """A file whose header is sound; whatever goes wrong, here or while it is read, is an AudioError."""
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise AudioError(path, _no_file(path))
+        if path.stat().st_size == 0:
+            raise AudioError(path, "empty file")
+        with soundfile.SoundFile(path) as file:
+            if problem := _header_problem(file, path):
+                raise AudioError(path, problem)
+            yield file
+    except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, MemoryError) as error:
+        raise AudioError(path, _reason(error, path)) from error
+
+
+def _no_file(path: Path) -> str:
+    if path.is_dir():
+        return "is a folder"
+    return "no regular file" if path.exists() else "file does not exist"
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """kind[: details], without the path, which the AudioError names."""
+    if isinstance(error, soundfile.LibsndfileError):
+        if path.suffix.lower() in (".m4a", ".mp4", ".aac"):
+            return "undecodable: libsndfile reads no AAC; convert it, e.g. to FLAC"
+        return f"undecodable: {error.error_string.removeprefix('Error : ').rstrip('. ')}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"unreadable: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def _header_problem(file: soundfile.SoundFile, path: Path) -> str | None:
+    if file.samplerate not in _RATES:
+        return f"absurd header: {file.samplerate} Hz"
+    if not 1 <= file.channels <= _MAX_CHANNELS:
+        return f"absurd header: {file.channels} channels"
+    if file.format == "OGG":
+        return ogg_problem(path, file.samplerate, file.frames, file.subtype) or _empty(file)
+    for said, found in _SHORT_DATA.findall(file.extra_info):
+        if int(found) < int(said) < _STREAMED_SIZE:
+            return f"truncated: its header says {said} bytes of samples, it has {found}"
+    return _empty(file)
+
+
+def _empty(file: soundfile.SoundFile) -> str | None:
+    return None if file.frames else "no samples"
+
+
+def _read(file: soundfile.SoundFile, frames: int) -> np.ndarray:
+    """The next `frames` of a file or all that it has left, as [N, channels] float32. Raises ValueError."""
+    start, known = file.tell(), _known_frames(file)
+    if known is None:
+        file.seekable = lambda: False  # soundfile seeks after each read, which libsndfile refuses here
+    expected = frames if known is None else min(frames, known - start)
+    samples = file.read(expected, dtype="float32", always_2d=True)
+    at_end = known is None or start + expected == known
+    if len(samples) < expected - (_slack(file) if at_end else 0):
+        raise ValueError(f"truncated: its header says {file.frames} samples, {start + len(samples)} can be decoded")
+    if not len(samples):
+        if not start:
+            raise ValueError("no samples")
+        return samples
+    loudest = max(samples.max(), -samples.min())
+    if not np.isfinite(loudest):
+        raise ValueError("not finite: some samples are no numbers")
+    if loudest > _LOUDEST:
+        raise ValueError(f"absurd samples: up to {loudest:g}, where 1 is full scale")
+    return samples
+
+
+def _slack(file: soundfile.SoundFile) -> float:
+    """Samples by which a whole file may be shorter than its header says."""
+    if _known_frames(file) is None:
+        return np.inf
+    return 2 * (1152 if file.samplerate > 24_000 else 576) if file.format == "MP3" else 0  # two frames of an mp3

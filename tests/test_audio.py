@@ -1,11 +1,14 @@
 """Any readable file becomes channel 0 at 16 kHz, 1 to `max_seconds` long."""
 
+import tracemalloc
+
 import librosa
 import numpy as np
 import pytest
 import soundfile
 
-from salmonn.audio import AudioError, load_audio, load_clip
+from salmonn.annotations import Annotations
+from salmonn.audio import AudioError, decode_all, load_audio, load_clip, share_time
 
 
 def tone(seconds: float, rate: int, hertz: float = 440.0) -> np.ndarray:
@@ -102,3 +105,89 @@ def test_unusable_files_raise_one_error_that_names_file_and_reason(tmp_path, nam
         load_audio(tmp_path / name)
     assert error.value.path == str(tmp_path / name)
     assert error.value.reason
+
+
+def test_the_mean_of_the_channels_is_an_option(tmp_path):
+    left, right = tone(1.0, 16_000, 300), tone(1.0, 16_000, 900)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right, 0 * left], axis=1), 16_000, subtype="FLOAT")
+    np.testing.assert_allclose(load_audio(tmp_path / "a.wav", channel="mean"), (left + right) / 3, atol=1e-6)
+
+
+def test_of_a_pair_beyond_the_limit_the_head_is_kept_or_the_time_is_shared(tmp_path):
+    for name, hertz in (("a", 300), ("b", 900)):
+        soundfile.write(tmp_path / f"{name}.wav", tone(4.0, 16_000, hertz), 16_000, subtype="FLOAT")
+    pair = [tmp_path / "a.wav", tmp_path / "b.wav"]
+    head = load_clip(pair, max_seconds=4.1)
+    np.testing.assert_allclose(head[:64_000], tone(4.0, 16_000, 300), atol=1e-6)
+    assert not head[64_000:].any()  # nothing of the second clip, as published
+    shared = load_clip(pair, max_seconds=4.1, expand_cut="share")
+    np.testing.assert_allclose(shared[:32_000], tone(2.0, 16_000, 300), atol=1e-6)
+    assert not shared[32_000:33_600].any()
+    np.testing.assert_allclose(shared[33_600:], tone(2.0, 16_000, 900), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "limit", "shares"),
+    [([5, 5], 20, [5, 5]), ([10, 10], 10, [5, 5]), ([2, 10], 10, [2, 8]), ([10, 1, 10], 11, [5, 1, 5]), ([3], 0, [0])],
+)
+def test_what_a_short_clip_leaves_goes_to_the_longer_ones(lengths, limit, shares):
+    assert share_time(lengths, limit) == shares
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])
+def test_of_a_long_file_only_the_head_is_decoded(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"a.{suffix}"
+    with soundfile.SoundFile(path, "w", 16_000, 1) as file:
+        for _ in range(60):  # 10 min; libsndfile crashes when it gets that much Vorbis at once
+            file.write(tone(10.0, 16_000))
+    decoded, read = [], soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile, "read", lambda *args, **kwargs: decoded.append(read(*args, **kwargs)) or decoded[-1]
+    )
+    tracemalloc.start()
+    assert len(load_audio(path)) == 480_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(map(len, decoded)) < 1.01 * 480_000
+    assert peak < 3 * 4 * 480_000  # bytes; the whole would be 38 MB
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])
+def test_a_cut_file_is_refused_however_little_is_missing(tmp_path, suffix):
+    source = 0.1 * np.random.default_rng(0).standard_normal(48_000)
+    whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
+    soundfile.write(whole, source, 16_000)
+    for share in (0.3, 0.9):
+        cut.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
+        for look in (load_audio, decode_all):
+            with pytest.raises(AudioError, match=r"cut\."):
+                look(cut)
+    assert decode_all(whole).frames == 48_000
+
+
+def test_a_header_of_unknown_length_is_believed(tmp_path):
+    """ffmpeg writes WAV to a pipe with sizes of 2^32 - 1."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(1.0, 16_000), 16_000)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"data")
+    data[4:8] = data[at + 4 : at + 8] = b"\xff\xff\xff\xff"
+    path.write_bytes(data)
+    assert len(load_audio(path)) == 16_000
+
+
+def test_aac_is_told_as_such(tmp_path):
+    (tmp_path / "a.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(200))
+    with pytest.raises(AudioError, match="AAC"):
+        load_audio(tmp_path / "a.m4a")
+
+
+@pytest.mark.parametrize("rate", [22_050, 24_000, 32_000, 44_100, 48_000, 96_000])
+def test_speech_is_resampled_as_librosa_does(tmp_path, mini_world, rate):
+    spoken = Annotations(mini_world / "ann/test_asr.json")[0]["path"]
+    source = librosa.resample(load_audio(f"{mini_world}/audio{spoken}"), orig_sr=16_000, target_sr=rate)
+    soundfile.write(tmp_path / "a.wav", source, rate, subtype="FLOAT")
+    expected = librosa.resample(source, orig_sr=rate, target_sr=16_000, res_type="soxr_hq")
+    actual = load_audio(tmp_path / "a.wav")
+    n = min(len(actual), len(expected))
+    assert np.mean((actual[:n] - expected[:n]) ** 2) < 1e-6 * np.mean(expected**2)
