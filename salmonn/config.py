@@ -24,6 +24,9 @@ CHOICES = {
     "model.llm_quantization": ("none", "8bit", "nf4"),
     "model.llm_dtype": ("auto", "float16", "bfloat16", "float32"),
     "run.amp_dtype": ("fp16", "bf16"),
+    "datasets.channel": ("first", "mean"),
+    "datasets.expand_cut": ("head", "share"),
+    "datasets.integrity": ("off", "header", "decode", "verified"),
 }
 AT_LEAST_ONE = (
     "model.num_speech_query_token",
@@ -50,6 +53,7 @@ NOT_NEGATIVE = (
     "run.optims.min_lr",
     "run.optims.weight_decay",
     "run.optims.grad_clip_norm",
+    "datasets.max_bad_fraction",
     "generate.min_length",
 )
 
@@ -177,6 +181,8 @@ def _merge_typed(config: DictConfig, values: DictConfig, where: str, problems: l
     for key, value in _leaves(plain):
         if value is None:  # an empty value takes back what a base or a file says
             value = OmegaConf.select(defaults, key)
+        if value is False and "off" in CHOICES.get(key, ()):  # how YAML reads a bare `off`
+            value = "off"
         try:
             OmegaConf.update(config, key, value, merge=False)
         except OmegaConfBaseException as error:

@@ -13,12 +13,15 @@ class UserError(Exception):
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a `UserError` becomes one message on stderr and exit code 2."""
+    """Run a command's `main`: a `UserError` is one message on stderr and exit code 2, Ctrl-C exit code 1."""
     try:
         main()
     except UserError as error:
         _tell(f"error: {error}")
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
 def _tell(message: str) -> None:

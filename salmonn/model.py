@@ -174,7 +174,7 @@ class SALMONN(nn.Module):
         """
         raw_wav, lengths = self._clean_audio(raw_wav, padding_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_whisper):
-            log_mel = self.log_mel(raw_wav) if spectrogram is None else spectrogram.to(self.device)
+            log_mel = self.log_mel(raw_wav) if spectrogram is None else spectrogram.to(self.device, non_blocking=True)
             speech = self.speech_encoder(log_mel).last_hidden_state  # [B, T, D_whisper]
         features = self.ln_speech(speech)
         if self.beats is not None:
@@ -186,10 +186,10 @@ class SALMONN(nn.Module):
         """Zeroes in the padding, at least 1 s, at most what Whisper hears; with the lengths [B] in samples."""
         if raw_wav.ndim != 2:
             raise UserError(f"raw_wav must be [batch, samples], got shape {list(raw_wav.shape)}")
-        raw_wav = raw_wav.to(self.device)
+        raw_wav = raw_wav.to(self.device, non_blocking=True)
         if padding_mask is None:
             padding_mask = torch.zeros_like(raw_wav, dtype=torch.bool)
-        padding_mask = padding_mask.to(self.device)
+        padding_mask = padding_mask.to(self.device, non_blocking=True)
         raw_wav = raw_wav.masked_fill(padding_mask, 0.0)[:, : self.log_mel.n_samples]
         shortest = int(MIN_SECONDS * SAMPLE_RATE)
         raw_wav = F.pad(raw_wav, (0, max(0, shortest - raw_wav.shape[1])))

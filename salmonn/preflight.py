@@ -34,8 +34,8 @@ def require_files(config: DictConfig, annotations: Sequence[str] = ("train_ann_p
         _want(missing, f"model.{key}", model[key])
     for key in annotations:
         _want(missing, f"datasets.{key}", datasets[key], required=True)
-    if datasets.prefix:
-        _want(missing, "datasets.prefix", datasets.prefix)
+    for key in ("prefix", "quarantine"):
+        _want(missing, f"datasets.{key}", datasets[key])
     if missing:
         raise UserError(
             "\n  ".join(["this run needs files that are not here:", *missing])

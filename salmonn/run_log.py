@@ -1,4 +1,4 @@
-"""What a run writes down: log lines as JSON, TensorBoard curves, the list of files it could not read."""
+"""What a run writes down: log lines as JSON and TensorBoard curves."""
 
 import json
 import logging
@@ -52,37 +52,6 @@ class RunLog:
         if self._tensorboard is not None:
             self._lines.close()
             self._tensorboard.close()
-
-
-_SKIPPED_SHOWN = 3  # in the log; all of them are in skipped_files.jsonl
-
-
-class SkippedFiles:
-    """The distinct files that could not be read, over all ranks."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "skipped_files.jsonl"
-        self._reasons: dict[str, str] = {}
-
-    def add(self, reports: list[dict[str, Any]]) -> None:
-        """Take the `broken` reports of a batch; the first few files are named in the log."""
-        for report in reports:
-            if report["path"] in self._reasons:
-                continue
-            self._reasons[report["path"]] = report["reason"]
-            if len(self._reasons) <= _SKIPPED_SHOWN:
-                logger.info("skipped unreadable file %s: %s", report["path"], report["reason"])
-            if len(self._reasons) == _SKIPPED_SHOWN:
-                logger.info("further unreadable files go without a line here; %s lists them all", self.path)
-
-    def gather(self) -> int:
-        """Join the lists of all ranks, write them (rank 0), return the number of files."""
-        for reasons in distributed.gather_objects(self._reasons):
-            self._reasons.update(reasons)
-        if distributed.is_main():
-            lines = [json.dumps({"path": p, "reason": r}) + "\n" for p, r in sorted(self._reasons.items())]
-            self.path.write_text("".join(lines), encoding="utf-8")
-        return len(self._reasons)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

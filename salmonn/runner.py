@@ -18,12 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from salmonn import checkpoint, distributed, prompts
+from salmonn.annotations import Annotations
+from salmonn.data_filter import usable_entries
 from salmonn.dataset import SALMONNDataset
 from salmonn.errors import UserError
 from salmonn.loader import eval_loader, train_loader
 from salmonn.model import SALMONN
 from salmonn.optim import build_optimizer, learning_rate, set_learning_rate
-from salmonn.run_log import RunLog, SkippedFiles, setup_logging, write_json
+from salmonn.quarantine import Quarantine
+from salmonn.run_log import RunLog, setup_logging, write_json
 from salmonn.validation import report_listening, validate
 
 logger = logging.getLogger(__name__)
@@ -44,7 +47,6 @@ class Runner:
         # the data first: what is wrong with it is known before any weight is read
         keys = ("test_ann_path",) if config.run.evaluate else ("train_ann_path", "valid_ann_path")
         self.datasets = {key: self._dataset(key) for key in keys}
-        self._require_prompts()
         seed_everything(config.run.seed)  # the same on every rank: all build the same model
         self.model = SALMONN.from_config(config.model, self.device)
         for dataset in self.datasets.values():
@@ -52,7 +54,7 @@ class Runner:
         seed_everything(config.run.seed + distributed.rank())  # apart from here on, as published
         self.ddp_model: torch.nn.Module | None = None
         self.log: RunLog | None = None
-        self.skipped = SkippedFiles(self.folder)
+        self.quarantine = Quarantine(self.folder, config.datasets.max_bad_fraction)
         scaled = config.run.amp and config.run.amp_dtype == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
 
@@ -62,7 +64,7 @@ class Runner:
             if self.run_config.evaluate:
                 self._open_log()
                 result = self.validate(self.datasets["test_ann_path"], epoch=0, step=0)
-                result["skipped_files"] = self.skipped.gather()
+                result |= self.quarantine.sync()
                 if distributed.is_main():
                     write_json(self.folder / "summary.json", result)
             else:
@@ -83,12 +85,12 @@ class Runner:
             self.train_epoch(epoch)
             step = (epoch + 1) * self.iters_per_epoch
             result = self.validate(self.datasets["valid_ann_path"], epoch, step)
-            skipped_files = self.skipped.gather()
+            broken = self.quarantine.sync()
             is_best = not best or result["accuracy"] > best["accuracy"]
             if is_best:
                 best = {"epoch": epoch, **result}
             self._save(epoch, step, best, is_best)
-            self._summarise(epoch, step, best, result, skipped_files, time.monotonic() - started)
+            self._summarise(epoch, step, best, result, broken, time.monotonic() - started)
 
     def train_epoch(self, epoch: int) -> None:
         """One inner epoch: `iters_per_epoch` micro-batches, an optimiser step after each group of them."""
@@ -113,7 +115,7 @@ class Runner:
             if is_last:
                 meter.add_grad_norm(self._optimizer_step())
             if (i + 1) % self.run_config.log_freq == 0 or i + 1 == n_iters:
-                values = meter.read(distributed.world_size())
+                values = meter.read(distributed.world_size()) | self.quarantine.sync()
                 self.log.write("train", epoch * n_iters + i + 1, epoch=epoch, lr=lr, **values)
                 progress.set_postfix_str(
                     f"loss {values['loss']:.3f}, lr {lr:.1e}, grad norm {values['grad_norm'] or math.nan:.2f}, "
@@ -130,7 +132,7 @@ class Runner:
             distributed.world_size(),
         )
         with self.autocast():
-            result = validate(self.model, loader, self.skipped)
+            result = validate(self.model, loader, self.quarantine)
         report_listening(result, epoch, past_warmup=step >= self.run_config.optims.warmup_steps)
         self.log.write("valid", step, epoch=epoch, **result)
         return result
@@ -153,12 +155,12 @@ class Runner:
 
     def _next_samples(self) -> dict[str, Any]:
         samples = next(self.batches)
-        self.skipped.add(samples["broken"])
+        self.quarantine.add(samples)
         if len(samples["text"]) < self.run_config.batch_size_train:
             last = samples["broken"][-1]
             raise UserError(
-                f"{self.config.datasets.train_ann_path}: hardly a clip can be read, e.g. {last['path']}: "
-                f"{last['reason']}. Check datasets.prefix = {self.config.datasets.prefix!r}, and see "
+                f"{self.config.datasets.train_ann_path}: hardly a clip can be read, e.g. {last.path}: "
+                f"{last.reason}. Check datasets.prefix = {self.config.datasets.prefix!r}, and see "
                 f"python util/anns_inspector.py --help"
             )
         return samples
@@ -204,6 +206,7 @@ class Runner:
                 distributed.rank(),
                 distributed.world_size(),
                 run.seed,
+                length_grouped=run.length_grouped,
             )
         )
         self._open_log()
@@ -216,24 +219,27 @@ class Runner:
         )  # fmt: skip
 
     def _dataset(self, key: str) -> SALMONNDataset:
-        """The dataset of an annotation key; only in training another clip takes the place of a broken one."""
+        """The usable entries of an annotation file; only in training another clip takes a broken one's place."""
         datasets = self.config.datasets
-        return SALMONNDataset(
-            datasets[key], datasets.prefix, replace_broken=key == "train_ann_path", seed=self.run_config.seed
+        annotations = Annotations(datasets[key])
+        self._require_prompts(annotations)
+        return SALMONNDataset.from_config(
+            annotations,
+            datasets,
+            usable=usable_entries(annotations, datasets),
+            replace_broken=key == "train_ann_path",
+            seed=self.run_config.seed,
         )
 
-    def _require_prompts(self) -> None:
+    def _require_prompts(self, annotations: Annotations) -> None:
         """Raise UserError when a task of the data has no prompt."""
         model = self.config.model
         if not model.prompt_path:
             return
         known = prompts.load_train_prompts(model.prompt_path, model.prompt_template).keys()
-        for dataset in self.datasets.values():
-            if missing := dataset.annotations.tasks - known:
-                names = ", ".join(sorted(missing))
-                raise UserError(
-                    f"{dataset.annotations.path} has tasks without a prompt in {model.prompt_path}: {names}"
-                )
+        if missing := {task: entry for task, entry in annotations.tasks.items() if task not in known}:
+            named = ", ".join(f"{task!r} (first in entry {entry})" for task, entry in sorted(missing.items()))
+            raise UserError(f"annotation file {annotations.path}: 'task' has no prompt in {model.prompt_path}: {named}")
 
     def _open_log(self) -> None:
         """Start writing; only now, when all is well, does an earlier run in the folder give way."""
@@ -279,15 +285,21 @@ class Runner:
             checkpoint.save(self.folder / "checkpoint_best.pth", self.model, **state)
 
     def _summarise(
-        self, epoch: int, step: int, best: dict[str, Any], result: dict[str, float], skipped_files: int, seconds: float
+        self,
+        epoch: int,
+        step: int,
+        best: dict[str, Any],
+        result: dict[str, float],
+        broken: dict[str, Any],
+        seconds: float,
     ) -> None:
-        logger.info("epoch %d done after %.0f s; unreadable files so far: %d", epoch, seconds, skipped_files)
+        logger.info("epoch %d done after %.0f s; unusable files so far: %d", epoch, seconds, broken["bad_files"])
         if distributed.is_main():
             summary = {
                 "steps": step,
                 "seconds": round(seconds, 1),
                 "trainable_parameters": self._n_trainable(),
-                "skipped_files": skipped_files,
+                **broken,
                 "valid_loss": result["loss"],
                 "valid_loss_shuffled": result["loss_shuffled"],
                 "best": best,
@@ -297,7 +309,7 @@ class Runner:
 
 def clear_run(folder: Path) -> None:
     """Remove what an earlier run left in its folder: nothing of it may be taken for the new run's."""
-    for name in ("checkpoint_best.pth", "checkpoint_last.pth", "log.jsonl", "summary.json", "skipped_files.jsonl"):
+    for name in ("checkpoint_best.pth", "checkpoint_last.pth", "log.jsonl", "summary.json", "quarantine.jsonl"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 

@@ -55,6 +55,13 @@ class DatasetsConfig:
     test_ann_path_asr: str = ""  # evaluate.py --mode submission_asr
     test_ann_path_aac: str = ""
     whisper_path: str = ""  # accepted as published; features are made as model.whisper_path says
+    path_map: list[dict[str, str]] = field(default_factory=list)  # [{from: annotated folder, to: folder here}]
+    channel: str = "first"  # first (as published) | mean
+    expand_cut: str = "head"  # of a clip with its expand_wav beyond 30 s: head (as published) | share the time
+    integrity: str = "header"  # left out before training: off | header | decode | verified
+    verdicts: str = "ann/verdicts.jsonl"  # of the inspector's --check-integrity; read when integrity is verified
+    quarantine: str = ""  # quarantine.jsonl of an earlier run: the files in it are left out
+    max_bad_fraction: float = 0.05  # of the entries tried in training; more unusable ones end the run
 
 
 @dataclass
@@ -83,6 +90,7 @@ class RunConfig:
     batch_size_train: int = 8  # per process
     batch_size_eval: int = 8
     num_workers: int = 8  # loader processes per rank
+    length_grouped: bool = False  # True: batches of texts of like length
     device: str = "cuda"
     use_distributed: bool = True  # False: ignore torchrun's environment
     amp: bool = True

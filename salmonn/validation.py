@@ -14,13 +14,13 @@ import torch
 from salmonn import distributed, prompts
 from salmonn.errors import UserError
 from salmonn.model import SALMONN
-from salmonn.run_log import SkippedFiles
+from salmonn.quarantine import Quarantine
 
 logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def validate(model: SALMONN, batches: Iterable[dict[str, Any]], skipped: SkippedFiles) -> dict[str, float | None]:
+def validate(model: SALMONN, batches: Iterable[dict[str, Any]], quarantine: Quarantine) -> dict[str, float | None]:
     """Score this rank's batches, sum over all ranks.
 
     Loss is the mean over samples, accuracy over tokens, as published; a sample's loss is that of a
@@ -30,7 +30,7 @@ def validate(model: SALMONN, batches: Iterable[dict[str, Any]], skipped: Skipped
     model.eval()
     sums = torch.zeros(8, dtype=torch.float64)  # loss, samples, correct, tokens; the same for shuffled audio
     for samples in batches:
-        skipped.add(samples["broken"])
+        quarantine.add(samples, judged=False)
         if not samples["text"]:
             continue
         embeds, _ = model.encode_speech(samples["raw_wav"], samples["padding_mask"])

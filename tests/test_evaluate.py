@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 import salmonn
 from salmonn import distributed
+from salmonn.annotations import Annotations
 from salmonn.config import load_config
 from salmonn.dataset import SALMONNDataset
 from salmonn.errors import UserError
@@ -235,7 +236,8 @@ def test_swapped_audio_leaves_no_clip_its_own_and_uses_each_once(n: int):
 def test_two_ranks_answer_every_clip_exactly_once(world: Path, model: StubModel, monkeypatch: pytest.MonkeyPatch):
     entries = [entry(level, text="x") for level in range(5)]
     config = config_for(world, entries)
-    dataset = SALMONNDataset(config.datasets.valid_ann_path_asr, config.datasets.prefix, replace_broken=False)
+    annotations = Annotations(config.datasets.valid_ann_path_asr)
+    dataset = SALMONNDataset.from_config(annotations, config.datasets, replace_broken=False)
     jobs = [Job(position, position, "p") for position in range(5)]
     shares: dict[int, list] = {}
     monkeypatch.setattr(distributed, "world_size", lambda: 2)

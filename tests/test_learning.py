@@ -181,7 +181,7 @@ class HearsItsNumber:
 
 def test_validation_scores_the_right_audio_and_the_swapped():
     class Ignored:
-        def add(self, _reports):
+        def add(self, _samples, judged):
             pass
 
     def batch(*numbers):

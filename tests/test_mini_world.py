@@ -6,13 +6,15 @@ import dataclasses
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 import soundfile
 
 from conftest import mini_options, run_command
-from salmonn.annotations import Annotations, clip_paths
+from salmonn.annotations import Annotations
 from salmonn.audio import AudioError, load_clip
+from salmonn.paths import ClipPaths
 from util.mini_world import corpus
 
 SMALL = ["--train-clips", "40", "--test-clips", "20", "--pretrain-scale", "0"]
@@ -60,7 +62,7 @@ def test_no_clip_and_no_sentence_of_a_test_set_is_in_training_or_validation(mini
     paths, sentences = {"test": set(), "stage": set()}, {"test": set(), "stage": set()}
     for file in (mini_world / "ann").glob("*.json"):
         kind, annotations = re.match("test|stage", file.name).group(), Annotations(file)
-        paths[kind] |= {str(p) for i in range(len(annotations)) for p in clip_paths(annotations[i], "")}
+        paths[kind] |= {str(p) for i in range(len(annotations)) for p in clips(annotations[i])}
         sentences[kind] |= spoken(annotations)
     assert paths["test"]
     assert sentences["test"]
@@ -77,10 +79,14 @@ def test_a_leak_is_found():
         corpus.check_splits([*clips, dataclasses.replace(spoken_test, split="train", path="/speech/new.wav")])
 
 
+def clips(entry, prefix=""):
+    return ClipPaths(prefix).of(entry["path"], entry["expand_wav"])
+
+
 def test_good_clips_decode_and_one_in_ten_is_broken_as_listed(mini_world):
     world = json.loads((mini_world / "world.json").read_text())
     train = Annotations(mini_world / "ann" / "stage2_train.json")
-    files = {path for i in range(len(train)) for path in clip_paths(train[i], f"{mini_world}/audio")}
+    files = {Path(path) for i in range(len(train)) for path in clips(train[i], f"{mini_world}/audio")}
     broken = {mini_world / "audio" / path[1:] for path in world["broken"]}
     assert len(broken) == 12
     rates = set()

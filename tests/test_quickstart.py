@@ -38,7 +38,7 @@ def out(tmp_path: Path) -> Path:
             "accuracy_shuffled": 0.4,
         }
         write(folder / "log.jsonl", *train, valid)
-        write(folder / "skipped_files.jsonl", {"path": "always.wav"}, {"path": f"{stage}.wav"})
+        write(folder / "quarantine.jsonl", {"path": "always.wav"}, {"path": f"{stage}.wav"})
         for mode in MODES:
             evaluation = tmp_path / "results" / f"stage{stage}_{mode}"
             write(evaluation / "report.json", {"scores": {**GOOD, **CAPTIONS}})

@@ -101,10 +101,10 @@ def test_broken_files_are_skipped_counted_and_listed(mini_world, tmp_path):
     result = train(mini_world, tmp_path, "run.iters_per_epoch=20", "run.optims.max_epoch=1", "run.batch_size_train=8")
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "stage1/summary.json").read_text())
-    listed = [json.loads(line) for line in (tmp_path / "stage1/skipped_files.jsonl").read_text().splitlines()]
-    assert summary["skipped_files"] == len(listed) > 0
+    listed = [json.loads(line) for line in (tmp_path / "stage1/quarantine.jsonl").read_text().splitlines()]
+    assert summary["bad_files"] == len(listed) > 0
     assert all(entry["path"] and entry["reason"] for entry in listed)
-    assert "unreadable files so far" in result.stderr
+    assert "unusable files so far" in result.stderr
 
 
 def test_the_next_stage_starts_from_the_checkpoint_of_the_one_before(mini_world, one_process, tmp_path):

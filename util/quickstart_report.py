@@ -65,7 +65,7 @@ def summarise(out: Path, seed: int, seconds: dict[str, float]) -> dict[str, Any]
     runs = {f"stage{stage}": _read(out / f"stage{stage}" / "summary.json") for stage in STAGES}
     skipped = set()
     for stage in STAGES:
-        lines = (out / f"stage{stage}" / "skipped_files.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (out / f"stage{stage}" / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
         skipped |= {json.loads(line)["path"] for line in lines}
     return {
         "seed": seed,
@@ -119,7 +119,7 @@ def write_report(out: Path, summary: dict[str, Any], verdicts: Sequence[Verdict]
         "## Training",
         _training_table(out, summary),
         f"Unreadable files met and skipped: {summary['skipped_files']} of the {summary['broken_files']} that the "
-        "world holds on purpose (each stage lists its own in skipped_files.jsonl).",
+        "world holds on purpose (each stage lists its own in quarantine.jsonl).",
         *(f"![stage {stage}]({picture})" for stage, picture in zip(STAGES, pictures, strict=True)),
         "## Sample answers of the final model",
         *(_samples(out, mode) for mode in MODES),

@@ -45,8 +45,9 @@ def _batches(
         collate_fn=collate,
     )
     for batch in loader:
-        broken, heard = batch["broken"], [by_audio[index] for index in batch["index"]]
-        outputs = [(by_audio[clip["index"]].position, Output(unreadable=clip["reason"])) for clip in broken]
+        heard = [by_audio[index] for index in batch["index"]]
+        unreadable = batch["unreadable"].items()
+        outputs = [(by_audio[index].position, Output(unreadable=reason)) for index, reason in unreadable]
         if heard:
             prompts = [job.prompt for job in heard]
             with distributed.autocast(config.run, model.device):

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from salmonn.annotations import read_entries
+from salmonn.annotations import Annotations
 from salmonn.errors import UserError
 from salmonn.evaluation.jobs import plan_jobs, swap_audio
 from salmonn.evaluation.report import build_report, prediction_lines, summary, write_report, write_text
@@ -43,9 +43,10 @@ def evaluate(config: DictConfig, mode: str) -> None:
     try:
         torch.manual_seed(config.run.seed)
         source = config.datasets[key]
-        dataset = SALMONNDataset(source, config.datasets.prefix, replace_broken=False, need_text=not task.is_submission)
-        # not dataset.annotations: those fill in the default task, here the mode knows better
-        clips = clips_of(read_entries(source), task, source)
+        annotations = Annotations(source, need_text=not task.is_submission)
+        dataset = SALMONNDataset.from_config(annotations, config.datasets, replace_broken=False)
+        # as written, without the default task: here the mode knows better
+        clips = clips_of([annotations.as_written(i) for i in range(len(annotations))], task, source)
         jobs = plan_jobs(clips, prompts, config.model.test_prompt_path)
         shuffled_control = config.evaluate.shuffled_control and not task.is_submission
         if shuffled_control:
