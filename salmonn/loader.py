@@ -2,10 +2,16 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 from salmonn.dataset import SALMONNDataset, collate
+
+# Length-grouped passes: samples are sorted within blocks of the shuffled order, and the groups of
+# neighbours of a block come in random order. Neither size depends on batch size or number of ranks.
+LENGTH_BLOCK, LENGTH_GROUP = 4096, 64
+PREFETCH = 4  # batches that each worker has ready: one slow file does not stop the GPU
 
 
 class TrainBatches(Sampler[list[int]]):
@@ -13,12 +19,21 @@ class TrainBatches(Sampler[list[int]]):
 
     The stream depends on the seed alone: global batch k is its stretch [k * B * W, (k + 1) * B * W),
     cut among the W ranks. So a run continues at any batch, on any number of ranks, with no sample
-    repeated or left out.
+    repeated or left out. With `lengths` [n], samples of like length come together: less padding.
     """
 
-    def __init__(self, n: int, batch_size: int, rank: int, world_size: int, seed: int, first_batch: int = 0) -> None:
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        first_batch: int = 0,
+        lengths: np.ndarray | None = None,
+    ) -> None:
         self.n, self.batch_size, self.rank, self.world_size = n, batch_size, rank, world_size
-        self.seed, self.first_batch = seed, first_batch
+        self.seed, self.first_batch, self.lengths = seed, first_batch, lengths
 
     def __iter__(self) -> Iterator[list[int]]:
         position = (self.first_batch * self.world_size + self.rank) * self.batch_size
@@ -28,11 +43,23 @@ class TrainBatches(Sampler[list[int]]):
             for p in range(position, position + self.batch_size):
                 if p // self.n != epoch:
                     epoch = p // self.n
-                    generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-                    order = torch.randperm(self.n, generator=generator)
+                    order = self._order(epoch)
                 batch.append(int(order[p % self.n]))
             yield batch
             position += self.batch_size * self.world_size
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        """[n] all samples once."""
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+        order = torch.randperm(self.n, generator=generator)
+        if self.lengths is None:
+            return order
+        groups = []
+        for block in order.split(LENGTH_BLOCK):
+            lengths = torch.from_numpy(self.lengths[block.numpy()].astype(np.int64))
+            by_length = block[lengths.argsort(stable=True)].split(LENGTH_GROUP)
+            groups += [by_length[i] for i in torch.randperm(len(by_length), generator=generator)]
+        return torch.cat(groups)
 
 
 def train_loader(
@@ -43,9 +70,11 @@ def train_loader(
     world_size: int,
     seed: int,
     first_batch: int = 0,
+    length_grouped: bool = False,
 ) -> DataLoader:
     """Endless loader of training batches, from global batch `first_batch` on."""
-    batches = TrainBatches(len(dataset), batch_size, rank, world_size, seed, first_batch)
+    lengths = dataset.text_lengths if length_grouped else None
+    batches = TrainBatches(len(dataset), batch_size, rank, world_size, seed, first_batch, lengths)
     return _loader(dataset, num_workers, batch_sampler=batches)
 
 
@@ -63,5 +92,6 @@ def _loader(dataset: SALMONNDataset, num_workers: int, **kwargs) -> DataLoader:
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
+        prefetch_factor=PREFETCH if num_workers else None,
         **kwargs,
     )
