@@ -2,13 +2,20 @@
 
 import gzip
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+
+from salmonn.paths import RELEASED_PATH_MAP
 
 ROOT = Path(__file__).resolve().parent.parent
+RELEASED_PREFIX = RELEASED_PATH_MAP[0]["from"]
 
 
 @pytest.fixture
@@ -85,6 +92,7 @@ def test_without_files_it_says_what_to_put_where(world: Path):
     ("content", "message"),
     [
         ('{"annotation": [{"path": "a.wav"}, {"text": "t"}]}', "entry 1: no 'path'"),
+        ('{"annotation": [{"path": ""}]}', "entry 0: 'path' is empty"),
         ('{"annotation": ', "cannot be read"),
         ('{"entries": []}', "expected"),
     ],
@@ -94,5 +102,165 @@ def test_a_malformed_file_is_one_message_and_exit_code_2(world: Path, content: s
     result = inspect(world)
     assert result.returncode == 2
     assert "ann/bad.json" in result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def clips(folder: Path, n: int, seconds: float = 0.1) -> None:
+    """n noise clips at 16 and 32 kHz in folder/media/A, with an annotation file ann/a.json."""
+    (folder / "media/A").mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        rate = (16_000, 32_000)[i % 2]
+        noise = 0.1 * np.random.default_rng(i).standard_normal(int(seconds * rate))
+        soundfile.write(folder / f"media/A/{i}.flac", noise, rate)
+    annotate(folder / "ann/a.json", *((f"/A/{i}.flac", "asr") for i in range(n)))
+
+
+def verdicts(folder: Path) -> list[dict]:
+    lines = (folder / "ann/verdicts.jsonl").read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines if line.endswith(b"}")]
+
+
+def test_readiness_falls_back_to_other_extensions_and_never_leaves_the_prefix(world: Path):
+    (world / "media/A/mp.mp3").write_text("x")
+    (world / "outside.wav").write_text("x")
+    annotate(world / "ann/a.json", ("/A/mp.wav", "asr"), ("/../outside.wav", "asr"), ("/A/../../outside.wav", "asr"))
+    result = inspect(world, "--prefix", str(world / "media"), "--list-missing", "missing.txt")
+    assert "all tasks | ready: 1, not_ready: 2, total: 3" in result.stdout
+    assert (world / "missing.txt").read_text().splitlines() == ["/../outside.wav", "/A/../../outside.wav"]
+
+
+def test_mapped_folders_are_looked_at_where_they_are(world: Path):
+    annotate(world / "ann/a.json", ("/Else/deep/3.wav", "asr"), ("/A/1.wav", "asr", RELEASED_PREFIX + "/B/3.wav"))
+    result = inspect(world, "--prefix", str(world / "media"), "--path-map", f"/Else/deep={world}/media/B")
+    assert "all tasks | ready: 2, not_ready: 0, total: 2" in result.stdout
+    assert inspect(world, "--path-map", "/nothing").returncode == 2
+
+
+def test_the_list_of_missing_clips_names_each_once_over_all_files(world: Path):
+    annotate(world / "ann/a.json", ("/A/1.wav", "asr"), ("/A/gone.wav", "asr"), ("/A/gone.wav", "QA"))
+    annotate(world / "ann/b.json", ("/A/2.wav", "sv", "/A/empty.wav"))
+    result = inspect(world, "--prefix", str(world / "media"), "--list-missing", "missing.txt")
+    assert result.returncode == 0, result.stderr
+    assert (world / "missing.txt").read_text().splitlines() == ["/A/gone.wav", "/A/empty.wav"]
+
+
+def test_an_unusual_layout_is_read_all_the_same(world: Path):
+    content = {"info": {"of": ["us"]}, "annotation": [{"path": "/A/1.wav"}, {"path": "/A/gone.wav", "text": "}, {"}]}
+    (world / "ann/a.json").write_text(json.dumps(content, indent=1))
+    assert "ready: 1, not_ready: 1, total: 2" in inspect(world, "--prefix", str(world / "media")).stdout
+
+
+def test_integrity_decodes_each_clip_once_and_again_only_when_it_changes(tmp_path: Path):
+    (tmp_path / "ann").mkdir()
+    clips(tmp_path, 8)
+    whole = (tmp_path / "media/A/3.flac").read_bytes()
+    (tmp_path / "media/A/3.flac").write_bytes(whole[: len(whole) // 2])
+    command = ("--prefix", "media", "--check-integrity", "--json", "r.json")
+    first = inspect(tmp_path, *command)
+    assert first.returncode == 0, first.stderr
+    assert "8 clips, 8 of them decoded now" in first.stdout
+    assert json.loads((tmp_path / "r.json").read_text())["files"][0]["integrity"]["files"] == [
+        {"corpus": "A", "verdict": "good", "files": 7},
+        {"corpus": "A", "verdict": "undecodable", "files": 1},
+    ]
+    assert "8 clips, 0 of them decoded now" in inspect(tmp_path, *command).stdout
+    (tmp_path / "media/A/3.flac").write_bytes(whole)
+    third = inspect(tmp_path, *command)
+    assert "8 clips, 1 of them decoded now" in third.stdout
+    assert "undecodable" not in third.stdout
+    assert len(verdicts(tmp_path)) == 9
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_check_goes_on_where_it_stopped(tmp_path: Path, how: signal.Signals):
+    (tmp_path / "ann").mkdir()
+    clips(tmp_path, 600, seconds=2.0)
+    command = [sys.executable, str(ROOT / "util/anns_inspector.py"), "--prefix", "media", "--check-integrity"]
+    process = subprocess.Popen(
+        [*command, "--jobs", "1"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    done = tmp_path / "ann/verdicts.jsonl"
+    while not (done.exists() and done.stat().st_size) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(how)
+    message = process.communicate(timeout=30)[1]
+    before = len(verdicts(tmp_path))
+    assert 0 < before < 600, "it was to be stopped on the way"
+    if how == signal.SIGINT:
+        assert process.returncode == 1
+        assert "run it again to go on" in message
+        assert "Traceback" not in message
+    result = inspect(tmp_path, "--prefix", "media", "--check-integrity")
+    assert f"600 clips, {600 - before} of them decoded now" in result.stdout
+    assert sorted(verdict["path"] for verdict in verdicts(tmp_path)) == sorted(f"media/A/{i}.flac" for i in range(600))
+
+
+def test_descriptions_and_statistics_tell_rates_hours_and_words(tmp_path: Path):
+    (tmp_path / "ann").mkdir()
+    clips(tmp_path, 4, seconds=1.5)
+    content = json.loads((tmp_path / "ann/a.json").read_text())
+    for i, entry in enumerate(content["annotation"]):
+        entry["text"] = "word " * (i + 1)
+    (tmp_path / "ann/a.json").write_text(json.dumps(content))
+    result = inspect(tmp_path, "--prefix", "media", "--describe", "--stats", "--plots", "plots", "--json", "r.json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "r.json").read_text())["files"][0]
+    assert report["clips"][0]["rates"] == {"16000": 2, "32000": 2}
+    assert report["clips"][0]["sample"]["format"] == "FLAC PCM_16"
+    words = next(row for row in report["statistics"]["texts"] if row["quantity"] == "words")
+    assert (words["task"], words["mean"], words["max"]) == ("asr", 2.5, 4)
+    durations = report["statistics"]["durations"]
+    assert [(row["by"], row["clips"], round(row["p50"], 2)) for row in durations] == [
+        ("task", 4, 1.5),
+        ("corpus", 4, 1.5),
+    ]
+    assert {path.name for path in (tmp_path / "plots/a").iterdir()} == {"words.png", "characters.png", "seconds.png"}
+
+
+def test_split_and_convert_take_what_is_ready_and_verified(tmp_path: Path):
+    (tmp_path / "ann").mkdir()
+    clips(tmp_path, 40)
+    (tmp_path / "media/A/0.flac").unlink()
+    whole = (tmp_path / "media/A/1.flac").read_bytes()
+    (tmp_path / "media/A/1.flac").write_bytes(whole[: len(whole) // 2])
+    assert inspect(tmp_path, "--prefix", "media", "--check-integrity").returncode == 0
+    command = ("--prefix", "media", "--split", "0.8", "0.1", "0.1", "--convert", "small", "--json", "r.json")
+    result = inspect(tmp_path, *command)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "r.json").read_text())["files"][0]
+    assert sum(report["split"].values()) == report["converted"]["entries"] == 38
+    entries = [
+        entry["path"]
+        for name in ("train", "valid", "test")
+        for entry in json.loads((tmp_path / f"ann/a_{name}.json").read_text())["annotation"]
+    ]
+    assert sorted(entries) == sorted(f"/A/{i}.flac" for i in range(2, 40))
+    assert inspect(tmp_path, "--prefix", "media", "--ann", "ann/a.json", "--split", "0.8", "0.1", "0.1").returncode == 2
+    assert "all tasks | ready: 38" in inspect(tmp_path, "--prefix", "small", "--ann", "small/a.json").stdout
+
+
+def test_duplicates_and_empty_texts_are_counted(tmp_path: Path):
+    (tmp_path / "ann").mkdir()
+    entries = [{"path": "/A/1.wav", "text": text} for text in ("x", "x", "y", " ")]
+    (tmp_path / "ann/a.json").write_text(json.dumps({"annotation": entries}))
+    result = inspect(tmp_path, "--duplicates")
+    assert "1 groups, 3 surplus entries; with the same text, too: 1 groups, 1 surplus" in result.stdout
+    assert "texts empty: 1 (asr 1; e.g. entries [3])" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--plots", "x"), "--plots goes with --stats"),
+        (("--split", "0.5", "0.6", "0.1"), "sum"),
+        (("--ann", "ann/gone.json"), "ann/gone.json"),
+        (("--duplicates", "--tokenizer", "nowhere"), "--tokenizer nowhere"),
+    ],
+)
+def test_wrong_options_are_one_message_and_exit_code_2(world: Path, arguments: tuple[str, ...], message: str):
+    annotate(world / "ann/a.json", ("/A/1.wav", "asr"))
+    result = inspect(world, "--prefix", "media", *arguments)
+    assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr

@@ -1,75 +1,60 @@
-"""Show how much of each annotation file is ready: which clips are on disk, by task and corpus.
+"""Show how much of each annotation file is ready, broken or missing, and prepare what is ready for training.
 
-  python util/anns_inspector.py                                   every *.json and *.json.gz in ann/
-  python util/anns_inspector.py --ann ann/stage1_train.json --prefix /data --json ready.json
+  python util/anns_inspector.py                              readiness of every *.json and *.json.gz in ann/
+  python util/anns_inspector.py --ann F --prefix /data       ... of one file, with the clips under /data
+  python util/anns_inspector.py --list-missing missing.txt   the annotated paths that are not there
+  python util/anns_inspector.py --describe                   rates, formats, hours; one clip of each corpus
+  python util/anns_inspector.py --check-integrity            decode every clip; verdicts for datasets.integrity=verified
+  python util/anns_inspector.py --stats --plots DIR          words and seconds per task, as tables and pictures
+  python util/anns_inspector.py --duplicates                 repeated entries; empty and overlong texts
+  python util/anns_inspector.py --split 0.99 0.005 0.005     NAME_{train,valid,test}.json of what is ready
+  python util/anns_inspector.py --convert DIR                what is ready as 16 kHz mono FLAC, in another folder
 
 An entry is ready when its clip, and each clip of its expand_wav, exists and is not empty. The
-corpus is the first folder of the entry's path. Exit code 0, also when clips are missing; 2 when
-an annotation file cannot be read.
+corpus is the first folder of the entry's path. Where there is a verdict file, --split and --convert
+take only entries whose clips have a good verdict. Exit code 0, also when clips are missing; 2 when
+an annotation file cannot be read or something else in the input is wrong.
 """
 
 import json
-import stat
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import cache
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.annotations import Annotations, clip_paths
 from salmonn.config import load_config
 from salmonn.errors import UserError, run_cli
+from salmonn.paths import ClipPaths
+from util.inspector.inspection import Inspection
 
 ANN_FOLDER = Path("ann")
+VERDICTS = ANN_FOLDER / "verdicts.jsonl"
 BASE_CONFIG = Path(__file__).resolve().parent.parent / "configs/base.yaml"
-
-
-@dataclass
-class Readiness:
-    """Entries by (task, corpus)."""
-
-    total: Counter[tuple[str, str]] = field(default_factory=Counter)
-    ready: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
 def main() -> None:
     args = parse_arguments()
-    reports = []
-    for path in args.ann or default_files(ANN_FOLDER):
-        report = describe(path, count_ready(Annotations(path, need_text=False), args.prefix, str(path)))
-        print(text_table(report), flush=True)
-        reports.append(report)
+    base = load_config(BASE_CONFIG)
+    prefix = base.datasets.prefix if args.prefix is None else args.prefix
+    clip_paths = ClipPaths(prefix, [path_mapping(text) for text in args.path_map])
+    paths = args.ann or default_files(ANN_FOLDER)
+    if not Path(prefix or ".").is_dir():
+        print(f"note: {prefix} is no folder; --prefix DIR says where the corpora are", file=sys.stderr)
+    max_txt_len = args.max_txt_len or base.model.max_txt_len
+    inspections = [Inspection(path, clip_paths, args, max_txt_len, base.model.end_sym) for path in paths]
+    reports = [inspection.run() for inspection in inspections]
     if args.json:
-        content = {"prefix": args.prefix, "files": reports}
+        content = {"prefix": prefix, "files": reports}
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def parse_arguments() -> Any:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--prefix",
-        default=load_config(BASE_CONFIG).datasets.prefix,
-        metavar="DIR",
-        help="put in front of each path of the annotation (default: datasets.prefix of configs/base.yaml, %(default)s)",
-    )
-    parser.add_argument(
-        "--ann", nargs="+", type=Path, metavar="FILE", help="annotation files, also .gz (default: all in ann/)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the same numbers as JSON, too")
-    return parser.parse_args()
-
-
 def default_files(folder: Path) -> list[Path]:
     """The annotation files of a folder. Raises UserError where there are none."""
-    found = sorted(path for path in folder.glob("*") if path.name.endswith((".json", ".json.gz")))
+    found = sorted(
+        path for path in folder.glob("*") if path.name.endswith((".json", ".json.gz")) and not path.name.startswith(".")
+    )
     if not found:
         raise UserError(
             f"no annotation file in {folder}/: put the stage files there (stage1_train.json, ...; "
@@ -78,63 +63,43 @@ def default_files(folder: Path) -> list[Path]:
     return found
 
 
-def count_ready(entries: Iterable[dict[str, Any]], prefix: str, description: str = "") -> Readiness:
-    """Look for the clips of every entry; each file is looked for once."""
-    ready = cache(is_ready)
-    counts = Readiness()
-    for entry in tqdm(entries, desc=description, unit="entry", mininterval=0.5):
-        key = entry["task"], corpus_of(entry["path"])
-        counts.total[key] += 1
-        counts.ready[key] += all(map(ready, clip_paths(entry, prefix)))
-    return counts
+def path_mapping(text: str) -> dict[str, str]:
+    """`FROM=TO` as an item of datasets.path_map."""
+    source, equals, target = text.partition("=")
+    if not equals:
+        raise UserError(f"--path-map {text}: write it as FROM=TO, two folders")
+    return {"from": source, "to": target}
 
 
-def is_ready(path: Path) -> bool:
-    """Whether this is a file with something in it."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError):  # absent, not permitted, or no possible name
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_size > 0
-
-
-def corpus_of(path: str) -> str:
-    """The first folder of an annotation's path."""
-    folders = [part for part in path.split("/")[:-1] if part not in ("", ".")]
-    return folders[0] if folders else "(no folder)"
-
-
-def describe(path: Path, counts: Readiness) -> dict[str, Any]:
-    """Rows by task and corpus, sorted, with totals per task and for the file."""
-    tasks = sorted({task for task, _ in counts.total})
-    keys = sorted(counts.total)
-    return {
-        "file": str(path),
-        "corpora": [{"task": task, "corpus": corpus, **_row(counts, [(task, corpus)])} for task, corpus in keys],
-        "tasks": [{"task": task, **_row(counts, [key for key in keys if key[0] == task])} for task in tasks],
-        "total": _row(counts, keys),
-    }
-
-
-def _row(counts: Readiness, keys: list[tuple[str, str]]) -> dict[str, float]:
-    ready, total = sum(counts.ready[key] for key in keys), sum(counts.total[key] for key in keys)
-    return {"ready": ready, "not_ready": total - ready, "total": total, "ready_rate": ready / total}
-
-
-def text_table(report: dict[str, Any]) -> str:
-    """The lines that a person reads."""
-
-    def line(name: str, row: dict[str, Any]) -> str:
-        counts = f"ready: {row['ready']}, not_ready: {row['not_ready']}, total: {row['total']}"
-        return f"{name} | {counts} | ready_rate: {row['ready_rate']:.2%}"
-
-    lines = [report["file"]]
-    for task in report["tasks"]:
-        corpora = [row for row in report["corpora"] if row["task"] == task["task"]]
-        lines += [line(f"[{row['task']}] {row['corpus']}", row) for row in corpora]
-        if len(corpora) > 1:
-            lines.append(line(f"[{task['task']}] all corpora", task))
-    return "\n".join([*lines, line("all tasks", report["total"]), ""])
+def parse_arguments() -> Namespace:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--ann", nargs="+", type=Path, metavar="FILE", help="annotation files, also .gz (default: all in ann/)")
+    add("--prefix", metavar="DIR", help="folder of the corpora (default: datasets.prefix of configs/base.yaml)")
+    add("--path-map", action="append", default=[], metavar="FROM=TO", help="annotated folder and where it is here")
+    add("--jobs", type=int, default=0, metavar="N", help="parallel processes (default: one per core)")
+    add("--json", type=Path, metavar="FILE", help="write everything that is shown as JSON, too")
+    add("--list-missing", type=Path, metavar="FILE", help="write the paths of the clips that are not ready")
+    add("--describe", action="store_true", help="rates, channels, formats and hours of each corpus")
+    add("--check-integrity", action="store_true", help="decode every clip that has no verdict yet; may be interrupted")
+    add("--verdicts", type=Path, default=VERDICTS, metavar="FILE", help="the verdict file (default: %(default)s)")
+    add("--stats", action="store_true", help="words, tokens and seconds per task: quantiles")
+    add("--plots", type=Path, metavar="DIR", help="with --stats: histograms as PNG")
+    add("--duplicates", action="store_true", help="repeated entries, empty and overlong texts")
+    add("--tokenizer", metavar="DIR", help="the language model's folder, for texts in tokens")
+    add("--max-txt-len", type=int, metavar="N", help="tokens of a text (default: model.max_txt_len)")
+    add("--split", nargs=3, type=float, metavar=("TRAIN", "VALID", "TEST"), help="shares of the ready entries")
+    add("--seed", type=int, default=42, help="of --split (default: %(default)s)")
+    add("--stratify", action="store_true", help="--split each task by itself")
+    add("--out", type=Path, metavar="DIR", help="folder for the files of --split (default: that of the annotation)")
+    add("--force", action="store_true", help="--split may replace files")
+    add("--convert", type=Path, metavar="DIR", help="write the ready clips as 16 kHz mono FLAC there")
+    add("--channel", choices=("first", "mean"), default="first", help="of --convert (default: %(default)s)")
+    args = parser.parse_args()
+    for option, needed in (("plots", "stats"), ("stratify", "split"), ("out", "split"), ("force", "split")):
+        if getattr(args, option) and not getattr(args, needed):
+            raise UserError(f"--{option} goes with --{needed}")
+    return args
 
 
 if __name__ == "__main__":

@@ -1,0 +1,199 @@
+"""Convert the clips of an annotation file into a folder of 16 kHz mono FLAC (PCM_16), whole and resumable.
+
+A clip lands below the folder where it lay below the prefix, or under its annotated path where
+path_map takes it from elsewhere. `.flac` replaces its extension; but it is appended where another
+file of that stem has an extension that comes earlier (.flac, .wav, .mp3, .ogg, .opus, .m4a), or
+with any other extension: a.wav beside a.flac becomes a.wav.flac. No other clip changes a name.
+"""
+
+import contextlib
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import compress
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import soundfile
+import soxr
+from tqdm import tqdm
+
+from salmonn.annotations import Annotations
+from salmonn.audio import SAMPLE_RATE, AudioError, decode_all
+from salmonn.errors import UserError
+from salmonn.integrity import version_of
+from salmonn.paths import OTHER_EXTENSIONS, ClipPaths, FolderCache
+from salmonn.processes import in_processes
+from util.inspector.split import raw_entries, stem_of, write_entries
+
+_EXTENSIONS = (".flac", ".wav", *OTHER_EXTENSIONS[1:])
+_BLOCK_SECONDS = 10  # decoded at once
+_SETTINGS = ".conversion.json"  # in the target folder: what all of its clips were made with
+
+Place = tuple[str, str]  # the file of a clip; its path in the new annotation file
+Places = Callable[[list[str]], list[Place]]  # of the clips of an entry
+
+
+@dataclass
+class Conversion:
+    """What came of a conversion."""
+
+    annotation: Path  # the new file, for prefix = its folder
+    entries: int = 0  # of the new file
+    files: Counter[str] = field(default_factory=Counter)  # converted | clipped (the same, peaks cut) | kept | failed
+    reasons: dict[str, str] = field(default_factory=dict)  # of the files that failed
+    left_out: list[tuple[int, str]] = field(default_factory=list)  # entry, and which clip failed why
+
+
+def convert(
+    annotations: Annotations, clip_paths: ClipPaths, folder: Path, jobs: int = 0, channel: str = "first",
+    usable: np.ndarray | None = None,
+) -> Conversion:  # fmt: skip
+    """Convert the clips of the usable entries; FOLDER/STEM.json gets the entries of which all clips could be.
+
+    `channel`: the first, or the mean. Clips that an earlier run finished are kept unless their
+    source is newer. A clip with damage anywhere is left out. One run at a time. Raises UserError for
+    a folder around the sources or of other settings, two files for one target, and a full disk.
+    """
+    result = Conversion(folder / f"{stem_of(annotations.path)}.json")
+    prefix = clip_paths.prefix and os.path.abspath(clip_paths.prefix)
+    settings = msgspec.json.encode({"channel": channel, "prefix": prefix})
+    _check_folder(annotations, prefix, folder, settings)
+    chosen = (np.ones(len(annotations), bool) if usable is None else usable).tolist()
+    place_of = partial(_places_of, clip_paths, FolderCache().exists)
+    places = partial(_places, annotations, chosen, place_of)
+    plan = _plan(places(), folder)
+    n, locate = len(plan), ClipPaths(str(folder)).locate
+    todo = ((file, locate(new), channel) for file, new in places() if plan.pop(hash(new), None) is not None)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / _SETTINGS, settings)
+        for call, outcome in tqdm(in_processes(convert_file, todo, jobs), total=n, unit="file", disable=None):
+            if outcome is None:  # a process died: each file in one of its own shows which it was
+                ((_, outcome),) = in_processes(convert_file, [call], 1)
+            state, reason = outcome or ("failed", "crashes the decoder")
+            result.files[state] += 1
+            if state == "failed":
+                result.reasons[call[0]] = reason
+        temporary = result.annotation.with_name(f".{result.annotation.name}.tmp")
+        write_entries(temporary, _new_entries(annotations, chosen, place_of, result))
+        if not result.entries:
+            temporary.unlink()
+            what = ": ".join(map(str, next(iter(result.left_out), ["no entry is usable"])))
+            raise UserError(f"nothing of {annotations.path} can be converted; entry {what}")
+        temporary.replace(result.annotation)
+    except OSError as error:
+        done = f"{result.files.total()} of {n} files"
+        raise UserError(f"conversion to {folder} stopped after {done}: {error}; mend it, a re-run goes on") from error
+    return result
+
+
+def _check_folder(annotations: Annotations, prefix: str, folder: Path, settings: bytes) -> None:
+    target, source, file = folder.resolve(), Path(prefix).resolve(), folder / _SETTINGS
+    if prefix and (target == source or source in target.parents or target in source.parents):
+        raise UserError(f"{folder} is, holds or lies in the clips' folder {prefix}; choose a folder apart")
+    if annotations.path.resolve().parent == target:
+        raise UserError(f"{folder} holds {annotations.path}, the file to be converted; choose a folder apart")
+    if file.exists() and (was := file.read_bytes()) != settings:
+        raise UserError(f"{folder} has clips that were made with {was!r}, not {settings!r}; choose another folder")
+
+
+def _plan(places: Iterator[Place], folder: Path) -> dict[int, int]:
+    """Targets and their sources, as hashes. Raises UserError where two clips would meet, or one its own copy."""
+    plan: dict[int, int] = {}
+    inside = (f"{os.path.abspath(folder)}/", f"{folder.resolve()}/")
+    for file, new_path in places:
+        file = os.path.abspath(file)
+        if file.startswith(inside):
+            raise UserError(f"{file} lies in {folder}, where the converted clips go; choose a folder apart")
+        if plan.setdefault(hash(new_path), hash(file)) != hash(file):
+            raise UserError(f"{file} and another clip would both become {folder}{new_path}; rename one of them")
+    return plan
+
+
+def _places(annotations: Annotations, chosen: list[bool], place_of: Places) -> Iterator[Place]:
+    """The clips of the chosen entries, without those that lead out of the prefix: `_new_entries` names them."""
+    for entry in compress(annotations.entries(), chosen):
+        with contextlib.suppress(AudioError):
+            yield from place_of([entry.path, *(entry.expand_wav or ())])
+
+
+def _places_of(clip_paths: ClipPaths, exists: Callable[[str], bool], clips: list[str]) -> list[Place]:
+    """The clips of an entry. Raises AudioError where one leads out of the prefix."""
+    files = clip_paths.of(clips[0], clips[1:], exists)
+    return [(file, _new_path(clip, file, clip_paths.prefix, exists)) for clip, file in zip(clips, files, strict=True)]
+
+
+def _new_path(clip: str, file: str, prefix: str, exists: Callable[[str], bool]) -> str:
+    """The path of a clip below the target folder, with a slash in front."""
+    stem, extension = os.path.splitext(file)
+    below = prefix.rstrip("/") + "/"
+    where = stem.removeprefix(below) if prefix and stem.startswith(below) else os.path.splitext(clip)[0]
+    where = os.path.normpath("/" + where.lstrip("/"))
+    first = next((other for other in _EXTENSIONS if other == extension or exists(stem + other)), None)
+    return f"{where}.flac" if extension == first else f"{where}{extension}.flac"
+
+
+def _new_entries(annotations: Annotations, chosen: list[bool], place_of: Places, result: Conversion) -> Iterator[bytes]:
+    """The entries with their new paths; `result` is told how many, and which are left out."""
+    for i, raw in compress(enumerate(raw_entries(annotations)), chosen):
+        entry = msgspec.json.decode(raw)
+        try:
+            places = place_of([entry["path"], *(entry.get("expand_wav") or ())])
+            if bad := next((file for file, _ in places if file in result.reasons), None):
+                raise AudioError(bad, result.reasons[bad])
+        except AudioError as error:
+            result.left_out.append((i, str(error)))
+            continue
+        entry["path"], *clips = (new_path for _, new_path in places)
+        entry |= {"expand_wav": clips} if clips else {}
+        result.entries += 1
+        yield msgspec.json.encode(entry)
+
+
+def convert_file(file: str, target: str, channel: str = "first") -> tuple[str, str]:
+    """(converted | clipped | kept | failed, reason). Raises OSError where the target cannot be written."""
+    (_, size, mtime_ns), (_, target_size, target_mtime_ns) = version_of(file), version_of(target)
+    if size > 0 and target_size > 0 and target_mtime_ns >= mtime_ns:
+        return "kept", ""
+    try:
+        decode_all(file)  # all checks that audio goes through; what is damaged is not converted in part
+        content, is_clipped = _encode(file, channel)
+    except (AudioError, soundfile.LibsndfileError) as error:  # the latter where it was changed meanwhile
+        return "failed", getattr(error, "reason", str(error))
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    _write(Path(target), content)
+    return "clipped" if is_clipped else "converted", ""
+
+
+def _encode(file: str, channel: str) -> tuple[memoryview, bool]:
+    """A whole clip as FLAC, in memory: about 20 kB a second. And whether peaks beyond full scale were cut."""
+    content, is_clipped, is_last = io.BytesIO(), False, False
+    flac = soundfile.SoundFile(content, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC")
+    with flac as output, soundfile.SoundFile(file) as source:
+        stream = soxr.ResampleStream(source.samplerate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        while not is_last:  # an empty block is the last one
+            samples = source.read(_BLOCK_SECONDS * source.samplerate, dtype="float32", always_2d=True)
+            is_last = not len(samples)
+            wav = np.ascontiguousarray(samples.mean(1) if channel == "mean" else samples[:, 0])
+            if source.samplerate != SAMPLE_RATE:
+                wav = stream.resample_chunk(wav, last=is_last)
+            is_clipped |= bool((np.abs(wav) > 1).any())
+            output.write(np.clip(np.rint(wav * 32768), -32768, 32767).astype(np.int16))
+    if not flac.frames:
+        raise AudioError(file, "too short: no samples are left at 16 kHz")
+    return content.getbuffer(), is_clipped
+
+
+def _write(target: Path, content: bytes | memoryview) -> None:
+    """Write a file whole or not at all; a killed run leaves a temporary one, which the next run writes over."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,262 @@
+"""One annotation file looked at from the sides that are asked for; each is printed and returned."""
+
+import os
+from argparse import Namespace
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from salmonn.annotations import Annotations
+from salmonn.errors import UserError
+from salmonn.known_bad import distinct_files, entries_left_out, unverified_files
+from salmonn.paths import ClipPaths, FolderCache
+from util.inspector.readiness import Key, Readiness, count_ready
+
+_FAILED_SHOWN = 5  # clips that could not be converted
+
+
+class Inspection:
+    """What is asked about one annotation file (`args` as util/anns_inspector.py takes them)."""
+
+    def __init__(
+        self, path: Path, clip_paths: ClipPaths, args: Namespace, max_txt_len: int = 300, end_sym: str = "</s>"
+    ) -> None:
+        self.path, self.clip_paths, self.args = path, clip_paths, args
+        self.max_txt_len, self.end_sym = max_txt_len, end_sym
+        self.exists = FolderCache().exists
+
+    def run(self) -> dict[str, Any]:
+        """Everything that is asked for, in this order. Raises UserError for bad input."""
+        args, report = self.args, self._readiness()
+        parts = {
+            "missing": (args.list_missing, self._list_missing),
+            "integrity": (args.check_integrity, self._integrity),
+            "clips": (args.describe, self._describe),
+            "statistics": (args.stats, self._statistics),
+            "duplicates": (args.duplicates, self._duplicates),
+            "split": (args.split, self._split),
+            "converted": (args.convert, self._convert),
+        }
+        for name, (asked, part) in parts.items():
+            if asked:
+                report[name] = part()
+                print(flush=True)
+        return report
+
+    @cached_property
+    def annotations(self) -> Annotations:
+        """The file, opened by its index."""
+        return Annotations(self.path, need_text=False)
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """{file: corpus} of the clips that are there."""
+        found = distinct_files(self.annotations, self.clip_paths, self.exists)
+        return {file: corpus for file, corpus in found.items() if self.exists(file)}
+
+    # ---- the parts
+
+    def _readiness(self) -> dict[str, Any]:
+        size = self.path.stat().st_size if self.path.is_file() else None
+        compressed = self.path.suffix == ".gz"
+        with tqdm(
+            total=None if compressed else size, desc=str(self.path), unit="B", unit_scale=True, mininterval=0.5
+        ) as progress:
+            self.readiness = count_ready(self.path, self.clip_paths, self.args.jobs, progress.update)
+        report = describe_readiness(self.path, self.readiness)
+        print(readiness_table(report), flush=True)
+        return report
+
+    def _list_missing(self) -> str:
+        target = self.args.list_missing
+        seen: set[str] = set()
+        try:
+            with target.open("a" if target in _lists else "w", encoding="utf-8") as file:
+                for entry, is_ready in zip(self.annotations.entries(), self.readiness.is_ready.tolist(), strict=True):
+                    if is_ready:
+                        continue
+                    for clip in (entry.path, *(entry.expand_wav or ())):
+                        if clip not in seen and not self._is_there(clip):
+                            seen.add(clip)
+                            file.write(f"{clip}\n")
+        except OSError as error:
+            raise UserError(f"--list-missing {target}: {error}") from error
+        _lists.add(target)
+        print(f"{len(seen)} clips of {self.path} are not ready: {target}")
+        return str(target)
+
+    def _is_there(self, clip: str) -> bool:
+        from salmonn.audio import AudioError
+
+        try:
+            file = self.clip_paths.of(clip, exists=self.exists)[0]
+        except AudioError:
+            return False
+        return self.exists(file) and os.path.isfile(file) and os.path.getsize(file) > 0
+
+    def _integrity(self) -> dict[str, Any]:
+        from util.inspector.check import check_integrity, verdict_table
+        from util.inspector.statistics import format_table
+
+        made = check_integrity(list(self.files), self.args.verdicts, self.args.jobs)
+        rows = verdict_table(self.files, self.args.verdicts)
+        print(f"{len(self.files)} clips, {made} of them decoded now; verdicts: {self.args.verdicts}")
+        print(format_table(rows))
+        return {"verdicts": str(self.args.verdicts), "decoded": made, "files": rows}
+
+    def _describe(self) -> list[dict[str, Any]]:
+        from util.inspector.describe import corpus_rows, describe_text
+
+        rows = corpus_rows(self.corpora)
+        print(describe_text(rows))
+        return rows
+
+    @cached_property
+    def corpora(self) -> dict[str, Any]:
+        """{corpus: its clips}, from verdicts or headers."""
+        from util.inspector.describe import describe_corpora
+
+        return describe_corpora(self.files, self.args.verdicts, self.args.jobs)
+
+    def _statistics(self) -> dict[str, Any]:
+        from util.inspector.statistics import (
+            clip_values,
+            duration_statistics,
+            format_table,
+            plot_histograms,
+            text_lengths,
+            text_statistics,
+        )  # fmt: skip
+
+        tokenizer = self._tokenizer()
+        texts = text_statistics(self.annotations, tokenizer=tokenizer)
+        seconds_of = {file: seconds for corpus in self.corpora.values() for file, seconds in corpus.seconds.items()}
+        durations = duration_statistics(self.annotations, self.clip_paths, seconds_of)
+        print(format_table(texts), format_table(durations), sep="\n\n")
+        if self.args.plots:
+            quantities = text_lengths(self.annotations, tokenizer=tokenizer)
+            seconds = clip_values(self.annotations, self.clip_paths, seconds_of)["task"]
+            for picture in plot_histograms(quantities | {"seconds": seconds}, self.args.plots / self.path.stem):
+                print(f"picture: {picture}")
+        return {"texts": texts, "durations": durations}
+
+    def _duplicates(self) -> dict[str, Any]:
+        from util.inspector.duplicates import duplicate_report, text_report
+
+        repeated = duplicate_report(self.annotations)
+        texts = text_report(self.annotations, self._tokenizer(), self.max_txt_len, self.end_sym)
+        same = repeated["same_text"]
+        print(
+            f"repeated (same clips, task and question): {repeated['groups']} groups, {repeated['surplus']} surplus "
+            f"entries; with the same text, too: {same['groups']} groups, {same['surplus']} surplus"
+        )
+        for example in repeated["examples"]:
+            print(f"   {example}")
+        for name, found in (("empty", texts["empty"]), (f"over {self.max_txt_len} tokens", texts["too_long"])):
+            print(f"texts {name}: {_text_counts(found)}")
+        return {"repeated": repeated, "texts": texts}
+
+    def _split(self) -> dict[str, int]:
+        from util.inspector.split import split
+
+        args = self.args
+        counts = split(
+            self.annotations,
+            self.usable,
+            args.split,
+            args.seed,
+            args.stratify,
+            args.out or self.path.parent,
+            args.force,
+        )
+        print(f"split by clips, seed {args.seed}: {', '.join(f'{name} {n}' for name, n in counts.items())} entries")
+        return counts
+
+    def _convert(self) -> dict[str, Any]:
+        from util.inspector.convert import convert
+
+        args = self.args
+        done = convert(self.annotations, self.clip_paths, args.convert, args.jobs, args.channel, self.usable)
+        counts = ", ".join(f"{state} {n}" for state, n in done.files.items())
+        print(f"files: {counts}; {done.entries} entries in {done.annotation} (use it with prefix {args.convert})")
+        for number, reason in done.left_out[:_FAILED_SHOWN]:
+            print(f"   left out: entry {number}: {reason}")
+        if len(done.left_out) > _FAILED_SHOWN:
+            print(f"   ... {len(done.left_out)} entries left out in all")
+        return {
+            "annotation": str(done.annotation), "entries": done.entries, "files": dict(done.files),
+            "left_out": [{"entry": number, "reason": reason} for number, reason in done.left_out],
+        }  # fmt: skip
+
+    # ---- shared by several
+
+    @cached_property
+    def usable(self) -> np.ndarray:
+        """[entries] which of them are ready and, where there is a verdict file, verified."""
+        usable, verdicts = self.readiness.is_ready.copy(), self.args.verdicts
+        if verdicts.exists():
+            bad = unverified_files(self.files, verdicts)
+            reasons: Counter[str] = Counter()
+            for number, _, reason in entries_left_out(self.annotations, self.clip_paths, bad, self.exists):
+                reasons[reason.partition(":")[0]] += bool(usable[number])
+                usable[number] = False
+            for reason, n in reasons.most_common():
+                print(f"   ready, but left out because of {verdicts}: {n} entries, {reason}")
+        return usable
+
+    def _tokenizer(self):
+        if not self.args.tokenizer:
+            return None
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.args.tokenizer, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--tokenizer {self.args.tokenizer}: {error}") from error
+
+
+def _text_counts(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "not counted without --tokenizer"
+    tasks = ", ".join(f"{task} {n}" for task, n in found["tasks"].items())
+    return f"{found['n']}" + (f" ({tasks}; e.g. entries {found['examples']})" if found["n"] else "")
+
+
+_lists: set[Path] = set()  # written by this command: several annotation files share one list
+
+
+def describe_readiness(path: Path, counts: Readiness) -> dict[str, Any]:
+    """Rows by task and corpus, sorted, with totals per task and for the file."""
+    tasks = sorted({task for task, _ in counts.total})
+    keys = sorted(counts.total)
+    return {
+        "file": str(path),
+        "corpora": [{"task": task, "corpus": corpus, **_row(counts, [(task, corpus)])} for task, corpus in keys],
+        "tasks": [{"task": task, **_row(counts, [key for key in keys if key[0] == task])} for task in tasks],
+        "total": _row(counts, keys),
+    }
+
+
+def _row(counts: Readiness, keys: list[Key]) -> dict[str, float]:
+    ready, total = sum(counts.ready[key] for key in keys), sum(counts.total[key] for key in keys)
+    return {"ready": ready, "not_ready": total - ready, "total": total, "ready_rate": ready / total}
+
+
+def readiness_table(report: dict[str, Any]) -> str:
+    """The lines that a person reads."""
+
+    def line(name: str, row: dict[str, Any]) -> str:
+        counts = f"ready: {row['ready']}, not_ready: {row['not_ready']}, total: {row['total']}"
+        return f"{name} | {counts} | ready_rate: {row['ready_rate']:.2%}"
+
+    lines = [report["file"]]
+    for task in report["tasks"]:
+        corpora = [row for row in report["corpora"] if row["task"] == task["task"]]
+        lines += [line(f"[{row['task']}] {row['corpus']}", row) for row in corpora]
+        if len(corpora) > 1:
+            lines.append(line(f"[{task['task']}] all corpora", task))
+    return "\n".join([*lines, line("all tasks", report["total"]), ""])

@@ -1,0 +1,192 @@
+"""How long texts and clips are: per task and corpus, as tables and as histograms."""
+
+import math
+import os
+import re
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+
+from salmonn.annotation_scan import DEFAULT_TASK, Entry
+from salmonn.annotations import Annotations
+from salmonn.audio import AudioError
+from salmonn.paths import ClipPaths, FolderCache, corpus_of
+from util.inspector.duplicates import token_ids
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+QUANTILES = (5, 25, 50, 75, 95, 99)  # percent
+Groups = dict[str, np.ndarray]  # values by task or corpus
+
+# Han and kana stand without spaces, each is a word; CJK punctuation is none
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(f"[{_CJK}]|[^\\s{_CJK}\u3000-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]+")
+_BATCH = 1000  # texts that are tokenised together
+
+
+def count_words(text: str) -> int:
+    """Words between spaces; a Chinese or Japanese character counts as a word, its punctuation does not."""
+    return len(text.split()) if text.isascii() else len(_WORD.findall(text))
+
+
+def text_lengths(
+    annotations: Annotations, usable: np.ndarray | None = None, tokenizer: "PreTrainedTokenizerBase | None" = None
+) -> dict[str, Groups]:
+    """Words, characters and, with a tokenizer, tokens of each text: {quantity: {task: [texts]}}.
+
+    `usable`: [entries] which of them count. Entries without a text do not. Tokens are counted as
+    in training, without special tokens.
+    """
+    lengths: dict[str, dict[str, array]] = {}
+    entries = (entry for entry in _chosen(annotations, usable) if entry.text is not None)
+    while batch := list(islice(entries, _BATCH)):
+        texts = [entry.text for entry in batch]
+        counts = {"words": map(count_words, texts), "characters": map(len, texts)}
+        if tokenizer:
+            counts["tokens"] = map(len, token_ids(tokenizer, texts))
+        for quantity, values in counts.items():
+            for entry, value in zip(batch, values, strict=True):
+                lengths.setdefault(quantity, {}).setdefault(entry.task or DEFAULT_TASK, array("I")).append(value)
+    return {q: {task: np.array(groups[task]) for task in sorted(groups)} for q, groups in lengths.items()}
+
+
+def text_statistics(
+    annotations: Annotations, usable: np.ndarray | None = None, tokenizer: "PreTrainedTokenizerBase | None" = None
+) -> list[dict[str, Any]]:
+    """A row per task and quantity (words, characters, tokens): entries, mean, min, p5 ... p99, max."""
+    lengths = text_lengths(annotations, usable, tokenizer)
+    return [
+        {"task": task, "quantity": quantity, "entries": len(groups[task]), **summarise(groups[task])}
+        for task in lengths.get("words", ())
+        for quantity, groups in lengths.items()
+    ]
+
+
+def summarise(values: np.ndarray) -> dict[str, float]:
+    """Mean, least, quantiles (p5 is the 5 % quantile) and largest of some values."""
+    quantiles = np.percentile(values, QUANTILES)
+    return {
+        "mean": float(values.mean()),
+        "min": values.min().item(),
+        **{f"p{percent}": float(value) for percent, value in zip(QUANTILES, quantiles, strict=True)},
+        "max": values.max().item(),
+    }
+
+
+def clip_values(
+    annotations: Annotations, clip_paths: ClipPaths, value_of: Mapping[str, float], usable: np.ndarray | None = None
+) -> dict[str, Groups]:
+    """A value of each distinct clip, NaN where it is not known: {"task" | "corpus": {group: [clips]}}.
+
+    `value_of`: by file, such as the seconds of verdicts; 0 is not known. The clips of expand_wav
+    belong to the corpus of their entry. Clips are told apart by 64-bit hashes.
+    """
+    exists = FolderCache().exists
+    found: dict[str, dict[str, tuple[array, array]]] = {"task": {}, "corpus": {}}
+    for entry in _chosen(annotations, usable):
+        try:
+            files = clip_paths.of(entry.path, entry.expand_wav, exists)
+        except AudioError:  # leads out of the prefix
+            continue
+        for kind, group in (("task", entry.task or DEFAULT_TASK), ("corpus", corpus_of(entry.path))):
+            hashes, values = found[kind].setdefault(group, (array("q"), array("d")))
+            hashes.extend(map(hash, files))
+            values.extend(value_of.get(file) or math.nan for file in files)
+
+    def distinct(hashes: array, values: array) -> np.ndarray:
+        return np.array(values)[np.unique(np.array(hashes), return_index=True)[1]]
+
+    return {kind: {group: distinct(*groups[group]) for group in sorted(groups)} for kind, groups in found.items()}
+
+
+def duration_statistics(
+    annotations: Annotations, clip_paths: ClipPaths, seconds_of: Mapping[str, float], usable: np.ndarray | None = None
+) -> list[dict[str, Any]]:
+    """A row per task, then per corpus: distinct clips, those of unknown length, hours, mean, min, p5 ... max [s]."""
+    rows = []
+    for kind, groups in clip_values(annotations, clip_paths, seconds_of, usable).items():
+        for group, values in groups.items():
+            known = values[~np.isnan(values)]
+            row = {"by": kind, "group": group, "clips": len(known), "unknown": len(values) - len(known)}
+            rows.append(row | ({"hours": float(known.sum()) / 3600, **summarise(known)} if len(known) else {}))
+    return rows
+
+
+def rate_histogram(
+    annotations: Annotations, clip_paths: ClipPaths, rate_of: Mapping[str, int], usable: np.ndarray | None = None
+) -> list[dict[str, Any]]:
+    """A row per corpus and sampling rate [Hz]: distinct clips, and their share of those whose rate is known."""
+    rows = []
+    for corpus, rates in clip_values(annotations, clip_paths, rate_of, usable)["corpus"].items():
+        known = rates[~np.isnan(rates)]
+        for rate, n in zip(*np.unique(known, return_counts=True), strict=True):
+            rows.append({"corpus": corpus, "rate": int(rate), "clips": int(n), "share": float(n / len(known))})
+    return rows
+
+
+def _chosen(annotations: Annotations, usable: np.ndarray | None) -> Iterator[Entry]:
+    chosen = np.ones(len(annotations), bool) if usable is None else usable
+    return (entry for entry, is_chosen in zip(annotations.entries(), chosen.tolist(), strict=True) if is_chosen)
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as text, a column per key: numbers to the right, with two digits where they are no integers."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    values = ([row.get(key, "") for key in keys] for row in rows)
+    lines = [keys, *([f"{v:.2f}" if isinstance(v, float) else str(v) for v in line] for line in values)]
+    columns = []
+    for key, cells in zip(keys, zip(*lines, strict=True), strict=True):
+        place = str.ljust if all(isinstance(row.get(key), str) for row in rows) else str.rjust
+        columns.append([place(cell, max(map(len, cells))) for cell in cells])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def plot_histograms(quantities: Mapping[str, Groups], folder: Path) -> list[Path]:
+    """Write a picture per quantity ({"words": {task: [texts]}, "seconds": ...}), a panel per task."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for quantity, groups in quantities.items():
+        groups = {task: values[~np.isnan(values)] for task, values in groups.items()}
+        if groups := {task: values for task, values in groups.items() if len(values)}:
+            written.append(folder / f"{quantity}.png")
+            _plot(quantity, groups, written[-1])
+    return written
+
+
+def _plot(quantity: str, groups: Groups, file: Path) -> None:
+    """Panels share neither axis: tasks differ by orders of magnitude. The last bin takes what is beyond 99 %."""
+    columns = min(4, len(groups))
+    rows = math.ceil(len(groups) / columns)
+    figure = plt.figure(figsize=(3.4 * columns, 0.4 + 2.3 * rows), layout="constrained")
+    for place, (task, values) in enumerate(groups.items(), 1):
+        panel = figure.add_subplot(rows, columns, place)
+        end = max(float(np.percentile(values, 99)), 1.0)
+        edges = np.linspace(0, end, 41)
+        if values.dtype.kind in "iu":  # bins of whole numbers
+            step = math.ceil((end + 1) / 40)
+            edges = np.arange(0, end + 1 + step, step) - 0.5
+            panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        panel.hist(np.minimum(values, edges[-1] - 1e-6), edges, color="#1f77b4")
+        panel.axvline(float(np.median(values)), color="#ff7f0e", linewidth=1.2)
+        panel.set_title(f"{task} ({len(values):,}; median {np.median(values):.1f})", fontsize=9)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+    what = f"{quantity} per {'clip' if quantity == 'seconds' else 'text'}"
+    figure.supxlabel(f"{what} (orange: median; the last bar holds all that is beyond the 99 % quantile)", fontsize=9)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, dpi=110, format="png")
+        temporary.replace(file)
+    finally:
+        plt.close(figure)
+        temporary.unlink(missing_ok=True)
