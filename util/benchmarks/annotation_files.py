@@ -1,0 +1,138 @@
+"""Annotation files of millions of entries: the inspector against a plain reader, and the memory of workers."""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from salmonn.annotations import Annotations
+from salmonn.dataset import SALMONNDataset, collate
+from salmonn.paths import ClipPaths
+from util.benchmarks.big_file import entries, write_big_file
+from util.benchmarks.measure import proportional_memory, row, unique_memory
+from util.inspector.readiness import count_ready
+
+REAL_FILES = 5000
+WORKERS = 8
+
+
+def bench_inspector(args: argparse.Namespace) -> list[dict]:
+    """Readiness of a file like the released one of stage 2, with no clip there and with some thousand.
+
+    The plain way streams with ijson and asks os.path.exists for each entry's path, in one process.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path, prefix = _big_file(args, Path(folder)), Path(folder) / "media"
+        for what in ("no file there", f"{REAL_FILES} files there"):
+            repeats = [(_ours(path, prefix), _plain(path, prefix)) for _ in range(args.repeats)]
+            seconds = tuple(statistics.median(times) for times in zip(*repeats, strict=True))
+            rows.append(row(f"readiness of {args.entries} entries, {what}", seconds))
+            _make_files(prefix, args.entries)
+        rows.append({"what": "peak memory of the inspector, all processes", "mb": _peak_memory(path, prefix)})
+    return rows
+
+
+def _ours(path: Path, prefix: Path) -> float:
+    started = time.perf_counter()
+    readiness = count_ready(path, ClipPaths(str(prefix)))
+    _show("ours", readiness.ready.total(), readiness.total.total())
+    return time.perf_counter() - started
+
+
+def _plain(path: Path, prefix: Path) -> float:
+    import ijson
+
+    started, ready, total = time.perf_counter(), 0, 0
+    with path.open("rb") as file:
+        for entry in ijson.items(file, "annotation.item"):
+            ready += os.path.exists(f"{prefix}{entry['path']}")
+            total += 1
+    _show(f"ijson ({ijson.backend})", ready, total)
+    return time.perf_counter() - started
+
+
+def _show(way: str, ready: int, total: int) -> None:
+    print(f"   {way}: {ready} of {total} ready", file=sys.stderr)
+
+
+def bench_workers(args: argparse.Namespace) -> list[dict]:
+    """Memory that each of 8 loader workers has for itself, with a big annotation file and with a small one."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path, small = _big_file(args, Path(folder)), Path(folder) / "small.json"
+        write_big_file(small, 1000)
+        for what in ("first", "second"):
+            started = time.perf_counter()
+            Annotations(path)
+            rows.append({"what": f"{what} open of {args.entries} entries", "seconds": time.perf_counter() - started})
+        used = {name: _worker_memory(file, Path(folder)) for name, file in (("big", path), ("1000 entries", small))}
+        for name, megabytes in used.items():
+            rows.append({"what": f"unique memory of a worker, {name} (highest of {WORKERS})", "mb": max(megabytes)})
+        rows.append({"what": "   more with the big file", "mb": max(used["big"]) - max(used["1000 entries"])})
+    return rows
+
+
+def _worker_memory(path: Path, prefix: Path) -> list[float]:
+    """[WORKERS] MB after each worker has looked up thousands of entries all over the file."""
+    dataset = SALMONNDataset(Annotations(path), ClipPaths(str(prefix)), replace_broken=False)
+    order = np.random.default_rng(0).permutation(len(dataset))[: WORKERS * 4000]
+    batches = order.reshape(-1, 50).tolist()
+    loader = DataLoader(
+        dataset, batch_sampler=batches, num_workers=WORKERS, collate_fn=collate, persistent_workers=True
+    )
+    iterator, megabytes = iter(loader), []
+    for i, _ in enumerate(iterator):
+        if i == len(batches) - 1:
+            megabytes = [unique_memory(worker.pid) / 1e6 for worker in iterator._workers]
+    return megabytes
+
+
+def _big_file(args: argparse.Namespace, folder: Path) -> Path:
+    path = folder / "stage2.json"
+    print(f"   writing {args.entries} entries ...", file=sys.stderr)
+    write_big_file(path, args.entries)
+    return path
+
+
+def _make_files(prefix: Path, n_entries: int) -> None:
+    """The clips of the first few thousand entries (their content does not matter here)."""
+    for entry in entries(min(REAL_FILES, n_entries), seed=0):
+        file = Path(f"{prefix}{entry['path']}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
+
+
+def _peak_memory(path: Path, prefix: Path) -> float:
+    """MB of the command and its processes together, sampled while it runs."""
+    command = [sys.executable, "util/anns_inspector.py", "--ann", str(path), "--prefix", str(prefix)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peak = 0
+    finished = threading.Event()
+    threading.Thread(target=lambda: (process.wait(), finished.set()), daemon=True).start()
+    while not finished.wait(0.02):
+        peak = max(peak, sum(_memory_of(pid) for pid in _family(process.pid)))
+    return peak / 1e6
+
+
+def _family(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    except OSError:  # it has just ended
+        return []
+    return [pid, *map(int, children)]
+
+
+def _memory_of(pid: int) -> int:
+    try:
+        return proportional_memory(pid)
+    except OSError:
+        return 0
