@@ -14,7 +14,7 @@ from salmonn.errors import UserError
 DEFAULT_TASK = "asr"
 RECORD = np.dtype([("start", "<i8"), ("length", "<u4"), ("text", "<u4"), ("task", "<u2")])  # bytes; characters
 
-_CHUNK = 1 << 19  # bytes that are parsed together: their objects fit in a core's cache
+_CHUNK = 1 << 18  # bytes that are parsed together: their objects fit in a core's cache
 SHOWN_PROBLEMS = 5  # of a file, in a message
 _HEAD = re.compile(rb'\s*\{\s*"annotation"\s*:\s*\[')
 _TAIL = re.compile(rb"\]\s*\}\s*$")

@@ -46,6 +46,8 @@ class Runner:
         self._claim_folder()
         # the data first: what is wrong with it is known before any weight is read
         keys = ("test_ann_path",) if config.run.evaluate else ("train_ann_path", "valid_ann_path")
+        self.annotations = {key: Annotations(config.datasets[key]) for key in keys}
+        self._require_prompts()
         self.datasets = {key: self._dataset(key) for key in keys}
         seed_everything(config.run.seed)  # the same on every rank: all build the same model
         self.model = SALMONN.from_config(config.model, self.device)
@@ -221,8 +223,7 @@ class Runner:
     def _dataset(self, key: str) -> SALMONNDataset:
         """The usable entries of an annotation file; only in training another clip takes a broken one's place."""
         datasets = self.config.datasets
-        annotations = Annotations(datasets[key])
-        self._require_prompts(annotations)
+        annotations = self.annotations[key]
         return SALMONNDataset.from_config(
             annotations,
             datasets,
@@ -231,15 +232,18 @@ class Runner:
             seed=self.run_config.seed,
         )
 
-    def _require_prompts(self, annotations: Annotations) -> None:
+    def _require_prompts(self) -> None:
         """Raise UserError when a task of the data has no prompt."""
         model = self.config.model
         if not model.prompt_path:
             return
         known = prompts.load_train_prompts(model.prompt_path, model.prompt_template).keys()
-        if missing := {task: entry for task, entry in annotations.tasks.items() if task not in known}:
-            named = ", ".join(f"{task!r} (first in entry {entry})" for task, entry in sorted(missing.items()))
-            raise UserError(f"annotation file {annotations.path}: 'task' has no prompt in {model.prompt_path}: {named}")
+        for annotations in self.annotations.values():
+            if missing := {task: entry for task, entry in annotations.tasks.items() if task not in known}:
+                named = ", ".join(f"{task!r} (first in entry {entry})" for task, entry in sorted(missing.items()))
+                raise UserError(
+                    f"annotation file {annotations.path}: 'task' has no prompt in {model.prompt_path}: {named}"
+                )
 
     def _open_log(self) -> None:
         """Start writing; only now, when all is well, does an earlier run in the folder give way."""

@@ -14,7 +14,6 @@ from util.inspector.statistics import (
     duration_statistics,
     format_table,
     plot_histograms,
-    rate_histogram,
     text_lengths,
     text_statistics,
 )
@@ -87,13 +86,6 @@ def test_a_clip_counts_once_however_many_entries_have_it(tmp_path):
     assert rows[1]["p50"] == 3600.0
     assert rows[3] == {"by": "corpus", "group": "B", "clips": 0, "unknown": 1}
     assert len(format_table(rows).splitlines()) == 5
-
-
-def test_sampling_rates_per_corpus(tmp_path):
-    assert rate_histogram(*clips(tmp_path), {"/d/A/1.wav": 16_000, "/d/A/2.wav": 44_100}) == [
-        {"corpus": "A", "rate": 16_000, "clips": 1, "share": 0.5},
-        {"corpus": "A", "rate": 44_100, "clips": 1, "share": 0.5},
-    ]
 
 
 def test_columns_of_a_table_are_aligned():

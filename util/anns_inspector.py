@@ -44,6 +44,10 @@ def main() -> None:
     max_txt_len = args.max_txt_len or base.model.max_txt_len
     inspections = [Inspection(path, clip_paths, args, max_txt_len, base.model.end_sym) for path in paths]
     reports = [inspection.run() for inspection in inspections]
+    if len(reports) > 1:
+        ready, total = (sum(report["total"][key] for report in reports) for key in ("ready", "total"))
+        counts = f"ready: {ready}, not_ready: {total - ready}, total: {total}"
+        print(f"all files | {counts} | ready_rate: {ready / total:.2%}")
     if args.json:
         content = {"prefix": prefix, "files": reports}
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -67,9 +67,9 @@ def entries(n: int, seed: int) -> Iterator[dict]:
 
 
 def _path(kind: Kind, rng: random.Random, i: int) -> str:
-    return kind.pattern.format(
-        a=rng.choice((100, 360)), b=rng.randrange(2000), c=rng.randrange(200_000), d=rng.randrange(100), s=i % 5, i=i
-    )
+    speaker = rng.randrange(1200)  # each with some chapters or videos, as in the corpora
+    chapter = 20 * speaker + rng.randrange(6 if "LibriSpeech" in kind.pattern else 18)
+    return kind.pattern.format(a=100 + speaker % 261, b=speaker, c=chapter, d=rng.randrange(100), s=i % 5, i=i)
 
 
 def _text(words: tuple[int, int], rng: random.Random, sentences: list[str]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from salmonn.annotation_scan import DEFAULT_TASK, Range, candidate_ranges
 from salmonn.annotations import Annotations
 from salmonn.audio import AudioError
-from salmonn.paths import ClipPaths, corpus_of, find_file, names_in
+from salmonn.paths import OTHER_EXTENSIONS, ClipPaths, corpus_of, find_file, names_in
 from salmonn.processes import in_processes
 
 Key = tuple[str, str]  # task, corpus
@@ -32,29 +32,67 @@ class _Entry(msgspec.Struct, gc=False):
 class _Folder:
     """An annotated folder as it is on this disk."""
 
-    __slots__ = ("names", "path")
+    __slots__ = ("names", "path", "possible")
 
-    def __init__(self, folder: str, clip_paths: ClipPaths) -> None:
-        try:
-            self.path = clip_paths.locate(folder)
-            self.names = names_in(self.path or ".")
-        except AudioError:  # it leads out of the prefix
-            self.path, self.names = "", frozenset()
+    def __init__(self, path: str, names: frozenset[str]) -> None:
+        self.path, self.names = path, names
+        stems = [name.rpartition(".")[0] for name in names if name.endswith(OTHER_EXTENSIONS)]
+        self.possible = names.union(*([stem + wav for stem in stems] for wav in (".wav", ".WAV")))
 
     def has_ready(self, name: str) -> bool:
-        """Whether a clip of this name, or with another extension, is a file with something in it."""
-        file = find_file(name, self.names.__contains__)
-        if file not in self.names:
-            return False
+        """Whether a possible clip, of this name or with another extension, is a file with something in it."""
         try:
-            status = os.stat(self.path + file)
+            status = os.stat(self.path + find_file(name, self.names.__contains__))
         except (OSError, ValueError):  # gone meanwhile, a dangling link, or not permitted
             return False
         return stat.S_ISREG(status.st_mode) and status.st_size > 0
 
 
-_SHARE = 16  # ranges that a process parses before it reports
-_folders: dict[str, _Folder] = {}  # of this process, by annotated folder with its slash
+class _Folders(dict[str, _Folder | None]):
+    """The folders by annotated path with its last slash, each looked for once; None where there is nothing in it."""
+
+    def __init__(self, clip_paths: ClipPaths) -> None:
+        super().__init__()
+        self.clip_paths = clip_paths
+        self._names: dict[str, frozenset[str]] = {}  # by folder on this disk
+
+    def __missing__(self, folder: str) -> _Folder | None:
+        try:
+            path = self.clip_paths.locate(folder)
+        except AudioError:  # it leads out of the prefix
+            self[folder] = None
+        else:
+            names = self._names_in(path.rstrip("/") or ("/" if path else "."))
+            self[folder] = _Folder(path, names) if names else None
+        return self[folder]
+
+    def has_ready(self, clip: str) -> bool:
+        """Whether an annotated clip is ready."""
+        cut = clip.rfind("/") + 1
+        folder = self[clip[:cut]]
+        return folder is not None and clip[cut:] in folder.possible and folder.has_ready(clip[cut:])
+
+    def may_hold(self, root: str) -> bool:
+        """Whether there can be anything under the first folder of a path."""
+        if self.clip_paths.maps_under(root):
+            return True
+        try:
+            return os.path.isdir(self.clip_paths.locate(root) or ".")
+        except AudioError:  # it leads out of the prefix
+            return False
+
+    def _names_in(self, folder: str) -> frozenset[str]:
+        """What a folder lists. It is not asked for when the folder above does not list it."""
+        names = self._names.get(folder)
+        if names is None:
+            above, _, name = folder.rpartition("/")
+            absent = above and name != ".." and name not in self._names_in(above)
+            names = self._names[folder] = frozenset() if absent else names_in(folder)
+        return names
+
+
+_SHARE = 32  # ranges that a process parses before it reports
+_folders = _Folders(ClipPaths())  # set anew for each file, and filled by each process for itself
 
 
 @dataclass
@@ -85,11 +123,11 @@ def count_ready(path: Path, clip_paths: ClipPaths, jobs: int = 0, progress: Call
 def _count(
     text_path: Path, ranges: list[Range], clip_paths: ClipPaths, jobs: int, progress: Callable[[int], object]
 ) -> Readiness:
+    global _folders
     result, flags = Readiness(), []
-    _folders.clear()  # before the processes are forked: each lists the folders anew
+    _folders = _Folders(clip_paths)  # which the processes inherit
     shares = [ranges[i : i + _SHARE] for i in range(0, len(ranges), _SHARE)]
-    arguments = ((text_path, share, clip_paths) for share in shares)
-    for (_, share, _), counted in in_processes(_count_ranges, arguments, jobs):
+    for (_, share), counted in in_processes(_count_ranges, ((text_path, share) for share in shares), jobs):
         if counted is None:
             raise RuntimeError(f"a process died while it read {text_path}, bytes {share[0][0]} to {share[-1][1]}")
         total, ready, is_ready = counted
@@ -101,9 +139,9 @@ def _count(
     return result
 
 
-def _count_ranges(text_path: Path, ranges: list[Range], clip_paths: ClipPaths) -> tuple[Counter, Counter, np.ndarray]:
+def _count_ranges(text_path: Path, ranges: list[Range]) -> tuple[Counter[Key], Counter[Key], np.ndarray]:
     """(total, ready) by (task, corpus), and [entries] which of them are ready."""
-    total: Counter[tuple[str | None, str]] = Counter()  # by task and root
+    total: Counter[tuple[str | None, str]] = Counter()  # by task and root, the first folder with its slash
     ready: Counter[tuple[str | None, str]] = Counter()
     flags = []
     decoder = msgspec.json.Decoder(list[_Entry])
@@ -111,46 +149,28 @@ def _count_ranges(text_path: Path, ranges: list[Range], clip_paths: ClipPaths) -
         for begin, end in ranges:
             text.seek(begin)
             entries = decoder.decode(b"[" + text.read(end - begin) + b"]")
-            places = [(entry.task, entry.path[: entry.path.find("/", 1) + 1]) for entry in entries]
+            paths = [entry.path for entry in entries]
+            places = [(entry.task, path[: path.find("/", 1) + 1]) for entry, path in zip(entries, paths, strict=True)]
             total.update(places)
-            flags.append(_ready_entries(entries, places, clip_paths))
-            ready.update(places[i] for i in np.flatnonzero(flags[-1]))
+            is_ready = np.zeros(len(entries), dtype=bool)
+            if any(_folders.may_hold(root) for root in {root for _, root in places}):
+                is_ready[_ready_entries(entries, paths)] = True
+                ready.update(places[i] for i in np.flatnonzero(is_ready))
+            flags.append(is_ready)
     return _by_corpus(total), _by_corpus(ready), np.concatenate(flags)
 
 
-def _ready_entries(entries: list[_Entry], places: list[tuple[str | None, str]], clip_paths: ClipPaths) -> np.ndarray:
-    """[entries] which of them are ready; nothing is looked for under roots that are absent."""
-    is_ready = np.zeros(len(entries), dtype=bool)
-    roots = {root for _, root in places}
-    if "" in roots and not all(entry.path for entry in entries):
+def _ready_entries(entries: list[_Entry], paths: list[str]) -> list[int]:
+    """Numbers of the ready ones. Comprehensions, because this is where the time goes."""
+    if not all(paths):
         raise msgspec.ValidationError("an empty path")
-    present = {root for root in roots if _is_present(root, clip_paths)}
-    if present:
-        for i, (_, root) in enumerate(places):
-            is_ready[i] = root in present and all(_is_ready(clip, clip_paths) for clip in _clips(entries[i]))
-    return is_ready
-
-
-def _is_present(root: str, clip_paths: ClipPaths) -> bool:
-    """Whether anything under the first folder of a path can exist."""
-    if clip_paths.maps_under(root):
-        return True
-    try:
-        return os.path.isdir(clip_paths.locate(root) or ".")
-    except AudioError:  # it leads out of the prefix
-        return False
-
-
-def _clips(entry: _Entry) -> tuple[str, ...]:
-    return (entry.path, *(entry.expand_wav or ()))
-
-
-def _is_ready(clip: str, clip_paths: ClipPaths) -> bool:
-    folder = clip[: clip.rfind("/") + 1]
-    known = _folders.get(folder)
-    if known is None:
-        known = _folders[folder] = _Folder(folder, clip_paths)
-    return known.has_ready(clip[len(folder) :])
+    folders = [_folders[path[: path.rfind("/") + 1]] for path in paths]
+    possible = [
+        i
+        for i, (folder, path) in enumerate(zip(folders, paths, strict=True))
+        if folder is not None and path[path.rfind("/") + 1 :] in folder.possible
+    ]
+    return [i for i in possible if all(map(_folders.has_ready, (paths[i], *(entries[i].expand_wav or ()))))]
 
 
 def _by_corpus(places: Counter[tuple[str | None, str]]) -> Counter[Key]:

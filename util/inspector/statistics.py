@@ -122,18 +122,6 @@ def duration_statistics(
     return rows
 
 
-def rate_histogram(
-    annotations: Annotations, clip_paths: ClipPaths, rate_of: Mapping[str, int], usable: np.ndarray | None = None
-) -> list[dict[str, Any]]:
-    """A row per corpus and sampling rate [Hz]: distinct clips, and their share of those whose rate is known."""
-    rows = []
-    for corpus, rates in clip_values(annotations, clip_paths, rate_of, usable)["corpus"].items():
-        known = rates[~np.isnan(rates)]
-        for rate, n in zip(*np.unique(known, return_counts=True), strict=True):
-            rows.append({"corpus": corpus, "rate": int(rate), "clips": int(n), "share": float(n / len(known))})
-    return rows
-
-
 def _chosen(annotations: Annotations, usable: np.ndarray | None) -> Iterator[Entry]:
     chosen = np.ones(len(annotations), bool) if usable is None else usable
     return (entry for entry, is_chosen in zip(annotations.entries(), chosen.tolist(), strict=True) if is_chosen)
