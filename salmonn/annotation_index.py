@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from filelock import FileLock
 from salmonn.annotation_scan import RECORD, SHOWN_PROBLEMS, scan
 from salmonn.errors import UserError
 
-_VERSION = 1
+_VERSION = 2
 _ALIGNMENT = 4096  # of the records in the index file
 
 
@@ -33,6 +34,7 @@ class Header(msgspec.Struct):
     version: int
     source_size: int
     source_mtime_ns: int
+    source_ctime_ns: int
     n: int
     tasks: list[str]
     n_without_text: int
@@ -71,7 +73,7 @@ def open_index(source: Path) -> Index:
     with _lock(place):
         if not (index := _read_index(place, source, status)):
             _build(source, status, place)
-            index = _read_index(place, source, status)
+            index = _read_index(place, source, source.stat())
     if index is None:
         raise UserError(f"annotation file {source} changed while it was read; start again")
     return index
@@ -115,14 +117,15 @@ def _read_index(place: Path, source: Path, status: os.stat_result) -> Index | No
     """The index at a place; None if there is none, or it belongs to another version of the file."""
     try:
         with place.open("rb") as file:
-            line = file.readline(1 << 20)
+            line = file.readline(1 << 26)
             header = msgspec.json.decode(line, type=Header)
             start = _aligned(len(line))
-            current = (_VERSION, status.st_size, status.st_mtime_ns)
+            current = (_VERSION, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             whole = file.seek(0, 2) >= start + header.n * RECORD.itemsize
     except (OSError, msgspec.MsgspecError):
         return None
-    if (header.version, header.source_size, header.source_mtime_ns) != current or not whole:
+    found = (header.version, header.source_size, header.source_mtime_ns, header.source_ctime_ns)
+    if found != current or not whole:
         return None
     records = np.memmap(place, RECORD, mode="r", offset=start, shape=(header.n,))
     return Index(header, records, place if header.text_offset else source, header.text_offset)
@@ -139,7 +142,7 @@ def _build(source: Path, status: os.stat_result, place: Path) -> None:
         found = scan(source, text)
         compressed = source.suffix == ".gz"
         header = Header(
-            _VERSION, status.st_size, status.st_mtime_ns, len(found.records), found.tasks,
+            _VERSION, status.st_size, status.st_mtime_ns, status.st_ctime_ns, len(found.records), found.tasks,
             len(found.without_text), found.without_text[:SHOWN_PROBLEMS], text_offset=0,
         )  # fmt: skip
         if compressed:
@@ -176,5 +179,5 @@ def _plain_text(source: Path, folder: Path) -> Iterator[BinaryIO]:
                 unpacked.seek(0)
                 file = unpacked
             yield file
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"annotation file {source} cannot be read: {error}") from error

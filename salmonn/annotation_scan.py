@@ -1,7 +1,7 @@
 """Reading annotation files of hundreds of megabytes: a few megabytes at a time, every entry checked."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +12,7 @@ import numpy as np
 from salmonn.errors import UserError
 
 DEFAULT_TASK = "asr"
-RECORD = np.dtype([("start", "<i8"), ("length", "<u4"), ("text", "<u4"), ("task", "<u2")])  # bytes; characters
+RECORD = np.dtype([("start", "<i8"), ("length", "<u4"), ("text", "<u4"), ("task", "<u4")])  # bytes; characters
 
 _CHUNK = 1 << 18  # bytes that are parsed together: their objects fit in a core's cache
 SHOWN_PROBLEMS = 5  # of a file, in a message
@@ -22,6 +22,7 @@ _BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")  # what stands between two entries
 _REACH = (1 << 14, 1 << 24)  # bytes in which the end of an entry is looked for
 _EDGE = 4096  # bytes at both ends of a file in which its frame is looked for
 
+_CUTS_FAILED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 Range = tuple[int, int]  # bytes of a file
 
 
@@ -51,23 +52,27 @@ class Scan:
 def scan(source: Path, text: BinaryIO) -> Scan:
     """Find and check every entry. Raises UserError that names the first bad ones and counts them."""
     try:
-        return _scan(source, read_chunks(text, candidate_ranges(text)))
-    except (msgspec.MsgspecError, UnicodeDecodeError):  # another layout, a cut inside a text, or malformed
-        return _scan(source, read_chunks(text, [whole_array(source, text)]))
+        if ranges := candidate_ranges(text):
+            return _scan(source, read_chunks(text, ranges))
+    except _CUTS_FAILED:  # other keys after the entries, or malformed
+        pass
+    return _scan(source, read_chunks(text, [whole_array(source, text)]))
 
 
 def candidate_ranges(text: BinaryIO, size: int = _CHUNK) -> list[Range]:
     """Cut the entries of a file into ranges of about `size` bytes, without reading it.
 
     A cut may lie inside a text that looks like the end of an entry; then that range is no valid
-    JSON, and neither is it when the file has another layout than `{"annotation": [...]}`.
+    JSON. Empty when the file does not begin and end like `{"annotation": [...]}`.
     """
     end = text.seek(0, 2)
     text.seek(0)
     head = _HEAD.match(text.read(_EDGE))
     text.seek(max(0, end - _EDGE))
     tail = _TAIL.search(text.read())
-    begin, stop = head.end() if head else 0, max(0, end - _EDGE) + tail.start() if tail else end
+    if not head or not tail:
+        return []
+    begin, stop = head.end(), max(0, end - _EDGE) + tail.start()
     ranges = []
     while stop - begin > size:
         cut = _next_cut(text, begin + size, stop)
@@ -96,6 +101,8 @@ def whole_array(source: Path, text: BinaryIO) -> Range:
         array = memoryview(msgspec.json.decode(data, type=_File).annotation)
     except msgspec.ValidationError:
         array = memoryview(b"")
+    except RecursionError as error:
+        raise UserError(f"annotation file {source}: its values are nested too deeply") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         at = re.search(r"\(byte (\d+)\)", str(error))
         before = data[: int(at.group(1))] if at else data
@@ -107,22 +114,41 @@ def whole_array(source: Path, text: BinaryIO) -> Range:
     return begin + 1, begin + len(array) - 1
 
 
-def read_chunks(text: BinaryIO, ranges: Iterable[Range]) -> Iterator[tuple[int, bytes]]:
-    """Yield (begin, the entries of a range as a JSON array); byte i of the array stands at begin + i in the file."""
-    for begin, end in ranges:
-        text.seek(begin)
-        yield begin - 1, b"[" + text.read(end - begin) + b"]"
+Chunk = tuple[int, bytes, list[msgspec.Raw]]
 
 
-def _scan(source: Path, chunks: Iterable[tuple[int, bytes]]) -> Scan:
+def read_chunks(text: BinaryIO, ranges: Sequence[Range]) -> Iterator[Chunk]:
+    """Yield (begin, the entries of a range as a JSON array, each of them); byte i of it is byte begin + i of the file.
+
+    A range that is no array was cut in the wrong place: it is joined with as many of the next ones
+    as it takes. Raises what the decoder raises where that does not help either.
+    """
+    at = 0
+    while at < len(ranges):
+        joined = 1
+        while True:
+            begin, end = ranges[at][0], ranges[min(at + joined, len(ranges)) - 1][1]
+            text.seek(begin)
+            chunk = b"[" + text.read(end - begin) + b"]"
+            try:
+                chunk.decode()  # bytes that are no UTF-8 would come up later, in an unknown field
+                raws = msgspec.json.decode(chunk, type=list[msgspec.Raw])
+                break
+            except _CUTS_FAILED:
+                if at + joined >= len(ranges):
+                    raise
+                joined *= 2
+        yield begin - 1, chunk, raws
+        at += joined
+
+
+def _scan(source: Path, chunks: Iterable[Chunk]) -> Scan:
     records: list[np.ndarray] = []
     tasks: dict[str, int] = {}
     without_text: list[int] = []
     problems: list[str] = []
     n = 0
-    for begin, chunk in chunks:
-        chunk.decode()  # bytes that are no UTF-8 would come up later, in an unknown field
-        raws = msgspec.json.decode(chunk, type=list[msgspec.Raw])
+    for begin, chunk, raws in chunks:
         entries = _known_fields(chunk)
         if entries is None or not all(entry.path for entry in entries):
             problems += [f"entry {n + i}: {what}" for i, raw in enumerate(raws) for what in _problems(raw)]
@@ -170,7 +196,10 @@ def _starts(chunk: bytes, lengths: list[int]) -> np.ndarray:
 
 def _problems(raw: msgspec.Raw) -> list[str]:
     """What is wrong with one entry, each with its field."""
-    entry = msgspec.json.decode(raw)
+    try:
+        entry = msgspec.json.decode(raw)
+    except msgspec.MsgspecError as error:  # such as a number beyond any type
+        return [str(error)]
     if not isinstance(entry, dict):
         return [f"expected an object, got {type(entry).__name__}"]
     entry = {key: value for key, value in entry.items() if value is not None}
@@ -185,4 +214,13 @@ def _problems(raw: msgspec.Raw) -> list[str]:
     clips = entry.get("expand_wav", [])
     if not isinstance(clips, list) or not all(isinstance(clip, str) for clip in clips):
         wrong.append("'expand_wav' must be a list of strings")
-    return wrong
+    return wrong or _doubled(raw)
+
+
+def _doubled(raw: msgspec.Raw) -> list[str]:
+    """A wrong value that a later one of the same key hides."""
+    try:
+        msgspec.json.decode(raw, type=Entry)
+    except msgspec.ValidationError as error:
+        return [f"a key stands twice: {error}"]
+    return []

@@ -5,6 +5,7 @@ index is memory-mapped and the file is read through the page cache, so that all 
 all ranks on a machine share both, where a list of dicts would be copied into every worker.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,4 +93,14 @@ class Annotations:
         try:
             return decoder.decode(data) if decoder else msgspec.json.decode(data)
         except msgspec.MsgspecError as error:
+            if decoder is None and self._is_valid(data):  # numbers that the quicker decoder refuses
+                return json.loads(data)
             raise RuntimeError(f"annotation file {self.path} was changed while it was in use ({error})") from error
+
+    @staticmethod
+    def _is_valid(data: bytes) -> bool:
+        try:
+            json.loads(data)
+        except ValueError:
+            return False
+        return True

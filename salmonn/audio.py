@@ -81,8 +81,12 @@ def load_clip(
     """
     if isinstance(paths, str | Path):
         paths = [paths]
-    wavs = [load_audio(path, max_seconds, channel) for path in paths]
     limit, gap = int(max_seconds * SAMPLE_RATE), int(JOIN_SECONDS * SAMPLE_RATE)
+    wavs: list[np.ndarray] = []
+    for path in paths:
+        if expand_cut == "head" and sum(map(len, wavs)) + gap * len(wavs) >= limit:
+            break  # what comes is not heard
+        wavs.append(load_audio(path, max_seconds, channel))
     if expand_cut == "share":
         shares = share_time([len(wav) for wav in wavs], limit - gap * (len(wavs) - 1))
         wavs = [wav[:share] for wav, share in zip(wavs, shares, strict=True)]
@@ -114,7 +118,7 @@ def decode_all(path: str | Path) -> AudioInfo:
         block = _BLOCK_SECONDS * file.samplerate
         frames = n = len(_read(file, block))
         while n == block:
-            n = len(_read(file, block))
+            n = len(_read(file, block, frames))
             frames += n
         return _info(file, frames)
 
@@ -124,7 +128,9 @@ def _info(file: soundfile.SoundFile, frames: int) -> AudioInfo:
 
 
 def _known_frames(file: soundfile.SoundFile) -> int | None:
-    """The length in the header; None where a program did not know it that wrote to a pipe."""
+    """The length in the header; None where there is none: of a FLAC written to a pipe, of some mp3."""
+    if file.format == "MP3" and not _has_length_tag(file.name):
+        return None
     return file.frames if file.frames < 1 << 62 else None
 
 
@@ -179,16 +185,16 @@ def _empty(file: soundfile.SoundFile) -> str | None:
     return None if file.frames else "no samples"
 
 
-def _read(file: soundfile.SoundFile, frames: int) -> np.ndarray:
-    """The next `frames` of a file or all that it has left, as [N, channels] float32. Raises ValueError."""
-    start, known = file.tell(), _known_frames(file)
-    if known is None:
+def _read(file: soundfile.SoundFile, frames: int, start: int = 0) -> np.ndarray:
+    """The next `frames` from `start` on, or all that is left, as [N, channels] float32. Raises ValueError."""
+    known = _known_frames(file)
+    if known is None or not file.seekable():
         file.seekable = lambda: False  # soundfile seeks after each read, which libsndfile refuses here
     expected = frames if known is None else min(frames, known - start)
     samples = file.read(expected, dtype="float32", always_2d=True)
     at_end = known is None or start + expected == known
     if len(samples) < expected - (_slack(file) if at_end else 0):
-        raise ValueError(f"truncated: its header says {file.frames} samples, {start + len(samples)} can be decoded")
+        raise ValueError(f"truncated: its header says {known} samples, {start + len(samples)} can be decoded")
     if not len(samples):
         if not start:
             raise ValueError("no samples")
@@ -206,3 +212,15 @@ def _slack(file: soundfile.SoundFile) -> float:
     if _known_frames(file) is None:
         return np.inf
     return 2 * (1152 if file.samplerate > 24_000 else 576) if file.format == "MP3" else 0  # two frames of an mp3
+
+
+def _has_length_tag(path: str) -> bool:
+    """Whether an mp3 says how long it is; without such a tag its length is the decoder's guess."""
+    with open(path, "rb") as file:
+        head = file.read(10)
+        if head[:3] == b"ID3":  # the size has 7 bits a byte
+            file.seek(10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)))
+        else:
+            file.seek(0)
+        frame = file.read(4096)
+    return any(tag in frame for tag in (b"Xing", b"Info", b"VBRI"))

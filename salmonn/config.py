@@ -214,6 +214,9 @@ def _impossible_values(config: DictConfig) -> list[str]:
         value = OmegaConf.select(config, key)
         if value is not None and not 0 <= value < math.inf:  # nan, too
             problems.append(f"{key} = {value}: must be 0 or more")
+    share = OmegaConf.select(config, "datasets.max_bad_fraction")
+    if share is not None and share > 1:
+        problems.append(f"datasets.max_bad_fraction = {share}: a share, at most 1 (5 % is 0.05)")
     device = OmegaConf.select(config, "run.device")
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         problems.append(f"run.device = {device}: choose cpu, cuda or cuda:N")

@@ -12,7 +12,14 @@ from salmonn import distributed
 from salmonn.annotations import Annotations
 from salmonn.errors import UserError
 from salmonn.integrity import check_files
-from salmonn.known_bad import Exists, distinct_files, entries_left_out, quarantined_files, unverified_files
+from salmonn.known_bad import (
+    NOT_VERIFIED,
+    Exists,
+    distinct_files,
+    entries_left_out,
+    quarantined_files,
+    unverified_files,
+)
 from salmonn.paths import ClipPaths, FolderCache
 from salmonn.processes import n_cores
 
@@ -33,11 +40,12 @@ def usable_entries(annotations: Annotations, datasets: DictConfig) -> np.ndarray
     bad = _bad_files(annotations, clip_paths, datasets, exists)
     keep = np.ones(len(annotations), dtype=bool)
     left_out: Counter[tuple[str, str]] = Counter()
-    for i, corpus, reason in entries_left_out(annotations, clip_paths, bad, exists):
-        keep[i] = False
-        left_out[corpus, reason.partition(":")[0]] += 1
+    if distributed.is_main():  # what rank 0 finds counts for all
+        for i, corpus, reason in entries_left_out(annotations, clip_paths, bad, exists):
+            keep[i] = False
+            left_out[corpus, reason if reason == NOT_VERIFIED else reason.partition(":")[0]] += 1
+    usable, left_out = distributed.from_main((np.flatnonzero(keep), left_out))
     _report(annotations, left_out, datasets)
-    usable = distributed.from_main(np.flatnonzero(keep))
     if not len(usable):
         (corpus, reason), _ = left_out.most_common(1)[0]
         raise UserError(

@@ -16,7 +16,7 @@ from salmonn.audio import AudioError, decode_all, inspect_header
 from salmonn.errors import UserError
 from salmonn.processes import in_processes
 
-_BATCH = 32  # files that a process checks before it reports
+_BATCH = 8  # files that a process checks before it reports
 
 
 class Verdict(msgspec.Struct, omit_defaults=True):

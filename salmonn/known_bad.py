@@ -8,7 +8,7 @@ from salmonn.audio import AudioError
 from salmonn.integrity import VerdictList, version_of
 from salmonn.paths import ClipPaths, corpus_of
 
-NOT_VERIFIED = "not verified: run util/anns_inspector.py --check-integrity"
+NOT_VERIFIED = "not verified (new or changed): run util/anns_inspector.py --check-integrity"
 
 Exists = Callable[[str], bool]
 

@@ -22,9 +22,10 @@ class ClipPaths:
         for mapping in path_map:
             if set(mapping) != {"from", "to"} or not mapping["from"].strip("/"):
                 raise UserError(f"datasets.path_map: expected {{from: FOLDER, to: FOLDER}}, got {dict(mapping)}")
-        self.prefix = prefix
+        # absolute, so that a file has one name however the prefix is written: verdicts go by it
+        self.prefix = os.path.abspath(prefix) if prefix else ""
         self._map = [
-            (mapping["from"].rstrip("/"), mapping["to"].replace("{prefix}", prefix).rstrip("/"))
+            (mapping["from"].rstrip("/"), os.path.abspath(mapping["to"].replace("{prefix}", prefix)))
             for mapping in (*path_map, *RELEASED_PATH_MAP)
         ]
 
@@ -39,17 +40,14 @@ class ClipPaths:
         return any(source.startswith(root.rstrip("/")) for source, _ in self._map)
 
     def locate(self, path: str) -> str:
-        """The file that an annotated path names: mapped, or with the prefix in front.
+        """The file that an annotated path names, absolute: mapped, or with the prefix in front.
 
-        Raises AudioError when `..` would lead out of the prefix or of the mapped folder.
+        Raises AudioError where `..` stands in what follows the prefix or the mapped folder.
         """
         for source, target in self._map:
             if path.startswith(source) and path[len(source) : len(source) + 1] in ("", "/"):
-                return _within(target, target + path[len(source) :], path)
-        if not self.prefix:
-            return path
-        separator = "" if path.startswith("/") or self.prefix.endswith("/") else "/"
-        return _within(self.prefix, self.prefix + separator + path, path)
+                return _below(target, path[len(source) :], path)
+        return _below(self.prefix, path, path) if self.prefix else os.path.abspath(path)
 
 
 def find_file(path: str, exists: Callable[[str], bool] = os.path.lexists) -> str:
@@ -93,9 +91,7 @@ def corpus_of(path: str) -> str:
     return folders[0] if folders else "(no folder)"
 
 
-def _within(folder: str, file: str, path: str) -> str:
-    if ".." in path:
-        root = os.path.normpath(folder)
-        if not os.path.normpath(file).startswith(root if root.endswith("/") else root + "/"):
-            raise AudioError(path, f"leads out of {folder} by '..'; datasets.path_map can map it")
-    return file
+def _below(folder: str, rest: str, path: str) -> str:
+    if ".." in rest and ".." in rest.split("/"):
+        raise AudioError(path, f"leads out of {folder}: '..' is taken only where datasets.path_map maps it")
+    return folder.rstrip("/") + ("" if rest.startswith("/") else "/") + rest

@@ -16,7 +16,7 @@ _ORIGIN = {
     "model.beats_path": "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt, see github.com/microsoft/unilm, beats/",
     "model.ckpt": "the checkpoint of the stage before; or salmonn_v1.pth from Hugging Face tsinghua-ee/SALMONN",
     "datasets.train_ann_path": "salmonn_stageN_data.json, linked from github.com/bytedance/SALMONN, under this name",
-    "other annotations": "yours to write, in the format of ann/README.md (none were released)",
+    "other annotations": "none were released: util/anns_inspector.py --split makes one, or write it (ann/README.md)",
     "datasets.prefix": "the folder with your corpora (LibriSpeech/, AudioCaps/, ...); see ann/README.md",
 }
 

@@ -4,38 +4,38 @@ import multiprocessing
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 
 def in_processes(function: Callable, arguments: Iterable[tuple], jobs: int = 0) -> Iterator[tuple[tuple, Any]]:
-    """Yield (arguments, result) of calls in parallel processes; result None where the process died.
+    """Yield (arguments, result) of calls in parallel processes as they end; result None where the process died.
 
-    In the order of the arguments, except that calls under way when a process dies come back with
-    None, though another call may have killed it. `jobs` 0 is one per core.
+    All calls under way when a process dies come back with None, though only one killed it. Left
+    early, calls that have not begun are not made. `jobs` 0 is one per core.
     """
     jobs = jobs or n_cores()
     todo, more = iter(arguments), True
     while more:
-        running: deque[tuple[tuple, Future | None]] = deque()
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), _start, (os.getpid(),)) as pool:
-            try:
-                while more or running:
-                    while more and len(running) < 4 * jobs:
-                        if more := (args := next(todo, None)) is not None:
-                            running.append((args, None))
-                            running[-1] = args, pool.submit(function, *args)
-                    if running:
-                        args, future = running[0]
-                        result = future.result()
-                        running.popleft()
-                        yield args, result
-            except BrokenProcessPool:
-                pass
-        yield from ((args, None) for args, _ in running)
+        running: dict[Future, tuple] = {}
+        args: tuple | None = None
+        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), _start, (os.getpid(),))
+        try:
+            while more or running:
+                while more and len(running) < 2 * jobs:
+                    if more := (args := next(todo, None)) is not None:
+                        running[pool.submit(function, *args)] = args
+                        args = None
+                for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                    result = future.result()
+                    yield running.pop(future), result
+        except BrokenProcessPool:
+            pass
+        finally:
+            pool.shutdown(cancel_futures=True)
+        yield from ((died, None) for died in (*running.values(), *([args] if args else ())))
 
 
 def n_cores() -> int:

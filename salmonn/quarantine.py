@@ -26,6 +26,11 @@ class Quarantine:
         self._new: list[Verdict] = []
         self._new_tried, self._new_bad = 0, 0
 
+    def take_over(self, earlier: str | Path) -> None:
+        """Start the list with that of an earlier run, so that the last list is the whole one."""
+        with self.list.append_to() as file:
+            write_verdicts(file, list(VerdictList(earlier).read()))
+
     def add(self, samples: dict[str, Any], judged: bool = True) -> None:
         """Take what a batch of this rank reports; `judged`: it counts for the share that ends a run."""
         self._new += samples["broken"]

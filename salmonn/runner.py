@@ -31,6 +31,8 @@ from salmonn.validation import report_listening, validate
 
 logger = logging.getLogger(__name__)
 
+MISSING_SHOWN = 5  # tasks without a prompt, in a message
+
 
 class Runner:
     """Trains (or only evaluates) the model that a config describes; `Runner(config).run()` is all."""
@@ -158,7 +160,7 @@ class Runner:
     def _next_samples(self) -> dict[str, Any]:
         samples = next(self.batches)
         self.quarantine.add(samples)
-        if len(samples["text"]) < self.run_config.batch_size_train:
+        if not samples["text"]:
             last = samples["broken"][-1]
             raise UserError(
                 f"{self.config.datasets.train_ann_path}: hardly a clip can be read, e.g. {last.path}: "
@@ -240,9 +242,11 @@ class Runner:
         known = prompts.load_train_prompts(model.prompt_path, model.prompt_template).keys()
         for annotations in self.annotations.values():
             if missing := {task: entry for task, entry in annotations.tasks.items() if task not in known}:
-                named = ", ".join(f"{task!r} (first in entry {entry})" for task, entry in sorted(missing.items()))
+                first = sorted(missing, key=missing.get)[:MISSING_SHOWN]
+                named = ", ".join(f"{task!r} (first in entry {missing[task]})" for task in first)
                 raise UserError(
-                    f"annotation file {annotations.path}: 'task' has no prompt in {model.prompt_path}: {named}"
+                    f"annotation file {annotations.path}: {len(missing)} values of 'task' have no prompt in "
+                    f"{model.prompt_path}: {named}{' ...' if len(missing) > len(first) else ''}"
                 )
 
     def _open_log(self) -> None:
@@ -250,6 +254,8 @@ class Runner:
         if distributed.is_main():
             clear_run(self.folder)
             OmegaConf.save(self.config, self.folder / "config.yaml")
+            if self.config.datasets.quarantine:
+                self.quarantine.take_over(self.config.datasets.quarantine)
         self.log = RunLog(self.folder)
 
     def _n_trainable(self) -> int:

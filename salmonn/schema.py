@@ -61,7 +61,7 @@ class DatasetsConfig:
     integrity: str = "header"  # left out before training: off | header | decode | verified
     verdicts: str = "ann/verdicts.jsonl"  # of the inspector's --check-integrity; read when integrity is verified
     quarantine: str = ""  # quarantine.jsonl of an earlier run: the files in it are left out
-    max_bad_fraction: float = 0.05  # of the entries tried in training; more unusable ones end the run
+    max_bad_fraction: float = 0.05  # of the entries tried in training (from 500 on); more unusable ones end the run
 
 
 @dataclass

@@ -228,3 +228,56 @@ def test_annotations_travel_to_other_processes_as_their_path(tmp_path):
     packed = pickle.dumps(annotations)
     assert len(packed) < 1000
     assert pickle.loads(packed)[1999] == annotations[1999]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_wrong_value_behind_a_repeated_key_loses_no_entries(tmp_path):
+    path = write_annotations(tmp_path / "a.json", some_entries(300))
+    path.write_text(path.read_text().replace('"/150.wav"', '"/150.wav", "Q": 5, "Q": "x"'))
+    with pytest.raises(UserError, match="entry 150: a key stands twice"):
+        Annotations(path)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_lists_of_objects_inside_entries_are_joined_and_not_read_as_a_whole(tmp_path, monkeypatch):
+    entries = [{"path": f"/{i}", "text": "t", "segments": [{"a": 1}, {"b": 2}] * 5} for i in range(200)]
+    path = write_annotations(tmp_path / "a.json", entries)
+    monkeypatch.setattr(annotation_scan, "whole_array", lambda *_: pytest.fail("read as a whole"))
+    annotations = Annotations(path)
+    assert [annotations.as_written(i) for i in range(200)] == entries
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"path": "/a", "text": "t"}', '{"path": "/a"}, {"path": "/b"}', '{"annotation": {"a": 1}}', '"x"', "[]"],
+)
+def test_a_file_without_the_annotation_list_is_told_as_such(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=r"a\.json(: expected| cannot be read)"):
+        Annotations(tmp_path / "a.json")
+
+
+def test_numbers_beyond_any_type_do_no_harm(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"annotation": [{"path": "a", "text": "b", "score": 1e999, "n": 123456789012345678901234567890}]}')
+    assert Annotations(path)[0]["path"] == "a"
+
+
+def test_damage_in_a_compressed_file_and_deep_nesting_are_one_message(tmp_path):
+    path = write_annotations(tmp_path / "a.json.gz", some_entries(1000))
+    data = bytearray(path.read_bytes())
+    for at in range(100, len(data) - 20, 50):
+        data[at] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.json\.gz cannot be read"):
+        Annotations(path)
+    deep = tmp_path / "deep.json"
+    deep.write_text('{"annotation": [{"path": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}]}")
+    with pytest.raises(UserError, match=r"deep\.json"):
+        Annotations(deep)
+
+
+def test_more_tasks_than_anybody_needs_are_kept_apart(tmp_path):
+    entries = [{"path": "a", "text": "b", "task": f"task {i}"} for i in range(70_000)]
+    annotations = Annotations(write_annotations(tmp_path / "a.json", entries))
+    assert annotations.tasks["task 69999"] == 69_999

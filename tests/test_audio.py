@@ -191,3 +191,30 @@ def test_speech_is_resampled_as_librosa_does(tmp_path, mini_world, rate):
     actual = load_audio(tmp_path / "a.wav")
     n = min(len(actual), len(expected))
     assert np.mean((actual[:n] - expected[:n]) ** 2) < 1e-6 * np.mean(expected**2)
+
+
+def without_length_tag(data: bytes) -> bytes:
+    """An mp3 without its first frame, which only says how long it is, behind a long ID3 tag."""
+    second = data.index(data[:2], 4)
+    return b"ID3\4\0\0" + bytes([0, 0, 64, 0]) + bytes(64 * 128) + data[second:]
+
+
+def test_an_mp3_without_a_length_tag_is_read_to_its_end(tmp_path):
+    soundfile.write(tmp_path / "tagged.mp3", 0.1 * np.random.default_rng(0).standard_normal(320_000), 16_000)
+    (tmp_path / "a.mp3").write_bytes(without_length_tag((tmp_path / "tagged.mp3").read_bytes()))
+    plain = soundfile.read(tmp_path / "a.mp3")[0]
+    assert len(load_audio(tmp_path / "a.mp3")) == len(plain) == decode_all(tmp_path / "a.mp3").frames
+
+
+def test_formats_that_cannot_seek_are_read_too(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(2.0, 8_000), 8_000, subtype="GSM610")
+    assert abs(len(load_audio(tmp_path / "a.wav")) - 32_000) < 2_000
+    assert decode_all(tmp_path / "a.wav").seconds == pytest.approx(2.0, abs=0.1)
+
+
+def test_what_is_not_heard_is_not_decoded(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(4.0, 16_000), 16_000)
+    pair = [tmp_path / "a.wav", tmp_path / "absent.wav"]
+    assert len(load_clip(pair, max_seconds=3.0)) == 48_000
+    with pytest.raises(AudioError, match="absent"):
+        load_clip(pair, max_seconds=3.0, expand_cut="share")

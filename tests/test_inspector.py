@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,7 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from salmonn.paths import RELEASED_PATH_MAP
+from salmonn.paths import OTHER_EXTENSIONS, RELEASED_PATH_MAP, ClipPaths
+from util.inspector.readiness import count_ready
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASED_PREFIX = RELEASED_PATH_MAP[0]["from"]
@@ -93,6 +96,7 @@ def test_without_files_it_says_what_to_put_where(world: Path):
     [
         ('{"annotation": [{"path": "a.wav"}, {"text": "t"}]}', "entry 1: no 'path'"),
         ('{"annotation": [{"path": ""}]}', "entry 0: 'path' is empty"),
+        ('{"annotation": []}', "has no entries"),
         ('{"annotation": ', "cannot be read"),
         ('{"entries": []}', "expected"),
     ],
@@ -193,7 +197,9 @@ def test_an_interrupted_check_goes_on_where_it_stopped(tmp_path: Path, how: sign
         assert "Traceback" not in message
     result = inspect(tmp_path, "--prefix", "media", "--check-integrity")
     assert f"600 clips, {600 - before} of them decoded now" in result.stdout
-    assert sorted(verdict["path"] for verdict in verdicts(tmp_path)) == sorted(f"media/A/{i}.flac" for i in range(600))
+    assert sorted(verdict["path"] for verdict in verdicts(tmp_path)) == sorted(
+        f"{tmp_path}/media/A/{i}.flac" for i in range(600)
+    )
 
 
 def test_descriptions_and_statistics_tell_rates_hours_and_words(tmp_path: Path):
@@ -256,6 +262,10 @@ def test_duplicates_and_empty_texts_are_counted(tmp_path: Path):
         (("--split", "0.5", "0.6", "0.1"), "sum"),
         (("--ann", "ann/gone.json"), "ann/gone.json"),
         (("--duplicates", "--tokenizer", "nowhere"), "--tokenizer nowhere"),
+        (("--jobs", "-3"), "--jobs -3"),
+        (("--channel", "mean"), "--channel goes with --convert"),
+        (("--split", "0.8", "0.1", "0.1", "--verdicts", "typo.jsonl"), "--verdicts typo.jsonl does not exist"),
+        (("--json", "/proc/nowhere/r.json"), "--json /proc/nowhere/r.json"),
     ],
 )
 def test_wrong_options_are_one_message_and_exit_code_2(world: Path, arguments: tuple[str, ...], message: str):
@@ -264,3 +274,54 @@ def test_wrong_options_are_one_message_and_exit_code_2(world: Path, arguments: t
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def plain_readiness(folder: Path, entries: list[dict]) -> list[bool]:
+    """Readiness by asking for each file, with none of our short cuts."""
+
+    def is_ready(path: str) -> bool:
+        file = f"{folder}/{path}"
+        if ".." in path.split("/"):
+            return False
+        candidates = [file]
+        if file.lower().endswith(".wav") and not os.path.lexists(file):
+            candidates += [file[:-4] + other for other in OTHER_EXTENSIONS]
+        found = next((candidate for candidate in candidates if os.path.lexists(candidate)), file)
+        return os.path.isfile(found) and os.path.getsize(found) > 0
+
+    return [all(map(is_ready, (entry["path"], *entry.get("expand_wav", [])))) for entry in entries]
+
+
+@pytest.mark.parametrize("spelling", ["{}", "{}/", "{}/.", "{}/../media"])
+def test_readiness_is_that_of_a_plain_look_at_each_file(tmp_path: Path, spelling: str):
+    rng, media = random.Random(0), tmp_path / "media"
+    folders = ["", "/A", "/A/b", "/A/b/c", "/B", "/./A", "//A", "/A//b", "/gone", "/A/gone", "/A/..", "/link"]
+    names = [f"{i}{extension}" for i in range(8) for extension in (".wav", ".WAV", ".flac", ".mp3", "")]
+    for folder in ("A/b/c", "B"):
+        (media / folder).mkdir(parents=True, exist_ok=True)
+    for name in rng.sample(names, 20):
+        for folder in ("", "A", "A/b", "A/b/c", "B"):
+            if rng.random() < 0.6:
+                (media / folder / name).write_text("x" * rng.randrange(3))
+    (media / "link").symlink_to("A/b")
+    (media / "B/folder.wav").mkdir()
+    (media / "B/dangling.wav").symlink_to("nowhere")
+    names += ["folder.wav", "dangling.wav"]
+    entries = [{"path": f"{rng.choice(folders)}/{rng.choice(names)}"} for _ in range(2000)]
+    for entry in rng.sample(entries, 300):
+        entry["expand_wav"] = [f"{rng.choice(folders)}/{rng.choice(names)}"]
+    (tmp_path / "a.json").write_text(json.dumps({"annotation": entries}))
+    found = count_ready(tmp_path / "a.json", ClipPaths(spelling.format(media)), jobs=2)
+    assert found.is_ready.tolist() == plain_readiness(media, entries)
+    assert found.ready.total() == sum(found.is_ready) > 100
+
+
+def test_results_of_a_split_are_not_split_again(tmp_path: Path):
+    (tmp_path / "ann").mkdir()
+    clips(tmp_path, 40)
+    for _ in range(2):
+        result = inspect(tmp_path, "--prefix", "media", "--split", "0.8", "0.1", "0.1", "--force")
+        assert result.returncode == 0, result.stderr
+    assert sorted(file.name for file in (tmp_path / "ann").glob("*.json")) == [
+        "a.json", "a_test.json", "a_train.json", "a_valid.json",
+    ]  # fmt: skip

@@ -150,6 +150,7 @@ def test_it_never_works_in_place(source, out):
 
 def test_sources_inside_the_target_are_refused_without_a_prefix(tmp_path):
     clip = write(tmp_path / "out/a.wav", sweep(1.0, 16_000))
+    (tmp_path / "out/.conversion.json").write_text('{"channel":"first","prefix":""}')
     annotate(tmp_path, [{"path": str(clip)}])
     with pytest.raises(UserError, match="choose a folder apart"):
         convert(Annotations(tmp_path / "ann/a.json", need_text=False), ClipPaths(), tmp_path / "out", jobs=1)
@@ -197,3 +198,23 @@ def test_a_clip_without_samples_at_16_khz_is_not_written(tmp_path):
     tiny = write(tmp_path / "a.wav", np.zeros(1), 768_000)
     assert convert_file(str(tiny), f"{tmp_path}/a.flac") == ("failed", "too short: no samples are left at 16 kHz")
     assert not (tmp_path / "a.flac").exists()
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
+    write(tmp_path / "media/a.wav", sweep(1.0, 16_000))
+    foreign = write(tmp_path / "out/a.flac", sweep(2.0, 44_100), 44_100)
+    before = foreign.read_bytes()
+    annotate(tmp_path, [{"path": "/a.wav"}])
+    with pytest.raises(UserError, match="not empty"):
+        run(tmp_path)
+    assert foreign.read_bytes() == before
+
+
+def test_a_source_that_was_replaced_by_an_older_file_is_converted_again(tmp_path):
+    source = write(tmp_path / "media/a.wav", sweep(1.0, 16_000))
+    annotate(tmp_path, [{"path": "/a.wav"}])
+    assert run(tmp_path).files["converted"] == 1
+    write(source, sweep(2.0, 16_000))
+    os.utime(source, ns=(10**9, 10**9))
+    assert run(tmp_path).files["converted"] == 1
+    assert run(tmp_path).files["kept"] == 1

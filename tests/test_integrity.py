@@ -144,6 +144,28 @@ def test_a_file_that_takes_its_process_down_gets_a_verdict_and_no_other_is_lost(
     assert verdicts["/crash1"].reason == "crashes the decoder"
 
 
-def test_parallel_calls_come_back_in_their_order():
+def test_parallel_calls_all_come_back_with_their_arguments():
     squares = processes.in_processes(pow, ((i, 2) for i in range(50)), jobs=2)
-    assert [(args[0], result) for args, result in squares] == [(i, i * i) for i in range(50)]
+    assert sorted((args[0], result) for args, result in squares) == [(i, i * i) for i in range(50)]
+
+
+@pytest.mark.parametrize("spelling", ["{}/media/", "{}/./media", "{}/media/../media"])
+def test_a_verdict_holds_however_the_prefix_is_written(media, spelling):
+    verify(media)
+    prefix = spelling.format(media)
+    assert usable(media, integrity="verified", prefix=prefix) == [0, 1]
+    listed = [bad_verdict(str(media / "media/A/0.flac"), "undecodable: x")]
+    write_list(media / "quarantine.jsonl", listed)
+    quarantine = str(media / "quarantine.jsonl")
+    assert usable(media, integrity="off", prefix=prefix, quarantine=quarantine) == [1, 2, 3, 4, 5]
+
+
+def test_what_is_not_verified_is_told_with_the_remedy(media):
+    verify(media)
+    for i in range(6):
+        if (media / f"media/A/{i}.flac").exists():
+            os.utime(media / f"media/A/{i}.flac", ns=(1, 1))
+    with pytest.raises(
+        UserError, match=r"not verified \(new or changed\): run util/anns_inspector.py --check-integrity"
+    ):
+        usable(media, integrity="verified")

@@ -54,3 +54,15 @@ def test_validation_files_are_listed_but_not_judged(tmp_path):
     quarantine.add(batch(MIN_TRIED, "v.wav"), judged=False)
     assert quarantine.sync() == {"tried": 0, "bad": 0, "bad_files": 1}
     assert listed(tmp_path) == ["v.wav"]
+
+
+def test_the_list_of_an_earlier_run_is_taken_over(tmp_path):
+    (tmp_path / "one").mkdir()
+    first = Quarantine(tmp_path / "one")
+    first.add(batch(1, "a"))
+    first.sync()
+    second = Quarantine(tmp_path)
+    second.take_over(tmp_path / "one/quarantine.jsonl")
+    second.add(batch(1, "b"))
+    second.sync()
+    assert listed(tmp_path) == ["a", "b"]

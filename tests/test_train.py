@@ -104,6 +104,11 @@ def test_broken_files_are_skipped_counted_and_listed(mini_world, tmp_path):
     listed = [json.loads(line) for line in (tmp_path / "stage1/quarantine.jsonl").read_text().splitlines()]
     assert summary["bad_files"] == len(listed) > 0
     assert all(entry["path"] and entry["reason"] for entry in listed)
+    counts = [(line["tried"], line["bad"], line["bad_files"]) for line in log_lines(tmp_path / "stage1", "train")]
+    assert counts == sorted(counts)
+    assert counts[-1][0] >= 20 * 8 + counts[-1][1]
+    events = b"".join(file.read_bytes() for file in (tmp_path / "stage1/tensorboard").iterdir())
+    assert b"train/bad_files" in events
     assert "unusable files so far" in result.stderr
 
 
@@ -199,4 +204,6 @@ def test_readme_is_complete_and_its_links_resolve():
     assert "@@" not in text
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     assert "docs/mini_curves.png" in links
-    assert all((ROOT / link).exists() for link in links)
+    assert all((ROOT / link).exists() for link in links if not link.startswith("#"))
+    assert "## Your data" in text  # the one anchor
+    assert {link for link in links if link.startswith("#")} == {"#your-data"}

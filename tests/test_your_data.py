@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from subprocess import CompletedProcess
 
 from conftest import ROOT, mini_options, run_command
 
@@ -32,6 +33,15 @@ def librispeech_only(folder: Path, mini_world: Path) -> None:
     (folder / "ann/stage1_train.json").write_text(json.dumps({"annotation": entries}))
 
 
+def train(mini_world: Path, folder: Path, *options: str) -> CompletedProcess:
+    """Two steps of miniature stage 1 on the data of a folder."""
+    return run_command(
+        str(ROOT / "train.py"), "--cfg-path", str(ROOT / "configs/mini/stage1.yaml"), "--options",
+        *mini_options(mini_world, folder / "output"), *PROMPTS, *options,
+        "run.optims.max_epoch=1", "run.iters_per_epoch=2", "run.batch_size_train=2", cwd=folder,
+    )  # fmt: skip
+
+
 def test_a_student_with_one_corpus_trains_on_what_is_ready(mini_world: Path, tmp_path: Path):
     librispeech_only(tmp_path, mini_world)
     inspected = run_command(INSPECTOR, "--prefix", "data", cwd=tmp_path)
@@ -48,13 +58,9 @@ def test_a_student_with_one_corpus_trains_on_what_is_ready(mini_world: Path, tmp
     ]
     assert sum(counts) == 11
 
-    trained = run_command(
-        str(ROOT / "train.py"), "--cfg-path", str(ROOT / "configs/mini/stage1.yaml"), "--options",
-        *mini_options(mini_world, tmp_path / "output"), *PROMPTS,
-        "datasets.prefix=data", "datasets.integrity=verified", "run.optims.max_epoch=1", "run.iters_per_epoch=2",
-        "run.batch_size_train=2", "datasets.train_ann_path=ann/stage1_train_train.json",
-        "datasets.valid_ann_path=ann/stage1_train_valid.json",
-        cwd=tmp_path,
+    trained = train(
+        mini_world, tmp_path, "datasets.prefix=data", "datasets.integrity=verified",
+        "datasets.train_ann_path=ann/stage1_train_train.json", "datasets.valid_ann_path=ann/stage1_train_valid.json",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     assert f"{counts[0]} of {counts[0]} entries are usable (datasets.integrity: verified)" in trained.stderr
@@ -63,13 +69,10 @@ def test_a_student_with_one_corpus_trains_on_what_is_ready(mini_world: Path, tmp
 
 def test_without_a_split_the_missing_and_broken_are_left_out_by_themselves(mini_world: Path, tmp_path: Path):
     librispeech_only(tmp_path, mini_world)
-    trained = run_command(
-        str(ROOT / "train.py"), "--cfg-path", str(ROOT / "configs/mini/stage1.yaml"), "--options",
-        *mini_options(mini_world, tmp_path / "output"), *PROMPTS,
-        "datasets.prefix=data", "datasets.integrity=decode", "run.optims.max_epoch=1", "run.iters_per_epoch=2",
-        "run.batch_size_train=2", "datasets.train_ann_path=ann/stage1_train.json",
+    trained = train(
+        mini_world, tmp_path, "datasets.prefix=ann", "datasets.path_map=[{from: /LibriSpeech, to: data/LibriSpeech}]",
+        "datasets.integrity=decode", "run.length_grouped=True", "datasets.train_ann_path=ann/stage1_train.json",
         "datasets.valid_ann_path=ann/stage1_train.json",
-        cwd=tmp_path,
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     for line in ("11 of 17 entries", "left out [AudioCaps] file does not exist: 5", "[LibriSpeech] undecodable: 1"):

@@ -13,7 +13,7 @@
 An entry is ready when its clip, and each clip of its expand_wav, exists and is not empty. The
 corpus is the first folder of the entry's path. Where there is a verdict file, --split and --convert
 take only entries whose clips have a good verdict. Exit code 0, also when clips are missing; 2 when
-an annotation file cannot be read or something else in the input is wrong.
+an annotation file cannot be read or something else in the input is wrong; 1 after Ctrl-C.
 """
 
 import json
@@ -37,10 +37,12 @@ def main() -> None:
     args = parse_arguments()
     base = load_config(BASE_CONFIG)
     prefix = base.datasets.prefix if args.prefix is None else args.prefix
-    clip_paths = ClipPaths(prefix, [path_mapping(text) for text in args.path_map])
-    paths = args.ann or default_files(ANN_FOLDER)
-    if not Path(prefix or ".").is_dir():
-        print(f"note: {prefix} is no folder; --prefix DIR says where the corpora are", file=sys.stderr)
+    path_map = [path_mapping(text) for text in args.path_map]
+    clip_paths = ClipPaths(prefix, path_map)
+    paths = args.ann or default_files(ANN_FOLDER, without_splits=bool(args.split or args.convert))
+    for folder in (prefix or ".", *(mapping["to"].replace("{prefix}", prefix) for mapping in path_map)):
+        if not Path(folder).is_dir():
+            print(f"note: {folder} is no folder; --prefix and --path-map say where the corpora are", file=sys.stderr)
     max_txt_len = args.max_txt_len or base.model.max_txt_len
     inspections = [Inspection(path, clip_paths, args, max_txt_len, base.model.end_sym) for path in paths]
     reports = [inspection.run() for inspection in inspections]
@@ -50,12 +52,18 @@ def main() -> None:
         print(f"all files | {counts} | ready_rate: {ready / total:.2%}")
     if args.json:
         content = {"prefix": prefix, "files": reports}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        try:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json {args.json}: {error}") from error
 
 
-def default_files(folder: Path) -> list[Path]:
-    """The annotation files of a folder. Raises UserError where there are none."""
+def default_files(folder: Path, without_splits: bool = False) -> list[Path]:
+    """The annotation files of a folder, by choice without those that --split made of others.
+
+    Raises UserError where there are none.
+    """
     found = sorted(
         path for path in folder.glob("*") if path.name.endswith((".json", ".json.gz")) and not path.name.startswith(".")
     )
@@ -64,7 +72,9 @@ def default_files(folder: Path) -> list[Path]:
             f"no annotation file in {folder}/: put the stage files there (stage1_train.json, ...; "
             f"{folder}/README.md says where to get them), or name files by --ann FILE ..."
         )
-    return found
+    stems = {path.name.partition(".")[0] for path in found}
+    made = {f"{stem}_{part}" for stem in stems for part in ("train", "valid", "test")} if without_splits else set()
+    return [path for path in found if path.name.partition(".")[0] not in made]
 
 
 def path_mapping(text: str) -> dict[str, str]:
@@ -86,7 +96,7 @@ def parse_arguments() -> Namespace:
     add("--list-missing", type=Path, metavar="FILE", help="write the paths of the clips that are not ready")
     add("--describe", action="store_true", help="rates, channels, formats and hours of each corpus")
     add("--check-integrity", action="store_true", help="decode every clip that has no verdict yet; may be interrupted")
-    add("--verdicts", type=Path, default=VERDICTS, metavar="FILE", help="the verdict file (default: %(default)s)")
+    add("--verdicts", type=Path, metavar="FILE", help=f"the verdict file (default: {VERDICTS})")
     add("--stats", action="store_true", help="words, tokens and seconds per task: quantiles")
     add("--plots", type=Path, metavar="DIR", help="with --stats: histograms as PNG")
     add("--duplicates", action="store_true", help="repeated entries, empty and overlong texts")
@@ -98,11 +108,17 @@ def parse_arguments() -> Namespace:
     add("--out", type=Path, metavar="DIR", help="folder for the files of --split (default: that of the annotation)")
     add("--force", action="store_true", help="--split may replace files")
     add("--convert", type=Path, metavar="DIR", help="write the ready clips as 16 kHz mono FLAC there")
-    add("--channel", choices=("first", "mean"), default="first", help="of --convert (default: %(default)s)")
+    add("--channel", choices=("first", "mean"), help="of --convert (default: first, as in training)")
     args = parser.parse_args()
-    for option, needed in (("plots", "stats"), ("stratify", "split"), ("out", "split"), ("force", "split")):
+    needs = {"plots": "stats", "stratify": "split", "out": "split", "force": "split", "channel": "convert"}
+    for option, needed in needs.items():
         if getattr(args, option) and not getattr(args, needed):
             raise UserError(f"--{option} goes with --{needed}")
+    if args.jobs < 0:
+        raise UserError(f"--jobs {args.jobs}: at least 1, or 0 for one per core")
+    if args.verdicts and not args.check_integrity and not args.verdicts.is_file():
+        raise UserError(f"--verdicts {args.verdicts} does not exist; --check-integrity writes it")
+    args.verdicts = args.verdicts or VERDICTS
     return args
 
 

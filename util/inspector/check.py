@@ -3,7 +3,6 @@
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ from tqdm import tqdm
 from salmonn.errors import UserError
 from salmonn.integrity import VerdictList, check_files, version_of, write_verdicts
 from salmonn.known_bad import unverified_files
-
-_WRITTEN_TOGETHER = 64  # verdicts; the few that are not written when the power fails are made again
 
 
 def check_integrity(files: Sequence[str], verdicts: Path, jobs: int = 0) -> int:
@@ -28,9 +25,9 @@ def check_integrity(files: Sequence[str], verdicts: Path, jobs: int = 0) -> int:
             VerdictList(verdicts).append_to() as file,
             tqdm(total=len(files), initial=len(files) - len(todo), desc="decoding", unit="file") as progress,
         ):
-            while batch := list(islice(made, _WRITTEN_TOGETHER)):
-                write_verdicts(file, batch)
-                progress.update(len(batch))
+            for verdict in made:
+                write_verdicts(file, [verdict])
+                progress.update()
     except KeyboardInterrupt:
         print(f"\nthe verdicts so far are in {verdicts}; run it again to go on", file=sys.stderr)
         raise

@@ -56,8 +56,9 @@ def convert(
     """Convert the clips of the usable entries; FOLDER/STEM.json gets the entries of which all clips could be.
 
     `channel`: the first, or the mean. Clips that an earlier run finished are kept unless their
-    source is newer. A clip with damage anywhere is left out. One run at a time. Raises UserError for
-    a folder around the sources or of other settings, two files for one target, and a full disk.
+    source has changed. A clip with damage anywhere is left out. One run at a time. Raises UserError for
+    a folder around the sources, with other settings or other things in it, two files for one
+    target, and a full disk.
     """
     result = Conversion(folder / f"{stem_of(annotations.path)}.json")
     prefix = clip_paths.prefix and os.path.abspath(clip_paths.prefix)
@@ -98,6 +99,8 @@ def _check_folder(annotations: Annotations, prefix: str, folder: Path, settings:
         raise UserError(f"{folder} is, holds or lies in the clips' folder {prefix}; choose a folder apart")
     if annotations.path.resolve().parent == target:
         raise UserError(f"{folder} holds {annotations.path}, the file to be converted; choose a folder apart")
+    if not file.exists() and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty, and not from an earlier --convert; choose a new folder")
     if file.exists() and (was := file.read_bytes()) != settings:
         raise UserError(f"{folder} has clips that were made with {was!r}, not {settings!r}; choose another folder")
 
@@ -156,9 +159,12 @@ def _new_entries(annotations: Annotations, chosen: list[bool], place_of: Places,
 
 
 def convert_file(file: str, target: str, channel: str = "first") -> tuple[str, str]:
-    """(converted | clipped | kept | failed, reason). Raises OSError where the target cannot be written."""
+    """(converted | clipped | kept | failed, reason). Raises OSError where the target cannot be written.
+
+    A target has the time of its source: so it is known to be of this version of it.
+    """
     (_, size, mtime_ns), (_, target_size, target_mtime_ns) = version_of(file), version_of(target)
-    if size > 0 and target_size > 0 and target_mtime_ns >= mtime_ns:
+    if size > 0 and target_size > 0 and target_mtime_ns == mtime_ns:
         return "kept", ""
     try:
         decode_all(file)  # all checks that audio goes through; what is damaged is not converted in part
@@ -167,6 +173,7 @@ def convert_file(file: str, target: str, channel: str = "first") -> tuple[str, s
         return "failed", getattr(error, "reason", str(error))
     os.makedirs(os.path.dirname(target), exist_ok=True)
     _write(Path(target), content)
+    os.utime(target, ns=(mtime_ns, mtime_ns))
     return "clipped" if is_clipped else "converted", ""
 
 

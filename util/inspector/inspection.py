@@ -1,6 +1,7 @@
 """One annotation file looked at from the sides that are asked for; each is printed and returned."""
 
 import os
+import sys
 from argparse import Namespace
 from collections import Counter
 from functools import cached_property
@@ -16,7 +17,7 @@ from salmonn.known_bad import distinct_files, entries_left_out, unverified_files
 from salmonn.paths import ClipPaths, FolderCache
 from util.inspector.readiness import Key, Readiness, count_ready
 
-_FAILED_SHOWN = 5  # clips that could not be converted
+_FAILED_SHOWN = 5  # clips that are broken, or could not be converted
 
 
 class Inspection:
@@ -67,8 +68,14 @@ class Inspection:
             total=None if compressed else size, desc=str(self.path), unit="B", unit_scale=True, mininterval=0.5
         ) as progress:
             self.readiness = count_ready(self.path, self.clip_paths, self.args.jobs, progress.update)
+            progress.update((progress.total or progress.n) - progress.n)
+        if not len(self.readiness.is_ready):
+            raise UserError(f"annotation file {self.path} has no entries")
         report = describe_readiness(self.path, self.readiness)
         print(readiness_table(report), flush=True)
+        if not report["total"]["ready"]:
+            first = next(self.annotations.entries(0, 1)).path
+            print(f"note: nothing is ready; the first clip is {first} below {self.clip_paths.prefix}", file=sys.stderr)
         return report
 
     def _list_missing(self) -> str:
@@ -106,6 +113,11 @@ class Inspection:
         rows = verdict_table(self.files, self.args.verdicts)
         print(f"{len(self.files)} clips, {made} of them decoded now; verdicts: {self.args.verdicts}")
         print(format_table(rows))
+        bad = unverified_files(self.files, self.args.verdicts)
+        for file in list(bad)[:_FAILED_SHOWN]:
+            print(f"   {file}: {bad[file]}")
+        if len(bad) > _FAILED_SHOWN:
+            print(f'   ... {len(bad)} in all: the lines with "ok":false in {self.args.verdicts}')
         return {"verdicts": str(self.args.verdicts), "decoded": made, "files": rows}
 
     def _describe(self) -> list[dict[str, Any]]:
@@ -180,7 +192,7 @@ class Inspection:
         from util.inspector.convert import convert
 
         args = self.args
-        done = convert(self.annotations, self.clip_paths, args.convert, args.jobs, args.channel, self.usable)
+        done = convert(self.annotations, self.clip_paths, args.convert, args.jobs, args.channel or "first", self.usable)
         counts = ", ".join(f"{state} {n}" for state, n in done.files.items())
         print(f"files: {counts}; {done.entries} entries in {done.annotation} (use it with prefix {args.convert})")
         for number, reason in done.left_out[:_FAILED_SHOWN]:
@@ -202,7 +214,8 @@ class Inspection:
             bad = unverified_files(self.files, verdicts)
             reasons: Counter[str] = Counter()
             for number, _, reason in entries_left_out(self.annotations, self.clip_paths, bad, self.exists):
-                reasons[reason.partition(":")[0]] += bool(usable[number])
+                if usable[number]:
+                    reasons[reason.partition(":")[0]] += 1
                 usable[number] = False
             for reason, n in reasons.most_common():
                 print(f"   ready, but left out because of {verdicts}: {n} entries, {reason}")
@@ -211,6 +224,8 @@ class Inspection:
     def _tokenizer(self):
         if not self.args.tokenizer:
             return None
+        if not Path(self.args.tokenizer).is_dir():
+            raise UserError(f"--tokenizer {self.args.tokenizer} is no folder")
         from transformers import AutoTokenizer
 
         try:

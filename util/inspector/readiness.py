@@ -62,8 +62,9 @@ class _Folders(dict[str, _Folder | None]):
         except AudioError:  # it leads out of the prefix
             self[folder] = None
         else:
-            names = self._names_in(path.rstrip("/") or ("/" if path else "."))
-            self[folder] = _Folder(path, names) if names else None
+            path = os.path.normpath(path)
+            names = self._names_in(path)
+            self[folder] = _Folder(f"{path}/", names) if names else None
         return self[folder]
 
     def has_ready(self, clip: str) -> bool:
@@ -86,7 +87,7 @@ class _Folders(dict[str, _Folder | None]):
         names = self._names.get(folder)
         if names is None:
             above, _, name = folder.rpartition("/")
-            absent = above and name != ".." and name not in self._names_in(above)
+            absent = above and name not in self._names_in(above)
             names = self._names[folder] = frozenset() if absent else names_in(folder)
         return names
 
@@ -107,13 +108,15 @@ class Readiness:
 def count_ready(path: Path, clip_paths: ClipPaths, jobs: int = 0, progress: Callable[[int], object] = int) -> Readiness:
     """Look for the clips of every entry; `progress` is told the bytes that are done.
 
-    Raises UserError, as Annotations does, for a file that cannot be read or has bad entries.
+    Only what this takes is read and checked: path, task, expand_wav. Raises UserError, as
+    Annotations does, for a file that cannot be read or is wrong in these.
     """
     if path.suffix != ".gz":
         try:
             with path.open("rb") as text:
                 ranges = candidate_ranges(text)
-            return _count(path, ranges, clip_paths, jobs, progress)
+            if ranges:
+                return _count(path, ranges, clip_paths, jobs, progress)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             pass  # an unusual layout, or something wrong: a closer look tells
     text_path, ranges = Annotations(path, need_text=False).text_ranges()
@@ -124,7 +127,7 @@ def _count(
     text_path: Path, ranges: list[Range], clip_paths: ClipPaths, jobs: int, progress: Callable[[int], object]
 ) -> Readiness:
     global _folders
-    result, flags = Readiness(), []
+    result, flags = Readiness(), {}
     _folders = _Folders(clip_paths)  # which the processes inherit
     shares = [ranges[i : i + _SHARE] for i in range(0, len(ranges), _SHARE)]
     for (_, share), counted in in_processes(_count_ranges, ((text_path, share) for share in shares), jobs):
@@ -133,9 +136,9 @@ def _count(
         total, ready, is_ready = counted
         result.total.update(total)
         result.ready.update(ready)
-        flags.append(is_ready)
+        flags[share[0]] = is_ready
         progress(share[-1][1] - share[0][0])
-    result.is_ready = np.concatenate(flags)
+    result.is_ready = np.concatenate([flags[share[0]] for share in shares])
     return result
 
 
