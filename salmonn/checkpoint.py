@@ -88,15 +88,27 @@ def fit_problems(found: dict[str, Tensor], wanted: dict[str, torch.Size], partia
 
 def save(path: str | Path, model: nn.Module, **extra: Any) -> None:
     """Write {"model": own parameters, **extra} atomically: a reader sees the old file or the whole new one."""
-    path = Path(path)
+    write_beside(Path(path), model, **extra).replace(path)
+
+
+def write_beside(path: Path, model: nn.Module, **extra: Any) -> Path:
+    """Write {"model": own parameters, **extra} to a temporary file beside `path`, and through to the disk.
+
+    Returns the temporary file, to be renamed. Raises OSError and leaves nothing when there is no room.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     parameters = {name: p.detach().cpu().clone() for name, p in own_parameters(model).items()}
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed while it wrote
+        left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             torch.save({"model": parameters, **extra}, file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):  # torch's zip writer hides what the system said
+            raise OSError(f"{path} could not be written: {error}") from error
+        raise
+    return temporary

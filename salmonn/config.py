@@ -24,6 +24,7 @@ CHOICES = {
     "model.llm_quantization": ("none", "8bit", "nf4"),
     "model.llm_dtype": ("auto", "float16", "bfloat16", "float32"),
     "run.amp_dtype": ("fp16", "bf16"),
+    "run.loss_average": ("token", "batch"),
     "datasets.channel": ("first", "mean"),
     "datasets.expand_cut": ("head", "share"),
     "datasets.integrity": ("off", "header", "decode", "verified"),
@@ -37,6 +38,7 @@ AT_LEAST_ONE = (
     "model.lora_rank",
     "model.max_txt_len",
     "run.accum_grad_iters",
+    "run.keep_checkpoints",
     "run.batch_size_train",
     "run.batch_size_eval",
     "run.iters_per_epoch",
@@ -54,6 +56,8 @@ NOT_NEGATIVE = (
     "run.optims.weight_decay",
     "run.optims.grad_clip_norm",
     "datasets.max_bad_fraction",
+    "run.save_every_steps",
+    "run.save_every_minutes",
     "generate.min_length",
 )
 

@@ -17,6 +17,9 @@ TIMEOUT = datetime.timedelta(minutes=30)
 AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+_control: dist.ProcessGroup | None = None  # of the CPUs: what ranks agree on must not wait for GPUs
+
+
 def init(config: DictConfig) -> torch.device:
     """Join torchrun's process group if there is one; returns this rank's device.
 
@@ -37,8 +40,28 @@ def init(config: DictConfig) -> torch.device:
         device = torch.device(run.device)
     if run.use_distributed and "RANK" in os.environ and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=run.dist_url, timeout=TIMEOUT)
+        _join(backend, run.dist_url)
+        global _control
+        _control = dist.new_group(backend="gloo", timeout=TIMEOUT)
     return device
+
+
+def _join(backend: str, dist_url: str) -> None:
+    """Join the process group that torchrun or Slurm has prepared.
+
+    torchrun's agent lends its store to the ranks, the same one after a restart: what the ranks
+    before left in it must not be read, or the new ones wait for processes that are gone.
+    """
+    environment = os.environ
+    if dist_url != "env://" or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        dist.init_process_group(backend, init_method=dist_url, timeout=TIMEOUT)
+        return
+    rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    store = dist.TCPStore(address, port, world_size, is_master=False, timeout=TIMEOUT)
+    if environment.get("GROUP_WORLD_SIZE") == "1":  # on several machines the agents count restarts apart
+        store = dist.PrefixStore(f"restart {environment['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
 
 
 def autocast(run: DictConfig, device: torch.device) -> torch.autocast:
@@ -80,12 +103,29 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def sum_numbers(*values: float) -> list[float]:
+    """Sums over all ranks of numbers that the CPU knows."""
+    sums = torch.tensor(values, dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(sums, group=_control)
+    return sums.tolist()
+
+
+def any_rank(*flags: bool) -> list[bool]:
+    """Which of the flags are set on some rank."""
+    if not dist.is_initialized():
+        return list(flags)
+    values = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(values, dist.ReduceOp.MAX, group=_control)
+    return values.bool().tolist()
+
+
 def gather_objects(value: Any) -> list[Any]:
     """Every rank's value, in rank order, on every rank."""
     if not dist.is_initialized():
         return [value]
     gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, value)
+    dist.all_gather_object(gathered, value, group=_control)
     return gathered
 
 
@@ -94,7 +134,7 @@ def from_main(value: Any) -> Any:
     if not dist.is_initialized():
         return value
     values = [value]
-    dist.broadcast_object_list(values)
+    dist.broadcast_object_list(values, group=_control)
     return values[0]
 
 

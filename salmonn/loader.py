@@ -17,9 +17,9 @@ PREFETCH = 4  # batches that each worker has ready: one slow file does not stop 
 class TrainBatches(Sampler[list[int]]):
     """Batches of this rank from one endless stream of shuffled passes over the data.
 
-    The stream depends on the seed alone: global batch k is its stretch [k * B * W, (k + 1) * B * W),
-    cut among the W ranks. So a run continues at any batch, on any number of ranks, with no sample
-    repeated or left out. With `lengths` [n], samples of like length come together: less padding.
+    The stream depends on the seed alone; from `first_sample` on, each batch of all ranks is its next
+    stretch of B * W samples, cut among the W ranks. So a run goes on at any sample, on any number of
+    ranks, with no sample repeated or left out. With `lengths` [n], samples of like length come together: less padding.
     """
 
     def __init__(
@@ -29,14 +29,14 @@ class TrainBatches(Sampler[list[int]]):
         rank: int,
         world_size: int,
         seed: int,
-        first_batch: int = 0,
+        first_sample: int = 0,
         lengths: np.ndarray | None = None,
     ) -> None:
         self.n, self.batch_size, self.rank, self.world_size = n, batch_size, rank, world_size
-        self.seed, self.first_batch, self.lengths = seed, first_batch, lengths
+        self.seed, self.first_sample, self.lengths = seed, first_sample, lengths
 
     def __iter__(self) -> Iterator[list[int]]:
-        position = (self.first_batch * self.world_size + self.rank) * self.batch_size
+        position = self.first_sample + self.rank * self.batch_size
         epoch, order = -1, torch.empty(0)
         while True:
             batch = []
@@ -69,12 +69,12 @@ def train_loader(
     rank: int,
     world_size: int,
     seed: int,
-    first_batch: int = 0,
+    first_sample: int = 0,
     length_grouped: bool = False,
 ) -> DataLoader:
-    """Endless loader of training batches, from global batch `first_batch` on."""
+    """Endless loader of training batches, from a sample of the stream on."""
     lengths = dataset.text_lengths if length_grouped else None
-    batches = TrainBatches(len(dataset), batch_size, rank, world_size, seed, first_batch, lengths)
+    batches = TrainBatches(len(dataset), batch_size, rank, world_size, seed, first_sample, lengths)
     return _loader(dataset, num_workers, batch_sampler=batches)
 
 

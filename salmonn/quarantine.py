@@ -18,7 +18,6 @@ class Quarantine:
     """`quarantine.jsonl` in a run's folder: a verdict per file, to be read and fed back (datasets.quarantine)."""
 
     def __init__(self, folder: Path, max_bad_fraction: float = 1.0) -> None:
-        """The list is new: the run's folder is cleared, or has none."""
         self.list = VerdictList(folder / "quarantine.jsonl")
         self.max_bad_fraction = max_bad_fraction
         self.tried, self.bad = 0, 0  # entries, over all ranks
@@ -30,6 +29,12 @@ class Quarantine:
         """Start the list with that of an earlier run, so that the last list is the whole one."""
         with self.list.append_to() as file:
             write_verdicts(file, list(VerdictList(earlier).read()))
+
+    def go_on(self, tried: int, bad: int) -> None:
+        """Take up the counters and the list of a run that goes on."""
+        self.tried, self.bad = tried, bad
+        if self.list.path.exists():
+            self.files = {verdict.path: verdict for verdict in self.list.read()}
 
     def add(self, samples: dict[str, Any], judged: bool = True) -> None:
         """Take what a batch of this rank reports; `judged`: it counts for the share that ends a run."""

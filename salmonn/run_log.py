@@ -26,16 +26,21 @@ def setup_logging() -> None:
 
 
 class RunLog:
-    """`log.jsonl` and TensorBoard in a run's folder; does nothing on ranks other than 0."""
+    """`log.jsonl` and TensorBoard in a run's folder; does nothing on ranks other than 0.
 
-    def __init__(self, folder: Path) -> None:
+    `step`: where a run goes on; what its folder says of later steps was not kept and goes.
+    """
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
         self.folder = folder
         self._tensorboard = None
         if distributed.is_main():
             from tensorboardX import SummaryWriter
 
-            self._lines = (folder / "log.jsonl").open("w", encoding="utf-8")
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
+            path = folder / "log.jsonl"
+            _keep_until(path, step)
+            self._lines = path.open("a", encoding="utf-8")
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Add a line `{"kind", "step", **values}` and a curve `kind/name` per number."""
@@ -52,6 +57,15 @@ class RunLog:
         if self._tensorboard is not None:
             self._lines.close()
             self._tensorboard.close()
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drop the lines about later steps, and one that was being written when its process was killed."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
+    temporary.replace(path)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

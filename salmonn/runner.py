@@ -4,9 +4,9 @@ import contextlib
 import logging
 import math
 import random
-import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,19 @@ from salmonn.data_filter import usable_entries
 from salmonn.dataset import SALMONNDataset
 from salmonn.errors import UserError
 from salmonn.loader import eval_loader, train_loader
+from salmonn.meter import Meter
 from salmonn.model import SALMONN
 from salmonn.optim import build_optimizer, learning_rate, set_learning_rate
 from salmonn.quarantine import Quarantine
+from salmonn.run_folder import Progress, RunFolder, changed_keys
 from salmonn.run_log import RunLog, setup_logging, write_json
+from salmonn.stop_request import StopRequest
 from salmonn.validation import report_listening, validate
 
 logger = logging.getLogger(__name__)
 
 MISSING_SHOWN = 5  # tasks without a prompt, in a message
+NOMINAL_TOKENS = 32  # of a target
 
 
 class Runner:
@@ -42,10 +46,11 @@ class Runner:
         self.config, self.run_config = config, config.run
         self.device = distributed.init(config)
         setup_logging()
-        self.folder = Path(config.run.output_dir) / config.run.exp_name
-        if config.run.evaluate:
-            self.folder /= "evaluate"  # beside the run that it may be about, which stays as it is
-        self._claim_folder()
+        self.run_folder = RunFolder(config)
+        self.run_folder.claim()
+        self.folder = self.run_folder.path
+        found = self.run_folder.checkpoint_to_resume() if distributed.is_main() else None
+        self.resume_from: Path | None = distributed.from_main(found)
         # the data first: what is wrong with it is known before any weight is read
         keys = ("test_ann_path",) if config.run.evaluate else ("train_ann_path", "valid_ann_path")
         self.annotations = {key: Annotations(config.datasets[key]) for key in keys}
@@ -55,10 +60,11 @@ class Runner:
         self.model = SALMONN.from_config(config.model, self.device)
         for dataset in self.datasets.values():
             dataset.max_seconds = self.model.max_seconds
-        seed_everything(config.run.seed + distributed.rank())  # apart from here on, as published
+        self.progress = Progress()
         self.ddp_model: torch.nn.Module | None = None
         self.log: RunLog | None = None
         self.quarantine = Quarantine(self.folder, config.datasets.max_bad_fraction)
+        self.stop_request = StopRequest()
         scaled = config.run.amp and config.run.amp_dtype == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
 
@@ -78,34 +84,42 @@ class Runner:
                 self.log.close()
             # DDP's reducer must go before its process group: taken down together, gloo can deadlock.
             self.ddp_model = None
+            self.run_folder.release()
             distributed.shutdown()
 
     def train(self) -> None:
-        """All epochs: train, validate, save; the best checkpoint is the one of highest token accuracy."""
-        started = time.monotonic()
+        """All epochs that are left; ends early, after saving, when a signal asks for it."""
         self._prepare_training()
-        best: dict[str, Any] = {}
-        for epoch in range(self.run_config.optims.max_epoch):
-            self.train_epoch(epoch)
-            step = (epoch + 1) * self.iters_per_epoch
-            result = self.validate(self.datasets["valid_ann_path"], epoch, step)
-            broken = self.quarantine.sync()
-            is_best = not best or result["accuracy"] > best["accuracy"]
-            if is_best:
-                best = {"epoch": epoch, **result}
-            self._save(epoch, step, best, is_best)
-            self._summarise(epoch, step, best, result, broken, time.monotonic() - started)
+        with self.stop_request:
+            while self.progress.epoch < self.run_config.optims.max_epoch:
+                if not self.train_epoch(self.progress.epoch):
+                    return
+                saved = self._finish_epoch(self.progress.epoch)
+                if not saved and self.progress.epoch == self.run_config.optims.max_epoch:
+                    raise UserError(
+                        f"all epochs are done, but their result could not be written to {self.folder} (see above); "
+                        f"make room, and the same command goes on from the last checkpoint"
+                    )
+        logger.info("all %d epochs are done: %s", self.progress.epoch, self.folder)
 
-    def train_epoch(self, epoch: int) -> None:
-        """One inner epoch: `iters_per_epoch` micro-batches, an optimiser step after each group of them."""
+    def train_epoch(self, epoch: int) -> bool:
+        """What is left of an inner epoch: an optimiser step after each group of micro-batches.
+
+        Returns False when a signal ended it.
+        """
         self.model.train()
-        accumulate, n_iters = self.run_config.accum_grad_iters, self.iters_per_epoch
-        progress = tqdm(range(n_iters), desc=f"epoch {epoch}", disable=not distributed.is_main(), mininterval=1.0)
+        accumulate, n_iters, first = self.run_config.accum_grad_iters, self.iters_per_epoch, self.progress.iteration
+        progress_bar = tqdm(
+            range(first, n_iters), desc=f"epoch {epoch}", initial=first, total=n_iters,
+            disable=not distributed.is_main(), mininterval=1.0,
+        )  # fmt: skip
         meter = Meter()
-        for i in progress:
+        for i in progress_bar:
+            step = epoch * n_iters + i
             lr = learning_rate(self.run_config.optims, n_iters, epoch, i)
             set_learning_rate(self.optimizer, lr)
             samples = self._next_samples()
+            seed_step(self.run_config.seed, step, distributed.rank())
 
             group_start = i - i % accumulate
             group_size = min(accumulate, n_iters - group_start)  # the last group may be smaller
@@ -113,18 +127,21 @@ class Runner:
             with contextlib.nullcontext() if is_last else self._no_sync():
                 with self.autocast():
                     result = self.ddp_model(samples, verbose=True)
-                self.scaler.scale(result["loss"] / group_size).backward()
+                self.scaler.scale(self._share_of_step(result, group_size)).backward()
             loss = self._finite(result["loss"], epoch, i, samples)
-            meter.add_loss(loss, len(samples["text"]), result["cut"].item())
+            meter.add_loss(loss, int(result["total"]), len(samples["text"]), int(result["cut"]))
             if is_last:
-                meter.add_grad_norm(self._optimizer_step())
+                meter.add_grad_norm(self._optimizer_step(group_size))
             if (i + 1) % self.run_config.log_freq == 0 or i + 1 == n_iters:
-                values = meter.read(distributed.world_size()) | self.quarantine.sync()
-                self.log.write("train", epoch * n_iters + i + 1, epoch=epoch, lr=lr, **values)
-                progress.set_postfix_str(
+                values = meter.read() | self.quarantine.sync()
+                self.log.write("train", step + 1, epoch=epoch, lr=lr, **values)
+                progress_bar.set_postfix_str(
                     f"loss {values['loss']:.3f}, lr {lr:.1e}, grad norm {values['grad_norm'] or math.nan:.2f}, "
                     f"{values['samples_per_second']:.1f} samples/s"
                 )
+            if is_last and self._save_or_stop(epoch, i + 1):
+                return False
+        return True
 
     def validate(self, dataset: SALMONNDataset, epoch: int, step: int) -> dict[str, float]:
         """Loss and token accuracy, and the same with the audio shuffled between samples."""
@@ -147,9 +164,31 @@ class Runner:
 
     # ---- one step
 
-    def _optimizer_step(self) -> float:
-        """Unscale, clip, step; returns the gradients' global norm before clipping."""
+    def _share_of_step(self, result: dict[str, Tensor], group_size: int) -> Tensor:
+        """What a micro-batch adds to the loss of its step.
+
+        `run.loss_average` "batch": mean over the micro-batches (and ranks) of the mean over their target
+        tokens, as published. "token": sums, which `_optimizer_step` divides by the tokens of all.
+        """
+        if self.run_config.loss_average == "batch":
+            return result["loss"] / group_size
+        self.tokens_of_step = self.tokens_of_step + result["total"]
+        # any constant will do; this one keeps fp16 gradients near those of a mean
+        return result["loss"] * result["total"] / self._nominal_tokens(group_size)
+
+    def _nominal_tokens(self, group_size: int) -> int:
+        return NOMINAL_TOKENS * self.run_config.batch_size_train * group_size
+
+    def _optimizer_step(self, group_size: int) -> float:
+        """Unscale, average, clip, step; returns the gradients' global norm before clipping."""
         self.scaler.unscale_(self.optimizer)
+        if self.run_config.loss_average == "token":
+            tokens = distributed.sum_over_ranks(self.tokens_of_step)  # DDP has averaged over the ranks
+            factor = self._nominal_tokens(group_size) * distributed.world_size() / tokens
+            for parameter in self.trainable:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+            self.tokens_of_step = torch.zeros_like(self.tokens_of_step)
         limit = self.run_config.optims.grad_clip_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.trainable, limit)
         self.scaler.step(self.optimizer)
@@ -157,9 +196,26 @@ class Runner:
         self.optimizer.zero_grad(set_to_none=True)
         return norm.item()
 
+    def _save_or_stop(self, epoch: int, iteration: int) -> bool:
+        """After an optimiser step: save when it is due on this or another rank; whether the run is to end."""
+        self.progress.iteration = iteration
+        every, minutes = self.run_config.save_every_steps, self.run_config.save_every_minutes
+        steps_done = math.ceil(iteration / self.run_config.accum_grad_iters)
+        by_steps = bool(every) and steps_done % every == 0
+        by_clock = bool(minutes) and time.monotonic() - self.saved_at > 60 * minutes
+        stop, due = distributed.any_rank(bool(self.stop_request.name), by_steps or by_clock)
+        if stop or (due and iteration < self.iters_per_epoch):  # the epoch's end saves by itself
+            self.quarantine.sync()
+            self._save(epoch)
+        if stop:
+            reason = self.stop_request.name or "a signal to another rank"
+            logger.warning("stopped by %s after step %d; the same command goes on from there", reason, self._step())
+        return stop
+
     def _next_samples(self) -> dict[str, Any]:
         samples = next(self.batches)
         self.quarantine.add(samples)
+        self.progress.samples += self.run_config.batch_size_train * distributed.world_size()
         if not samples["text"]:
             last = samples["broken"][-1]
             raise UserError(
@@ -170,10 +226,15 @@ class Runner:
         return samples
 
     def _finite(self, loss: Tensor, epoch: int, i: int, samples: dict[str, Any]) -> float:
+        """The loss as a number. Raises RuntimeError, after saving what led to it, when it is not finite."""
         value = loss.item()
         if not math.isfinite(value):
+            rank = distributed.rank()
+            path = self.folder / f"not_finite_rank{rank}.pth"
+            checkpoint.save(path, self.model, loss=value, epoch=epoch, iteration=i, samples=samples["id"])
             raise RuntimeError(
-                f"loss is {value} on rank {distributed.rank()}, epoch {epoch}, iteration {i}, samples {samples['id']}"
+                f"loss is {value} on rank {rank}, epoch {epoch}, iteration {i}, samples {samples['id']}; "
+                f"the parameters that gave it are in {path}"
             )
         return value
 
@@ -188,6 +249,8 @@ class Runner:
         train_set, valid_set = self.datasets["train_ann_path"], self.datasets["valid_ann_path"]
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.model, run.optims)
+        if self.resume_from:
+            self._restore()
         self.ddp_model = self.model
         if distributed.world_size() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
@@ -202,6 +265,7 @@ class Runner:
         self.iters_per_epoch = run.iters_per_epoch
         if run.epoch_based:
             self.iters_per_epoch = math.ceil(len(train_set) / (run.batch_size_train * distributed.world_size()))
+        self.tokens_of_step = torch.zeros((), dtype=torch.long, device=self.device)
         self.batches: Iterator[dict[str, Any]] = iter(
             train_loader(
                 train_set,
@@ -210,10 +274,12 @@ class Runner:
                 distributed.rank(),
                 distributed.world_size(),
                 run.seed,
+                first_sample=self.progress.samples,
                 length_grouped=run.length_grouped,
             )
         )
         self._open_log()
+        self.started_at = self.saved_at = time.monotonic()
         effective = run.batch_size_train * run.accum_grad_iters * distributed.world_size()
         logger.info(
             "%s: %d trainable parameters; %d training and %d validation samples; %d epochs of %d iterations, "
@@ -221,6 +287,25 @@ class Runner:
             self.folder, self._n_trainable(), len(train_set), len(valid_set), run.optims.max_epoch,
             self.iters_per_epoch, effective, run.batch_size_train, run.accum_grad_iters, distributed.world_size(),
         )  # fmt: skip
+
+    def _restore(self) -> None:
+        """Take up the run that a checkpoint holds: parameters, optimiser, scaler, and where it was."""
+        path = self.resume_from
+        state = checkpoint.read(path)
+        checkpoint.load_parameters(self.model, path)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise UserError(f"{path}: its optimiser does not fit this configuration ({error})") from error
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        self.quarantine.go_on(self.progress.tried, self.progress.bad)
+        logger.info(
+            "going on with %s: epoch %d, iteration %d, %d samples seen",
+            path, self.progress.epoch, self.progress.iteration, self.progress.samples,
+        )  # fmt: skip
+        for change in changed_keys(state["config"], OmegaConf.to_container(self.config)):
+            logger.warning("   the configuration has changed: %s", change)
 
     def _dataset(self, key: str) -> SALMONNDataset:
         """The usable entries of an annotation file; only in training another clip takes a broken one's place."""
@@ -252,113 +337,80 @@ class Runner:
     def _open_log(self) -> None:
         """Start writing; only now, when all is well, does an earlier run in the folder give way."""
         if distributed.is_main():
-            clear_run(self.folder)
+            if not self.resume_from:
+                self.run_folder.clear()
             OmegaConf.save(self.config, self.folder / "config.yaml")
-            if self.config.datasets.quarantine:
+            if self.config.datasets.quarantine and not self.resume_from:
                 self.quarantine.take_over(self.config.datasets.quarantine)
-        self.log = RunLog(self.folder)
+        self.log = RunLog(self.folder, self._step() if self.resume_from else 0)
+
+    def _step(self) -> int:
+        """Iterations done since the run began."""
+        return self.progress.epoch * self.iters_per_epoch + self.progress.iteration
 
     def _n_trainable(self) -> int:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
-    def _claim_folder(self) -> None:
-        """Make the run's folder; refuse to replace a run, or the checkpoint that this one starts from."""
-        if not self.run_config.evaluate:
-            if (self.folder / "checkpoint_last.pth").exists() and not self.run_config.overwrite:
-                raise UserError(
-                    f"{self.folder} already holds a run; choose another run.exp_name, or replace it with "
-                    f"--options run.overwrite=True"
-                )
-            if self.config.model.ckpt and Path(self.config.model.ckpt).resolve().parent == self.folder.resolve():
-                raise UserError(
-                    f"model.ckpt = {self.config.model.ckpt} lies in the folder that this run would replace; "
-                    f"choose another run.exp_name"
-                )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"run.output_dir = {self.run_config.output_dir}: {error}") from error
-
-    def _save(self, epoch: int, step: int, best: dict[str, Any], is_best: bool) -> None:
-        if not distributed.is_main():
-            return
-        state = {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "config": OmegaConf.to_container(self.config),
-            "epoch": epoch,
-            "step": step,
-            "best": best,
-        }
-        checkpoint.save(self.folder / "checkpoint_last.pth", self.model, **state)
+    def _finish_epoch(self, epoch: int) -> bool:
+        """Validate, and save; the best checkpoint is the one of highest token accuracy. Whether it could be saved."""
+        step = (epoch + 1) * self.iters_per_epoch
+        result = self.validate(self.datasets["valid_ann_path"], epoch, step)
+        counts = self.quarantine.sync()
+        is_best = not self.progress.best or result["accuracy"] > self.progress.best["accuracy"]
         if is_best:
-            checkpoint.save(self.folder / "checkpoint_best.pth", self.model, **state)
-
-    def _summarise(
-        self,
-        epoch: int,
-        step: int,
-        best: dict[str, Any],
-        result: dict[str, float],
-        broken: dict[str, Any],
-        seconds: float,
-    ) -> None:
-        logger.info("epoch %d done after %.0f s; unusable files so far: %d", epoch, seconds, broken["bad_files"])
+            self.progress.best = {"epoch": epoch, **result}
+        self.progress.epoch, self.progress.iteration = epoch + 1, 0
+        saved = self._save(epoch, is_best)
+        logger.info(
+            "epoch %d done after %.0f s; unusable files so far: %d", epoch, self._seconds(), counts["bad_files"]
+        )
         if distributed.is_main():
             summary = {
                 "steps": step,
-                "seconds": round(seconds, 1),
+                "seconds": round(self._seconds(), 1),
                 "trainable_parameters": self._n_trainable(),
-                **broken,
+                **counts,
                 "valid_loss": result["loss"],
                 "valid_loss_shuffled": result["loss_shuffled"],
-                "best": best,
+                "best": self.progress.best,
             }
             write_json(self.folder / "summary.json", summary)
+        return saved
 
+    def _save(self, epoch: int, is_best: bool = False) -> bool:
+        """Write the checkpoint to go on from; one that cannot be written is no reason to end a run.
 
-def clear_run(folder: Path) -> None:
-    """Remove what an earlier run left in its folder: nothing of it may be taken for the new run's."""
-    for name in ("checkpoint_best.pth", "checkpoint_last.pth", "log.jsonl", "summary.json", "quarantine.jsonl"):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        Returns, on every rank, whether it was written.
+        """
+        self.saved_at = time.monotonic()
+        failed = distributed.is_main() and not self._write_checkpoints(epoch, is_best)
+        return not distributed.any_rank(failed)[0]
 
-
-class Meter:
-    """Means since the last reading, and the speed."""
-
-    def __init__(self) -> None:
-        self._clear()
-
-    def _clear(self) -> None:
-        self._losses: list[float] = []
-        self._grad_norms: list[float] = []
-        self._samples, self._cut, self._overflows, self._since = 0, 0, 0, time.monotonic()
-
-    def add_loss(self, loss: float, samples: int, cut: int) -> None:
-        """Count one micro-batch and its targets that lost their end to max_txt_len."""
-        self._losses.append(loss)
-        self._samples += samples
-        self._cut += cut
-
-    def add_grad_norm(self, norm: float) -> None:
-        """Count one optimiser step; an overflow (fp16, the scaler skips that step) stays out of the mean."""
-        if math.isfinite(norm):
-            self._grad_norms.append(norm)
-        else:
-            self._overflows += 1
-
-    def read(self, world_size: int) -> dict[str, float | None]:
-        """Means and counts of this rank since the last call; the speed is that of all ranks."""
-        values = {
-            "loss": float(np.mean(self._losses)),
-            "grad_norm": float(np.mean(self._grad_norms)) if self._grad_norms else None,
-            "overflow_steps": self._overflows,
-            "cut_targets": self._cut,
-            "samples_per_second": self._samples * world_size / max(time.monotonic() - self._since, 1e-9),
+    def _write_checkpoints(self, epoch: int, is_best: bool) -> bool:
+        progress = replace(self.progress, seconds=self._seconds(), tried=self.quarantine.tried, bad=self.quarantine.bad)
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": epoch,
+            "step": self._step(),
         }
-        self._clear()
-        return values
+        try:
+            if is_best:  # first: killed in between, the epoch is validated again
+                self.run_folder.save_best(self.model, progress, **state)
+            self.run_folder.save(self.model, progress, **state)
+        except OSError as error:
+            logger.error("NO CHECKPOINT WAS WRITTEN: %s. The one before it is kept; training goes on.", error)
+            return False
+        return True
+
+    def _seconds(self) -> float:
+        """Of training, with those before a run was taken up again."""
+        return self.progress.seconds + time.monotonic() - self.started_at
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make all randomness of a step (dropout, prompts) depend on these three alone: nothing to save and restore."""
+    seed_everything(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
 
 
 def seed_everything(seed: int) -> None:

@@ -81,12 +81,17 @@ class RunConfig:
     seed: int = 42
     output_dir: str = "output"
     exp_name: str = ""  # folder inside output_dir; "" = the config file's name
-    overwrite: bool = False  # True: a run may replace the one that its folder holds
+    overwrite: bool = False  # True: start anew, whatever the run's folder holds
+    resume: str = "auto"  # auto: go on with the run that the folder holds | none | checkpoint to go on from
+    save_every_steps: int = 0  # optimiser steps between checkpoints inside an epoch; 0 = only after epochs
+    save_every_minutes: float = 30.0  # the same by the clock; 0 = not
+    keep_checkpoints: int = 2  # to go on from; checkpoint_best.pth comes on top
     evaluate: bool = False  # only validate, on datasets.test_ann_path
     log_freq: int = 5  # steps
     epoch_based: bool = False  # True: an epoch is one pass over the data
     iters_per_epoch: int = 3000
     accum_grad_iters: int = 1
+    loss_average: str = "token"  # over all target tokens of a step | batch: of batch means, as published
     batch_size_train: int = 8  # per process
     batch_size_eval: int = 8
     num_workers: int = 8  # loader processes per rank

@@ -145,13 +145,15 @@ def test_the_best_checkpoint_is_that_of_highest_accuracy(make_runner, monkeypatc
     runner.run()
     assert checkpoint.read(runner.folder / "checkpoint_best.pth")["epoch"] == 1
     assert checkpoint.read(runner.folder / "checkpoint_last.pth")["epoch"] == 2
-    assert checkpoint.read(runner.folder / "checkpoint_last.pth")["best"]["epoch"] == 1
+    assert checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]["best"]["epoch"] == 1
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(make_runner, monkeypatch):
     runner = make_runner("run.iters_per_epoch=1", "run.batch_size_train=1")
     nan = torch.tensor(math.nan, requires_grad=True)
-    monkeypatch.setattr(runner, "ddp_model", lambda *_a, **_k: {"loss": nan, "cut": torch.tensor(0)})
+    monkeypatch.setattr(
+        runner, "ddp_model", lambda *_a, **_k: {"loss": nan, "total": torch.tensor(3), "cut": torch.tensor(0)}
+    )
     with pytest.raises(RuntimeError, match=r"loss is nan on rank 0, epoch 0, iteration 0, samples \['/"):
         runner.train_epoch(0)
 

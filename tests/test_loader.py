@@ -28,7 +28,7 @@ def test_ranks_share_a_global_batch_without_overlap():
 
 
 def test_a_stream_continues_where_it_stopped():
-    assert stream(3, first_batch=4) == stream(7)[4:]
+    assert stream(3, first_sample=8) == stream(7)[4:]
 
 
 def test_passes_that_do_not_divide_into_batches_lose_nothing():
@@ -79,4 +79,4 @@ def test_length_grouping_depends_on_neither_ranks_nor_where_a_run_goes_on():
     alone = grouped(40, rank=0, world_size=1)
     ranks = [grouped(20, rank=r, world_size=2) for r in range(2)]
     assert [batch for pair in zip(*ranks, strict=True) for batch in pair] == alone
-    assert grouped(10, first_batch=30) == alone[30:]
+    assert grouped(10, first_sample=240) == alone[30:]

@@ -69,12 +69,12 @@ def test_checkpoints_hold_trainable_parameters_and_the_state_to_go_on(one_proces
     last = checkpoint.read(one_process / "checkpoint_last.pth")
     summary = json.loads((one_process / "summary.json").read_text())
     assert sum(p.numel() for p in last["model"].values()) == summary["trainable_parameters"]
-    assert {"optimizer", "scaler", "config", "epoch", "step", "best"} <= last.keys()
+    assert {"optimizer", "scaler", "config", "epoch", "step", "progress"} <= last.keys()
     assert (last["epoch"], last["step"]) == (1, 6)
     assert last["config"]["model"]["qformer_hidden_size"] == 128
     best = checkpoint.read(one_process / "checkpoint_best.pth")
     accuracies = [line["accuracy"] for line in log_lines(one_process, "valid")]
-    assert best["best"]["accuracy"] == max(accuracies)
+    assert best["progress"]["best"]["accuracy"] == max(accuracies)
 
 
 def test_two_processes_train_and_see_the_same_validation_set_once(one_process, two_processes):
@@ -131,7 +131,7 @@ def test_mixed_precision_trains_with_float32_parameters(mini_world, tmp_path, am
 
 
 def test_a_finished_run_is_not_overwritten_by_accident(mini_world, one_process):
-    result = train(mini_world, one_process.parent, "run.overwrite=False")
+    result = train(mini_world, one_process.parent, "run.resume=none")
     assert result.returncode == 2
     assert "already holds a run" in result.stderr
     assert "Traceback" not in result.stderr
