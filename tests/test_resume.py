@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from kill_runs import command, family, run_killed, same_state, start
 
 from conftest import ROOT, mini_options
@@ -95,7 +96,7 @@ def test_torchrun_restarts_a_run_that_lost_a_rank_from_its_last_checkpoint(mini_
     assert same_state(whole, tmp_path)
 
 
-def test_an_interrupted_single_process_goes_on_with_the_same_log_and_weights(mini_world, short, tmp_path):
+def test_a_finished_run_has_nothing_left_to_do(mini_world, tmp_path):
     first = train(mini_world, tmp_path, "run.optims.max_epoch=1")
     assert first.returncode == 0, first.stderr
     state = checkpoint.read(tmp_path / "stage1/checkpoint_last.pth")
@@ -114,7 +115,7 @@ def test_a_changed_configuration_is_told(mini_world, short, tmp_path):
     assert log_steps(tmp_path) == log_steps(short)
 
 
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(mini_world, short, tmp_path):
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(mini_world, tmp_path):
     assert train(mini_world, tmp_path, "run.optims.max_epoch=1").returncode == 0
     folder = tmp_path / "stage1"
     last, before = folder / "checkpoint_last.pth", folder / "checkpoint_last-1.pth"
@@ -159,9 +160,7 @@ def test_a_run_can_go_on_from_a_named_checkpoint_elsewhere(mini_world, short, tm
     assert "nowhere.pth does not exist" in wrong.stderr
 
 
-def test_two_runs_never_write_to_one_folder(mini_world, tmp_path, monkeypatch):
-    from filelock import FileLock
-
+def test_two_runs_never_write_to_one_folder(mini_world, tmp_path):
     (tmp_path / "stage1").mkdir()
     with FileLock(tmp_path / "stage1/.lock"):
         result = train(mini_world, tmp_path)
