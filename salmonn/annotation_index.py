@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from salmonn.annotation_scan import RECORD, SHOWN_PROBLEMS, scan
 from salmonn.errors import UserError
+from salmonn.files import replacing
 
 _VERSION = 2
 _ALIGNMENT = 4096  # of the records in the index file
@@ -149,9 +150,7 @@ def _build(source: Path, status: os.stat_result, place: Path) -> None:
             # the number's own length counts: an offset far enough for any header line
             header.text_offset = _aligned(len(_line(header)) + 32) + found.records.nbytes
         line = _line(header)
-        temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-        stack.callback(temporary.unlink, missing_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(place) as temporary, temporary.open("wb") as file:
             file.write(line)
             file.seek(_aligned(len(line)))
             found.records.tofile(file)
@@ -160,7 +159,6 @@ def _build(source: Path, status: os.stat_result, place: Path) -> None:
                 text.seek(0)
                 shutil.copyfileobj(text, file)
             file.truncate(max(file.tell(), _aligned(len(line))))
-        temporary.replace(place)
 
 
 def _line(header: Header) -> bytes:

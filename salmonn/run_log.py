@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from salmonn import distributed
+from salmonn.files import replacing
 
 logger = logging.getLogger("salmonn")
 
@@ -63,9 +64,8 @@ def _keep_until(path: Path, step: int) -> None:
     """Drop the lines about later steps, and one that was being written when its process was killed."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     whole = [line for line in lines if line.endswith("\n")]
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from salmonn.annotations import Annotations
 from salmonn.audio import SAMPLE_RATE, AudioError, decode_all
 from salmonn.errors import UserError
+from salmonn.files import replacing
 from salmonn.integrity import version_of
 from salmonn.paths import OTHER_EXTENSIONS, ClipPaths, FolderCache
 from salmonn.processes import in_processes
@@ -80,13 +81,11 @@ def convert(
             result.files[state] += 1
             if state == "failed":
                 result.reasons[call[0]] = reason
-        temporary = result.annotation.with_name(f".{result.annotation.name}.tmp")
-        write_entries(temporary, _new_entries(annotations, chosen, place_of, result))
-        if not result.entries:
-            temporary.unlink()
-            what = ": ".join(map(str, next(iter(result.left_out), ["no entry is usable"])))
-            raise UserError(f"nothing of {annotations.path} can be converted; entry {what}")
-        temporary.replace(result.annotation)
+        with replacing(result.annotation) as temporary:
+            write_entries(temporary, _new_entries(annotations, chosen, place_of, result))
+            if not result.entries:
+                what = ": ".join(map(str, next(iter(result.left_out), ["no entry is usable"])))
+                raise UserError(f"nothing of {annotations.path} can be converted; entry {what}")
     except OSError as error:
         done = f"{result.files.total()} of {n} files"
         raise UserError(f"conversion to {folder} stopped after {done}: {error}; mend it, a re-run goes on") from error

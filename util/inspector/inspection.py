@@ -1,6 +1,5 @@
 """One annotation file looked at from the sides that are asked for; each is printed and returned."""
 
-import os
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -15,7 +14,7 @@ from salmonn.annotations import Annotations
 from salmonn.errors import UserError
 from salmonn.known_bad import distinct_files, entries_left_out, unverified_files
 from salmonn.paths import ClipPaths, FolderCache
-from util.inspector.readiness import Key, Readiness, count_ready
+from util.inspector.readiness import Folders, Key, Readiness, count_ready
 
 _FAILED_SHOWN = 5  # clips that are broken, or could not be converted
 
@@ -81,13 +80,14 @@ class Inspection:
     def _list_missing(self) -> str:
         target = self.args.list_missing
         seen: set[str] = set()
+        folders = Folders(self.clip_paths)
         try:
             with target.open("a" if target in _lists else "w", encoding="utf-8") as file:
                 for entry, is_ready in zip(self.annotations.entries(), self.readiness.is_ready.tolist(), strict=True):
                     if is_ready:
                         continue
                     for clip in (entry.path, *(entry.expand_wav or ())):
-                        if clip not in seen and not self._is_there(clip):
+                        if clip not in seen and not folders.has_ready(clip):
                             seen.add(clip)
                             file.write(f"{clip}\n")
         except OSError as error:
@@ -95,15 +95,6 @@ class Inspection:
         _lists.add(target)
         print(f"{len(seen)} clips of {self.path} are not ready: {target}")
         return str(target)
-
-    def _is_there(self, clip: str) -> bool:
-        from salmonn.audio import AudioError
-
-        try:
-            file = self.clip_paths.of(clip, exists=self.exists)[0]
-        except AudioError:
-            return False
-        return self.exists(file) and os.path.isfile(file) and os.path.getsize(file) > 0
 
     def _integrity(self) -> dict[str, Any]:
         from util.inspector.check import check_integrity, verdict_table

@@ -48,7 +48,7 @@ class _Folder:
         return stat.S_ISREG(status.st_mode) and status.st_size > 0
 
 
-class _Folders(dict[str, _Folder | None]):
+class Folders(dict[str, _Folder | None]):
     """The folders by annotated path with its last slash, each looked for once; None where there is nothing in it."""
 
     def __init__(self, clip_paths: ClipPaths) -> None:
@@ -93,7 +93,7 @@ class _Folders(dict[str, _Folder | None]):
 
 
 _SHARE = 32  # ranges that a process parses before it reports
-_folders = _Folders(ClipPaths())  # set anew for each file, and filled by each process for itself
+_folders = Folders(ClipPaths())  # set anew for each file, and filled by each process for itself
 
 
 @dataclass
@@ -128,7 +128,7 @@ def _count(
 ) -> Readiness:
     global _folders
     result, flags = Readiness(), {}
-    _folders = _Folders(clip_paths)  # which the processes inherit
+    _folders = Folders(clip_paths)  # which the processes inherit
     shares = [ranges[i : i + _SHARE] for i in range(0, len(ranges), _SHARE)]
     for (_, share), counted in in_processes(_count_ranges, ((text_path, share) for share in shares), jobs):
         if counted is None:

@@ -14,6 +14,7 @@ import math
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,7 @@ import numpy as np
 from salmonn.annotation_scan import DEFAULT_TASK
 from salmonn.annotations import Annotations
 from salmonn.errors import UserError
+from salmonn.files import replacing
 from salmonn.paths import OTHER_EXTENSIONS, RELEASED_PATH_MAP
 
 SPLITS = ("train", "valid", "test")
@@ -181,16 +183,11 @@ def write_entries(file: Path, entries: Iterable[bytes | msgspec.Raw]) -> None:
 
 def _write_files(annotations: Annotations, membership: np.ndarray, files: dict[int, Path]) -> None:
     """Write the entries of each split to its file: all of the files, or none."""
-    temporaries = {k: file.with_name(f".{file.name}.{os.getpid()}.tmp") for k, file in files.items()}
     try:
-        for k, temporary in temporaries.items():
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-            entries = zip(raw_entries(annotations), (membership == k).tolist(), strict=True)
-            write_entries(temporary, (raw for raw, chosen in entries if chosen))
-        for k, temporary in temporaries.items():
-            temporary.replace(files[k])
+        with ExitStack() as stack:  # which renames them when all are written
+            for k, file in files.items():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                entries = zip(raw_entries(annotations), (membership == k).tolist(), strict=True)
+                write_entries(stack.enter_context(replacing(file)), (raw for raw, chosen in entries if chosen))
     except OSError as error:
         raise UserError(f"split of {annotations.path} cannot be written: {error}") from error
-    finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)

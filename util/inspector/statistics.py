@@ -1,7 +1,6 @@
 """How long texts and clips are: per task and corpus, as tables and as histograms."""
 
 import math
-import os
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,8 @@ import numpy as np
 from salmonn.annotation_scan import DEFAULT_TASK, Entry
 from salmonn.annotations import Annotations
 from salmonn.audio import AudioError
+from salmonn.errors import UserError
+from salmonn.files import replacing
 from salmonn.paths import ClipPaths, FolderCache, corpus_of
 from util.inspector.duplicates import token_ids
 
@@ -141,7 +142,10 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def plot_histograms(quantities: Mapping[str, Groups], folder: Path) -> list[Path]:
     """Write a picture per quantity ({"words": {task: [texts]}, "seconds": ...}), a panel per task."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"pictures cannot be written to {folder}: {error}") from error
     written = []
     for quantity, groups in quantities.items():
         groups = {task: values[~np.isnan(values)] for task, values in groups.items()}
@@ -171,10 +175,9 @@ def _plot(quantity: str, groups: Groups, file: Path) -> None:
         panel.tick_params(labelsize=8)
     what = f"{quantity} per {'clip' if quantity == 'seconds' else 'text'}"
     figure.supxlabel(f"{what} (orange: median; the last bar holds all that is beyond the 99 % quantile)", fontsize=9)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    figure.supylabel(f"{'clips' if quantity == 'seconds' else 'texts'}", fontsize=9)
     try:
-        figure.savefig(temporary, dpi=110, format="png")
-        temporary.replace(file)
+        with replacing(file) as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
     finally:
         plt.close(figure)
-        temporary.unlink(missing_ok=True)
