@@ -25,8 +25,8 @@ _RATES = range(1_000, 768_001)  # Hz; beyond it a header is damaged, and its buf
 _MAX_CHANNELS = 64
 _BLOCK_SECONDS = 30  # of a file that is decoded as a whole
 _LOUDEST = 2.0**31  # float files may hold integers as they are; beyond that features overflow
-# libsndfile's log tells where the sizes in a WAV or AIFF header are larger than the file
-_SHORT_DATA = re.compile(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+# libsndfile's log tells where the sizes in a header are larger than the file: WAV, AIFF, AU, W64, RF64
+_SHORT_DATA = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _STREAMED_SIZE = 0x7FFFF000  # sizes from here on mean "not known", as programs write that cannot seek back
 
 

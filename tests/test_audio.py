@@ -218,3 +218,13 @@ def test_what_is_not_heard_is_not_decoded(tmp_path):
     assert len(load_clip(pair, max_seconds=3.0)) == 48_000
     with pytest.raises(AudioError, match="absent"):
         load_clip(pair, max_seconds=3.0, expand_cut="share")
+
+
+@pytest.mark.parametrize("container", ["RF64", "W64", "AU", "AIFF", "CAF"])
+def test_rarer_containers_are_refused_when_cut(tmp_path, container):
+    whole, cut = tmp_path / "whole.x", tmp_path / "cut.x"
+    soundfile.write(whole, tone(1.0, 16_000), 16_000, format=container, subtype="PCM_16")
+    cut.write_bytes(whole.read_bytes()[:20_000])
+    assert decode_all(whole).frames == 16_000
+    with pytest.raises(AudioError):
+        decode_all(cut)
