@@ -52,6 +52,7 @@ NOT_NEGATIVE = (
     "run.num_workers",
     "run.optims.warmup_steps",
     "run.optims.init_lr",
+    "run.optims.lora_lr_factor",
     "run.optims.min_lr",
     "run.optims.weight_decay",
     "run.optims.grad_clip_norm",

@@ -18,14 +18,21 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def build_optimizer(model: nn.Module, optims: DictConfig) -> AdamW:
-    """AdamW over the trainable parameters, betas (0.9, beta2), decay on matrices only."""
+    """AdamW over the trainable parameters, betas (0.9, beta2), decay on matrices only.
+
+    Two groups as published; where `lora_lr_factor` is not 1, the LoRA parameters have groups of
+    their own, with that multiple of the rate.
+    """
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise UserError("nothing to train: every part is frozen (model.freeze_*, model.lora)")
-    groups = [
-        {"params": [p for n, p in trainable if decays(n, p)], "weight_decay": optims.weight_decay},
-        {"params": [p for n, p in trainable if not decays(n, p)], "weight_decay": 0.0},
-    ]
+    apart = optims.lora_lr_factor != 1
+    groups = []
+    for is_lora, factor in ((False, 1.0), (True, optims.lora_lr_factor)) if apart else ((None, 1.0),):
+        members = [(n, p) for n, p in trainable if is_lora is None or ("lora_" in n) == is_lora]
+        for decay, weight_decay in ((True, optims.weight_decay), (False, 0.0)):
+            if parameters := [p for n, p in members if decays(n, p) == decay]:
+                groups.append({"params": parameters, "weight_decay": weight_decay, "lr_factor": factor})
     return AdamW(groups, lr=optims.init_lr, betas=(0.9, optims.beta2), eps=1e-8)
 
 
@@ -44,6 +51,6 @@ def learning_rate(optims: DictConfig, iters_per_epoch: int, epoch: int, step: in
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group the rate."""
+    """Give every parameter group the rate, times its own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_factor"]

@@ -73,6 +73,7 @@ class OptimsConfig:
     min_lr: float = 1e-5
     weight_decay: float = 0.05
     beta2: float = 0.999
+    lora_lr_factor: float = 1.0  # rate of the LoRA parameters, as a multiple of the others'
     grad_clip_norm: float = 0.0  # global norm of the unscaled gradients; 0 = no clipping
 
 

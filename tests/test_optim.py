@@ -5,7 +5,7 @@ import json
 import pytest
 
 from conftest import CASES, GOLDEN
-from salmonn.optim import build_optimizer, learning_rate
+from salmonn.optim import build_optimizer, learning_rate, set_learning_rate
 from salmonn.schema import OptimsConfig
 
 SCHEDULES = json.loads((GOLDEN / "lr_schedule.json").read_text())
@@ -31,3 +31,14 @@ def test_weight_decay_groups_equal_the_published(golden, name):
     assert sorted(without) == sorted(GROUPS[name]["no_weight_decay"])
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+def test_lora_may_have_a_rate_of_its_own(golden):
+    model = golden("base").model
+    optimizer = build_optimizer(model, OptimsConfig(lora_lr_factor=0.1))
+    set_learning_rate(optimizer, 1e-3)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(rates) == len(trainable)
+    for name, parameter in trainable.items():
+        assert rates[id(parameter)] == pytest.approx(1e-4 if "lora_" in name else 1e-3)
