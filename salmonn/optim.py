@@ -36,6 +36,15 @@ def build_optimizer(model: nn.Module, optims: DictConfig) -> AdamW:
     return AdamW(groups, lr=optims.init_lr, betas=(0.9, optims.beta2), eps=1e-8)
 
 
+def restore_optimizer(optimizer: AdamW, state: dict) -> None:
+    """Take up moments and step counts; rates and decay stay as configured now. Raises ValueError if groups differ."""
+    kept = ("weight_decay", "lr_factor", "betas")
+    configured = [{key: group[key] for key in kept} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, configured, strict=True):
+        group.update(values)
+
+
 def learning_rate(optims: DictConfig, iters_per_epoch: int, epoch: int, step: int) -> float:
     """Learning rate at a step inside an epoch.
 

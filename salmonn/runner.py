@@ -25,7 +25,7 @@ from salmonn.errors import UserError
 from salmonn.loader import eval_loader, train_loader
 from salmonn.meter import Meter
 from salmonn.model import SALMONN
-from salmonn.optim import build_optimizer, learning_rate, set_learning_rate
+from salmonn.optim import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 from salmonn.quarantine import Quarantine
 from salmonn.run_folder import Progress, RunFolder, changed_keys
 from salmonn.run_log import RunLog, setup_logging, write_json
@@ -294,7 +294,7 @@ class Runner:
         state = checkpoint.read(path)
         checkpoint.load_parameters(self.model, path)
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            restore_optimizer(self.optimizer, state["optimizer"])
         except ValueError as error:
             raise UserError(f"{path}: its optimiser does not fit this configuration ({error})") from error
         self.scaler.load_state_dict(state["scaler"])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from conftest import CASES, GOLDEN
-from salmonn.optim import build_optimizer, learning_rate, set_learning_rate
+from salmonn.optim import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 from salmonn.schema import OptimsConfig
 
 SCHEDULES = json.loads((GOLDEN / "lr_schedule.json").read_text())
@@ -42,3 +42,14 @@ def test_lora_may_have_a_rate_of_its_own(golden):
     assert len(rates) == len(trainable)
     for name, parameter in trainable.items():
         assert rates[id(parameter)] == pytest.approx(1e-4 if "lora_" in name else 1e-3)
+
+
+def test_a_restored_optimizer_keeps_what_is_configured_now(golden):
+    model = golden("base").model
+    before = build_optimizer(model, OptimsConfig(lora_lr_factor=0.1, weight_decay=0.01))
+    after = build_optimizer(model, OptimsConfig(lora_lr_factor=0.5, weight_decay=0.02))
+    restore_optimizer(after, before.state_dict())
+    assert {group["lr_factor"] for group in after.param_groups} == {1.0, 0.5}
+    assert {group["weight_decay"] for group in after.param_groups} == {0.0, 0.02}
+    with pytest.raises(ValueError, match="group"):
+        restore_optimizer(build_optimizer(model, OptimsConfig()), before.state_dict())
