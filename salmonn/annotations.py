@@ -1,6 +1,6 @@
 """Annotation files `{"annotation": [{path, text, task, Q, expand_wav, ...}, ...]}` of any size.
 
-Entries stay where they are, in the file; an index of 18 bytes an entry says where each begins. The
+Entries stay where they are, in the file; an index of 20 bytes an entry says where each begins. The
 index is memory-mapped and the file is read through the page cache, so that all loader workers of
 all ranks on a machine share both, where a list of dicts would be copied into every worker.
 """
