@@ -65,23 +65,33 @@ class FolderCache:
     """Tells which of millions of files exist: each folder is listed once, instead of a question per file."""
 
     def __init__(self) -> None:
-        self._names: dict[str, frozenset[str]] = {}
+        self._names: dict[str, frozenset[str] | None] = {}
 
     def exists(self, path: str) -> bool:
         """Whether the folder of this path held its name when it was listed."""
         folder, slash, name = path.rpartition("/")
-        folder = folder or slash or "."
-        names = self._names.get(folder)
-        if names is None:
-            names = self._names[folder] = names_in(folder)
-        return name in names
+        names = self.names(folder or slash or ".")
+        return os.path.lexists(path) if names is None else name in names
+
+    def names(self, folder: str) -> frozenset[str] | None:
+        """What a folder lists, nothing where it is absent; None where it may be entered but not listed.
+
+        It is not asked for when the folder above does not list it.
+        """
+        if folder not in self._names:
+            path = os.path.normpath(folder)
+            above, _, name = path.rpartition("/")
+            siblings = self.names(above) if above else None
+            self._names[folder] = frozenset() if siblings is not None and name not in siblings else _list(path)
+        return self._names[folder]
 
 
-def names_in(folder: str) -> frozenset[str]:
-    """What a folder lists; nothing where it is absent, no folder, not permitted, or no possible name."""
+def _list(folder: str) -> frozenset[str] | None:
     try:
         return frozenset(os.listdir(folder))
-    except (OSError, ValueError):
+    except PermissionError:
+        return None
+    except (OSError, ValueError):  # absent, no folder, or no possible name
         return frozenset()
 
 

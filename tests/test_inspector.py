@@ -325,3 +325,19 @@ def test_results_of_a_split_are_not_split_again(tmp_path: Path):
     assert sorted(file.name for file in (tmp_path / "ann").glob("*.json")) == [
         "a.json", "a_test.json", "a_train.json", "a_valid.json",
     ]  # fmt: skip
+
+
+def test_clips_below_a_folder_that_may_not_be_listed_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "ann").mkdir()
+    clips(tmp_path, 4)
+    annotate(tmp_path / "ann/b.json", *((f"/A/{i}.wav", "asr") for i in range(6)))  # the clips are .flac
+    listdir, closed = os.listdir, {str(tmp_path), str(tmp_path / "media"), str(tmp_path / "media/A")}
+
+    def refuse(folder: str) -> list[str]:
+        if folder in closed:
+            raise PermissionError(folder)
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    found = count_ready(tmp_path / "ann/b.json", ClipPaths(str(tmp_path / "media")), jobs=1)
+    assert found.is_ready.tolist() == [True] * 4 + [False] * 2

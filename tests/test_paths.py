@@ -81,3 +81,23 @@ def test_expand_wav_clips_follow_the_same_rules(tmp_path):
 )
 def test_the_corpus_is_the_first_folder(path, corpus):
     assert corpus_of(path) == corpus
+
+
+def test_a_folder_that_may_not_be_listed_hides_nothing(tmp_path, monkeypatch):
+    """Home and scratch folders of clusters are often open to pass through and closed to look at."""
+    (tmp_path / "closed/A").mkdir(parents=True)
+    for name in ("closed/1.wav", "closed/A/2.mp3"):
+        (tmp_path / name).touch()
+    listdir = os.listdir
+
+    def closed(folder):
+        if folder == str(tmp_path / "closed"):
+            raise PermissionError(folder)
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", closed)
+    cache = FolderCache()
+    assert cache.exists(f"{tmp_path}/closed/1.wav")
+    assert cache.exists(f"{tmp_path}/closed/A/2.mp3")
+    assert not cache.exists(f"{tmp_path}/closed/3.wav")
+    assert not cache.exists(f"{tmp_path}/closed/B/2.mp3")

@@ -7,7 +7,7 @@ listed once instead of asking for each file, and only a file that its folder lis
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 from salmonn.annotation_scan import DEFAULT_TASK, Range, candidate_ranges
 from salmonn.annotations import Annotations
 from salmonn.audio import AudioError
-from salmonn.paths import OTHER_EXTENSIONS, ClipPaths, corpus_of, find_file, names_in
+from salmonn.paths import OTHER_EXTENSIONS, ClipPaths, FolderCache, corpus_of, find_file
 from salmonn.processes import in_processes
 
 Key = tuple[str, str]  # task, corpus
@@ -29,23 +29,34 @@ class _Entry(msgspec.Struct, gc=False):
     expand_wav: list[str] | None = None
 
 
+class _Anything:
+    """The names in a folder that may be entered but not listed."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+@dataclass(slots=True)
 class _Folder:
     """An annotated folder as it is on this disk."""
 
-    __slots__ = ("names", "path", "possible")
-
-    def __init__(self, path: str, names: frozenset[str]) -> None:
-        self.path, self.names = path, names
-        stems = [name.rpartition(".")[0] for name in names if name.endswith(OTHER_EXTENSIONS)]
-        self.possible = names.union(*([stem + wav for stem in stems] for wav in (".wav", ".WAV")))
+    path: str
+    possible: Container[str]  # names of annotated clips that may be ready
+    exists: Callable[[str], bool]
 
     def has_ready(self, name: str) -> bool:
         """Whether a possible clip, of this name or with another extension, is a file with something in it."""
         try:
-            status = os.stat(self.path + find_file(name, self.names.__contains__))
+            status = os.stat(find_file(self.path + name, self.exists))
         except (OSError, ValueError):  # gone meanwhile, a dangling link, or not permitted
             return False
         return stat.S_ISREG(status.st_mode) and status.st_size > 0
+
+
+def _with_fallbacks(names: frozenset[str]) -> frozenset[str]:
+    """The names, and those of absent .wav files for which others stand."""
+    stems = [name.rpartition(".")[0] for name in names if name.endswith(OTHER_EXTENSIONS)]
+    return names.union(*([stem + wav for stem in stems] for wav in (".wav", ".WAV")))
 
 
 class Folders(dict[str, _Folder | None]):
@@ -54,7 +65,7 @@ class Folders(dict[str, _Folder | None]):
     def __init__(self, clip_paths: ClipPaths) -> None:
         super().__init__()
         self.clip_paths = clip_paths
-        self._names: dict[str, frozenset[str]] = {}  # by folder on this disk
+        self.cache = FolderCache()
 
     def __missing__(self, folder: str) -> _Folder | None:
         try:
@@ -62,9 +73,9 @@ class Folders(dict[str, _Folder | None]):
         except AudioError:  # it leads out of the prefix
             self[folder] = None
         else:
-            path = os.path.normpath(path)
-            names = self._names_in(path)
-            self[folder] = _Folder(f"{path}/", names) if names else None
+            names = self.cache.names(path)
+            possible = _Anything() if names is None else _with_fallbacks(names)
+            self[folder] = _Folder(path, possible, self.cache.exists) if possible else None
         return self[folder]
 
     def has_ready(self, clip: str) -> bool:
@@ -81,15 +92,6 @@ class Folders(dict[str, _Folder | None]):
             return os.path.isdir(self.clip_paths.locate(root) or ".")
         except AudioError:  # it leads out of the prefix
             return False
-
-    def _names_in(self, folder: str) -> frozenset[str]:
-        """What a folder lists. It is not asked for when the folder above does not list it."""
-        names = self._names.get(folder)
-        if names is None:
-            above, _, name = folder.rpartition("/")
-            absent = above and name not in self._names_in(above)
-            names = self._names[folder] = frozenset() if absent else names_in(folder)
-        return names
 
 
 _SHARE = 32  # ranges that a process parses before it reports
