@@ -48,7 +48,14 @@ class Annotations:
         if not 0 <= index < len(self):
             raise IndexError(index)
         record = self._index.records[index]
-        entry = self._decode(self._read(int(record["start"]), int(record["length"])))
+        data = os.pread(self._file, int(record["length"]), self._index.text_offset + int(record["start"]))
+        try:
+            entry = msgspec.json.decode(data)
+        except msgspec.MsgspecError as error:
+            try:
+                entry = json.loads(data)  # takes numbers that the quicker decoder refuses
+            except ValueError:
+                raise self._changed(error) from error
         return {key: value for key, value in entry.items() if value is not None}
 
     def __del__(self) -> None:
@@ -69,14 +76,21 @@ class Annotations:
         """[entries] characters of each text."""
         return self._index.records["text"]
 
-    def entries(self, start: int = 0, stop: int | None = None) -> Iterator[Entry]:
+    def entries(self) -> Iterator[Entry]:
         """The entries in their order, with the known fields only: far quicker than one by one."""
-        stop = len(self) if stop is None else min(stop, len(self))
-        decoder = msgspec.json.Decoder(list[Entry])
-        for block in range(start, stop, _BLOCK):
-            records = self._index.records[block : min(block + _BLOCK, stop)]
-            begin, end = int(records[0]["start"]), int(records[-1]["start"]) + int(records[-1]["length"])
-            yield from self._decode(b"[" + self._read(begin, end - begin) + b"]", decoder)
+        return self._blocks(msgspec.json.Decoder(list[Entry]))
+
+    def raw_entries(self) -> Iterator[msgspec.Raw]:
+        """The entries in their order, each as the bytes that stand in the file."""
+        return self._blocks(msgspec.json.Decoder(list[msgspec.Raw]))
+
+    def _blocks(self, decoder: msgspec.json.Decoder) -> Iterator[Any]:
+        for begin, end in self.text_ranges()[1]:
+            data = b"[" + os.pread(self._file, end - begin, begin) + b"]"
+            try:
+                yield from decoder.decode(data)
+            except msgspec.MsgspecError as error:
+                raise self._changed(error) from error
 
     def text_ranges(self) -> tuple[Path, list[Range]]:
         """The file that holds the text, and the bytes of consecutive blocks of entries in it."""
@@ -86,21 +100,5 @@ class Annotations:
         ranges = zip((begins + offset).tolist(), (ends + offset).tolist(), strict=True)
         return self._index.text_path, list(ranges)
 
-    def _read(self, start: int, length: int) -> bytes:
-        return os.pread(self._file, length, self._index.text_offset + start)
-
-    def _decode(self, data: bytes, decoder: msgspec.json.Decoder | None = None) -> Any:
-        try:
-            return decoder.decode(data) if decoder else msgspec.json.decode(data)
-        except msgspec.MsgspecError as error:
-            if decoder is None and self._is_valid(data):  # numbers that the quicker decoder refuses
-                return json.loads(data)
-            raise RuntimeError(f"annotation file {self.path} was changed while it was in use ({error})") from error
-
-    @staticmethod
-    def _is_valid(data: bytes) -> bool:
-        try:
-            json.loads(data)
-        except ValueError:
-            return False
-        return True
+    def _changed(self, error: Exception) -> RuntimeError:
+        return RuntimeError(f"annotation file {self.path} was changed while it was in use ({error})")

@@ -60,7 +60,8 @@ def load_audio(path: str | Path, max_seconds: float = 30.0, channel: str = "firs
     read: missing, not audio, damaged, shorter than its header says, empty, not finite.
     """
     with _open(path) as file:
-        samples = _read(file, int((max_seconds + _GUARD_SECONDS) * file.samplerate))  # [N, channels]
+        frames = int((max_seconds + _GUARD_SECONDS) * file.samplerate)
+        samples = _read(file, frames, _known_frames(file))  # [N, channels]
         wav = samples.mean(1) if channel == "mean" else samples[:, 0]
         if file.samplerate != SAMPLE_RATE:
             wav = soxr.resample(wav, file.samplerate, SAMPLE_RATE, quality="HQ")
@@ -115,10 +116,10 @@ def inspect_header(path: str | Path) -> AudioInfo:
 def decode_all(path: str | Path) -> AudioInfo:
     """Decode a whole file, a block at a time. Raises AudioError for any damage that a decoder can see."""
     with _open(path) as file:
-        block = _BLOCK_SECONDS * file.samplerate
-        frames = n = len(_read(file, block))
+        block, known = _BLOCK_SECONDS * file.samplerate, _known_frames(file)
+        frames = n = len(_read(file, block, known))
         while n == block:
-            n = len(_read(file, block, frames))
+            n = len(_read(file, block, known, frames))
             frames += n
         return _info(file, frames)
 
@@ -185,15 +186,17 @@ def _empty(file: soundfile.SoundFile) -> str | None:
     return None if file.frames else "no samples"
 
 
-def _read(file: soundfile.SoundFile, frames: int, start: int = 0) -> np.ndarray:
-    """The next `frames` from `start` on, or all that is left, as [N, channels] float32. Raises ValueError."""
-    known = _known_frames(file)
+def _read(file: soundfile.SoundFile, frames: int, known: int | None, start: int = 0) -> np.ndarray:
+    """The next `frames` from `start` on, or all that is left, as [N, channels] float32. Raises ValueError.
+
+    `known`: the length of the whole, see `_known_frames`.
+    """
     if known is None or not file.seekable():
         file.seekable = lambda: False  # soundfile seeks after each read, which libsndfile refuses here
     expected = frames if known is None else min(frames, known - start)
     samples = file.read(expected, dtype="float32", always_2d=True)
-    at_end = known is None or start + expected == known
-    if len(samples) < expected - (_slack(file) if at_end else 0):
+    at_end = start + expected == known
+    if known is not None and len(samples) < expected - (_slack(file) if at_end else 0):
         raise ValueError(f"truncated: its header says {known} samples, {start + len(samples)} can be decoded")
     if not len(samples):
         if not start:
@@ -207,11 +210,9 @@ def _read(file: soundfile.SoundFile, frames: int, start: int = 0) -> np.ndarray:
     return samples
 
 
-def _slack(file: soundfile.SoundFile) -> float:
-    """Samples by which a whole file may be shorter than its header says."""
-    if _known_frames(file) is None:
-        return np.inf
-    return 2 * (1152 if file.samplerate > 24_000 else 576) if file.format == "MP3" else 0  # two frames of an mp3
+def _slack(file: soundfile.SoundFile) -> int:
+    """Samples by which a whole file may be shorter than its header says: two frames of an mp3."""
+    return 2 * (1152 if file.samplerate > 24_000 else 576) if file.format == "MP3" else 0
 
 
 def _has_length_tag(path: str) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from salmonn.errors import UserError
+from salmonn.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +54,17 @@ def read(path: str | Path, kind: str = "SALMONN checkpoint") -> dict[str, Any]:
 
 
 def load_parameters(model: nn.Module, path: str | Path, partial: bool = False) -> None:
-    """Copy a checkpoint's parameters into the model.
+    """Copy a checkpoint's parameters into the model; see `take_parameters`."""
+    take_parameters(model, read(path)["model"], path, partial)
 
-    With `partial` the file may hold fewer. Raises UserError naming missing and unexpected keys and
-    both shapes where they differ.
+
+def take_parameters(model: nn.Module, parameters: dict[str, Tensor], path: str | Path, partial: bool = False) -> None:
+    """Copy the parameters that were read from `path` into the model.
+
+    With `partial` there may be fewer. Raises UserError naming missing and unexpected keys and both
+    shapes where they differ.
     """
-    found = {k: v for k, v in read(path)["model"].items() if not PUBLISHED_EXTRAS.fullmatch(k)}
+    found = {k: v for k, v in parameters.items() if not PUBLISHED_EXTRAS.fullmatch(k)}
     wanted = own_parameters(model)
     for encoder in ("speech_encoder.", "beats."):
         # written while this encoder was frozen: it keeps what its own file gave it
@@ -88,27 +94,18 @@ def fit_problems(found: dict[str, Tensor], wanted: dict[str, torch.Size], partia
 
 def save(path: str | Path, model: nn.Module, **extra: Any) -> None:
     """Write {"model": own parameters, **extra} atomically: a reader sees the old file or the whole new one."""
-    write_beside(Path(path), model, **extra).replace(path)
+    with replacing(Path(path)) as temporary:
+        write(temporary, model, **extra)
 
 
-def write_beside(path: Path, model: nn.Module, **extra: Any) -> Path:
-    """Write {"model": own parameters, **extra} to a temporary file beside `path`, and through to the disk.
-
-    Returns the temporary file, to be renamed. Raises OSError and leaves nothing when there is no room.
-    """
+def write(path: Path, model: nn.Module, **extra: Any) -> None:
+    """Write {"model": own parameters, **extra}, through to the disk. Raises OSError when there is no room."""
     path.parent.mkdir(parents=True, exist_ok=True)
     parameters = {name: p.detach().cpu().clone() for name, p in own_parameters(model).items()}
-    for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed while it wrote
-        left.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
+    with path.open("wb") as file:
+        try:
             torch.save({"model": parameters, **extra}, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError):  # torch's zip writer hides what the system said
+        except RuntimeError as error:  # torch's zip writer hides what the system said
             raise OSError(f"{path} could not be written: {error}") from error
-        raise
-    return temporary
+        file.flush()
+        os.fsync(file.fileno())

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from salmonn import checkpoint, distributed
 from salmonn.errors import UserError
+from salmonn.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -126,18 +127,19 @@ class RunFolder:
         Killed at any moment, a whole checkpoint is left. Raises OSError when the disk is full; then
         all is as before.
         """
-        last = self.path / LAST
-        temporary = checkpoint.write_beside(last, model, **self._state(progress, state))
-        kept = self.kept()
-        for path in kept[self.keep - 1 :]:
-            path.unlink()
-        for i, path in reversed(list(enumerate(kept[: self.keep - 1]))):
-            path.replace(self.path / f"checkpoint_last-{i + 1}.pth")
-        temporary.replace(last)
+        for left in self.path.glob(".checkpoint_*.tmp"):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
+        with replacing(self.path / LAST) as temporary:
+            checkpoint.write(temporary, model, **self._state(progress, state))
+            kept = self.kept()
+            for path in kept[self.keep - 1 :]:
+                path.unlink()
+            for i, path in reversed(list(enumerate(kept[: self.keep - 1]))):
+                path.replace(self.path / f"checkpoint_last-{i + 1}.pth")
 
     def save_best(self, model: torch.nn.Module, progress: Progress, **state: Any) -> None:
         """Write checkpoint_best.pth."""
-        checkpoint.write_beside(self.path / BEST, model, **self._state(progress, state)).replace(self.path / BEST)
+        checkpoint.save(self.path / BEST, model, **self._state(progress, state))
 
     def _state(self, progress: Progress, state: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -292,7 +292,7 @@ class Runner:
         """Take up the run that a checkpoint holds: parameters, optimiser, scaler, and where it was."""
         path = self.resume_from
         state = checkpoint.read(path)
-        checkpoint.load_parameters(self.model, path)
+        checkpoint.take_parameters(self.model, state["model"], path)
         try:
             restore_optimizer(self.optimizer, state["optimizer"])
         except ValueError as error:

@@ -49,7 +49,7 @@ def test_text_rows_per_task_and_quantity(tmp_path, tokenizer):
         {"path": "y.wav", "task": "translation_ec"},
         {"path": "z.wav", "text": "not usable", "task": "QA"},
     )
-    rows = text_statistics(annotations, np.arange(104) < 103, tokenizer)
+    rows = text_statistics(text_lengths(annotations, np.arange(104) < 103, tokenizer))
     assert [(row["task"], row["quantity"], row["entries"]) for row in rows] == [
         (task, quantity, n)
         for task, n in (("asr", 101), ("translation_ec", 1))
@@ -77,7 +77,7 @@ def clips(folder: Path) -> tuple[Annotations, ClipPaths]:
 
 
 def test_a_clip_counts_once_however_many_entries_have_it(tmp_path):
-    rows = duration_statistics(*clips(tmp_path), {"/d/A/1.wav": 1800.0, "/d/A/2.wav": 5400.0})
+    rows = duration_statistics(clip_values(*clips(tmp_path), {"/d/A/1.wav": 1800.0, "/d/A/2.wav": 5400.0}))
     assert [tuple(row.values())[:5] for row in rows[:3]] == [
         ("task", "QA", 1, 1, 0.5),
         ("task", "asr", 2, 0, 2.0),

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from salmonn.config import load_config
 from salmonn.errors import UserError, run_cli
 from salmonn.paths import ClipPaths
-from util.inspector.inspection import Inspection
+from util.inspector.inspection import Inspection, readiness_line
 
 ANN_FOLDER = Path("ann")
 VERDICTS = ANN_FOLDER / "verdicts.jsonl"
@@ -47,9 +47,8 @@ def main() -> None:
     inspections = [Inspection(path, clip_paths, args, max_txt_len, base.model.end_sym) for path in paths]
     reports = [inspection.run() for inspection in inspections]
     if len(reports) > 1:
-        ready, total = (sum(report["total"][key] for report in reports) for key in ("ready", "total"))
-        counts = f"ready: {ready}, not_ready: {total - ready}, total: {total}"
-        print(f"all files | {counts} | ready_rate: {ready / total:.2%}")
+        everything = {key: sum(report["total"][key] for report in reports) for key in ("ready", "not_ready", "total")}
+        print(readiness_line("all files", everything | {"ready_rate": everything["ready"] / everything["total"]}))
     if args.json:
         content = {"prefix": prefix, "files": reports}
         try:

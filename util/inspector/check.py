@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from salmonn.errors import UserError
 from salmonn.integrity import VerdictList, check_files, version_of, write_verdicts
-from salmonn.known_bad import unverified_files
 
 
 def check_integrity(files: Sequence[str], verdicts: Path, jobs: int = 0) -> int:
@@ -43,9 +42,8 @@ def _without_verdict(files: Sequence[str], verdicts: Path) -> list[str]:
     return [file for file in files if hash(version_of(file)) not in known]
 
 
-def verdict_table(files: Mapping[str, str], verdicts: Path) -> list[dict[str, Any]]:
-    """Rows {"corpus", "verdict", "files"} of {file: corpus}: good ones, then bad ones by kind of reason."""
-    bad = unverified_files(files, verdicts)
+def verdict_table(files: Mapping[str, str], bad: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Rows {"corpus", "verdict", "files"} of {file: corpus}: good ones, then those in {file: reason} by its kind."""
     counts = Counter((corpus, bad.get(file, "good").partition(":")[0]) for file, corpus in files.items())
     rows = [{"corpus": corpus, "verdict": kind, "files": n} for (corpus, kind), n in counts.items()]
     return sorted(rows, key=lambda row: (row["corpus"], row["verdict"] != "good", -row["files"]))

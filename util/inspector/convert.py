@@ -29,7 +29,7 @@ from salmonn.files import replacing
 from salmonn.integrity import version_of
 from salmonn.paths import OTHER_EXTENSIONS, ClipPaths, FolderCache
 from salmonn.processes import in_processes
-from util.inspector.split import raw_entries, stem_of, write_entries
+from util.inspector.split import stem_of, write_entries
 
 _EXTENSIONS = (".flac", ".wav", *OTHER_EXTENSIONS[1:])
 _BLOCK_SECONDS = 10  # decoded at once
@@ -62,7 +62,7 @@ def convert(
     target, and a full disk.
     """
     result = Conversion(folder / f"{stem_of(annotations.path)}.json")
-    prefix = clip_paths.prefix and os.path.abspath(clip_paths.prefix)
+    prefix = clip_paths.prefix
     settings = msgspec.json.encode({"channel": channel, "prefix": prefix})
     _check_folder(annotations, prefix, folder, settings)
     chosen = (np.ones(len(annotations), bool) if usable is None else usable).tolist()
@@ -142,7 +142,7 @@ def _new_path(clip: str, file: str, prefix: str, exists: Callable[[str], bool]) 
 
 def _new_entries(annotations: Annotations, chosen: list[bool], place_of: Places, result: Conversion) -> Iterator[bytes]:
     """The entries with their new paths; `result` is told how many, and which are left out."""
-    for i, raw in compress(enumerate(raw_entries(annotations)), chosen):
+    for i, raw in compress(enumerate(annotations.raw_entries()), chosen):
         entry = msgspec.json.decode(raw)
         try:
             places = place_of([entry["path"], *(entry.get("expand_wav") or ())])

@@ -73,7 +73,7 @@ class Inspection:
         report = describe_readiness(self.path, self.readiness)
         print(readiness_table(report), flush=True)
         if not report["total"]["ready"]:
-            first = next(self.annotations.entries(0, 1)).path
+            first = next(self.annotations.entries()).path
             print(f"note: nothing is ready; the first clip is {first} below {self.clip_paths.prefix}", file=sys.stderr)
         return report
 
@@ -101,10 +101,10 @@ class Inspection:
         from util.inspector.statistics import format_table
 
         made = check_integrity(list(self.files), self.args.verdicts, self.args.jobs)
-        rows = verdict_table(self.files, self.args.verdicts)
+        bad = unverified_files(self.files, self.args.verdicts)
+        rows = verdict_table(self.files, bad)
         print(f"{len(self.files)} clips, {made} of them decoded now; verdicts: {self.args.verdicts}")
         print(format_table(rows))
-        bad = unverified_files(self.files, self.args.verdicts)
         for file in list(bad)[:_FAILED_SHOWN]:
             print(f"   {file}: {bad[file]}")
         if len(bad) > _FAILED_SHOWN:
@@ -135,15 +135,15 @@ class Inspection:
             text_statistics,
         )  # fmt: skip
 
-        tokenizer = self._tokenizer()
-        texts = text_statistics(self.annotations, tokenizer=tokenizer)
+        lengths = text_lengths(self.annotations, tokenizer=self._tokenizer())
+        texts = text_statistics(lengths)
         seconds_of = {file: seconds for corpus in self.corpora.values() for file, seconds in corpus.seconds.items()}
-        durations = duration_statistics(self.annotations, self.clip_paths, seconds_of)
+        seconds = clip_values(self.annotations, self.clip_paths, seconds_of)
+        durations = duration_statistics(seconds)
         print(format_table(texts), format_table(durations), sep="\n\n")
         if self.args.plots:
-            quantities = text_lengths(self.annotations, tokenizer=tokenizer)
-            seconds = clip_values(self.annotations, self.clip_paths, seconds_of)["task"]
-            for picture in plot_histograms(quantities | {"seconds": seconds}, self.args.plots / self.path.stem):
+            quantities = lengths | {"seconds": seconds["task"]}
+            for picture in plot_histograms(quantities, self.args.plots / self.path.stem):
                 print(f"picture: {picture}")
         return {"texts": texts, "durations": durations}
 
@@ -252,17 +252,18 @@ def _row(counts: Readiness, keys: list[Key]) -> dict[str, float]:
     return {"ready": ready, "not_ready": total - ready, "total": total, "ready_rate": ready / total}
 
 
+def readiness_line(name: str, row: dict[str, Any]) -> str:
+    """Counts and rate of one row."""
+    counts = f"ready: {row['ready']}, not_ready: {row['not_ready']}, total: {row['total']}"
+    return f"{name} | {counts} | ready_rate: {row['ready_rate']:.2%}"
+
+
 def readiness_table(report: dict[str, Any]) -> str:
     """The lines that a person reads."""
-
-    def line(name: str, row: dict[str, Any]) -> str:
-        counts = f"ready: {row['ready']}, not_ready: {row['not_ready']}, total: {row['total']}"
-        return f"{name} | {counts} | ready_rate: {row['ready_rate']:.2%}"
-
     lines = [report["file"]]
     for task in report["tasks"]:
         corpora = [row for row in report["corpora"] if row["task"] == task["task"]]
-        lines += [line(f"[{row['task']}] {row['corpus']}", row) for row in corpora]
+        lines += [readiness_line(f"[{row['task']}] {row['corpus']}", row) for row in corpora]
         if len(corpora) > 1:
-            lines.append(line(f"[{task['task']}] all corpora", task))
-    return "\n".join([*lines, line("all tasks", report["total"]), ""])
+            lines.append(readiness_line(f"[{task['task']}] all corpora", task))
+    return "\n".join([*lines, readiness_line("all tasks", report["total"]), ""])

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -160,18 +160,6 @@ def stem_of(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".json")
 
 
-def raw_entries(annotations: Annotations) -> Iterator[msgspec.Raw]:
-    """The entries in their order, each as the bytes that stand in the file. Raises RuntimeError if it was changed."""
-    text_path, ranges = annotations.text_ranges()
-    with text_path.open("rb") as text:
-        for begin, end in ranges:
-            text.seek(begin)
-            try:
-                yield from msgspec.json.decode(b"[" + text.read(end - begin) + b"]", type=list[msgspec.Raw])
-            except msgspec.MsgspecError as error:
-                raise RuntimeError(f"annotation file {annotations.path} was changed while in use ({error})") from error
-
-
 def write_entries(file: Path, entries: Iterable[bytes | msgspec.Raw]) -> None:
     """Write an annotation file, an entry at a time."""
     with file.open("wb") as output:
@@ -187,7 +175,7 @@ def _write_files(annotations: Annotations, membership: np.ndarray, files: dict[i
         with ExitStack() as stack:  # which renames them when all are written
             for k, file in files.items():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                entries = zip(raw_entries(annotations), (membership == k).tolist(), strict=True)
+                entries = zip(annotations.raw_entries(), (membership == k).tolist(), strict=True)
                 write_entries(stack.enter_context(replacing(file)), (raw for raw, chosen in entries if chosen))
     except OSError as error:
         raise UserError(f"split of {annotations.path} cannot be written: {error}") from error

@@ -61,11 +61,8 @@ def text_lengths(
     return {q: {task: np.array(groups[task]) for task in sorted(groups)} for q, groups in lengths.items()}
 
 
-def text_statistics(
-    annotations: Annotations, usable: np.ndarray | None = None, tokenizer: "PreTrainedTokenizerBase | None" = None
-) -> list[dict[str, Any]]:
-    """A row per task and quantity (words, characters, tokens): entries, mean, min, p5 ... p99, max."""
-    lengths = text_lengths(annotations, usable, tokenizer)
+def text_statistics(lengths: Mapping[str, Groups]) -> list[dict[str, Any]]:
+    """A row per task and quantity of `text_lengths`: entries, mean, min, p5 ... p99, max."""
     return [
         {"task": task, "quantity": quantity, "entries": len(groups[task]), **summarise(groups[task])}
         for task in lengths.get("words", ())
@@ -110,12 +107,13 @@ def clip_values(
     return {kind: {group: distinct(*groups[group]) for group in sorted(groups)} for kind, groups in found.items()}
 
 
-def duration_statistics(
-    annotations: Annotations, clip_paths: ClipPaths, seconds_of: Mapping[str, float], usable: np.ndarray | None = None
-) -> list[dict[str, Any]]:
-    """A row per task, then per corpus: distinct clips, those of unknown length, hours, mean, min, p5 ... max [s]."""
+def duration_statistics(seconds: Mapping[str, Groups]) -> list[dict[str, Any]]:
+    """A row per task, then per corpus, of the seconds in `clip_values`.
+
+    Distinct clips, those of unknown length, hours, mean, min, p5 ... max [s].
+    """
     rows = []
-    for kind, groups in clip_values(annotations, clip_paths, seconds_of, usable).items():
+    for kind, groups in seconds.items():
         for group, values in groups.items():
             known = values[~np.isnan(values)]
             row = {"by": kind, "group": group, "clips": len(known), "unknown": len(values) - len(known)}
