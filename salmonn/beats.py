@@ -161,6 +161,11 @@ class BEATs(nn.Module):
         self.post_extract_proj = nn.Linear(cfg["embed_dim"], width) if cfg["embed_dim"] != width else None
         self.encoder = Encoder(cfg)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights, and of what `forward` takes."""
+        return self.patch_embedding.weight.dtype
+
     def forward(self, fbank: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Encode filter banks; a row's result does not depend on the others.
 

@@ -23,6 +23,7 @@ from salmonn.schema import Config, GenerateConfig, ModelConfig
 CHOICES = {
     "model.llm_quantization": ("none", "8bit", "nf4"),
     "model.llm_dtype": ("auto", "float16", "bfloat16", "float32"),
+    "model.encoder_dtype": ("float32", "float16", "bfloat16"),
     "run.amp_dtype": ("fp16", "bf16"),
     "run.loss_average": ("token", "batch"),
     "datasets.channel": ("first", "mean"),
@@ -60,6 +61,7 @@ NOT_NEGATIVE = (
     "run.save_every_steps",
     "run.save_every_minutes",
     "generate.min_length",
+    "model.lora_scaling",
 )
 
 

@@ -21,7 +21,15 @@ from salmonn.config import generate_config, model_config
 from salmonn.decoding import answer, search_settings
 from salmonn.errors import UserError
 from salmonn.features import LogMel, fbank_lengths, kaldi_fbank
-from salmonn.llm import add_lora, load_llm, load_tokenizer, loading, lora_layers, require_all_weights
+from salmonn.llm import (
+    add_lora,
+    enable_recomputation,
+    load_llm,
+    load_tokenizer,
+    loading,
+    lora_layers,
+    require_all_weights,
+)
 from salmonn.qformer import WHISPER_FRAMES_PER_SECOND, QFormer, split_windows, window_frames
 from salmonn.sequence import Layout, lay_out, tokenize
 
@@ -48,11 +56,16 @@ class SALMONN(nn.Module):
         self.log_mel = log_mel
         self.speech_encoder = speech_encoder
         self.beats = beats
+        encoder_dtype = getattr(torch, config.encoder_dtype)
         if config.freeze_whisper:
-            speech_encoder.requires_grad_(False)
+            speech_encoder.requires_grad_(False).to(encoder_dtype)
         if beats is not None and config.freeze_beats:
-            beats.requires_grad_(False)
+            beats.requires_grad_(False).to(encoder_dtype)
+        if config.gradient_checkpointing:
+            llm.gradient_checkpointing_enable({"use_reentrant": False})
         self.llama_model = add_lora(llm, config) if config.lora else llm
+        if config.lora_scaling is not None:
+            self.lora_scaling = config.lora_scaling
 
         speech_width, audio_width = speech_encoder.config.d_model, 0 if beats is None else beats.width
         self._check_windows(speech_encoder.config.max_source_positions)
@@ -159,6 +172,8 @@ class SALMONN(nn.Module):
         self.llama_model.eval()
         for layer in lora_layers(self.llama_model):
             layer.lora_dropout.train(mode)
+        if self.config.gradient_checkpointing:
+            enable_recomputation(self.llama_model, mode)
         return self
 
     # ---- audio -> embeddings
@@ -175,8 +190,8 @@ class SALMONN(nn.Module):
         raw_wav, lengths = self._clean_audio(raw_wav, padding_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_whisper):
             log_mel = self.log_mel(raw_wav) if spectrogram is None else spectrogram.to(self.device, non_blocking=True)
-            speech = self.speech_encoder(log_mel).last_hidden_state  # [B, T, D_whisper]
-        features = self.ln_speech(speech)
+            speech = self.speech_encoder(log_mel.to(self.speech_encoder.dtype)).last_hidden_state  # [B, T, D_whisper]
+        features = self.ln_speech(speech.float())
         if self.beats is not None:
             features = self._append_audio(features, raw_wav, lengths)
         embeds = self._window_qformer(features)
@@ -199,8 +214,9 @@ class SALMONN(nn.Module):
     def _append_audio(self, speech: Tensor, raw_wav: Tensor, lengths: Tensor) -> Tensor:
         """Concatenate BEATs features on the width, the shorter of the two zero-padded in time."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_beats):
-            audio, padding = self.beats(kaldi_fbank(raw_wav), fbank_lengths(lengths))  # [B, P, D_beats]
-        audio = self.ln_audio(audio).masked_fill(padding[..., None], 0.0)
+            fbank = kaldi_fbank(raw_wav).to(self.beats.dtype)  # [B, T, 128]
+            audio, padding = self.beats(fbank, fbank_lengths(lengths))  # [B, P, D_beats]
+        audio = self.ln_audio(audio.float()).masked_fill(padding[..., None], 0.0)
         frames = max(speech.shape[1], audio.shape[1])
         speech = F.pad(speech, (0, 0, 0, frames - speech.shape[1]))
         audio = F.pad(audio, (0, 0, 0, frames - audio.shape[1]))

@@ -22,8 +22,9 @@ def setup_logging() -> None:
         logging.getLogger(chatty).setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    # peft asks transformers 5 under a name that is on its way out
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    # on their way out of transformers 5: peft asks by the one, the other has no successor in early releases
+    for name in ("is_gradient_checkpointing", "gradient_checkpointing_enable"):
+        warnings.filterwarnings("ignore", message=f".*{name}.*", category=FutureWarning)
 
 
 class RunLog:

@@ -31,6 +31,7 @@ class ModelConfig:
     lora_rank: int = 8
     lora_alpha: float = 32
     lora_dropout: float = 0.1
+    lora_scaling: float | None = None  # weight of the adapters' output; null = lora_alpha / lora_rank, as trained
     lora_target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
     multi_prompt: bool = True  # False: one prompt for all samples of a single-task batch
     prompt_path: str = ""  # JSON {task: [prompt, ...]}
@@ -41,6 +42,8 @@ class ModelConfig:
     low_resource: bool = False  # published name of llm_quantization: 8bit
     llm_quantization: str = "none"  # none | 8bit | nf4
     llm_dtype: str = "auto"  # auto (float16 on GPU as published, float32 on CPU) | float16 | ...
+    gradient_checkpointing: bool = False  # of the LLM: memory for time
+    encoder_dtype: str = "float32"  # weights of frozen encoders: float32 | float16 | bfloat16
     device_8bit: int = 0  # GPU of a quantised model when torchrun gives no local rank
 
 

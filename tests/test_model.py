@@ -131,6 +131,78 @@ def test_lora_scaling_is_exact_and_needs_no_reloading(golden):
         plain.lora_scaling = 1.0
 
 
+@pytest.mark.parametrize("scaling", [0.0, 1.0, 2.0, 3.3])
+def test_a_configured_scaling_equals_loading_with_the_alpha_that_gives_it(golden, scaling):
+    case, base = golden("base"), OmegaConf.to_container(golden_config("base"))
+    scaled = SALMONN.from_config({**base, "lora_scaling": scaling}).eval()
+    reloaded = SALMONN.from_config({**base, "lora_alpha": scaling * 8}).eval()
+    assert scaled.lora_scaling == scaling
+    for i in range(3):
+        with torch.no_grad():
+            losses = [model(golden_sample(case, i))["loss"] for model in (scaled, reloaded)]
+        assert torch.equal(*losses)
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    sample = {"raw_wav": torch.randn(2, 20_000), "text": ["a red dog", "rain"], "task": ["asr"] * 2, "prompts": None}
+    config = {**OmegaConf.to_container(golden_config("base")), "prompt_path": "", "lora_dropout": 0.3}
+    gradients, calls = [], []
+    for recompute in (False, True):
+        model = SALMONN.from_config({**config, "gradient_checkpointing": recompute}).train()
+        block = next(module for module in model.llama_model.modules() if hasattr(module, "self_attn"))
+        count = []
+        block.self_attn.register_forward_hook(lambda *_, count=count: count.append(1))
+        torch.manual_seed(0)
+        model(sample)["loss"].backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+        calls.append(len(count))
+    assert calls == [1, 2]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-6, atol=1e-9)
+    model.eval()
+    count.clear()
+    with torch.no_grad():
+        model(sample)
+    assert len(count) == 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_frozen_encoders_may_be_in_half_precision_what_is_trained_may_not(golden, dtype):
+    case = golden("base")
+    config = {**OmegaConf.to_container(golden_config("base")), "encoder_dtype": dtype}
+    model = SALMONN.from_config(config).eval()
+    half = getattr(torch, dtype)
+    frozen = [*model.speech_encoder.parameters(), *model.beats.parameters()]
+    assert all(p.dtype == half for p in frozen)
+    assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    sample = golden_sample(case, 0)
+    model(sample)["loss"].backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    with torch.no_grad():
+        precise, rough = (m.encode_speech(sample["raw_wav"])[0] for m in (case.model, model))
+    assert 0 < (precise - rough).norm() / precise.norm() < (0.02 if dtype == "bfloat16" else 0.002)
+    unfrozen = SALMONN.from_config({**config, "freeze_whisper": False, "ckpt": ""})
+    assert unfrozen.speech_encoder.dtype == torch.float32
+    assert unfrozen.beats.dtype == half
+
+
+def test_attention_is_sdpa_everywhere(golden, monkeypatch):
+    case, seen = golden("base"), []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(query, *args, **kwargs):
+        seen.append(query.shape[1])
+        return attention(query, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    with torch.no_grad():
+        case.model(golden_sample(case, 0))
+    config = case.model.llama_model.config
+    layers = case.model.speech_encoder.config.encoder_layers, len(case.model.beats.encoder.layers)
+    qformer = 2 * case.model.config.qformer_num_layers  # self- and cross-attention
+    assert len(seen) == sum(layers) + config.num_hidden_layers + qformer
+
+
 def test_a_given_spectrogram_replaces_the_computed_one(golden):
     case = golden("base")
     sample = golden_sample(case, 0)
