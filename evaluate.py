@@ -17,7 +17,6 @@ between clips: a model that listens scores far worse then.
 
 from salmonn.config import argument_parser, load_config
 from salmonn.errors import run_cli
-from salmonn.evaluation.runner import evaluate
 from salmonn.evaluation.tasks import MODES
 
 
@@ -25,7 +24,11 @@ def main() -> None:
     parser = argument_parser(__doc__, default_cfg_path="configs/evaluate.yaml")
     parser.add_argument("--mode", required=True, choices=MODES, help="what to evaluate")
     args = parser.parse_args()
-    evaluate(load_config(args.cfg_path, args.options), args.mode)
+    config = load_config(args.cfg_path, args.options)
+
+    from salmonn.evaluation.runner import evaluate  # torch and transformers load only now
+
+    evaluate(config, args.mode)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,37 @@
-"""Train SALMONN: one of the three stages, as its config file says.
+"""Train SALMONN: one of the three stages, as its config file says, or all of them.
 
   torchrun --nproc_per_node=4 train.py --cfg-path configs/stage1.yaml
+  torchrun --nproc_per_node=4 train.py --cfg-path configs/all_stages.yaml
+  python train.py --cfg-path configs/stage1.yaml --dry-run
   python train.py --cfg-path configs/mini/stage1.yaml --options run.batch_size_train=4
 
-Without weights and data: `make quickstart` runs all stages on a miniature world.
+Stopped in any way, the same command goes on where it was. Without weights and data: `make quickstart`
+runs all stages on a miniature world.
 """
 
-from salmonn.config import argument_parser, load_config
+from salmonn.config import argument_parser, load_stages
 from salmonn.errors import run_cli
-from salmonn.preflight import require_files
 
 
 def main() -> None:
-    """Read the config, check that everything it names is there, train."""
-    args = argument_parser(__doc__).parse_args()
-    config = load_config(args.cfg_path, args.options)
-    wanted = ("test_ann_path",) if config.run.evaluate else ("train_ann_path", "valid_ann_path")
-    require_files(config, wanted)
+    """Read the config, then check what it names, or train it."""
+    parser = argument_parser(__doc__)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check files, prompts, checkpoints, disk and one step of a tiny model; train nothing",
+    )
+    args = parser.parse_args()
+    configs = load_stages(args.cfg_path, args.options)
 
-    from salmonn.runner import Runner  # torch and transformers load only now
+    if args.dry_run:
+        from salmonn.dry_run import dry_run
 
-    Runner(config).run()
+        dry_run(configs)
+    else:
+        from salmonn.stages import run_stages
+
+        run_stages(configs)
 
 
 if __name__ == "__main__":

@@ -184,24 +184,27 @@ class BEATs(nn.Module):
         return x.masked_fill(padding[..., None], 0.0), padding
 
 
-def load_beats(path: str | Path) -> BEATs:
+def load_beats(path: str | Path, device: str = "cpu") -> BEATs:
     """Load a published BEATs file `{"cfg", "model"}`; its classifier head (`predictor`) is left out.
 
-    Raises UserError for a file of another kind and for keys that do not fit.
+    With device "meta" the file is only checked. Raises UserError for a file of another kind and for
+    keys that do not fit.
     """
-    content = read_beats_file(path)
-    model = BEATs(content["cfg"])
+    content = read_beats_file(path, lazily=device == "meta")
+    with torch.device(device):
+        model = BEATs(content["cfg"])
     theirs = {k: v for k, v in content["model"].items() if not k.startswith("predictor.")}
     problems = checkpoint.fit_problems(theirs, {k: v.shape for k, v in model.state_dict().items()})
     if problems:
         raise UserError("\n  ".join([f"{path} does not fit its own configuration:", *problems[:12]]))
-    model.load_state_dict(theirs)
+    if device != "meta":
+        model.load_state_dict(theirs)
     return model
 
 
-def read_beats_file(path: str | Path) -> dict[str, Any]:
+def read_beats_file(path: str | Path, lazily: bool = False) -> dict[str, Any]:
     """Read a BEATs file and check its kind."""
-    content = checkpoint.read(path, "BEATs checkpoint")
+    content = checkpoint.read(path, "BEATs checkpoint", lazily)
     if not isinstance(content.get("cfg"), dict):
         raise UserError(f'{path} is not a BEATs checkpoint: expected {{"cfg", "model"}} as in BEATs_iter3_plus_*.pt')
     return content

@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,16 @@ def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def read(path: str | Path, kind: str = "SALMONN checkpoint") -> dict[str, Any]:
-    """Read a torch file holding a dictionary with "model". Raises UserError for anything else."""
+def read(path: str | Path, kind: str = "SALMONN checkpoint", lazily: bool = False) -> dict[str, Any]:
+    """Read a torch file holding a dictionary with "model". Raises UserError for anything else.
+
+    `lazily`: values come from the disk when they are looked at; names and shapes cost nothing.
+    """
     if not Path(path).is_file():
         raise UserError(f"{kind} {path} does not exist")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        mapped = lazily and zipfile.is_zipfile(path)  # files of torch before 1.6 are no archives
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         # the library's own text advises to load the file unsafely
         raise UserError(f"{path} is not a {kind}, or damaged ({type(error).__name__})") from error
@@ -59,7 +64,17 @@ def load_parameters(model: nn.Module, path: str | Path, partial: bool = False) -
 
 
 def take_parameters(model: nn.Module, parameters: dict[str, Tensor], path: str | Path, partial: bool = False) -> None:
-    """Copy the parameters that were read from `path` into the model.
+    """Copy the parameters that were read from `path` into the model, if they fit: see `require_fit`."""
+    wanted = own_parameters(model)
+    with torch.no_grad():
+        for name, value in require_fit(model, parameters, path, partial).items():
+            wanted[name].copy_(value)
+
+
+def require_fit(
+    model: nn.Module, parameters: dict[str, Tensor], path: str | Path, partial: bool = False
+) -> dict[str, Tensor]:
+    """The parameters that the model takes from `path`; the model may be on the meta device.
 
     With `partial` there may be fewer. Raises UserError naming missing and unexpected keys and both
     shapes where they differ.
@@ -74,10 +89,16 @@ def take_parameters(model: nn.Module, parameters: dict[str, Tensor], path: str |
     problems = fit_problems(found, {name: p.shape for name, p in wanted.items()}, partial)
     if problems:
         shown = problems if len(problems) <= 12 else [*problems[:12], f"... and {len(problems) - 12} more"]
-        raise UserError("\n  ".join([f"{path} does not fit this model:", *shown]))
-    with torch.no_grad():
-        for name, value in found.items():
-            wanted[name].copy_(value)
+        raise UserError("\n  ".join([f"{path} does not fit this model{_other_width(found, wanted)}:", *shown]))
+    return found
+
+
+def _other_width(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+    """The usual reason why nothing fits, if it is that."""
+    theirs, ours = (parameters.get("speech_llama_proj.bias") for parameters in (found, wanted))
+    if theirs is None or ours is None or theirs.shape == ours.shape:
+        return ""
+    return f", but one whose LLM is {theirs.numel()} wide, not {ours.numel()} (Vicuna 13B: 5120, 7B: 4096)"
 
 
 def fit_problems(found: dict[str, Tensor], wanted: dict[str, torch.Size], partial: bool = False) -> list[str]:

@@ -13,12 +13,14 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from salmonn.errors import UserError
 from salmonn.schema import Config, GenerateConfig, ModelConfig
+
+BEST = "checkpoint_best.pth"
 
 CHOICES = {
     "model.llm_quantization": ("none", "8bit", "nf4"),
@@ -93,6 +95,39 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
     if not config.run.exp_name:
         config.run.exp_name = Path(path).stem
     return config
+
+
+def load_stages(path: str | Path, options: Sequence[str] = ()) -> list[DictConfig]:
+    """The configs of a file that lists several under `stages`, else the one of the file itself.
+
+    Each stage but the first starts from the best checkpoint of the one before. The overrides count
+    for all stages, `model.ckpt` for the first. Raises UserError as `load_config`.
+    """
+    source = _read_yaml(Path(path))
+    if "stages" not in source:
+        return [load_config(path, options)]
+    names = source.stages
+    if len(source) > 1 or not isinstance(names, ListConfig) or not names:
+        raise UserError(f"{path}: `stages` must be a list of config files, and stand alone")
+    given = {option.partition("=")[0] for option in options}
+    if alone := given & {"run.exp_name", "run.evaluate", "stages"}:
+        raise UserError(f"--options {', '.join(sorted(alone))}: not for several stages at once; start one of {path}")
+    configs: list[DictConfig] = []
+    for name in names:
+        config = load_config(Path(path).parent / str(name), options)
+        if configs:
+            config.model.ckpt = best_checkpoint(configs[-1].run)
+        configs.append(config)
+    if len({config.run.exp_name for config in configs}) < len(configs):
+        raise UserError(f"{path}: each stage needs a run.exp_name of its own")
+    if not all(config.run.use_distributed for config in configs[:-1]):
+        raise UserError(f"{path}: only the last stage may have run.use_distributed = False")
+    return configs
+
+
+def best_checkpoint(run: DictConfig) -> str:
+    """Where a run writes the checkpoint that the next stage starts from."""
+    return str(Path(run.output_dir) / run.exp_name / BEST)
 
 
 def model_config(values: Mapping[str, Any] | DictConfig | ModelConfig) -> DictConfig:

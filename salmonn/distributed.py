@@ -20,24 +20,25 @@ AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _control: dist.ProcessGroup | None = None  # of the CPUs: what ranks agree on must not wait for GPUs
 
 
-def init(config: DictConfig) -> torch.device:
-    """Join torchrun's process group if there is one; returns this rank's device.
-
-    Raises UserError when `run.device` asks for a GPU that is not there.
-    """
+def device_of(config: DictConfig) -> torch.device:
+    """This process's device. Raises UserError when `run.device` asks for a GPU that is not there."""
     run, quantised = config.run, config.model.low_resource or config.model.llm_quantization != "none"
     local_rank = int(os.environ.get("LOCAL_RANK", config.model.device_8bit if quantised else 0))
-    if run.device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise UserError(
-                f"run.device = {run.device}, but this machine has no usable GPU; run.device=cpu goes without"
-            )
-        device = torch.device("cuda", local_rank) if run.device == "cuda" else torch.device(run.device)
-        if device.index >= torch.cuda.device_count():
-            raise UserError(f"{device} is asked for, but this machine has {torch.cuda.device_count()} GPUs")
+    if not run.device.startswith("cuda"):
+        return torch.device(run.device)
+    if not torch.cuda.is_available():
+        raise UserError(f"run.device = {run.device}, but this machine has no usable GPU; run.device=cpu goes without")
+    device = torch.device("cuda", local_rank) if run.device == "cuda" else torch.device(run.device)
+    if device.index >= torch.cuda.device_count():
+        raise UserError(f"{device} is asked for, but this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def init(config: DictConfig) -> torch.device:
+    """Join torchrun's process group if there is one; returns this rank's device. Raises UserError as `device_of`."""
+    run, device = config.run, device_of(config)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-    else:
-        device = torch.device(run.device)
     if run.use_distributed and "RANK" in os.environ and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         _join(backend, run.dist_url)
@@ -84,6 +85,11 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if dist.is_initialized() else 1
 
 
+def is_local_main() -> bool:
+    """Whether this is the first process of its machine; known before the processes join."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 def is_main() -> bool:
     """Whether this process writes files and talks to the person."""
     return rank() == 0
@@ -93,14 +99,6 @@ def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized():
         dist.barrier()
-
-
-def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """Sum of a tensor over all ranks."""
-    if dist.is_initialized():
-        values = values.clone()
-        dist.all_reduce(values)
-    return values
 
 
 def sum_numbers(*values: float) -> list[float]:

@@ -1,15 +1,22 @@
-"""What a training log says about the last steps: means, counts, speed."""
+"""What a training log says about the last steps: means, counts, speed, memory."""
 
 import math
+import resource
 import time
 
+import torch
+
 from salmonn import distributed
+from salmonn.training_step import StepResult
+
+GB = 1e9
 
 
 class Meter:
     """Means since the last reading, and the speed."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._clear()
 
     def _clear(self) -> None:
@@ -17,17 +24,14 @@ class Meter:
         self._grad_norms: list[float] = []
         self._overflows, self._since = 0, time.monotonic()
 
-    def add_loss(self, loss: float, tokens: int, samples: int, cut: int) -> None:
-        """Count one micro-batch: mean loss over its target tokens, and targets that lost their end to max_txt_len."""
-        self._loss += loss * tokens
-        self._tokens += tokens
-        self._samples += samples
-        self._cut += cut
-
-    def add_grad_norm(self, norm: float) -> None:
-        """Count one optimiser step; an overflow (fp16, the scaler skips that step) stays out of the mean."""
-        if math.isfinite(norm):
-            self._grad_norms.append(norm)
+    def add(self, step: StepResult) -> None:
+        """Count a step; the norm of an overflow (fp16, the scaler skips that step) stays out of the mean."""
+        self._loss += step.loss
+        self._tokens += step.tokens
+        self._samples += step.samples
+        self._cut += step.cut
+        if math.isfinite(step.grad_norm):
+            self._grad_norms.append(step.grad_norm)
         else:
             self._overflows += 1
 
@@ -40,6 +44,14 @@ class Meter:
             "overflow_steps": self._overflows,
             "cut_targets": int(cut),
             "samples_per_second": samples / max(time.monotonic() - self._since, 1e-9),
+            "memory_gb": peak_memory(self.device) / GB,
         }
         self._clear()
         return values
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has needed at most: of the GPU's memory, or of the machine's on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

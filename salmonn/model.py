@@ -106,7 +106,7 @@ class SALMONN(nn.Module):
         device = torch.device(device)
         for path in (config.speech_llama_proj_model, config.ckpt):
             if path:
-                checkpoint.read(path)  # a wrong file is known before the big ones are loaded
+                checkpoint.read(path, lazily=True)  # a wrong file is known before the big ones are loaded
         token = config.token or None
         with loading("model.whisper_path", config.whisper_path):
             whisper, info = WhisperModel.from_pretrained(
@@ -257,28 +257,33 @@ class SALMONN(nn.Module):
         """Cross-entropy of the target tokens behind prompt and audio [B, A, H].
 
         Returns scalars loss (mean over target tokens), correct and total (tokens), cut (targets
-        that lost their end to max_txt_len), and per sample sample_loss and sample_total [B].
+        that lost their end to max_txt_len), and per sample sample_loss,
+        sample_correct and sample_total [B].
         """
         targets = tokenize(self.tokenizer, [text + self.config.end_sym for text in texts])
         cut = sum(len(ids) > self.config.max_txt_len for ids in targets)
         targets = [ids[: self.config.max_txt_len] for ids in targets]
         layout = lay_out(self.tokenizer, embeds.shape[1], chosen, targets)
         target_ids = layout.token_ids[layout.is_target].to(self.device)
-        predicts = layout.is_target.roll(-1, dims=1).to(self.device)  # position t predicts token t + 1
+        row, column = (index.to(self.device) for index in layout.is_target.nonzero(as_tuple=True))
         # Padding stands behind every token that counts, so causal attention needs no mask for it.
         hidden = self._decoder()(inputs_embeds=self._embed(layout, embeds), use_cache=False).last_hidden_state
-        logits = self._logits(hidden[predicts])  # [targets of the batch, V], only where there are targets
+        # only where there are targets; the position before a token predicts it
+        logits = self._logits(hidden[row, column - 1])  # [targets of the batch, V]
         token_loss = F.cross_entropy(logits, target_ids, reduction="none")
 
-        row = predicts.nonzero()[:, 0]
-        sample_total = torch.zeros(len(texts), device=row.device).index_add_(0, row, torch.ones_like(token_loss))
-        sample_sum = torch.zeros(len(texts), device=row.device).index_add_(0, row, token_loss.detach())
+        is_correct = logits.argmax(-1) == target_ids
+        sample_sum, sample_correct, sample_total = (
+            torch.zeros(len(texts), device=row.device).index_add_(0, row, values)
+            for values in (token_loss.detach(), is_correct.float(), torch.ones_like(token_loss))
+        )
         return {
             "loss": token_loss.mean(),
-            "correct": (logits.argmax(-1) == target_ids).sum(),
+            "correct": is_correct.sum(),
             "total": torch.tensor(target_ids.numel(), device=row.device),
             "cut": torch.tensor(cut, device=row.device),
             "sample_loss": sample_sum / sample_total,
+            "sample_correct": sample_correct,
             "sample_total": sample_total,
         }
 

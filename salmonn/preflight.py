@@ -1,14 +1,21 @@
-"""What a run needs and does not find, told before anything big is loaded. No torch here."""
+"""What keeps a run from starting, all of it told together and before anything big is read."""
 
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from salmonn import distributed, prompts
+from salmonn.annotations import Annotations
 from salmonn.errors import UserError
+from salmonn.skeleton import build_skeleton, require_checkpoint_fits
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # org/name, unless a folder `org` lies here
+_TASKS_SHOWN = 5
+_ADAM_STATE = 2  # values that AdamW keeps beside each parameter
+GB = 1e9
 
 _ORIGIN = {
     "model.llama_path": "Hugging Face lmsys/vicuna-13b-v1.1 (7B: lmsys/vicuna-7b-v1.5)",
@@ -21,36 +28,129 @@ _ORIGIN = {
 }
 
 
-def require_files(config: DictConfig, annotations: Sequence[str] = ("train_ann_path", "valid_ann_path")) -> None:
-    """Check every path that a run will open; raises one UserError that lists all that is missing.
+def require_ready(
+    config: DictConfig, annotations: Sequence[str], unread: Sequence[str] = (), training: bool = True
+) -> None:
+    """Raise one UserError that lists all that `find_problems` finds."""
+    refuse(find_problems(config, annotations, unread, training))
 
-    `annotations`: keys of the datasets section that the command reads.
-    """
-    model, datasets = config.model, config.datasets
-    missing: list[str] = []
-    for key in ("llama_path", "whisper_path"):
-        _want(missing, f"model.{key}", model[key], required=True, hub=True)
-    for key in ("beats_path", "ckpt", "speech_llama_proj_model", "prompt_path", "test_prompt_path"):
-        _want(missing, f"model.{key}", model[key])
-    for key in annotations:
-        _want(missing, f"datasets.{key}", datasets[key], required=True)
-    for key in ("prefix", "quarantine"):
-        _want(missing, f"datasets.{key}", datasets[key])
-    if missing:
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise one UserError that lists the problems, each once, if there are any."""
+    if problems:
+        lines = [problem.replace("\n", "\n  ") for problem in dict.fromkeys(problems)]
         raise UserError(
-            "\n  ".join(["this run needs files that are not here:", *missing])
-            + "\nSet the paths in the config file or with --options KEY=PATH."
+            "\n  ".join(["this run cannot start:", *lines])
+            + "\nSet paths in the config file or with --options KEY=PATH."
             + "\nTo see everything work without downloads, run the miniature world: make quickstart"
         )
 
 
-def _want(missing: list[str], key: str, path: str, required: bool = False, hub: bool = False) -> None:
-    if not path and not required:
-        return
-    if path and Path(path).exists():
-        return
-    if hub and _HUB_NAME.fullmatch(path) and not Path(path).parent.exists():
-        return  # a hub name: transformers finds it in its cache or downloads it
+def find_problems(
+    config: DictConfig, annotations: Sequence[str], unread: Sequence[str] = (), training: bool = True
+) -> list[str]:
+    """All that is wrong with what the config names, before anything big is read.
+
+    `annotations`: keys of the datasets section that the command reads. `unread`: checkpoints
+    that the config names and that need not be there (yet, or any more). `training`: each task of the data
+    needs training prompts, and the run's folder needs room.
+    """
+    missing = missing_files(config, annotations, unread)
+    problems = [*missing, *_problem_of(_require_device, config)]
+    if training:
+        present = [key for key in annotations if Path(config.datasets[key]).is_file()]
+        problems += _problem_of(_require_prompts, config, present)
+    if not any(problem.startswith("model.") for problem in missing):
+        problems += _problem_of(_require_model, config, unread, training)
+    return problems
+
+
+def _problem_of(require: Callable[..., None], *args: object) -> list[str]:
+    try:
+        require(*args)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def missing_files(config: DictConfig, annotations: Sequence[str], unread: Sequence[str] = ()) -> list[str]:
+    """Every path that a run will open and that is not there, with where to get it."""
+    model, datasets = config.model, config.datasets
+    wanted = [(f"model.{key}", model[key], True) for key in ("llama_path", "whisper_path")]
+    optional = ("beats_path", "ckpt", "speech_llama_proj_model", "prompt_path", "test_prompt_path")
+    wanted += [(f"model.{key}", model[key], False) for key in optional if model[key] not in unread]
+    wanted += [(f"datasets.{key}", datasets[key], True) for key in annotations]
+    wanted += [(f"datasets.{key}", datasets[key], False) for key in ("prefix", "quarantine")]
+    return [_absent(key, path) for key, path, needed in wanted if (path or needed) and not _is_there(key, path)]
+
+
+def _is_there(key: str, path: str) -> bool:
+    if not path or Path(path).exists():
+        return bool(path)
+    hub = key in ("model.llama_path", "model.whisper_path")  # transformers finds a name in its cache or downloads it
+    return hub and bool(_HUB_NAME.fullmatch(path)) and not Path(path).parent.exists()
+
+
+def _absent(key: str, path: str) -> str:
     where = _ORIGIN.get(key) or (_ORIGIN["other annotations"] if "ann_path" in key else "")
     shown = f"{path} does not exist" if path else "is not set"
-    missing.append(f"{key}: {shown}" + (f"\n      get it: {where}" if where else ""))
+    return f"{key}: {shown}" + (f"\n    get it: {where}" if where else "")
+
+
+def _require_device(config: DictConfig) -> None:
+    distributed.device_of(config)
+
+
+def _require_prompts(config: DictConfig, annotations: Sequence[str]) -> None:
+    """Raise UserError when the prompts cannot be read, or a task of the data has none."""
+    model = config.model
+    if not Path(model.prompt_path).is_file():
+        return
+    known = prompts.load_train_prompts(model.prompt_path, model.prompt_template).keys()
+    if model.test_prompt_path and Path(model.test_prompt_path).is_file():
+        prompts.load_test_prompts(model.test_prompt_path, model.prompt_template)
+    problems = []
+    for path in (config.datasets[key] for key in annotations):
+        tasks = Annotations(path).tasks  # {task: its first entry}
+        if missing := sorted(tasks.keys() - known, key=tasks.get):
+            named = ", ".join(f"{task!r} (first in entry {tasks[task]})" for task in missing[:_TASKS_SHOWN])
+            problems.append(
+                f"annotation file {path}: {len(missing)} values of 'task' have no prompt in "
+                f"{model.prompt_path}: {named}{' ...' if len(missing) > _TASKS_SHOWN else ''}"
+            )
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _require_model(config: DictConfig, unread: Sequence[str], training: bool) -> None:
+    """Raise UserError when a part has the wrong kind, a checkpoint does not fit, or the disk is too full to save."""
+    skeleton = build_skeleton(config.model)
+    problems = []
+    for path, partial in ((config.model.speech_llama_proj_model, True), (config.model.ckpt, False)):
+        if path and path not in unread:
+            problems += _problem_of(require_checkpoint_fits, skeleton, path, partial)
+    n_trainable = sum(p.numel() for p in skeleton.parameters() if p.requires_grad)
+    if training and not config.run.evaluate:
+        problems += _problem_of(_require_disk, config, checkpoint_bytes(n_trainable))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def checkpoint_bytes(n_trainable: int) -> int:
+    """Size of a checkpoint to go on from: parameters and AdamW's state in float32."""
+    return 4 * n_trainable * (1 + _ADAM_STATE)
+
+
+def _require_disk(config: DictConfig, size: int) -> None:
+    """Raise UserError unless the run's checkpoints have room beside each other while one is written."""
+    run = config.run
+    folder = Path(run.output_dir)
+    there = sum(file.stat().st_size for file in (folder / run.exp_name).glob("checkpoint_*.pth"))
+    n_files = run.keep_checkpoints + 2  # the best, and the one being written
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free + there < n_files * size:
+        raise UserError(
+            f"run.output_dir = {folder}: {free / GB:.1f} GB are free, but this run's {n_files} checkpoints take "
+            f"{n_files * size / GB:.1f} GB (run.keep_checkpoints = {run.keep_checkpoints}, the best, one being written)"
+        )

@@ -1,7 +1,9 @@
 """A run's folder: where a run is, its checkpoints kept by count, and which of them to go on from."""
 
 import logging
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,13 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from salmonn import checkpoint, distributed
+from salmonn.config import BEST
 from salmonn.errors import UserError
 from salmonn.files import replacing
 
 logger = logging.getLogger(__name__)
 
-BEST, LAST = "checkpoint_best.pth", "checkpoint_last.pth"
+LAST = "checkpoint_last.pth"
 _LOCK_SECONDS = 20  # for the ranks of a run that was killed to go
 _RUN_FILES = (BEST, "log.jsonl", "summary.json", "quarantine.jsonl")
 
@@ -44,26 +47,33 @@ class RunFolder:
         if run.evaluate:
             self.path /= "evaluate"  # beside the run that it may be about, which stays as it is
         self.keep = run.keep_checkpoints
+        self._state_read: dict[str, Any] | None = None  # of the checkpoint to go on from
+
+    def problems(self) -> list[str]:
+        """Why this run may not write here: the folder holds another run, or what it starts from."""
+        run, ckpt = self.config.run, self.config.model.ckpt
+        if run.evaluate:
+            return []
+        problems = []
+        if run.resume == "none" and not run.overwrite and self.kept() and not _is_restart():
+            problems.append(
+                f"{self.path} already holds a run; go on with it (run.resume=auto), choose another run.exp_name, "
+                f"or replace it with --options run.overwrite=True"
+            )
+        if ckpt and Path(ckpt).resolve().parent == self.path.resolve():
+            problems.append(
+                f"model.ckpt = {ckpt} lies in the folder that this run writes to; choose another run.exp_name "
+                f"(to go on with a run, leave model.ckpt as it was)"
+            )
+        return problems
 
     def claim(self) -> None:
-        """Make the folder. Raises UserError where it holds a run that may be neither continued nor replaced."""
-        run, ckpt = self.config.run, self.config.model.ckpt
-        if not run.evaluate:
-            if run.resume == "none" and not run.overwrite and self.kept():
-                raise UserError(
-                    f"{self.path} already holds a run; go on with it (run.resume=auto), choose another run.exp_name, "
-                    f"or replace it with --options run.overwrite=True"
-                )
-            if ckpt and Path(ckpt).resolve().parent == self.path.resolve():
-                raise UserError(
-                    f"model.ckpt = {ckpt} lies in the folder that this run writes to; choose another run.exp_name "
-                    f"(to go on with a run, leave model.ckpt as it was)"
-                )
+        """Make the folder and keep other runs out of it. Raises UserError where that cannot be."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
         except OSError as error:
-            raise UserError(f"run.output_dir = {run.output_dir}: {error}") from error
+            raise UserError(f"run.output_dir = {self.config.run.output_dir}: {error}") from error
 
     def _lock(self) -> None:
         """Held until this process ends: ranks that outlived their launcher must not write beside a new run."""
@@ -89,31 +99,60 @@ class RunFolder:
         older = sorted(self.path.glob("checkpoint_last-*.pth"), key=lambda path: int(path.stem.rpartition("-")[2]))
         return [path for path in (self.path / LAST, *older) if path.exists()]
 
-    def checkpoint_to_resume(self) -> Path | None:
-        """The newest usable checkpoint of this folder, or the one that `run.resume` names; None for a new run.
+    def continues(self) -> bool:
+        """Whether this run goes on from a checkpoint, as far as can be said without reading it."""
+        run = self.config.run
+        if run.evaluate or ((run.overwrite or run.resume == "none") and not _is_restart()):
+            return False
+        return run.resume not in ("auto", "none") or bool(self.kept())
 
-        Raises UserError where there are checkpoints and none can be read: a run of days is not
-        started anew by accident.
+    def checkpoint_to_resume(self) -> tuple[Progress, Path] | None:
+        """Where to go on: at the newest usable checkpoint of this folder, or the one of `run.resume`; None: nowhere.
+
+        After a restart by torchrun what the same command has saved comes first, whatever it said
+        about a run that was there before. Raises UserError where there are checkpoints and none can
+        be read: a run of days is not started anew by accident.
         """
         run = self.config.run
-        if run.overwrite or run.resume == "none" or run.evaluate:
+        if not self.continues():
+            return None
+        if _is_restart() and (own := self._newest(self._is_own)):
+            return own
+        if run.overwrite or run.resume == "none":
             return None
         if run.resume != "auto":
-            _read_state(Path(run.resume))
-            return Path(run.resume)
+            return self._keep_state(Path(run.resume), _read_state(Path(run.resume)))
         kept = self.kept()
-        for path in kept:
-            try:
-                _read_state(path)
-                return path
-            except UserError as error:
-                logger.warning("%s; trying the checkpoint before it", error)
-        if kept:
+        found = self._newest()
+        if kept and not found:
             raise UserError(
                 f"none of the checkpoints in {self.path} can be read ({', '.join(path.name for path in kept)}); "
                 f"run.overwrite=True starts anew, run.resume=PATH goes on from another one"
             )
+        return found
+
+    def _newest(self, accepted: Callable[[dict[str, Any]], bool] = lambda _: True) -> tuple[Progress, Path] | None:
+        for path in self.kept():
+            try:
+                state = _read_state(path)
+            except UserError as error:
+                logger.warning("%s; trying the checkpoint before it", error)
+                continue
+            if accepted(state):
+                return self._keep_state(path, state)
         return None
+
+    def _is_own(self, state: dict[str, Any]) -> bool:
+        return state["config"] == OmegaConf.to_container(self.config)
+
+    def _keep_state(self, path: Path, state: dict[str, Any]) -> tuple[Progress, Path]:
+        self._state_read = state
+        return Progress(**state["progress"]), path
+
+    def take_state(self, path: Path) -> dict[str, Any]:
+        """What the checkpoint holds; not read again where it was already."""
+        state, self._state_read = self._state_read, None
+        return _read_state(path) if state is None else state
 
     def clear(self) -> None:
         """Remove what an earlier run left: nothing of it may be taken for the new run's."""
@@ -147,6 +186,11 @@ class RunFolder:
             "config": OmegaConf.to_container(self.config),
             "progress": asdict(progress),
         }
+
+
+def _is_restart() -> bool:
+    """Whether torchrun (--max-restarts) has started this command before."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def _read_state(path: Path) -> dict[str, Any]:

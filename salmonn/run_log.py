@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ def setup_logging() -> None:
     """Messages of rank 0 at INFO, of the other ranks only what is wrong; the libraries' small talk is left out."""
     import transformers
 
-    level = logging.INFO if distributed.is_main() else logging.ERROR
+    is_main = int(os.environ.get("RANK", 0)) == 0  # the processes may not have joined yet
+    level = logging.INFO if is_main else logging.ERROR
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=level, force=True)
     for chatty in ("httpx", "urllib3", "matplotlib", "bitsandbytes"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
@@ -45,12 +47,13 @@ class RunLog:
             self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Add a line `{"kind", "step", **values}` and a curve `kind/name` per number."""
+        """Add a line `{"kind", "step", **values}`, and a curve `kind/name` per number, `kind/task/name` per task."""
         if self._tensorboard is None:
             return
         self._lines.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._lines.flush()
-        for name, value in values.items():
+        of_tasks = {f"{task}/{name}": v for task, of in values.get("tasks", {}).items() for name, v in of.items()}
+        for name, value in {**values, **of_tasks}.items():
             if isinstance(value, int | float):
                 self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
 

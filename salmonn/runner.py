@@ -5,19 +5,17 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from salmonn import checkpoint, distributed, prompts
+from salmonn import checkpoint, distributed
 from salmonn.annotations import Annotations
 from salmonn.data_filter import usable_entries
 from salmonn.dataset import SALMONNDataset
@@ -25,82 +23,80 @@ from salmonn.errors import UserError
 from salmonn.loader import eval_loader, train_loader
 from salmonn.meter import Meter
 from salmonn.model import SALMONN
-from salmonn.optim import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
+from salmonn.optim import learning_rate
+from salmonn.plan import make_plan, shown, trainable_parameters
+from salmonn.preflight import find_problems, refuse
 from salmonn.quarantine import Quarantine
 from salmonn.run_folder import Progress, RunFolder, changed_keys
 from salmonn.run_log import RunLog, setup_logging, write_json
 from salmonn.stop_request import StopRequest
+from salmonn.training_curves import plot_curves, read_log
+from salmonn.training_step import NotFiniteError, StepResult, TrainingStep
 from salmonn.validation import report_listening, validate
 
 logger = logging.getLogger(__name__)
 
-MISSING_SHOWN = 5  # tasks without a prompt, in a message
-NOMINAL_TOKENS = 32  # of a target
+MEASURED_STEPS = 10  # after which the speed is believed and the hours that are left are told
 
 
 class Runner:
     """Trains (or only evaluates) the model that a config describes; `Runner(config).run()` is all."""
 
     def __init__(self, config: DictConfig) -> None:
-        """Join the process group, load the model and the data. Raises UserError for bad input."""
+        """Check all that the config names, join the process group, find where to go on. Raises UserError."""
         self.config, self.run_config = config, config.run
-        self.device = distributed.init(config)
-        setup_logging()
         self.run_folder = RunFolder(config)
-        self.run_folder.claim()
         self.folder = self.run_folder.path
+        setup_logging()
+        if distributed.is_local_main():  # one process looks; the others wait for it where all join
+            refuse(run_problems(config))
+        self.device = distributed.init(config)
+        self.run_folder.claim()
         found = self.run_folder.checkpoint_to_resume() if distributed.is_main() else None
-        self.resume_from: Path | None = distributed.from_main(found)
-        # the data first: what is wrong with it is known before any weight is read
-        keys = ("test_ann_path",) if config.run.evaluate else ("train_ann_path", "valid_ann_path")
-        self.annotations = {key: Annotations(config.datasets[key]) for key in keys}
-        self._require_prompts()
-        self.datasets = {key: self._dataset(key) for key in keys}
-        seed_everything(config.run.seed)  # the same on every rank: all build the same model
-        self.model = SALMONN.from_config(config.model, self.device)
-        for dataset in self.datasets.values():
-            dataset.max_seconds = self.model.max_seconds
-        self.progress = Progress()
-        self.ddp_model: torch.nn.Module | None = None
-        self.log: RunLog | None = None
+        self.progress, self.resume_from = distributed.from_main(found) or (Progress(), None)
         self.quarantine = Quarantine(self.folder, config.datasets.max_bad_fraction)
         self.stop_request = StopRequest()
-        scaled = config.run.amp and config.run.amp_dtype == "fp16"
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self.ddp_model: torch.nn.Module | None = None
+        self.log: RunLog | None = None
 
-    def run(self) -> None:
-        """Train and validate, or with `run.evaluate` only validate on the test set."""
+    def run(self) -> bool:
+        """Train and validate, or with `run.evaluate` only validate; False when a signal ended it early."""
         try:
             if self.run_config.evaluate:
-                self._open_log()
-                result = self.validate(self.datasets["test_ann_path"], epoch=0, step=0)
-                result |= self.quarantine.sync()
-                if distributed.is_main():
-                    write_json(self.folder / "summary.json", result)
-            else:
-                self.train()
+                self.evaluate()
+                return True
+            if self.progress.epoch < self.run_config.optims.max_epoch:
+                self.prepare()
+                if not self.train():
+                    return False
+            logger.info("all %d epochs are done: %s", self.progress.epoch, self.folder)
+            return True
         finally:
-            if self.log is not None:
-                self.log.close()
-            # DDP's reducer must go before its process group: taken down together, gloo can deadlock.
-            self.ddp_model = None
-            self.run_folder.release()
-            distributed.shutdown()
+            self.close()
 
-    def train(self) -> None:
-        """All epochs that are left; ends early, after saving, when a signal asks for it."""
-        self._prepare_training()
+    def close(self) -> None:
+        """Let go of the log, the folder and the processes' reducer."""
+        if self.log is not None:
+            self.log.close()
+        # DDP's reducer must go before its process group: taken down together, gloo can deadlock.
+        self.ddp_model = None
+        self.run_folder.release()
+
+    def train(self) -> bool:
+        """All epochs that are left; False when a signal ended them, after saving."""
         with self.stop_request:
             while self.progress.epoch < self.run_config.optims.max_epoch:
                 if not self.train_epoch(self.progress.epoch):
-                    return
+                    return False
                 saved = self._finish_epoch(self.progress.epoch)
-                if not saved and self.progress.epoch == self.run_config.optims.max_epoch:
-                    raise UserError(
-                        f"all epochs are done, but their result could not be written to {self.folder} (see above); "
-                        f"make room, and the same command goes on from the last checkpoint"
-                    )
-        logger.info("all %d epochs are done: %s", self.progress.epoch, self.folder)
+        if not saved:
+            raise UserError(
+                f"all epochs are done, but their result could not be written to {self.folder} (see above); "
+                f"make room, and the same command goes on from the last checkpoint"
+            )
+        if distributed.is_main():
+            plot_curves(read_log(self.folder / "log.jsonl"), self.folder / "training_curves.png", str(self.folder))
+        return True
 
     def train_epoch(self, epoch: int) -> bool:
         """What is left of an inner epoch: an optimiser step after each group of micro-batches.
@@ -108,18 +104,18 @@ class Runner:
         Returns False when a signal ended it.
         """
         self.model.train()
-        accumulate, n_iters, first = self.run_config.accum_grad_iters, self.iters_per_epoch, self.progress.iteration
+        accumulate, n_iters = self.run_config.accum_grad_iters, self.plan.iters_per_epoch
+        first = self.progress.iteration
         progress_bar = tqdm(
             range(first, n_iters), desc=f"epoch {epoch}", initial=first, total=n_iters,
             disable=not distributed.is_main(), mininterval=1.0,
         )  # fmt: skip
-        meter = Meter()
+        meter, due = Meter(self.device), False
         for i in progress_bar:
-            step = epoch * n_iters + i
             lr = learning_rate(self.run_config.optims, n_iters, epoch, i)
-            set_learning_rate(self.optimizer, lr)
+            self.step.set_learning_rate(lr)
             samples = self._next_samples()
-            seed_step(self.run_config.seed, step, distributed.rank())
+            seed_step(self.run_config.seed, epoch * n_iters + i, distributed.rank())
 
             group_start = i - i % accumulate
             group_size = min(accumulate, n_iters - group_start)  # the last group may be smaller
@@ -127,90 +123,139 @@ class Runner:
             with contextlib.nullcontext() if is_last else self._no_sync():
                 with self.autocast():
                     result = self.ddp_model(samples, verbose=True)
-                self.scaler.scale(self._share_of_step(result, group_size)).backward()
-            loss = self._finite(result["loss"], epoch, i, samples)
-            meter.add_loss(loss, int(result["total"]), len(samples["text"]), int(result["cut"]))
-            if is_last:
-                meter.add_grad_norm(self._optimizer_step(group_size))
-            if (i + 1) % self.run_config.log_freq == 0 or i + 1 == n_iters:
-                values = meter.read() | self.quarantine.sync()
-                self.log.write("train", step + 1, epoch=epoch, lr=lr, **values)
-                progress_bar.set_postfix_str(
-                    f"loss {values['loss']:.3f}, lr {lr:.1e}, grad norm {values['grad_norm'] or math.nan:.2f}, "
-                    f"{values['samples_per_second']:.1f} samples/s"
-                )
-            if is_last and self._save_or_stop(epoch, i + 1):
+                self.step.backward(result, samples["id"], group_size)
+            due = due or (i + 1) % self.run_config.log_freq == 0 or i + 1 == n_iters
+            if not is_last:
+                continue
+            meter.add(self._finish_step(epoch, i, group_size))
+            if due:
+                due = False
+                values = {"epoch": epoch, "lr": lr, **meter.read()}
+                self.log.write("train", epoch * n_iters + i + 1, **values, **self.quarantine.sync())
+                progress_bar.set_postfix_str(self._progress_line(values))
+            if self._save_or_stop(epoch, i + 1):
                 return False
         return True
 
-    def validate(self, dataset: SALMONNDataset, epoch: int, step: int) -> dict[str, float]:
-        """Loss and token accuracy, and the same with the audio shuffled between samples."""
-        loader = eval_loader(
-            dataset,
-            self.run_config.batch_size_eval,
-            self.run_config.num_workers,
-            distributed.rank(),
-            distributed.world_size(),
-        )
+    def validate(self, dataset: SALMONNDataset, epoch: int, step: int) -> dict[str, Any]:
+        """Loss and token accuracy, in all and per task, and the same with the audio shuffled between samples."""
+        rank, world_size = distributed.rank(), distributed.world_size()
+        loader = eval_loader(dataset, self.run_config.batch_size_eval, self.run_config.num_workers, rank, world_size)
         with self.autocast():
             result = validate(self.model, loader, self.quarantine)
         report_listening(result, epoch, past_warmup=step >= self.run_config.optims.warmup_steps)
         self.log.write("valid", step, epoch=epoch, **result)
         return result
 
+    def evaluate(self) -> None:
+        """Only validate, on the test set."""
+        self._load()
+        self._open_log()
+        result = self.validate(self.datasets["test_ann_path"], epoch=0, step=0) | self.quarantine.sync()
+        if distributed.is_main():
+            write_json(self.folder / "summary.json", result)
+
     def autocast(self) -> torch.autocast:
         """Mixed precision as configured."""
         return distributed.autocast(self.run_config, self.device)
 
-    # ---- one step
+    # ---- set-up
 
-    def _share_of_step(self, result: dict[str, Tensor], group_size: int) -> Tensor:
-        """What a micro-batch adds to the loss of its step.
+    def prepare(self) -> None:
+        """Everything that training needs: data, model, optimiser, the state of the run that goes on."""
+        self._load()
+        run = self.run_config
+        self.step = TrainingStep(self.model, run, self.device)
+        if self.resume_from:
+            self._restore()
+        self.ddp_model = self._distributed_model()
+        train_set = self.datasets["train_ann_path"]
+        rank, world_size = distributed.rank(), distributed.world_size()
+        self.plan = make_plan(run, len(train_set), world_size)
+        loader = train_loader(
+            train_set,
+            run.batch_size_train,
+            run.num_workers,
+            rank,
+            world_size,
+            run.seed,
+            first_sample=self.progress.samples,
+            length_grouped=run.length_grouped,
+        )
+        self.batches: Iterator[dict[str, Any]] = iter(loader)
+        self._open_log()
+        self.started_at = self.saved_at = time.monotonic()
+        self.first_sample, self.told_hours = self.progress.samples, False
+        logger.info(
+            "%s: %d training and %d validation samples, %d processes",
+            self.folder, len(train_set), len(self.datasets["valid_ann_path"]), world_size,
+        )  # fmt: skip
+        logger.info("   %s", shown(trainable_parameters(self.model)))
+        logger.info("   %s", self.plan)
 
-        `run.loss_average` "batch": mean over the micro-batches (and ranks) of the mean over their target
-        tokens, as published. "token": sums, which `_optimizer_step` divides by the tokens of all.
-        """
-        if self.run_config.loss_average == "batch":
-            return result["loss"] / group_size
-        self.tokens_of_step = self.tokens_of_step + result["total"]
-        # any constant will do; this one keeps fp16 gradients near those of a mean
-        return result["loss"] * result["total"] / self._nominal_tokens(group_size)
+    def _load(self) -> None:
+        """Data and model. The data first: what is wrong with it is known before any weight is read."""
+        self.datasets = {key: self._dataset(key) for key in annotation_keys(self.config)}
+        model = self.config.model
+        if self.resume_from:  # holds all parameters
+            model = OmegaConf.merge(model, {"ckpt": "", "speech_llama_proj_model": ""})
+        seed_everything(self.run_config.seed)  # the same on every rank: all build the same model
+        self.model = SALMONN.from_config(model, self.device)
+        for dataset in self.datasets.values():
+            dataset.max_seconds = self.model.max_seconds
 
-    def _nominal_tokens(self, group_size: int) -> int:
-        return NOMINAL_TOKENS * self.run_config.batch_size_train * group_size
+    def _dataset(self, key: str) -> SALMONNDataset:
+        """The usable entries of an annotation file; only in training another clip takes a broken one's place."""
+        datasets = self.config.datasets
+        annotations = Annotations(datasets[key])
+        return SALMONNDataset.from_config(
+            annotations,
+            datasets,
+            usable=usable_entries(annotations, datasets),
+            replace_broken=key == "train_ann_path",
+            seed=self.run_config.seed,
+        )
 
-    def _optimizer_step(self, group_size: int) -> float:
-        """Unscale, average, clip, step; returns the gradients' global norm before clipping."""
-        self.scaler.unscale_(self.optimizer)
-        if self.run_config.loss_average == "token":
-            tokens = distributed.sum_over_ranks(self.tokens_of_step)  # DDP has averaged over the ranks
-            factor = self._nominal_tokens(group_size) * distributed.world_size() / tokens
-            for parameter in self.trainable:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
-            self.tokens_of_step = torch.zeros_like(self.tokens_of_step)
-        limit = self.run_config.optims.grad_clip_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.trainable, limit)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm.item()
+    def _distributed_model(self) -> torch.nn.Module:
+        if distributed.world_size() == 1:
+            return self.model
+        return DistributedDataParallel(
+            self.model,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            # an encoder that is trained drops layers, each rank others
+            find_unused_parameters=not (self.config.model.freeze_whisper and self.config.model.freeze_beats),
+        )
 
-    def _save_or_stop(self, epoch: int, iteration: int) -> bool:
-        """After an optimiser step: save when it is due on this or another rank; whether the run is to end."""
-        self.progress.iteration = iteration
-        every, minutes = self.run_config.save_every_steps, self.run_config.save_every_minutes
-        steps_done = math.ceil(iteration / self.run_config.accum_grad_iters)
-        by_steps = bool(every) and steps_done % every == 0
-        by_clock = bool(minutes) and time.monotonic() - self.saved_at > 60 * minutes
-        stop, due = distributed.any_rank(bool(self.stop_request.name), by_steps or by_clock)
-        if stop or (due and iteration < self.iters_per_epoch):  # the epoch's end saves by itself
-            self.quarantine.sync()
-            self._save(epoch)
-        if stop:
-            reason = self.stop_request.name or "a signal to another rank"
-            logger.warning("stopped by %s after step %d; the same command goes on from there", reason, self._step())
-        return stop
+    def _restore(self) -> None:
+        """Take up the run that a checkpoint holds: parameters, optimiser, scaler, and where it was."""
+        path = self.resume_from
+        state = self.run_folder.take_state(path)
+        checkpoint.take_parameters(self.model, state["model"], path)
+        try:
+            self.step.load_state_dict(state)
+        except ValueError as error:
+            raise UserError(f"{path}: its optimiser does not fit this configuration ({error})") from error
+        self.quarantine.go_on(self.progress.tried, self.progress.bad)
+        logger.info(
+            "going on with %s: epoch %d, iteration %d, %d samples seen",
+            path, self.progress.epoch, self.progress.iteration, self.progress.samples,
+        )  # fmt: skip
+        for change in changed_keys(state["config"], OmegaConf.to_container(self.config)):
+            logger.warning("   the configuration has changed: %s", change)
+
+    def _open_log(self) -> None:
+        """Start writing; only now, when all is well, does an earlier run in the folder give way."""
+        if distributed.is_main():
+            if not self.resume_from:
+                self.run_folder.clear()
+            OmegaConf.save(self.config, self.folder / "config.yaml")
+            if self.config.datasets.quarantine and not self.resume_from:
+                self.quarantine.take_over(self.config.datasets.quarantine)
+        self.log = RunLog(self.folder, self._iterations() if self.resume_from else 0)
+
+    # ---- parts of a step
 
     def _next_samples(self) -> dict[str, Any]:
         samples = next(self.batches)
@@ -225,135 +270,62 @@ class Runner:
             )
         return samples
 
-    def _finite(self, loss: Tensor, epoch: int, i: int, samples: dict[str, Any]) -> float:
-        """The loss as a number. Raises RuntimeError, after saving what led to it, when it is not finite."""
-        value = loss.item()
-        if not math.isfinite(value):
-            rank = distributed.rank()
-            path = self.folder / f"not_finite_rank{rank}.pth"
-            checkpoint.save(path, self.model, loss=value, epoch=epoch, iteration=i, samples=samples["id"])
-            raise RuntimeError(
-                f"loss is {value} on rank {rank}, epoch {epoch}, iteration {i}, samples {samples['id']}; "
-                f"the parameters that gave it are in {path}"
-            )
-        return value
-
     def _no_sync(self) -> contextlib.AbstractContextManager:
         """No all-reduce while a group of micro-batches is still being accumulated."""
         return self.ddp_model.no_sync() if self.ddp_model is not self.model else contextlib.nullcontext()
 
-    # ---- set-up and results
-
-    def _prepare_training(self) -> None:
-        run = self.run_config
-        train_set, valid_set = self.datasets["train_ann_path"], self.datasets["valid_ann_path"]
-        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(self.model, run.optims)
-        if self.resume_from:
-            self._restore()
-        self.ddp_model = self.model
-        if distributed.world_size() > 1:
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            self.ddp_model = DistributedDataParallel(
-                self.model,
-                device_ids=ids,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-                # an encoder that is trained drops layers, each rank others
-                find_unused_parameters=not (self.config.model.freeze_whisper and self.config.model.freeze_beats),
-            )
-        self.iters_per_epoch = run.iters_per_epoch
-        if run.epoch_based:
-            self.iters_per_epoch = math.ceil(len(train_set) / (run.batch_size_train * distributed.world_size()))
-        self.tokens_of_step = torch.zeros((), dtype=torch.long, device=self.device)
-        self.batches: Iterator[dict[str, Any]] = iter(
-            train_loader(
-                train_set,
-                run.batch_size_train,
-                run.num_workers,
-                distributed.rank(),
-                distributed.world_size(),
-                run.seed,
-                first_sample=self.progress.samples,
-                length_grouped=run.length_grouped,
-            )
-        )
-        self._open_log()
-        self.started_at = self.saved_at = time.monotonic()
-        effective = run.batch_size_train * run.accum_grad_iters * distributed.world_size()
-        logger.info(
-            "%s: %d trainable parameters; %d training and %d validation samples; %d epochs of %d iterations, "
-            "effective batch %d (%d x accumulation %d x %d processes)",
-            self.folder, self._n_trainable(), len(train_set), len(valid_set), run.optims.max_epoch,
-            self.iters_per_epoch, effective, run.batch_size_train, run.accum_grad_iters, distributed.world_size(),
-        )  # fmt: skip
-
-    def _restore(self) -> None:
-        """Take up the run that a checkpoint holds: parameters, optimiser, scaler, and where it was."""
-        path = self.resume_from
-        state = checkpoint.read(path)
-        checkpoint.take_parameters(self.model, state["model"], path)
+    def _finish_step(self, epoch: int, i: int, group_size: int) -> StepResult:
+        """Raises RuntimeError, after saving what led to it, when loss or gradients are not finite."""
         try:
-            restore_optimizer(self.optimizer, state["optimizer"])
-        except ValueError as error:
-            raise UserError(f"{path}: its optimiser does not fit this configuration ({error})") from error
-        self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
-        self.quarantine.go_on(self.progress.tried, self.progress.bad)
-        logger.info(
-            "going on with %s: epoch %d, iteration %d, %d samples seen",
-            path, self.progress.epoch, self.progress.iteration, self.progress.samples,
-        )  # fmt: skip
-        for change in changed_keys(state["config"], OmegaConf.to_container(self.config)):
-            logger.warning("   the configuration has changed: %s", change)
+            return self.step.finish(group_size)
+        except NotFiniteError as error:
+            rank = distributed.rank()
+            path = self.folder / f"not_finite_rank{rank}.pth"
+            checkpoint.save(path, self.model, problem=str(error), epoch=epoch, iteration=i, samples=error.samples)
+            raise RuntimeError(
+                f"{error} on rank {rank}, epoch {epoch}, iteration {i}, samples {error.samples}; "
+                f"the parameters that gave it are in {path}"
+            ) from error
 
-    def _dataset(self, key: str) -> SALMONNDataset:
-        """The usable entries of an annotation file; only in training another clip takes a broken one's place."""
-        datasets = self.config.datasets
-        annotations = self.annotations[key]
-        return SALMONNDataset.from_config(
-            annotations,
-            datasets,
-            usable=usable_entries(annotations, datasets),
-            replace_broken=key == "train_ann_path",
-            seed=self.run_config.seed,
+    def _progress_line(self, values: Mapping[str, Any]) -> str:
+        """What stands behind the bar; tells the hours that are left once the speed is known."""
+        speed = values["samples_per_second"]
+        hours = (self.plan.samples - self.progress.samples) / speed / 3600
+        measured = (self.progress.samples - self.first_sample) / self.plan.effective_batch
+        if not self.told_hours and measured >= MEASURED_STEPS:
+            self.told_hours = True
+            logger.info("%.1f samples/s: what is left of this run takes about %.1f hours", speed, hours)
+        return (
+            f"loss {values['loss']:.3f}, lr {values['lr']:.1e}, grad norm {values['grad_norm'] or math.nan:.2f}, "
+            f"{speed:.1f} samples/s, {hours:.1f} h left, {values['memory_gb']:.1f} GB"
         )
 
-    def _require_prompts(self) -> None:
-        """Raise UserError when a task of the data has no prompt."""
-        model = self.config.model
-        if not model.prompt_path:
-            return
-        known = prompts.load_train_prompts(model.prompt_path, model.prompt_template).keys()
-        for annotations in self.annotations.values():
-            if missing := {task: entry for task, entry in annotations.tasks.items() if task not in known}:
-                first = sorted(missing, key=missing.get)[:MISSING_SHOWN]
-                named = ", ".join(f"{task!r} (first in entry {missing[task]})" for task in first)
-                raise UserError(
-                    f"annotation file {annotations.path}: {len(missing)} values of 'task' have no prompt in "
-                    f"{model.prompt_path}: {named}{' ...' if len(missing) > len(first) else ''}"
-                )
+    # ---- results
 
-    def _open_log(self) -> None:
-        """Start writing; only now, when all is well, does an earlier run in the folder give way."""
-        if distributed.is_main():
-            if not self.resume_from:
-                self.run_folder.clear()
-            OmegaConf.save(self.config, self.folder / "config.yaml")
-            if self.config.datasets.quarantine and not self.resume_from:
-                self.quarantine.take_over(self.config.datasets.quarantine)
-        self.log = RunLog(self.folder, self._step() if self.resume_from else 0)
+    def _save_or_stop(self, epoch: int, iteration: int) -> bool:
+        """After an optimiser step: save when it is due on this or another rank; whether the run is to end."""
+        self.progress.iteration = iteration
+        every, minutes = self.run_config.save_every_steps, self.run_config.save_every_minutes
+        steps_done = math.ceil(iteration / self.run_config.accum_grad_iters)
+        by_steps = bool(every) and steps_done % every == 0
+        by_clock = bool(minutes) and time.monotonic() - self.saved_at > 60 * minutes
+        stop, due = distributed.any_rank(bool(self.stop_request.name), by_steps or by_clock)
+        if stop or (due and iteration < self.plan.iters_per_epoch):  # the epoch's end saves by itself
+            self.quarantine.sync()
+            self._save(epoch)
+        if stop:
+            reason = self.stop_request.name or "a signal to another rank"
+            done = self._iterations()
+            logger.warning("stopped by %s after step %d; the same command goes on from there", reason, done)
+        return stop
 
-    def _step(self) -> int:
+    def _iterations(self) -> int:
         """Iterations done since the run began."""
-        return self.progress.epoch * self.iters_per_epoch + self.progress.iteration
-
-    def _n_trainable(self) -> int:
-        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        return self.progress.epoch * self.plan.iters_per_epoch + self.progress.iteration
 
     def _finish_epoch(self, epoch: int) -> bool:
         """Validate, and save; the best checkpoint is the one of highest token accuracy. Whether it could be saved."""
-        step = (epoch + 1) * self.iters_per_epoch
+        step = (epoch + 1) * self.plan.iters_per_epoch
         result = self.validate(self.datasets["valid_ann_path"], epoch, step)
         counts = self.quarantine.sync()
         is_best = not self.progress.best or result["accuracy"] > self.progress.best["accuracy"]
@@ -368,7 +340,7 @@ class Runner:
             summary = {
                 "steps": step,
                 "seconds": round(self._seconds(), 1),
-                "trainable_parameters": self._n_trainable(),
+                "trainable_parameters": sum(trainable_parameters(self.model).values()),
                 **counts,
                 "valid_loss": result["loss"],
                 "valid_loss_shuffled": result["loss_shuffled"],
@@ -388,12 +360,7 @@ class Runner:
 
     def _write_checkpoints(self, epoch: int, is_best: bool) -> bool:
         progress = replace(self.progress, seconds=self._seconds(), tried=self.quarantine.tried, bad=self.quarantine.bad)
-        state = {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "epoch": epoch,
-            "step": self._step(),
-        }
+        state = {**self.step.state_dict(), "epoch": epoch, "step": self._iterations()}
         try:
             if is_best:  # first: killed in between, the epoch is validated again
                 self.run_folder.save_best(self.model, progress, **state)
@@ -418,3 +385,16 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def annotation_keys(config: DictConfig) -> tuple[str, ...]:
+    """Keys of the datasets section that a run reads."""
+    return ("test_ann_path",) if config.run.evaluate else ("train_ann_path", "valid_ann_path")
+
+
+def run_problems(config: DictConfig, made_before: Sequence[str] = ()) -> list[str]:
+    """All that keeps a run from starting. `made_before`: checkpoints that will be there when it does."""
+    folder, unread = RunFolder(config), list(made_before)
+    if folder.continues():  # then these are not read any more
+        unread += [config.model.ckpt, config.model.speech_llama_proj_model]
+    return folder.problems() + find_problems(config, annotation_keys(config), unread)

@@ -130,6 +130,7 @@ class EvaluateConfig:
 
 @dataclass
 class Config:
+    stages: list[str] = field(default_factory=list)  # instead of all sections: config files to train after each other
     model: ModelConfig = field(default_factory=ModelConfig)
     datasets: DatasetsConfig = field(default_factory=DatasetsConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -6,9 +6,11 @@ answers and nothing from the audio (the plateau on which public reproductions st
 
 import logging
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from salmonn import distributed, prompts
@@ -20,36 +22,35 @@ logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def validate(model: SALMONN, batches: Iterable[dict[str, Any]], quarantine: Quarantine) -> dict[str, float | None]:
-    """Score this rank's batches, sum over all ranks.
+def validate(model: SALMONN, batches: Iterable[dict[str, Any]], quarantine: Quarantine) -> dict[str, Any]:
+    """Score this rank's batches, sum over all ranks; in `tasks` the same values for each task.
 
     Loss is the mean over samples, accuracy over tokens, as published; a sample's loss is that of a
     batch of one, so batch size and number of ranks do not matter for these two. The shuffled values
     need another clip in the same batch; they are None where no sample had one.
     """
     model.eval()
-    sums = torch.zeros(8, dtype=torch.float64)  # loss, samples, correct, tokens; the same for shuffled audio
+    sums: dict[str, np.ndarray] = defaultdict(_zeros)  # by task
     for samples in batches:
         quarantine.add(samples, judged=False)
         if not samples["text"]:
             continue
         embeds, _ = model.encode_speech(samples["raw_wav"], samples["padding_mask"])
         chosen, texts = fixed_prompts(model, samples), samples["text"]
-        sums[:4] += _count(model.answer_loss(embeds, chosen, texts))
+        _add(sums, samples["task"], model.answer_loss(embeds, chosen, texts))
         rows, partners = swap_partners(samples["id"])
         if rows:
             prompts_of_rows = None if chosen is None else [chosen[i] for i in rows]
-            sums[4:] += _count(model.answer_loss(embeds[partners], prompts_of_rows, [texts[i] for i in rows]))
-    sums = distributed.sum_over_ranks(sums.to(model.device)).tolist()
-    if sums[1] == 0:
+            result = model.answer_loss(embeds[partners], prompts_of_rows, [texts[i] for i in rows])
+            _add(sums, [samples["task"][i] for i in rows], result, shuffled=True)
+    everywhere: dict[str, np.ndarray] = defaultdict(_zeros)
+    for share in distributed.gather_objects(dict(sums)):
+        for task, of_task in share.items():
+            everywhere[task] += of_task
+    if not everywhere:
         raise UserError("no validation clip could be read: check datasets.valid_ann_path and datasets.prefix")
-    loss, n, correct, tokens, loss_shuffled, n_shuffled, correct_shuffled, tokens_shuffled = sums
-    return {
-        "loss": loss / n,
-        "accuracy": correct / tokens,
-        "loss_shuffled": loss_shuffled / n_shuffled if n_shuffled else None,
-        "accuracy_shuffled": correct_shuffled / tokens_shuffled if n_shuffled else None,
-    }
+    tasks = {task: _means(everywhere[task]) for task in sorted(everywhere)}
+    return {**_means(sum(everywhere.values())), "tasks": tasks}
 
 
 def swap_partners(clips: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -66,14 +67,21 @@ def swap_partners(clips: Sequence[str]) -> tuple[list[int], list[int]]:
     return rows, partners
 
 
-def report_listening(result: dict[str, float | None], epoch: int, past_warmup: bool) -> None:
+def report_listening(result: dict[str, Any], epoch: int, past_warmup: bool) -> None:
     """Log a validation, and warn while the right audio helps no more than any other."""
     loss, shuffled = result["loss"], result["loss_shuffled"]
     logger.info("epoch %d valid: loss %.4f, token accuracy %.4f", epoch, loss, result["accuracy"])
+    for task, values in result["tasks"].items():
+        control = "-" if values["loss_shuffled"] is None else f"{values['loss_shuffled']:.4f}"
+        logger.info("   %s: loss %.4f (shuffled %s), accuracy %.4f", task, values["loss"], control, values["accuracy"])
     if shuffled is None:
         logger.warning("no control with shuffled audio: each batch holds one clip only; raise run.batch_size_eval")
         return
-    logger.info("   with the audio shuffled: loss %.4f, token accuracy %.4f", shuffled, result["accuracy_shuffled"])
+    logger.info(
+        "   audio shuffled within the batch: loss %.4f, token accuracy %.4f",
+        shuffled,
+        result["accuracy_shuffled"],
+    )
     if past_warmup and shuffled - loss < 0.01 * loss:
         logger.warning(
             "THE MODEL IS NOT LISTENING: its loss is the same with other clips' audio (%.4f against %.4f). "
@@ -83,9 +91,24 @@ def report_listening(result: dict[str, float | None], epoch: int, past_warmup: b
         )
 
 
-def _count(result: dict[str, torch.Tensor]) -> torch.Tensor:
-    values = (result["sample_loss"].sum(), len(result["sample_loss"]), result["correct"], result["total"])
-    return torch.tensor([float(value) for value in values], dtype=torch.float64)
+def _zeros() -> np.ndarray:
+    """Sums of loss, samples, correct tokens, tokens: [right audio, shuffled audio]."""
+    return np.zeros((2, 4))
+
+
+def _add(
+    sums: dict[str, np.ndarray], tasks: Sequence[str], result: dict[str, torch.Tensor], shuffled: bool = False
+) -> None:
+    columns = [result[key].double().cpu().numpy() for key in ("sample_loss", "sample_correct", "sample_total")]
+    for task, loss, correct, tokens in zip(tasks, *columns, strict=True):
+        sums[task][int(shuffled)] += (loss, 1, correct, tokens)
+
+
+def _means(sums: np.ndarray) -> dict[str, float | None]:
+    means = {}
+    for suffix, (loss, n, correct, tokens) in zip(("", "_shuffled"), sums.tolist(), strict=True):
+        means |= {f"loss{suffix}": loss / n if n else None, f"accuracy{suffix}": correct / tokens if n else None}
+    return means
 
 
 def fixed_prompts(model: SALMONN, samples: dict[str, Any]) -> list[str] | None:

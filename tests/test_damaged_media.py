@@ -65,7 +65,7 @@ def recorded_samples(self):
 def recorded_run(self):
     end = None
     try:
-        run(self)
+        return run(self)
     except BaseException as error:
         end = [type(error).__name__, str(error)]
         raise

@@ -11,13 +11,14 @@ import pytest
 import soundfile
 import torch
 from omegaconf import DictConfig
+from torch import nn
 
-import salmonn
-from salmonn import distributed
+from salmonn import distributed, preflight
 from salmonn.annotations import Annotations
 from salmonn.config import load_config
 from salmonn.dataset import SALMONNDataset
 from salmonn.errors import UserError
+from salmonn.evaluation import runner as evaluation_runner
 from salmonn.evaluation.generation import generate_outputs
 from salmonn.evaluation.jobs import Job, Output, plan_jobs, swap_audio
 from salmonn.evaluation.runner import evaluate
@@ -61,7 +62,8 @@ def model(monkeypatch: pytest.MonkeyPatch) -> StubModel:
             assert device == torch.device("cpu")
             return stub
 
-    monkeypatch.setattr(salmonn, "SALMONN", Loader)
+    monkeypatch.setattr(evaluation_runner, "SALMONN", Loader)
+    monkeypatch.setattr(preflight, "build_skeleton", lambda _: nn.Module())
     return stub
 
 

@@ -31,7 +31,7 @@ def make_runner(plain_options, monkeypatch):
 
     def make(*options: str) -> Runner:
         runner = Runner(load_config("configs/mini/stage1.yaml", [*plain_options, *options]))
-        runner._prepare_training()
+        runner.prepare()
         runner.model.eval()
         monkeypatch.setattr(runner.model, "train", lambda: None)
         return runner
@@ -41,11 +41,11 @@ def make_runner(plain_options, monkeypatch):
 
 def updates(runner: Runner) -> torch.Tensor:
     """How far one call of `train_epoch(0)` moves the trainable parameters."""
-    before = [p.detach().clone() for p in runner.trainable]
+    before = [p.detach().clone() for p in runner.step.trainable]
     runner.train_epoch(0)
     runner.log.close()
     runner.run_folder.release()
-    return torch.cat([(p.detach() - b).flatten() for p, b in zip(runner.trainable, before, strict=True)])
+    return torch.cat([(p.detach() - b).flatten() for p, b in zip(runner.step.trainable, before, strict=True)])
 
 
 def log_lines(runner: Runner) -> list[dict]:
@@ -55,12 +55,16 @@ def log_lines(runner: Runner) -> list[dict]:
 # Runs Runner without dropout under torchrun; the batches of 2 ranks x 2 are those of 1 rank x 4.
 WITHOUT_DROPOUT = """
 import sys
+from salmonn import distributed
 from salmonn.config import load_config
 from salmonn.runner import Runner
 runner = Runner(load_config("configs/mini/stage1.yaml", sys.argv[1:]))
+runner.prepare()
 runner.model.eval()
 runner.model.train = lambda mode=True: runner.model
-runner.run()
+runner.train()
+runner.close()
+distributed.shutdown()
 """
 
 
@@ -100,24 +104,24 @@ def test_the_last_partial_group_steps_with_its_own_mean(make_runner, monkeypatch
     runner = make_runner("run.accum_grad_iters=2", "run.iters_per_epoch=3", "run.batch_size_train=2")
     samples = next(runner.batches)
     monkeypatch.setattr(runner, "_next_samples", lambda: samples)
-    monkeypatch.setattr(runner.optimizer, "step", lambda *_a, **_k: None)  # the same gradient again
+    monkeypatch.setattr(runner.step.optimizer, "step", lambda *_a, **_k: None)  # the same gradient again
     updates(runner)
+    assert [line["step"] for line in log_lines(runner)] == [2, 3]  # each group has one line
     norms = [line["grad_norm"] for line in log_lines(runner)]
-    assert norms[0] is None  # no step on the first half of a group
-    assert norms[1] == pytest.approx(norms[2], rel=1e-4)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
 def test_clipping_limits_the_global_norm(make_runner):
     seen = []
     for limit in (0.0, 0.01):
         runner = make_runner(f"run.optims.grad_clip_norm={limit}", "run.iters_per_epoch=1", "run.batch_size_train=2")
-        original = runner.optimizer.step
+        original = runner.step.optimizer.step
 
         def step(*args, runner=runner, original=original, **kwargs):
-            seen.append(math.sqrt(sum(p.grad.square().sum().item() for p in runner.trainable)))
+            seen.append(math.sqrt(sum(p.grad.square().sum().item() for p in runner.step.trainable)))
             return original(*args, **kwargs)
 
-        runner.optimizer.step = step
+        runner.step.optimizer.step = step
         updates(runner)
         assert log_lines(runner)[-1]["grad_norm"] == pytest.approx(seen[0], rel=1e-3)  # logged before clipping
     assert seen[0] > 0.01
@@ -127,13 +131,13 @@ def test_clipping_limits_the_global_norm(make_runner):
 def test_the_schedule_reaches_the_optimizer(make_runner):
     runner = make_runner("run.iters_per_epoch=3", "run.optims.warmup_steps=3", "run.optims.warmup_start_lr=0",
                          "run.optims.init_lr=3e-3", "run.batch_size_train=1")  # fmt: skip
-    seen, original = [], runner.optimizer.step
+    seen, original = [], runner.step.optimizer.step
 
     def step(*args, **kwargs):
-        seen.append([group["lr"] for group in runner.optimizer.param_groups])
+        seen.append([group["lr"] for group in runner.step.optimizer.param_groups])
         return original(*args, **kwargs)
 
-    runner.optimizer.step = step
+    runner.step.optimizer.step = step
     assert updates(runner).abs().max() > 0
     assert seen == [[0.0, 0.0], [pytest.approx(1e-3)] * 2, [pytest.approx(2e-3)] * 2]
     assert [line["lr"] for line in log_lines(runner)] == [lrs[0] for lrs in seen]
@@ -145,7 +149,8 @@ def test_the_best_checkpoint_is_that_of_highest_accuracy(make_runner, monkeypatc
     monkeypatch.setattr(
         runner, "validate", lambda *_: {"loss": 1.0, "accuracy": next(accuracies), "loss_shuffled": 2.0}
     )
-    runner.run()
+    assert runner.train()
+    runner.close()
     assert checkpoint.read(runner.folder / "checkpoint_best.pth")["epoch"] == 1
     assert checkpoint.read(runner.folder / "checkpoint_last.pth")["epoch"] == 2
     assert checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]["best"]["epoch"] == 1
@@ -159,6 +164,36 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(make_runn
     )
     with pytest.raises(RuntimeError, match=r"loss is nan on rank 0, epoch 0, iteration 0, samples \['/"):
         runner.train_epoch(0)
+    saved = checkpoint.read(runner.folder / "not_finite_rank0.pth")
+    assert len(saved["samples"]) == 1
+    assert saved["model"].keys() == {name for name, p in runner.model.named_parameters() if p.requires_grad}
+
+
+def test_a_gradient_that_is_not_finite_stops_a_run_without_loss_scaler(make_runner):
+    runner = make_runner("run.iters_per_epoch=1", "run.batch_size_train=2")
+    before = runner.step.trainable[0].detach().clone()
+    runner.step.trainable[0].register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(RuntimeError, match=r"the gradients' norm is (inf|nan) on rank 0.*samples \['/.*, '/"):
+        runner.train_epoch(0)
+    assert torch.equal(runner.step.trainable[0], before)
+
+
+def test_overflowing_steps_are_left_out_and_counted_apart(make_runner):
+    """fp16: the scaler skips the step and halves its scale; the mean norm is that of the other steps."""
+    runner = make_runner("run.iters_per_epoch=3", "run.batch_size_train=1", "run.amp=True", "run.log_freq=3")
+    scale, calls = runner.step.scaler.get_scale(), []
+
+    def overflow_once(gradient):
+        calls.append(1)
+        return gradient * math.inf if len(calls) == 1 else gradient
+
+    runner.step.trainable[0].register_hook(overflow_once)
+    updates(runner)
+    (line,) = log_lines(runner)
+    assert (line["overflow_steps"], line["step"]) == (1, 3)
+    assert 0 < line["grad_norm"] < math.inf
+    assert runner.step.scaler.get_scale() == scale / 2
+    assert all(torch.isfinite(p).all() for p in runner.step.trainable)
 
 
 def test_shuffled_control_pairs_each_clip_with_another_one():
@@ -181,7 +216,7 @@ class HearsItsNumber:
 
     def answer_loss(self, embeds, _prompts, texts):
         wrong = torch.tensor([float(e[0].item() != float(t)) for e, t in zip(embeds, texts, strict=True)])
-        return {"sample_loss": wrong, "correct": (wrong == 0).sum(), "total": torch.tensor(len(texts))}
+        return {"sample_loss": wrong, "sample_correct": 1 - wrong, "sample_total": torch.ones(len(texts))}
 
 
 def test_validation_scores_the_right_audio_and_the_swapped():
@@ -192,16 +227,20 @@ def test_validation_scores_the_right_audio_and_the_swapped():
     def batch(*numbers):
         wav = torch.tensor([[float(n)] for n in numbers])
         texts = [str(n) for n in numbers]
-        return {"raw_wav": wav, "padding_mask": wav > 99, "text": texts, "id": texts, "broken": []}
+        tasks = ["odd" if n % 2 else "even" for n in numbers]
+        return {"raw_wav": wav, "padding_mask": wav > 99, "text": texts, "id": texts, "task": tasks, "broken": []}
 
     result = validate(HearsItsNumber(), [batch(1, 2), batch(3)], Ignored())
+    tasks = result.pop("tasks")
     assert result == {"loss": 0.0, "accuracy": 1.0, "loss_shuffled": 1.0, "accuracy_shuffled": 0.0}
+    assert tasks == {"even": result, "odd": result}
     alone = validate(HearsItsNumber(), [batch(3)], Ignored())
     assert alone["loss_shuffled"] is None
 
 
 def test_a_model_that_does_not_listen_is_called_out(caplog):
     deaf = {"loss": 3.05, "accuracy": 0.4, "loss_shuffled": 3.06, "accuracy_shuffled": 0.4}
+    deaf["tasks"] = {"asr": dict(deaf)}
     report_listening(deaf, 0, past_warmup=False)
     assert "NOT LISTENING" not in caplog.text  # it may still learn to
     report_listening(deaf, 0, past_warmup=True)

@@ -152,7 +152,7 @@ def test_under_torchrun_the_message_is_the_last_thing_on_the_screen():
     result = run_command(*launcher, "train.py", "--cfg-path", "configs/stage1.yaml")
     assert result.returncode == 1  # torchrun's own
     last_screen = "\n".join(result.stderr.splitlines()[-24:])
-    assert "this run needs files that are not here" in last_screen
+    assert "this run cannot start:" in last_screen
     assert "make quickstart" in last_screen
     assert result.stderr.count("make quickstart") == 1
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from salmonn.evaluation.report import table, write_text
-from util.plot_curves import plot_curves, read_log
+from salmonn.training_curves import plot_curves, read_log
 
 STAGES = (1, 2, 3)
 EVALUATED_STAGES = (1, 3)

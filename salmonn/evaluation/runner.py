@@ -5,16 +5,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from salmonn import SALMONN, distributed
 from salmonn.annotations import Annotations
+from salmonn.dataset import SALMONNDataset
 from salmonn.errors import UserError
+from salmonn.evaluation.generation import generate_outputs
 from salmonn.evaluation.jobs import plan_jobs, swap_audio
 from salmonn.evaluation.report import build_report, prediction_lines, summary, write_report, write_text
 from salmonn.evaluation.submission import submission_csv
 from salmonn.evaluation.tasks import MODES, EvalTask, annotation_key, clips_of
-from salmonn.preflight import require_files
+from salmonn.preflight import require_ready
 from salmonn.prompts import load_test_prompts
+from salmonn.run_log import setup_logging
 
 
 def evaluate(config: DictConfig, mode: str) -> None:
@@ -24,22 +29,15 @@ def evaluate(config: DictConfig, mode: str) -> None:
     """
     task = MODES[mode]
     key = annotation_key(config.datasets, task)
-    require_files(config, annotations=(key,))
+    setup_logging()
+    if distributed.is_local_main():  # one process looks; the others wait for it where all join
+        require_ready(config, (key,), training=False)
     if not config.model.test_prompt_path:
         raise UserError("model.test_prompt_path is not set: evaluation asks each task's test prompt")
     prompts = load_test_prompts(config.model.test_prompt_path, config.model.prompt_template)
 
-    # torch and transformers take seconds to import: not before the paths are known to be there
-    import torch
-
-    from salmonn import SALMONN, distributed
-    from salmonn.dataset import SALMONNDataset
-    from salmonn.evaluation.generation import generate_outputs
-    from salmonn.run_log import setup_logging
-
     started = time.monotonic()
     device = distributed.init(config)
-    setup_logging()
     try:
         torch.manual_seed(config.run.seed)
         source = config.datasets[key]

@@ -1,0 +1,71 @@
+"""What a run will do, in numbers that follow from its config: steps, samples, parameters, memory for them."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+from torch import nn
+
+# The trainable parts, by the beginning of their parameters' names.
+_PARTS = {
+    "speech_Qformer.": "Q-Former",
+    "speech_query_tokens": "query tokens",
+    "speech_llama_proj.": "projection",
+    "ln_": "norms",
+    "llama_model.": "LoRA",
+    "speech_encoder.": "Whisper",
+    "beats.": "BEATs",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a run; an iteration is a micro-batch of every process, a step moves the parameters."""
+
+    iters_per_epoch: int
+    epochs: int
+    steps_per_epoch: int
+    effective_batch: int  # samples of a full step
+    samples: int  # of the whole run
+    passes: float  # over the training data
+
+    def __str__(self) -> str:
+        return (
+            f"{self.epochs} epochs of {self.steps_per_epoch} steps, effective batch {self.effective_batch}: "
+            f"{self.samples} samples, {self.passes:.2f} passes over the data"
+        )
+
+
+def make_plan(run: DictConfig, n_train: int, world_size: int) -> Plan:
+    """The plan of a `run` section for that many training samples and processes."""
+    per_iteration = run.batch_size_train * world_size
+    iters = math.ceil(n_train / per_iteration) if run.epoch_based else run.iters_per_epoch
+    samples = run.optims.max_epoch * iters * per_iteration
+    return Plan(
+        iters_per_epoch=iters,
+        epochs=run.optims.max_epoch,
+        steps_per_epoch=math.ceil(iters / run.accum_grad_iters),
+        effective_batch=per_iteration * run.accum_grad_iters,
+        samples=samples,
+        passes=samples / n_train,
+    )
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, int]:
+    """Numbers of trainable parameters by part."""
+    counts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            counts[next(part for start, part in _PARTS.items() if name.startswith(start))] += parameter.numel()
+    return dict(counts.most_common())
+
+
+def shown(counts: dict[str, int]) -> str:
+    """Parameter counts as a line for people."""
+    parts = ", ".join(f"{part} {_millions(n)}" for part, n in counts.items())
+    return f"{_millions(sum(counts.values()))} trainable parameters ({parts})"
+
+
+def _millions(n: int) -> str:
+    return f"{n / 1e6:.2f} M" if n >= 10_000 else str(n)

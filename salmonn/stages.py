@@ -1,0 +1,48 @@
+"""One stage or several after each other, in the same processes."""
+
+import gc
+import logging
+import os
+from collections.abc import Sequence
+
+import torch
+from omegaconf import DictConfig
+
+from salmonn import distributed
+from salmonn.config import best_checkpoint
+from salmonn.preflight import refuse
+from salmonn.runner import Runner, run_problems
+
+logger = logging.getLogger(__name__)
+
+
+def run_stages(configs: Sequence[DictConfig]) -> None:
+    """Train the configs in order; a signal that ends one ends all.
+
+    What is wrong with a later stage is told before the first one begins. A stage without
+    `run.use_distributed` is trained by the first process alone, the others end.
+    """
+    if len(configs) > 1 and distributed.is_local_main():
+        require_all_ready(configs)
+    try:
+        for config in configs:
+            if not config.run.use_distributed:
+                distributed.shutdown()
+                if int(os.environ.get("RANK", 0)) > 0:
+                    return
+            if not Runner(config).run():
+                return
+            gc.collect()  # the model of this stage, before that of the next one is loaded
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    finally:
+        distributed.shutdown()
+
+
+def require_all_ready(configs: Sequence[DictConfig]) -> None:
+    """Raise one UserError with the problems of all stages, each told once."""
+    problems, made = [], []
+    for config in configs:
+        problems += run_problems(config, made)
+        made.append(best_checkpoint(config.run))
+    refuse(problems)
