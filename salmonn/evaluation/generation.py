@@ -22,7 +22,7 @@ def generate_outputs(
     mine = jobs[distributed.rank() :: distributed.world_size()]
     outputs: list[tuple[int, Output]] = []
     with tqdm(total=len(mine), desc=description, unit="clip", disable=not distributed.is_main()) as progress:
-        for batch_outputs in _batches(model, dataset, mine, config):
+        for batch_outputs in answer_batches(model, dataset, mine, config):
             outputs += batch_outputs
             progress.update(len(batch_outputs))
 
@@ -33,7 +33,7 @@ def generate_outputs(
     return {job.position: by_position[job.position] for job in jobs}
 
 
-def _batches(
+def answer_batches(
     model: SALMONN, dataset: SALMONNDataset, jobs: Sequence[Job], config: DictConfig
 ) -> Iterator[list[tuple[int, Output]]]:
     """Yield [(position, output)] of this rank's jobs, a batch at a time."""
