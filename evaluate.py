@@ -15,6 +15,9 @@ predictions.jsonl. evaluate.shuffled_control=true answers once more with the aud
 between clips: a model that listens scores far worse then.
 """
 
+import os
+
+from salmonn import slurm
 from salmonn.config import argument_parser, load_config
 from salmonn.errors import run_cli
 from salmonn.evaluation.tasks import MODES
@@ -24,6 +27,7 @@ def main() -> None:
     parser = argument_parser(__doc__, default_cfg_path="configs/evaluate.yaml")
     parser.add_argument("--mode", required=True, choices=MODES, help="what to evaluate")
     args = parser.parse_args()
+    os.environ.update(slurm.environment(os.environ))
     config = load_config(args.cfg_path, args.options)
 
     from salmonn.evaluation.runner import evaluate  # torch and transformers load only now

@@ -9,6 +9,9 @@ Stopped in any way, the same command goes on where it was. Without weights and d
 runs all stages on a miniature world.
 """
 
+import os
+
+from salmonn import slurm
 from salmonn.config import argument_parser, load_stages
 from salmonn.errors import run_cli
 
@@ -22,6 +25,7 @@ def main() -> None:
         help="check files, prompts, checkpoints, disk and one step of a tiny model; train nothing",
     )
     args = parser.parse_args()
+    os.environ.update(slurm.environment(os.environ))
     configs = load_stages(args.cfg_path, args.options)
 
     if args.dry_run:

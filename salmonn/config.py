@@ -256,6 +256,9 @@ def _impossible_values(config: DictConfig) -> list[str]:
         value = OmegaConf.select(config, key)
         if value is not None and not 0 <= value < math.inf:  # nan, too
             problems.append(f"{key} = {value}: must be 0 or more")
+    minutes = OmegaConf.select(config, "run.timeout_minutes")
+    if minutes is not None and not 0 < minutes < math.inf:
+        problems.append(f"run.timeout_minutes = {minutes}: must be more than 0")
     share = OmegaConf.select(config, "datasets.max_bad_fraction")
     if share is not None and share > 1:
         problems.append(f"datasets.max_bad_fraction = {share}: a share, at most 1 (5 % is 0.05)")

@@ -1,23 +1,23 @@
-"""One process or many: what torchrun's environment says, and the few collectives we use."""
+"""One process or many: what the environment of torchrun or Slurm says, and the few collectives we use."""
 
+import contextlib
 import datetime
 import os
+import threading
+import time
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
+from torch.distributed.rendezvous import rendezvous
 
 from salmonn.errors import UserError
 
-# A rank that dies or hangs ends the run after this time instead of blocking it for ever.
-TIMEOUT = datetime.timedelta(minutes=30)
-
-
 AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
-
 _control: dist.ProcessGroup | None = None  # of the CPUs: what ranks agree on must not wait for GPUs
+_store: dist.Store | None = None  # how ranks find each other, also when a group is broken
 
 
 def device_of(config: DictConfig) -> torch.device:
@@ -41,28 +41,34 @@ def init(config: DictConfig) -> torch.device:
         torch.cuda.set_device(device)
     if run.use_distributed and "RANK" in os.environ and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        _join(backend, run.dist_url)
-        global _control
-        _control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        _join(backend, run.dist_url, datetime.timedelta(minutes=run.timeout_minutes))
     return device
 
 
-def _join(backend: str, dist_url: str) -> None:
-    """Join the process group that torchrun or Slurm has prepared.
+def _join(backend: str, dist_url: str, timeout: datetime.timedelta) -> None:
+    """Join the process groups, in which no rank waits longer than `timeout` for another.
+
+    With gloo a wait that is too long raises, with NCCL its watchdog ends the process.
+    """
+    global _control, _store
+    _store, rank, world_size = _meeting_point(dist_url, timeout)
+    dist.init_process_group(backend, store=_store, rank=rank, world_size=world_size, timeout=timeout)
+    _control = dist.new_group(backend="gloo", timeout=timeout)
+
+
+def _meeting_point(dist_url: str, timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
+    """The store that all ranks share, this rank and the number of ranks.
 
     torchrun's agent lends its store to the ranks, the same one after a restart: what the ranks
     before left in it must not be read, or the new ones wait for processes that are gone.
     """
     environment = os.environ
-    if dist_url != "env://" or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        dist.init_process_group(backend, init_method=dist_url, timeout=TIMEOUT)
-        return
     rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-    address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
-    store = dist.TCPStore(address, port, world_size, is_master=False, timeout=TIMEOUT)
-    if environment.get("GROUP_WORLD_SIZE") == "1":  # on several machines the agents count restarts apart
-        store = dist.PrefixStore(f"restart {environment['TORCHELASTIC_RESTART_COUNT']}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    store, rank, world_size = next(rendezvous(dist_url, rank, world_size, timeout=timeout))
+    restarts = environment.get("TORCHELASTIC_RESTART_COUNT")
+    if restarts and environment.get("GROUP_WORLD_SIZE") == "1":  # on several machines the agents count restarts apart
+        store = dist.PrefixStore(f"restart {restarts}", store)
+    return store, rank, world_size
 
 
 def autocast(run: DictConfig, device: torch.device) -> torch.autocast:
@@ -140,3 +146,37 @@ def shutdown() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def lost_contact(error: Exception, seconds: float) -> str:
+    """Which ranks are gone, if `error` only says that this one heard no more of another; else "".
+
+    Those that do not answer a roll call within `seconds` have ended or hang.
+    """
+    reason = str(error)
+    if _store is None or not ("gloo/transport" in reason or "ncclRemoteError" in reason):
+        return ""
+    absent = sorted(set(range(int(os.environ["WORLD_SIZE"]))) - _roll_call(_store, seconds))
+    who = f"no contact any more with rank {', '.join(map(str, absent))}" if absent else "a rank was too slow"
+    return (
+        f"rank {os.environ['RANK']}: {who}. It has ended, or did not answer within run.timeout_minutes = "
+        f"{_store.timeout / datetime.timedelta(minutes=1):g}. ({reason.splitlines()[0]})"
+    )
+
+
+def _roll_call(store: dist.Store, seconds: float) -> set[int]:
+    """The ranks that answer: those that live and have lost contact, too. Waits up to `seconds` for all of them."""
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    here, deadline = {rank}, time.monotonic() + seconds
+
+    def call() -> None:
+        with contextlib.suppress(RuntimeError):  # the store may have gone with the rank that kept it
+            store.set(f"rank {rank} is here", "")
+            while len(here) < world_size and time.monotonic() < deadline:
+                here.update(r for r in range(world_size) if store.check([f"rank {r} is here"]))
+                time.sleep(0.1)
+
+    caller = threading.Thread(target=call, daemon=True)  # a store whose keeper hangs never answers
+    caller.start()
+    caller.join(seconds)
+    return here

@@ -1,11 +1,17 @@
-"""What a person did wrong, told once and clearly: exit code 2, no traceback."""
+"""How a command ends: what a person did wrong is told in one message, any other error with its traceback, once."""
 
 import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+# Of several ranks one speaks, and its launcher ends the others while they wait: rank 0 first, then
+# the others, which may have the same to say; last who only noticed that another rank is gone.
+_OTHERS_WAIT = 5  # s
+_WITNESSES_WAIT = 10  # s
 
 
 class UserError(Exception):
@@ -13,7 +19,10 @@ class UserError(Exception):
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run a command's `main`: a `UserError` is one message on stderr and exit code 2, Ctrl-C exit code 1."""
+    """Run a command's `main`: a `UserError` is one message on stderr and exit code 2, Ctrl-C exit code 1.
+
+    Any other error is exit code 1; of several ranks the one that made it shows its traceback.
+    """
     try:
         main()
     except UserError as error:
@@ -22,6 +31,17 @@ def run_cli(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(1)
+    except Exception as error:
+        if "RANK" not in os.environ:
+            raise
+        _tell(_lost_contact(error) or traceback.format_exc())
+        sys.exit(1)
+
+
+def _lost_contact(error: Exception) -> str:
+    """What a rank says that lost another one, after waiting for that to speak itself; "" for an error of its own."""
+    distributed = sys.modules.get("salmonn.distributed")  # not loaded: no contact was made
+    return distributed.lost_contact(error, seconds=_WITNESSES_WAIT) if distributed else ""
 
 
 def _tell(message: str) -> None:
@@ -30,10 +50,17 @@ def _tell(message: str) -> None:
     torchrun ends with a report of a screen's length and exit code 1 whatever a rank does. It prints
     the message of the rank that failed first as the last thing in it, where it is seen.
     """
-    handover = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not handover:
+    environment = os.environ
+    if int(environment.get("RANK") or environment.get("SLURM_PROCID", 0)) > 0:
+        time.sleep(_OTHERS_WAIT)
+    handover = environment.get("TORCHELASTIC_ERROR_FILE")
+    if not handover or _will_be_restarted():
         print(message, file=sys.stderr, flush=True)
-        return
-    if int(os.environ.get("RANK", 0)) > 0:
-        time.sleep(10)  # rank 0 goes first; if it has the same to say, torchrun ends this rank meanwhile
-    Path(handover).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
+    else:
+        Path(handover).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
+
+
+def _will_be_restarted() -> bool:
+    """Whether torchrun starts the ranks again: then it reports nothing."""
+    restarts, most = (int(os.environ.get(f"TORCHELASTIC_{name}", 0)) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    return restarts < most

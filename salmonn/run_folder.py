@@ -30,6 +30,7 @@ class Progress:
 
     epoch: int = 0  # that is being trained
     iteration: int = 0  # micro-batches done in it, per process
+    processes: int = 1  # that did it
     samples: int = 0  # taken from the stream of training data, by all processes
     best: dict[str, Any] = field(default_factory=dict)  # validation of the best epoch
     seconds: float = 0.0  # of training

@@ -53,7 +53,10 @@ class Runner:
         self.device = distributed.init(config)
         self.run_folder.claim()
         found = self.run_folder.checkpoint_to_resume() if distributed.is_main() else None
-        self.progress, self.resume_from = distributed.from_main(found) or (Progress(), None)
+        self.progress, self.resume_from = distributed.from_main(found) or (
+            Progress(processes=distributed.world_size()),
+            None,
+        )
         self.quarantine = Quarantine(self.folder, config.datasets.max_bad_fraction)
         self.stop_request = StopRequest()
         self.ddp_model: torch.nn.Module | None = None
@@ -238,12 +241,24 @@ class Runner:
         except ValueError as error:
             raise UserError(f"{path}: its optimiser does not fit this configuration ({error})") from error
         self.quarantine.go_on(self.progress.tried, self.progress.bad)
+        self._take_place(state["config"]["run"]["batch_size_train"])
         logger.info(
             "going on with %s: epoch %d, iteration %d, %d samples seen",
             path, self.progress.epoch, self.progress.iteration, self.progress.samples,
         )  # fmt: skip
         for change in changed_keys(state["config"], OmegaConf.to_container(self.config)):
             logger.warning("   the configuration has changed: %s", change)
+
+    def _take_place(self, batch_size_before: int) -> None:
+        """On another number of processes the samples go on where they were; so does an epoch that is a pass."""
+        before, now = self.progress.processes, distributed.world_size()
+        if before != now:
+            logger.warning("number of processes: %d instead of %d; the samples go on where they were", now, before)
+        if self.run_config.epoch_based:
+            samples = self.progress.iteration * batch_size_before * before
+            iteration = samples // (self.run_config.batch_size_train * now)
+            self.progress.iteration = iteration - iteration % self.run_config.accum_grad_iters
+        self.progress.processes = now
 
     def _open_log(self) -> None:
         """Start writing; only now, when all is well, does an earlier run in the folder give way."""

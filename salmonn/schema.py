@@ -101,10 +101,11 @@ class RunConfig:
     num_workers: int = 8  # loader processes per rank
     length_grouped: bool = False  # True: batches of texts of like length
     device: str = "cuda"
-    use_distributed: bool = True  # False: ignore torchrun's environment
+    use_distributed: bool = True  # False: ignore the environment of torchrun and Slurm
+    timeout_minutes: float = 30.0  # that ranks wait for each other: one that hangs ends the run after this
     amp: bool = True
     amp_dtype: str = "fp16"  # fp16 (with loss scaling) | bf16
-    world_size: int = 1  # accepted as published; torchrun decides
+    world_size: int = 1  # accepted as published; torchrun or srun decides
     dist_url: str = "env://"
     optims: OptimsConfig = field(default_factory=OptimsConfig)
 

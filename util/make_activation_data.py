@@ -42,7 +42,6 @@ from salmonn.evaluation.jobs import Job, Output
 from salmonn.evaluation.tasks import examples
 from salmonn.files import replacing
 from salmonn.paths import ClipPaths, FolderCache
-from salmonn.preflight import require_files
 from salmonn.prompts import load_test_prompts
 
 TASK = "audio_story_telling"
@@ -103,6 +102,8 @@ def parse_arguments() -> Namespace:
 
 def check_inputs(args: Namespace, config: DictConfig) -> None:
     """Raises one UserError that lists everything that is missing or contradictory."""
+    from salmonn.preflight import find_problems, refuse  # seconds, with torch: --help goes without
+
     model, generate = config.model, config.generate
     wrong = {
         f"--n {args.n}: at least 1": args.n < 1,
@@ -121,13 +122,7 @@ def check_inputs(args: Namespace, config: DictConfig) -> None:
         f"generate.max_new_tokens = {generate.max_new_tokens}: model.max_txt_len = {model.max_txt_len} would cut such "
         "stories in training; it has to be larger": generate.max_new_tokens >= model.max_txt_len,
     }
-    problems = [problem for problem, is_wrong in wrong.items() if is_wrong]
-    try:
-        require_files(config, annotations=())
-    except UserError as error:
-        problems.append(str(error))
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse([problem for problem, is_wrong in wrong.items() if is_wrong] + find_problems(config, (), training=False))
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,0 +1,42 @@
+"""`srun python train.py`: what Slurm says about the processes of a job step, in torchrun's words."""
+
+import re
+from collections.abc import Mapping
+
+_FIRST_PORT, _N_PORTS = 20_000, 10_000  # below the ports that systems give away by themselves
+
+
+def environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that torchrun would have set, {} where it did or where no step of several tasks runs.
+
+    Only `srun` sets SLURM_STEP_NUM_TASKS: an sbatch script's own commands run once, however many
+    tasks the job asks for. Rank 0 runs on the step's first node, SLURM_LAUNCH_NODE_IPADDR is where
+    srun was called. What the user has set of MASTER_ADDR and MASTER_PORT stays.
+    """
+    if "RANK" in environ or int(environ.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+        return {}
+    # bound to one GPU each (--gpus-per-task), every task calls its own cuda:0
+    one_gpu_each = "," not in environ.get("CUDA_VISIBLE_DEVICES", ",")
+    port = _FIRST_PORT + (int(environ["SLURM_JOB_ID"]) + int(environ["SLURM_STEP_ID"])) % _N_PORTS
+    return {
+        "RANK": environ["SLURM_PROCID"],
+        "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": "0" if one_gpu_each else environ["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(tasks_on_node(environ["SLURM_STEP_TASKS_PER_NODE"], int(environ["SLURM_NODEID"]))),
+        "MASTER_ADDR": environ.get("MASTER_ADDR") or first_node(environ["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": environ.get("MASTER_PORT") or str(port),
+    }
+
+
+def first_node(nodes: str) -> str:
+    """The first host of a compressed list: "node[003-006,9]-ib,gpu1" gives "node003-ib"."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)[0]
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first)
+
+
+def tasks_on_node(tasks_per_node: str, node: int) -> int:
+    """Number of tasks on a node of the step: "4(x2),3" gives 4, 4, 3."""
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks_per_node):
+        counts += [int(count)] * int(times or 1)
+    return counts[node]
