@@ -73,7 +73,7 @@ def describe(config: DictConfig, made: Sequence[str]) -> list[str]:
         plan = make_plan(run, sizes["train_ann_path"], world_size)
         size = checkpoint_bytes(sum(counts.values())) / GB
         lines += [
-            f"training    on {world_size} process{'es' if world_size > 1 else ''} (torchrun decides): {plan}",
+            f"training    {plan} (torchrun decides how many processes)",
             f"checkpoints {run.keep_checkpoints} to go on from and the best, {size:.2f} GB each",
         ]
     return lines

@@ -26,13 +26,21 @@ class Plan:
     iters_per_epoch: int
     epochs: int
     steps_per_epoch: int
-    effective_batch: int  # samples of a full step
+    batch_size: int  # of a process
+    accumulation: int  # micro-batches in a step
+    processes: int
     samples: int  # of the whole run
     passes: float  # over the training data
 
+    @property
+    def effective_batch(self) -> int:
+        """Samples of a full step."""
+        return self.batch_size * self.accumulation * self.processes
+
     def __str__(self) -> str:
         return (
-            f"{self.epochs} epochs of {self.steps_per_epoch} steps, effective batch {self.effective_batch}: "
+            f"{self.epochs} epochs of {self.steps_per_epoch} steps, effective batch {self.effective_batch} "
+            f"({self.batch_size} x accumulation {self.accumulation} x {self.processes} processes): "
             f"{self.samples} samples, {self.passes:.2f} passes over the data"
         )
 
@@ -46,7 +54,9 @@ def make_plan(run: DictConfig, n_train: int, world_size: int) -> Plan:
         iters_per_epoch=iters,
         epochs=run.optims.max_epoch,
         steps_per_epoch=math.ceil(iters / run.accum_grad_iters),
-        effective_batch=per_iteration * run.accum_grad_iters,
+        batch_size=run.batch_size_train,
+        accumulation=run.accum_grad_iters,
+        processes=world_size,
         samples=samples,
         passes=samples / n_train,
     )

@@ -53,10 +53,8 @@ class Runner:
         self.device = distributed.init(config)
         self.run_folder.claim()
         found = self.run_folder.checkpoint_to_resume() if distributed.is_main() else None
-        self.progress, self.resume_from = distributed.from_main(found) or (
-            Progress(processes=distributed.world_size()),
-            None,
-        )
+        new_run = Progress(processes=distributed.world_size()), None
+        self.progress, self.resume_from = distributed.from_main(found) or new_run
         self.quarantine = Quarantine(self.folder, config.datasets.max_bad_fraction)
         self.stop_request = StopRequest()
         self.ddp_model: torch.nn.Module | None = None
