@@ -1,0 +1,174 @@
+"""What is told before a weight is read: at the published sizes, from config files and file headers alone."""
+
+import json
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+from test_model import BEATS_CPT2
+from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor
+
+from conftest import GOLDEN, run_command
+from salmonn import preflight
+from salmonn.beats import BEATs
+from salmonn.config import load_config
+from salmonn.errors import UserError
+from salmonn.skeleton import build_skeleton, require_checkpoint_fits
+
+FULL = json.loads((GOLDEN / "full_size_keys.json").read_text())
+SIZES = {"13b": (5120, 40, 40, 13824), "7b": (4096, 32, 32, 11008)}
+
+
+def without_values(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+    """Tensors of any shape that take no room in a file."""
+    return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Folders and files of the published sizes as they look from outside, and published-format checkpoints."""
+    folder = tmp_path_factory.mktemp("weights")
+    for size, (width, layers, heads, mlp) in SIZES.items():
+        llama = folder / f"vicuna-{size}"
+        shutil.copytree(GOLDEN / "base/llama", llama, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+        LlamaConfig(
+            hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=mlp,
+            vocab_size=32_000,
+        ).save_pretrained(llama)  # fmt: skip
+        shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+        (llama / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+        for name in shards.values():
+            (llama / name).touch()
+        names = FULL[f"salmonn_{size}"] | {name: [2] for name in FULL[f"salmonn_{size}_non_trainable_extras"]}
+        torch.save({"model": without_values(names)}, folder / f"salmonn-{size}.pth")
+    whisper = WhisperConfig(d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120)
+    whisper.save_pretrained(folder / "whisper")
+    WhisperFeatureExtractor().save_pretrained(folder / "whisper")
+    (folder / "whisper/model.safetensors").touch()
+    with torch.device("meta"):
+        beats = {name: list(value.shape) for name, value in BEATs(BEATS_CPT2).state_dict().items()}
+    torch.save({"cfg": BEATS_CPT2, "model": without_values(beats)}, folder / "beats.pt")
+    return folder
+
+
+def options(weights, size="13b"):
+    return [
+        f"model.llama_path={weights}/vicuna-{size}",
+        f"model.whisper_path={weights}/whisper",
+        f"model.beats_path={weights}/beats.pt",
+        "datasets.prefix=",
+        "run.device=cpu",
+    ]
+
+
+def problems(weights, *more, size="13b", config="configs/stage1.yaml"):
+    return preflight.find_problems(load_config(config, [*options(weights, size), *more]), ())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_published_checkpoint_fits_the_model_of_its_size(weights, size):
+    config = load_config("configs/stage2.yaml", options(weights, size))
+    skeleton = build_skeleton(config.model)
+    assert all(p.device.type == "meta" for p in skeleton.parameters())
+    n_trainable = sum(p.numel() for p in skeleton.parameters() if p.requires_grad)
+    assert n_trainable == FULL["num_trainable_parameters"][f"salmonn_{size}"]
+    require_checkpoint_fits(skeleton, f"{weights}/salmonn-{size}.pth")
+    assert problems(weights, f"model.ckpt={weights}/salmonn-{size}.pth", size=size) == []
+
+
+def test_the_checkpoint_of_another_llm_is_refused_with_the_reason(weights):
+    (message,) = problems(weights, f"model.ckpt={weights}/salmonn-13b.pth", size="7b")
+    assert "one whose LLM is 5120 wide, not 4096" in message
+    assert "unexpected: llama_model.base_model.model.model.layers.32." in message
+    assert len(message.splitlines()) < 20
+
+
+def test_all_problems_are_told_together(weights, tmp_path):
+    """A missing shard, a BEATs of another kind, a wrong end symbol, a task without prompt: one message."""
+    llama = tmp_path / "llama"
+    shutil.copytree(weights / "vicuna-13b", llama)
+    (llama / "model-00002-of-00002.safetensors").unlink()
+    (tmp_path / "ann.json").write_text('{"annotation": [{"path": "a.wav", "text": "", "task": "dowsing"}]}')
+    wrong = [f"model.llama_path={llama}", f"model.beats_path={weights}/salmonn-7b.pth", "model.end_sym=<stop>"]
+    wrong += [f"datasets.train_ann_path={tmp_path}/ann.json", "datasets.prefix=/nowhere"]
+    config = load_config("configs/stage1.yaml", [*options(weights), *wrong])
+    with pytest.raises(UserError) as error:
+        preflight.require_ready(config, ("train_ann_path",))
+    message = str(error.value)
+    assert "lacks its weights: model-00002-of-00002.safetensors" in message
+    assert "salmonn-7b.pth is not a BEATs checkpoint" in message
+    assert "model.end_sym = '<stop>' is not a token" in message
+    assert "'dowsing' (first in entry 0)" in message
+    assert "datasets.prefix: /nowhere does not exist" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda c: c["model"].pop("ln_audio.bias"), "missing: ln_audio.bias"),
+        (lambda c: c["model"].update({"ln_audio.bais": torch.zeros(2)}), "unexpected: ln_audio.bais"),
+        (
+            lambda c: c["model"].update({"ln_audio.bias": torch.zeros(2)}),
+            "ln_audio.bias: [2] in the file, [768]",
+        ),
+    ],
+)
+def test_a_checkpoint_with_wrong_names_or_shapes_is_refused(weights, tmp_path, change, told):
+    content = torch.load(weights / "salmonn-13b.pth", weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / "wrong.pth")
+    (message,) = problems(weights, f"model.ckpt={tmp_path}/wrong.pth")
+    assert told in message
+    assert f"{tmp_path}/wrong.pth does not fit" in message
+
+
+def test_a_beats_file_that_contradicts_its_own_configuration_is_refused(weights, tmp_path):
+    content = torch.load(weights / "beats.pt", weights_only=True)
+    torch.save({**content, "cfg": {**BEATS_CPT2, "encoder_layers": 11}}, tmp_path / "beats.pt")
+    (message,) = problems(weights, f"model.beats_path={tmp_path}/beats.pt")
+    assert "does not fit its own configuration" in message
+    assert "unexpected: encoder.layers.11." in message
+
+
+def test_no_room_for_the_checkpoints_is_told_before_training(weights, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(free=1e9))
+    (message,) = problems(weights, f"run.output_dir={tmp_path}/new")
+    n_trainable = FULL["num_trainable_parameters"]["salmonn_13b"]
+    assert f"1.0 GB are free, but this run's 4 checkpoints take {4 * 12 * n_trainable / 1e9:.1f} GB" in message
+    assert not (tmp_path / "new").exists()
+    # those of the same run that are there already give way
+    (tmp_path / "new/stage1").mkdir(parents=True)
+    (tmp_path / "new/stage1/checkpoint_last.pth").write_bytes(b"")
+    with (tmp_path / "new/stage1/checkpoint_last.pth").open("r+b") as file:
+        file.truncate(12 * n_trainable * 3)  # a hole: takes no room here
+    assert problems(weights, f"run.output_dir={tmp_path}/new") == []
+
+
+def test_a_machine_without_weights_lists_everything_in_one_screen():
+    result = run_command("train.py", "--cfg-path", "configs/stage1.yaml", "--dry-run")
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) < 24
+    for what in ("llama_path", "whisper_path", "beats_path", "train_ann_path", "valid_ann_path", "prefix"):
+        assert what in result.stderr
+    assert "no usable GPU" in result.stderr or torch.cuda.is_available()
+    assert "Traceback" not in result.stderr
+
+
+def test_dry_run_of_the_full_size_model_takes_a_step_without_its_weights(weights, mini_world, tmp_path):
+    """From configs alone: the weight files are empty."""
+    ann = [f"datasets.{split}_ann_path={mini_world}/ann/stage1_{split}.json" for split in ("train", "valid")]
+    more = [*ann, f"datasets.prefix={mini_world}/audio", f"run.output_dir={tmp_path}/out", "run.amp_dtype=bf16"]
+    more += ["run.accum_grad_iters=2", f"model.ckpt={weights}/salmonn-13b.pth"]
+    result = run_command(
+        "train.py", "--cfg-path", "configs/stage1.yaml", "--dry-run", "--options", *options(weights)[:-2], *more,
+        "run.device=cpu",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "Llama of 40 layers, 5120 wide; Whisper of 32 layers, 30 s, BEATs of 12 layers" in result.stdout
+    assert "33.33 M trainable parameters (Q-Former" in result.stdout
+    assert "effective batch 8 (4 x accumulation 2 x 1 processes)" in result.stdout
+    assert "LLM 8bit" in result.stdout
+    assert "one step    of a tiny model of this shape: loss " in result.stdout
+    assert not (tmp_path / "out").exists()
