@@ -10,7 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
+from torch import nn
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
 from salmonn.errors import UserError
 
@@ -74,6 +76,19 @@ def _meeting_point(dist_url: str, timeout: datetime.timedelta) -> tuple[dist.Sto
 def autocast(run: DictConfig, device: torch.device) -> torch.autocast:
     """Mixed precision as `run.amp` and `run.amp_dtype` say."""
     return torch.autocast(device.type, AMP_DTYPES[run.amp_dtype], enabled=run.amp)
+
+
+def wrap(model: nn.Module, device: torch.device, find_unused_parameters: bool = False) -> nn.Module:
+    """The model with gradients averaged over all ranks; the model itself when there is one only."""
+    if world_size() == 1:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=find_unused_parameters,
+    )
 
 
 def rank() -> int:

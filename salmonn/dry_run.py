@@ -29,10 +29,11 @@ from salmonn.plan import make_plan, shown, trainable_parameters
 from salmonn.preflight import GB, checkpoint_bytes
 from salmonn.run_folder import RunFolder
 from salmonn.run_log import setup_logging
-from salmonn.runner import Runner, annotation_keys
+from salmonn.runner import Runner
 from salmonn.skeleton import build_skeleton
 from salmonn.stages import require_all_ready
 from salmonn.training_curves import read_log
+from salmonn.training_data import annotation_keys
 
 WIDTH, HEADS, LAYERS = 64, 4, 2  # of the tiny model's parts
 TINY_CONNECTOR = {"qformer_hidden_size": WIDTH, "qformer_num_heads": HEADS, "qformer_intermediate_size": 2 * WIDTH}

@@ -3,6 +3,8 @@
 import math
 import resource
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -48,6 +50,14 @@ class Meter:
         }
         self._clear()
         return values
+
+
+def shown_values(values: Mapping[str, Any]) -> str:
+    """What the bar shows of a reading and its learning rate."""
+    return (
+        f"loss {values['loss']:.3f}, lr {values['lr']:.1e}, grad norm {values['grad_norm'] or math.nan:.2f}, "
+        f"{values['samples_per_second']:.1f} samples/s, {values['memory_gb']:.1f} GB"
+    )
 
 
 def peak_memory(device: torch.device) -> int:

@@ -10,7 +10,9 @@ from omegaconf import DictConfig
 from salmonn import distributed, prompts
 from salmonn.annotations import Annotations
 from salmonn.errors import UserError
+from salmonn.run_folder import RunFolder
 from salmonn.skeleton import build_skeleton, require_checkpoint_fits
+from salmonn.training_data import annotation_keys
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # org/name, unless a folder `org` lies here
 _TASKS_SHOWN = 5
@@ -44,6 +46,14 @@ def refuse(problems: Sequence[str]) -> None:
             + "\nSet paths in the config file or with --options KEY=PATH."
             + "\nTo see everything work without downloads, run the miniature world: make quickstart"
         )
+
+
+def run_problems(config: DictConfig, made_before: Sequence[str] = ()) -> list[str]:
+    """All that keeps a training run from starting. `made_before`: checkpoints that will be there when it does."""
+    folder, unread = RunFolder(config), list(made_before)
+    if folder.continues():  # then these are not read any more
+        unread += [config.model.ckpt, config.model.speech_llama_proj_model]
+    return folder.problems() + find_problems(config, annotation_keys(config), unread)
 
 
 def find_problems(

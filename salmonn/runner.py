@@ -1,36 +1,34 @@
 """The training run: one process or many, one of the three stages, from config to best checkpoint."""
 
 import contextlib
+import itertools
 import logging
 import math
-import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from salmonn import checkpoint, distributed
-from salmonn.annotations import Annotations
-from salmonn.data_filter import usable_entries
 from salmonn.dataset import SALMONNDataset
 from salmonn.errors import UserError
 from salmonn.loader import eval_loader, train_loader
-from salmonn.meter import Meter
+from salmonn.meter import Meter, shown_values
 from salmonn.model import SALMONN
 from salmonn.optim import learning_rate
 from salmonn.plan import make_plan, shown, trainable_parameters
-from salmonn.preflight import find_problems, refuse
+from salmonn.preflight import refuse, run_problems
 from salmonn.quarantine import Quarantine
 from salmonn.run_folder import Progress, RunFolder, changed_keys
 from salmonn.run_log import RunLog, setup_logging, write_json
+from salmonn.seeding import seed_everything, seed_step
 from salmonn.stop_request import StopRequest
 from salmonn.training_curves import plot_curves, read_log
+from salmonn.training_data import open_datasets
 from salmonn.training_step import NotFiniteError, StepResult, TrainingStep
 from salmonn.validation import report_listening, validate
 
@@ -59,6 +57,7 @@ class Runner:
         self.stop_request = StopRequest()
         self.ddp_model: torch.nn.Module | None = None
         self.log: RunLog | None = None
+        self.is_saved = False  # all that was done up to the last attempt
 
     def run(self) -> bool:
         """Train and validate, or with `run.evaluate` only validate; False when a signal ended it early."""
@@ -87,10 +86,9 @@ class Runner:
         """All epochs that are left; False when a signal ended them, after saving."""
         with self.stop_request:
             while self.progress.epoch < self.run_config.optims.max_epoch:
-                if not self.train_epoch(self.progress.epoch):
+                if not self.train_epoch(self.progress.epoch) or not self._finish_epoch(self.progress.epoch):
                     return False
-                saved = self._finish_epoch(self.progress.epoch)
-        if not saved:
+        if not self.is_saved:
             raise UserError(
                 f"all epochs are done, but their result could not be written to {self.folder} (see above); "
                 f"make room, and the same command goes on from the last checkpoint"
@@ -131,19 +129,26 @@ class Runner:
             meter.add(self._finish_step(epoch, i, group_size))
             if due:
                 due = False
-                values = {"epoch": epoch, "lr": lr, **meter.read()}
-                self.log.write("train", epoch * n_iters + i + 1, **values, **self.quarantine.sync())
-                progress_bar.set_postfix_str(self._progress_line(values))
+                values = {"epoch": epoch, "lr": lr, **meter.read(), **self.quarantine.sync()}
+                self._report(progress_bar, epoch * n_iters + i + 1, values)
             if self._save_or_stop(epoch, i + 1):
                 return False
         return True
 
-    def validate(self, dataset: SALMONNDataset, epoch: int, step: int) -> dict[str, Any]:
-        """Loss and token accuracy, in all and per task, and the same with the audio shuffled between samples."""
+    def validate(self, dataset: SALMONNDataset, epoch: int, step: int) -> dict[str, Any] | None:
+        """Loss and token accuracy, in all and per task, and the same with the audio shuffled between samples.
+
+        None when a signal interrupted it.
+        """
         rank, world_size = distributed.rank(), distributed.world_size()
         loader = eval_loader(dataset, self.run_config.batch_size_eval, self.run_config.num_workers, rank, world_size)
+        batches = itertools.takewhile(lambda _: not self.stop_request.name, loader)
         with self.autocast():
-            result = validate(self.model, loader, self.quarantine)
+            result = validate(self.model, batches, self.quarantine)
+        if self._is_stopped():
+            return None
+        if result is None:
+            raise UserError("no validation clip could be read: check datasets.valid_ann_path and datasets.prefix")
         report_listening(result, epoch, past_warmup=step >= self.run_config.optims.warmup_steps)
         self.log.write("valid", step, epoch=epoch, **result)
         return result
@@ -169,7 +174,9 @@ class Runner:
         self.step = TrainingStep(self.model, run, self.device)
         if self.resume_from:
             self._restore()
-        self.ddp_model = self._distributed_model()
+        # an encoder that is trained drops layers, each rank others
+        drops_layers = not (self.config.model.freeze_whisper and self.config.model.freeze_beats)
+        self.ddp_model = distributed.wrap(self.model, self.device, find_unused_parameters=drops_layers)
         train_set = self.datasets["train_ann_path"]
         rank, world_size = distributed.rank(), distributed.world_size()
         self.plan = make_plan(run, len(train_set), world_size)
@@ -196,7 +203,7 @@ class Runner:
 
     def _load(self) -> None:
         """Data and model. The data first: what is wrong with it is known before any weight is read."""
-        self.datasets = {key: self._dataset(key) for key in annotation_keys(self.config)}
+        self.datasets = open_datasets(self.config)
         model = self.config.model
         if self.resume_from:  # holds all parameters
             model = OmegaConf.merge(model, {"ckpt": "", "speech_llama_proj_model": ""})
@@ -204,30 +211,6 @@ class Runner:
         self.model = SALMONN.from_config(model, self.device)
         for dataset in self.datasets.values():
             dataset.max_seconds = self.model.max_seconds
-
-    def _dataset(self, key: str) -> SALMONNDataset:
-        """The usable entries of an annotation file; only in training another clip takes a broken one's place."""
-        datasets = self.config.datasets
-        annotations = Annotations(datasets[key])
-        return SALMONNDataset.from_config(
-            annotations,
-            datasets,
-            usable=usable_entries(annotations, datasets),
-            replace_broken=key == "train_ann_path",
-            seed=self.run_config.seed,
-        )
-
-    def _distributed_model(self) -> torch.nn.Module:
-        if distributed.world_size() == 1:
-            return self.model
-        return DistributedDataParallel(
-            self.model,
-            device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            # an encoder that is trained drops layers, each rank others
-            find_unused_parameters=not (self.config.model.freeze_whisper and self.config.model.freeze_beats),
-        )
 
     def _restore(self) -> None:
         """Take up the run that a checkpoint holds: parameters, optimiser, scaler, and where it was."""
@@ -300,18 +283,16 @@ class Runner:
                 f"the parameters that gave it are in {path}"
             ) from error
 
-    def _progress_line(self, values: Mapping[str, Any]) -> str:
-        """What stands behind the bar; tells the hours that are left once the speed is known."""
+    def _report(self, progress_bar: tqdm, step: int, values: dict[str, Any]) -> None:
+        """Write down and show what the last steps gave; once the speed is known, tell the hours that are left."""
         speed = values["samples_per_second"]
         hours = (self.plan.samples - self.progress.samples) / speed / 3600
+        self.log.write("train", step, **values)
+        progress_bar.set_postfix_str(f"{shown_values(values)}, {hours:.1f} h left")
         measured = (self.progress.samples - self.first_sample) / self.plan.effective_batch
         if not self.told_hours and measured >= MEASURED_STEPS:
             self.told_hours = True
             logger.info("%.1f samples/s: what is left of this run takes about %.1f hours", speed, hours)
-        return (
-            f"loss {values['loss']:.3f}, lr {values['lr']:.1e}, grad norm {values['grad_norm'] or math.nan:.2f}, "
-            f"{speed:.1f} samples/s, {hours:.1f} h left, {values['memory_gb']:.1f} GB"
-        )
 
     # ---- results
 
@@ -323,29 +304,44 @@ class Runner:
         by_steps = bool(every) and steps_done % every == 0
         by_clock = bool(minutes) and time.monotonic() - self.saved_at > 60 * minutes
         stop, due = distributed.any_rank(bool(self.stop_request.name), by_steps or by_clock)
-        if stop or (due and iteration < self.plan.iters_per_epoch):  # the epoch's end saves by itself
+        if stop:
+            self._stop(epoch)
+        elif due and iteration < self.plan.iters_per_epoch:  # the epoch's end saves by itself
             self.quarantine.sync()
             self._save(epoch)
-        if stop:
-            reason = self.stop_request.name or "a signal to another rank"
-            done = self._iterations()
-            logger.warning("stopped by %s after step %d; the same command goes on from there", reason, done)
         return stop
+
+    def _is_stopped(self) -> bool:
+        return distributed.any_rank(bool(self.stop_request.name))[0]
+
+    def _stop(self, epoch: int) -> None:
+        """Save, because a signal ends the run."""
+        self.quarantine.sync()
+        self._save(epoch)
+        reason = self.stop_request.name or "a signal to another rank"
+        done = self._iterations()
+        logger.warning("stopped by %s after step %d; the same command goes on from there", reason, done)
 
     def _iterations(self) -> int:
         """Iterations done since the run began."""
         return self.progress.epoch * self.plan.iters_per_epoch + self.progress.iteration
 
     def _finish_epoch(self, epoch: int) -> bool:
-        """Validate, and save; the best checkpoint is the one of highest token accuracy. Whether it could be saved."""
+        """Validate, and save; the best checkpoint is the one of highest token accuracy.
+
+        Returns False when a signal interrupted it: then the run goes on with this validation.
+        """
         step = (epoch + 1) * self.plan.iters_per_epoch
         result = self.validate(self.datasets["valid_ann_path"], epoch, step)
         counts = self.quarantine.sync()
+        if result is None:
+            self._stop(epoch)
+            return False
         is_best = not self.progress.best or result["accuracy"] > self.progress.best["accuracy"]
         if is_best:
             self.progress.best = {"epoch": epoch, **result}
         self.progress.epoch, self.progress.iteration = epoch + 1, 0
-        saved = self._save(epoch, is_best)
+        self._save(epoch, is_best)
         logger.info(
             "epoch %d done after %.0f s; unusable files so far: %d", epoch, self._seconds(), counts["bad_files"]
         )
@@ -360,16 +356,13 @@ class Runner:
                 "best": self.progress.best,
             }
             write_json(self.folder / "summary.json", summary)
-        return saved
+        return True
 
-    def _save(self, epoch: int, is_best: bool = False) -> bool:
-        """Write the checkpoint to go on from; one that cannot be written is no reason to end a run.
-
-        Returns, on every rank, whether it was written.
-        """
+    def _save(self, epoch: int, is_best: bool = False) -> None:
+        """Write the checkpoint to go on from; one that cannot be written is no reason to end a run."""
         self.saved_at = time.monotonic()
         failed = distributed.is_main() and not self._write_checkpoints(epoch, is_best)
-        return not distributed.any_rank(failed)[0]
+        self.is_saved = not distributed.any_rank(failed)[0]
 
     def _write_checkpoints(self, epoch: int, is_best: bool) -> bool:
         progress = replace(self.progress, seconds=self._seconds(), tried=self.quarantine.tried, bad=self.quarantine.bad)
@@ -386,28 +379,3 @@ class Runner:
     def _seconds(self) -> float:
         """Of training, with those before a run was taken up again."""
         return self.progress.seconds + time.monotonic() - self.started_at
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make all randomness of a step (dropout, prompts) depend on these three alone: nothing to save and restore."""
-    seed_everything(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def annotation_keys(config: DictConfig) -> tuple[str, ...]:
-    """Keys of the datasets section that a run reads."""
-    return ("test_ann_path",) if config.run.evaluate else ("train_ann_path", "valid_ann_path")
-
-
-def run_problems(config: DictConfig, made_before: Sequence[str] = ()) -> list[str]:
-    """All that keeps a run from starting. `made_before`: checkpoints that will be there when it does."""
-    folder, unread = RunFolder(config), list(made_before)
-    if folder.continues():  # then these are not read any more
-        unread += [config.model.ckpt, config.model.speech_llama_proj_model]
-    return folder.problems() + find_problems(config, annotation_keys(config), unread)

@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 
 from salmonn import distributed
 from salmonn.config import best_checkpoint
-from salmonn.preflight import refuse
-from salmonn.runner import Runner, run_problems
+from salmonn.preflight import refuse, run_problems
+from salmonn.runner import Runner
 
 logger = logging.getLogger(__name__)
 

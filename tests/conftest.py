@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from omegaconf import OmegaConf
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -69,11 +70,19 @@ def golden_sample(case: SimpleNamespace, i: int) -> dict:
 
 @pytest.fixture(scope="session")
 def mini_world(tmp_path_factory) -> Path:
-    """A small miniature world with random (not pretrained) weights: files and formats, no skill."""
-    out = tmp_path_factory.mktemp("mini") / "world"
-    command = [sys.executable, "util/make_mini_world.py", "--out", str(out), "--seed", "0"]
-    command += ["--train-clips", "120", "--test-clips", "24", "--broken", "0.1", "--pretrain-scale", "0"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    """A small miniature world with random (not pretrained) weights: files and formats, no skill.
+
+    Made once, also where several processes of pytest-xdist share the tests.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    out = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "mini" / "world"
+    out.parent.mkdir(exist_ok=True)
+    with FileLock(out.parent / ".lock"):
+        if not (out.parent / "done").exists():
+            command = [sys.executable, "util/make_mini_world.py", "--out", str(out), "--seed", "0"]
+            command += ["--train-clips", "120", "--test-clips", "24", "--broken", "0.1", "--pretrain-scale", "0"]
+            subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+            (out.parent / "done").touch()
     return out
 
 

@@ -33,7 +33,7 @@ def make_runner(plain_options, monkeypatch):
         runner = Runner(load_config("configs/mini/stage1.yaml", [*plain_options, *options]))
         runner.prepare()
         runner.model.eval()
-        monkeypatch.setattr(runner.model, "train", lambda: None)
+        monkeypatch.setattr(runner.model, "train", lambda *_: runner.model)
         return runner
 
     return make
@@ -154,6 +154,29 @@ def test_the_best_checkpoint_is_that_of_highest_accuracy(make_runner, monkeypatc
     assert checkpoint.read(runner.folder / "checkpoint_best.pth")["epoch"] == 1
     assert checkpoint.read(runner.folder / "checkpoint_last.pth")["epoch"] == 2
     assert checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]["best"]["epoch"] == 1
+
+
+def test_a_signal_in_validation_is_heard_and_the_run_goes_on_with_that_validation(make_runner, monkeypatch):
+    options = "run.iters_per_epoch=2", "run.optims.max_epoch=1", "run.batch_size_train=1"
+    runner = make_runner(*options)
+    encode = runner.model.encode_speech
+
+    def encode_then_hear_the_signal(*args):
+        if not torch.is_grad_enabled():
+            runner.stop_request.name = "SIGTERM"
+        return encode(*args)
+
+    monkeypatch.setattr(runner.model, "encode_speech", encode_then_hear_the_signal)
+    assert not runner.train()
+    runner.close()
+    progress = checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]
+    assert (progress["epoch"], progress["iteration"], progress["samples"]) == (0, 2, 2)
+    assert not (runner.folder / "checkpoint_best.pth").exists()
+    runner = make_runner(*options)
+    assert runner.train()
+    runner.close()
+    assert [(line["kind"], line["step"]) for line in log_lines(runner)] == [("train", 1), ("train", 2), ("valid", 2)]
+    assert (runner.folder / "checkpoint_best.pth").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(make_runner, monkeypatch):

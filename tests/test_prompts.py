@@ -83,6 +83,6 @@ def test_prompts_split_at_the_marker_and_need_exactly_one():
 
 
 def test_strings_and_config_need_no_torch():
-    code = "import sys, salmonn, salmonn.prompts, salmonn.config, salmonn.preflight; print('torch' in sys.modules)"
+    code = "import sys, salmonn, salmonn.prompts, salmonn.config, salmonn.slurm; print('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert output.strip() == "False"
