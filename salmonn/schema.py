@@ -91,7 +91,7 @@ class RunConfig:
     save_every_minutes: float = 30.0  # the same by the clock; 0 = not
     keep_checkpoints: int = 2  # to go on from; checkpoint_best.pth comes on top
     evaluate: bool = False  # only validate, on datasets.test_ann_path
-    log_freq: int = 5  # steps
+    log_freq: int = 5  # iterations between log lines; each waits for the end of its step
     epoch_based: bool = False  # True: an epoch is one pass over the data
     iters_per_epoch: int = 3000
     accum_grad_iters: int = 1

@@ -42,11 +42,11 @@ def start(arguments: list[str], **kwargs) -> subprocess.Popen:
     )
 
 
-def run_killed(world: Path, output: Path, kills: int, rng: random.Random) -> list[dict]:
+def run_killed(world: Path, output: Path, kills: int, rng: random.Random, *options: str) -> list[dict]:
     """Start the run and kill it `kills` times, then let it end; returns a row per start."""
     rows = []
     for number in range(kills + 1):
-        process = start(command(world, output))
+        process = start(command(world, output, 2, *options))
         moment = "ran to its end"
         if number < kills:
             moment = _wait_for_moment(output / "stage1", process, rng, during_save=number % 2 == 1)
@@ -116,10 +116,11 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
-        message = start(command(args.world, whole)).communicate()[1]
+        long_enough = f"run.optims.max_epoch={args.kills // 2 + 1}"
+        message = start(command(args.world, whole, 2, long_enough)).communicate()[1]
         if not (whole / "stage1/checkpoint_last.pth").exists():
             raise SystemExit(message)
-        for row in run_killed(args.world, killed, args.kills, random.Random(args.seed)):
+        for row in run_killed(args.world, killed, args.kills, random.Random(args.seed), long_enough):
             print(f"{row['start']:3}  {row['killed']:55}  {row['began']}", flush=True)
         same = same_state(whole, killed)
     print("final parameters and optimiser:", "the same, bit for bit" if same else "DIFFERENT")

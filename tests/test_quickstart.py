@@ -77,10 +77,10 @@ def test_report_shows_scores_samples_and_a_picture_per_stage(out: Path):
     summary = summarise(out, 42, {"stage1": 70.0, "total": 71.0})
     write_report(out, summary, check_bars(summary))
     page = (out / "report.md").read_text()
-    for expected in ("PASS  asr_wer", "| 0.120", "asr 9", "4 of the 5", "a \\| b", "valid_aac c", "curves_stage3.png"):
+    for expected in ("PASS  asr_wer", "| 0.120", "asr 9", "4 of the 5", "a \\| b", "valid_aac c"):
         assert expected in page
     for stage in STAGES:
-        assert (out / f"curves_stage{stage}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"](stage{stage}/training_curves.png)" in page
     assert json.loads((out / "summary.json").read_text()) == summary
 
 

@@ -62,7 +62,13 @@ def test_one_process_trains_validates_and_saves(one_process):
         assert 0 <= line["accuracy"] <= 1
     summary = json.loads((one_process / "summary.json").read_text())
     assert summary["steps"] == 6
-    assert list((one_process / "tensorboard").iterdir())
+    for line in valid:
+        assert line["tasks"].keys() == {"asr", "audiocaption"}
+        assert line["tasks"]["asr"].keys() == {"loss", "accuracy", "loss_shuffled", "accuracy_shuffled"}
+    events = b"".join(file.read_bytes() for file in (one_process / "tensorboard").iterdir())
+    for curve in (b"train/lr", b"train/memory_gb", b"valid/loss_shuffled", b"valid/asr/accuracy"):
+        assert curve in events
+    assert (one_process / "training_curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_checkpoints_hold_trainable_parameters_and_the_state_to_go_on(one_process):
