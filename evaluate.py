@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--mode", required=True, choices=MODES, help="what to evaluate")
     args = parser.parse_args()
     os.environ.update(slurm.environment(os.environ))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave shared cores to others
     config = load_config(args.cfg_path, args.options)
 
     from salmonn.evaluation.runner import evaluate  # torch and transformers load only now

@@ -5,7 +5,6 @@ Names are those of the published checkpoints, so `salmonn_v1.pth` loads here and
 
 import logging
 import os
-import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -40,15 +39,18 @@ def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def read(path: str | Path, kind: str = "SALMONN checkpoint", lazily: bool = False) -> dict[str, Any]:
     """Read a torch file holding a dictionary with "model". Raises UserError for anything else.
 
-    `lazily`: values come from the disk when they are looked at; names and shapes cost nothing.
+    `lazily`: values come from the disk when they are looked at; names and shapes cost nothing, and
+    damage to values is not seen.
     """
     if not Path(path).is_file():
         raise UserError(f"{kind} {path} does not exist")
     try:
-        mapped = lazily and zipfile.is_zipfile(path)  # files of torch before 1.6 are no archives
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        # the library's own text advises to load the file unsafely
+        is_archive = zipfile.is_zipfile(path)  # files of torch before 1.6 are not
+        if is_archive and not lazily and (damaged := zipfile.ZipFile(path).testzip()):
+            raise ValueError(f"checksum of {damaged}")  # the library does not look at them
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily and is_archive)
+    except Exception as error:  # damage can make the library raise anything
+        # its own text advises to load the file unsafely
         raise UserError(f"{path} is not a {kind}, or damaged ({type(error).__name__})") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f'{path} is not a {kind}: it has no "model" dictionary')

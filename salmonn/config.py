@@ -1,6 +1,7 @@
 """Read configuration files: typed, complete, with everything that is wrong told at once.
 
-A config file may start from another one (`base: base.yaml`, relative to the file itself);
+A config file may start from another one (`base: base.yaml`, relative to the file itself) or from
+several, of which the later win;
 `--options a.b=c` come last. Unknown keys and wrong types are collected and told together.
 """
 
@@ -92,6 +93,8 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
     problems += _impossible_values(config)
     if problems:
         raise UserError("\n  ".join(["the configuration is not usable:", *problems]))
+    if config.model.llm_dtype == "auto" and config.run.amp and config.run.amp_dtype == "bf16" and not _on_cpu(config):
+        config.model.llm_dtype = "bfloat16"  # float16 weights under bfloat16 autocast would mix
     if not config.run.exp_name:
         config.run.exp_name = Path(path).stem
     return config
@@ -115,6 +118,8 @@ def load_stages(path: str | Path, options: Sequence[str] = ()) -> list[DictConfi
     configs: list[DictConfig] = []
     for name in names:
         config = load_config(Path(path).parent / str(name), options)
+        if config.run.resume not in ("auto", "none"):
+            raise UserError(f"run.resume = {config.run.resume}: not for several stages at once; start one of {path}")
         if configs:
             config.model.ckpt = best_checkpoint(configs[-1].run)
         configs.append(config)
@@ -128,6 +133,10 @@ def load_stages(path: str | Path, options: Sequence[str] = ()) -> list[DictConfi
 def best_checkpoint(run: DictConfig) -> str:
     """Where a run writes the checkpoint that the next stage starts from."""
     return str(Path(run.output_dir) / run.exp_name / BEST)
+
+
+def _on_cpu(config: DictConfig) -> bool:
+    return config.run.device == "cpu"
 
 
 def model_config(values: Mapping[str, Any] | DictConfig | ModelConfig) -> DictConfig:
@@ -167,12 +176,11 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{path}: expected sections (model, datasets, run, ...) at the top level")
-    base = config.pop("base", None)
-    if base is None:
-        return config
-    if not isinstance(base, str):
-        raise UserError(f"{path}: base = {base!r}: expected the name of a config file")
-    return OmegaConf.merge(_read_yaml(path.parent / base, (*seen, path.resolve())), config)
+    base = config.pop("base", [])
+    bases = [base] if isinstance(base, str) else base
+    if not isinstance(bases, list | ListConfig) or not all(isinstance(name, str) for name in bases):
+        raise UserError(f"{path}: base = {base!r}: expected the name of a config file, or a list of names")
+    return OmegaConf.merge(*(_read_yaml(path.parent / name, (*seen, path.resolve())) for name in bases), config)
 
 
 def _unknown_keys(values: Any, schema: type, prefix: str, where: str, problems: list[str]) -> None:
@@ -267,6 +275,8 @@ def _impossible_values(config: DictConfig) -> list[str]:
         problems.append(f"run.device = {device}: choose cpu, cuda or cuda:N")
     if OmegaConf.select(config, "generate.do_sample") and config.generate.temperature <= 0:
         problems.append(f"generate.temperature = {config.generate.temperature}: sampling needs more than 0")
+    if OmegaConf.select(config, "run.amp") and (config.run.amp_dtype, config.model.llm_dtype) == ("bf16", "float16"):
+        problems.append("run.amp_dtype = bf16 does not go with model.llm_dtype = float16: make both one kind")
     model = OmegaConf.select(config, "model")
     if model is not None:
         problems += _impossible_model(model)

@@ -116,12 +116,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
-    """Wait for all ranks."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def sum_numbers(*values: float) -> list[float]:
     """Sums over all ranks of numbers that the CPU knows."""
     sums = torch.tensor(values, dtype=torch.float64)

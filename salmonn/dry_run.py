@@ -70,7 +70,7 @@ def describe(config: DictConfig, made: Sequence[str]) -> list[str]:
         f"precision   {_precision(config)}",
     ]
     if not run.evaluate:
-        world_size = int(os.environ.get("WORLD_SIZE", 1))
+        world_size = int(os.environ.get("WORLD_SIZE", 1)) if run.use_distributed else 1
         plan = make_plan(run, sizes["train_ann_path"], world_size)
         size = checkpoint_bytes(sum(counts.values())) / GB
         lines += [
@@ -82,8 +82,11 @@ def describe(config: DictConfig, made: Sequence[str]) -> list[str]:
 
 def _beginning(config: DictConfig, made: Sequence[str]) -> str:
     ckpt = config.model.ckpt
-    if RunFolder(config).continues():
-        return "goes on with the run that is there"
+    if found := RunFolder(config).checkpoint_to_resume():
+        done = found.progress
+        if done.epoch >= config.run.optims.max_epoch:
+            return f"its {done.epoch} epochs are done: nothing is left to train"
+        return f"goes on with {found.path.name}: epoch {done.epoch}, iteration {done.iteration}"
     if not ckpt:
         return "a new run, from untrained connector and LoRA"
     return f"a new run, from {ckpt}" + (", which the stage before writes" if ckpt in made else "")

@@ -13,5 +13,10 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the name, too, outlives a power cut
+        finally:
+            os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)

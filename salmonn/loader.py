@@ -1,5 +1,6 @@
 """Which rank sees which sample when: an endless, resumable stream for training, each sample once for evaluation."""
 
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -85,11 +86,18 @@ def eval_loader(dataset: SALMONNDataset, batch_size: int, num_workers: int, rank
     return _loader(dataset, num_workers, batch_sampler=batches)
 
 
+def _leave_signals_to_the_run(_worker: int) -> None:
+    """Ctrl-C and Slurm's SIGTERM reach every process; the run saves first and ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _loader(dataset: SALMONNDataset, num_workers: int, **kwargs) -> DataLoader:
     return DataLoader(
         dataset,
         num_workers=num_workers,
         collate_fn=collate,
+        worker_init_fn=_leave_signals_to_the_run,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
         prefetch_factor=PREFETCH if num_workers else None,

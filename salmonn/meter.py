@@ -25,9 +25,11 @@ class Meter:
         self._loss, self._tokens, self._samples, self._cut = 0.0, 0, 0, 0
         self._grad_norms: list[float] = []
         self._overflows, self._since = 0, time.monotonic()
+        self.n_steps = 0
 
     def add(self, step: StepResult) -> None:
         """Count a step; the norm of an overflow (fp16, the scaler skips that step) stays out of the mean."""
+        self.n_steps += 1
         self._loss += step.loss
         self._tokens += step.tokens
         self._samples += step.samples
@@ -56,8 +58,16 @@ def shown_values(values: Mapping[str, Any]) -> str:
     """What the bar shows of a reading and its learning rate."""
     return (
         f"loss {values['loss']:.3f}, lr {values['lr']:.1e}, grad norm {values['grad_norm'] or math.nan:.2f}, "
-        f"{values['samples_per_second']:.1f} samples/s, {values['memory_gb']:.1f} GB"
+        f"{values['samples_per_second']:.1f} samples/s, memory {values['memory_gb']:.1f} GB"
     )
+
+
+def shown_duration(seconds: float) -> str:
+    """Hours, minutes or seconds, whatever is fitting."""
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} s"
 
 
 def peak_memory(device: torch.device) -> int:

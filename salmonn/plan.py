@@ -33,15 +33,20 @@ class Plan:
     passes: float  # over the training data
 
     @property
+    def samples_per_iteration(self) -> int:
+        """Samples that all processes take at once."""
+        return self.batch_size * self.processes
+
+    @property
     def effective_batch(self) -> int:
         """Samples of a full step."""
         return self.batch_size * self.accumulation * self.processes
 
     def __str__(self) -> str:
+        factors = f"{self.batch_size} x accumulation {self.accumulation} x {_counted(self.processes, 'process', 'es')}"
         return (
-            f"{self.epochs} epochs of {self.steps_per_epoch} steps, effective batch {self.effective_batch} "
-            f"({self.batch_size} x accumulation {self.accumulation} x {self.processes} processes): "
-            f"{self.samples} samples, {self.passes:.2f} passes over the data"
+            f"{_counted(self.epochs, 'epoch', 's')} of {_counted(self.steps_per_epoch, 'step', 's')}, effective batch "
+            f"{self.effective_batch} ({factors}): {self.samples} samples, {self.passes:.2f} passes over the data"
         )
 
 
@@ -75,6 +80,10 @@ def shown(counts: dict[str, int]) -> str:
     """Parameter counts as a line for people."""
     parts = ", ".join(f"{part} {_millions(n)}" for part, n in counts.items())
     return f"{_millions(sum(counts.values()))} trainable parameters ({parts})"
+
+
+def _counted(n: int, name: str, plural: str) -> str:
+    return f"{n} {name}{plural if n > 1 else ''}"
 
 
 def _millions(n: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from salmonn import distributed, prompts
+from salmonn import checkpoint, distributed, prompts
 from salmonn.annotations import Annotations
 from salmonn.errors import UserError
 from salmonn.run_folder import RunFolder
@@ -41,11 +41,12 @@ def refuse(problems: Sequence[str]) -> None:
     """Raise one UserError that lists the problems, each once, if there are any."""
     if problems:
         lines = [problem.replace("\n", "\n  ") for problem in dict.fromkeys(problems)]
-        raise UserError(
-            "\n  ".join(["this run cannot start:", *lines])
-            + "\nSet paths in the config file or with --options KEY=PATH."
-            + "\nTo see everything work without downloads, run the miniature world: make quickstart"
+        remedy = (
+            "\nSet paths in the config file or with --options KEY=PATH."
+            "\nTo see everything work without downloads, run the miniature world: make quickstart"
         )
+        is_missing = any("get it: " in problem for problem in problems)
+        raise UserError("\n  ".join(["this run cannot start:", *lines]) + (remedy if is_missing else ""))
 
 
 def run_problems(config: DictConfig, made_before: Sequence[str] = ()) -> list[str]:
@@ -53,17 +54,22 @@ def run_problems(config: DictConfig, made_before: Sequence[str] = ()) -> list[st
     folder, unread = RunFolder(config), list(made_before)
     if folder.continues():  # then these are not read any more
         unread += [config.model.ckpt, config.model.speech_llama_proj_model]
-    return folder.problems() + find_problems(config, annotation_keys(config), unread)
+    return folder.problems() + find_problems(config, annotation_keys(config), unread, goes_on=folder.candidates())
 
 
 def find_problems(
-    config: DictConfig, annotations: Sequence[str], unread: Sequence[str] = (), training: bool = True
+    config: DictConfig,
+    annotations: Sequence[str],
+    unread: Sequence[str] = (),
+    training: bool = True,
+    goes_on: Sequence[Path] = (),
 ) -> list[str]:
     """All that is wrong with what the config names, before anything big is read.
 
     `annotations`: keys of the datasets section that the command reads. `unread`: checkpoints
     that the config names and that need not be there (yet, or any more). `training`: each task of the data
-    needs training prompts, and the run's folder needs room.
+    needs training prompts, and the run's folder needs room. `goes_on`: the first of these that can be read
+    has to fit the model.
     """
     missing = missing_files(config, annotations, unread)
     problems = [*missing, *_problem_of(_require_device, config)]
@@ -71,13 +77,13 @@ def find_problems(
         present = [key for key in annotations if Path(config.datasets[key]).is_file()]
         problems += _problem_of(_require_prompts, config, present)
     if not any(problem.startswith("model.") for problem in missing):
-        problems += _problem_of(_require_model, config, unread, training)
+        problems += _problem_of(_require_model, config, unread, training, goes_on)
     return problems
 
 
-def _problem_of(require: Callable[..., None], *args: object) -> list[str]:
+def _problem_of(require: Callable[..., object], *args: object, **kwargs: object) -> list[str]:
     try:
-        require(*args)
+        require(*args, **kwargs)
     except UserError as error:
         return [str(error)]
     return []
@@ -132,13 +138,15 @@ def _require_prompts(config: DictConfig, annotations: Sequence[str]) -> None:
         raise UserError("\n".join(problems))
 
 
-def _require_model(config: DictConfig, unread: Sequence[str], training: bool) -> None:
+def _require_model(config: DictConfig, unread: Sequence[str], training: bool, goes_on: Sequence[Path]) -> None:
     """Raise UserError when a part has the wrong kind, a checkpoint does not fit, or the disk is too full to save."""
     skeleton = build_skeleton(config.model)
     problems = []
     for path, partial in ((config.model.speech_llama_proj_model, True), (config.model.ckpt, False)):
         if path and path not in unread:
             problems += _problem_of(require_checkpoint_fits, skeleton, path, partial)
+    if readable := next((path for path in goes_on if not _problem_of(checkpoint.read, path, lazily=True)), None):
+        problems += _problem_of(require_checkpoint_fits, skeleton, readable)
     n_trainable = sum(p.numel() for p in skeleton.parameters() if p.requires_grad)
     if training and not config.run.evaluate:
         problems += _problem_of(_require_disk, config, checkpoint_bytes(n_trainable))

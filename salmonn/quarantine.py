@@ -24,6 +24,7 @@ class Quarantine:
         self.files: dict[str, Verdict] = {}  # over all ranks
         self._new: list[Verdict] = []
         self._new_tried, self._new_bad = 0, 0
+        self._unwritten: list[Verdict] = []
 
     def take_over(self, earlier: str | Path) -> None:
         """Start the list with that of an earlier run, so that the last list is the whole one."""
@@ -48,7 +49,7 @@ class Quarantine:
 
         Raises UserError, on every rank, when the share of bad entries is above max_bad_fraction.
         """
-        new = []
+        new, self._unwritten = self._unwritten, []
         for verdicts, tried, bad in distributed.gather_objects((self._new, self._new_tried, self._new_bad)):
             self.tried += tried
             self.bad += bad
@@ -58,12 +59,19 @@ class Quarantine:
                     new.append(verdict)
         self._new, self._new_tried, self._new_bad = [], 0, 0
         if distributed.is_main() and (new or not self.list.path.exists()):
-            with self.list.append_to() as file:
-                write_verdicts(file, new)
+            self._write(new)
         self._name(new)
         if self.tried >= MIN_TRIED and self.bad > self.max_bad_fraction * self.tried:
             raise UserError(self._too_many())
         return {"tried": self.tried, "bad": self.bad, "bad_files": len(self.files)}
+
+    def _write(self, verdicts: list[Verdict]) -> None:
+        try:
+            with self.list.append_to() as file:
+                write_verdicts(file, verdicts)
+        except OSError as error:
+            logger.warning("%s could not be written: %s; training goes on", self.list.path, error)
+            self._unwritten = verdicts
 
     def _name(self, new: list[Verdict]) -> None:
         before = len(self.files) - len(new)

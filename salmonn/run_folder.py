@@ -3,10 +3,10 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 LAST = "checkpoint_last.pth"
 _LOCK_SECONDS = 20  # for the ranks of a run that was killed to go
-_RUN_FILES = (BEST, "log.jsonl", "summary.json", "quarantine.jsonl")
+_RUN_FILES = (BEST, "log.jsonl", "summary.json", "quarantine.jsonl", "training_curves.png", "not_finite.pth")
 
 
 @dataclass
@@ -30,12 +30,22 @@ class Progress:
 
     epoch: int = 0  # that is being trained
     iteration: int = 0  # micro-batches done in it, per process
+    step: int = 0  # the same since the run began, as the log counts
     processes: int = 1  # that did it
     samples: int = 0  # taken from the stream of training data, by all processes
     best: dict[str, Any] = field(default_factory=dict)  # validation of the best epoch
+    valid: dict[str, Any] = field(default_factory=dict)  # the newest validation
     seconds: float = 0.0  # of training
     tried: int = 0  # entries
     bad: int = 0  # of them
+
+
+class Resumed(NamedTuple):
+    """Where a run goes on."""
+
+    progress: Progress
+    path: Path  # of the checkpoint
+    changes: list[str]  # of the configuration since: `key: before -> now`
 
 
 class RunFolder:
@@ -56,11 +66,19 @@ class RunFolder:
         if run.evaluate:
             return []
         problems = []
-        if run.resume == "none" and not run.overwrite and self.kept() and not _is_restart():
+        best = self.path / BEST
+        if run.resume == "none" and not run.overwrite and (self.kept() or best.exists()) and not _is_restart():
             problems.append(
                 f"{self.path} already holds a run; go on with it (run.resume=auto), choose another run.exp_name, "
                 f"or replace it with --options run.overwrite=True"
             )
+        elif best.exists() and not run.overwrite and not self.continues():
+            problems.append(
+                f"{self.path} holds {BEST} but no checkpoint to go on from ({LAST}); choose another run.exp_name, "
+                f"or replace it with --options run.overwrite=True"
+            )
+        if run.resume not in ("auto", "none") and not Path(run.resume).is_file():
+            problems.append(f"run.resume = {run.resume}: choose auto, none, or a checkpoint that exists")
         if ckpt and Path(ckpt).resolve().parent == self.path.resolve():
             problems.append(
                 f"model.ckpt = {ckpt} lies in the folder that this run writes to; choose another run.exp_name "
@@ -103,41 +121,54 @@ class RunFolder:
     def continues(self) -> bool:
         """Whether this run goes on from a checkpoint, as far as can be said without reading it."""
         run = self.config.run
-        if run.evaluate or ((run.overwrite or run.resume == "none") and not _is_restart()):
-            return False
-        return run.resume not in ("auto", "none") or bool(self.kept())
+        if run.evaluate or run.resume not in ("auto", "none"):
+            return not run.evaluate
+        return bool(self.kept()) and (_is_restart() or not (run.overwrite or run.resume == "none"))
 
-    def checkpoint_to_resume(self) -> tuple[Progress, Path] | None:
+    def checkpoint_to_resume(self) -> Resumed | None:
         """Where to go on: at the newest usable checkpoint of this folder, or the one of `run.resume`; None: nowhere.
 
-        After a restart by torchrun what the same command has saved comes first, whatever it said
-        about a run that was there before. Raises UserError where there are checkpoints and none can
-        be read: a run of days is not started anew by accident.
+        With `run.resume` PATH, and after a restart by torchrun or Slurm, what the same command has saved
+        comes first, whatever it says about a run that was there before. Raises UserError where there
+        are checkpoints and none can be read: a run of days is not started anew by accident.
         """
         run = self.config.run
         if not self.continues():
             return None
-        if _is_restart() and (own := self._newest(self._is_own)):
+        named = run.resume not in ("auto", "none")
+        if (named or _is_restart()) and (own := self._newest(self._is_own)):
             return own
-        if run.overwrite or run.resume == "none":
+        if (run.overwrite and not named) or run.resume == "none":
             return None
-        if run.resume != "auto":
-            return self._keep_state(Path(run.resume), _read_state(Path(run.resume)))
+        if named:
+            path = Path(run.resume)
+            if self.kept() and not run.overwrite and path.resolve().parent != self.path.resolve():
+                raise UserError(
+                    f"{self.path} already holds another run than run.resume = {path}; choose another run.exp_name, "
+                    f"or replace it with --options run.overwrite=True"
+                )
+            return self._keep_state(path, _read_state(path))
         kept = self.kept()
         found = self._newest()
         if kept and not found:
             raise UserError(
                 f"none of the checkpoints in {self.path} can be read ({', '.join(path.name for path in kept)}); "
-                f"run.overwrite=True starts anew, run.resume=PATH goes on from another one"
+                f"run.resume=PATH goes on from another one ({BEST} of this folder, for one), run.overwrite=True starts "
+                f"anew"
             )
         return found
 
-    def _newest(self, accepted: Callable[[dict[str, Any]], bool] = lambda _: True) -> tuple[Progress, Path] | None:
+    def candidates(self) -> list[Path]:
+        """Files that this run may go on from, the most likely first; not all of them may be readable."""
+        named = self.config.run.resume not in ("auto", "none")
+        return [*self.kept(), *([Path(self.config.run.resume)] if named else [])] if self.continues() else []
+
+    def _newest(self, accepted: Callable[[dict[str, Any]], bool] = lambda _: True) -> Resumed | None:
         for path in self.kept():
             try:
                 state = _read_state(path)
             except UserError as error:
-                logger.warning("%s; trying the checkpoint before it", error)
+                logger.warning("%s", error)
                 continue
             if accepted(state):
                 return self._keep_state(path, state)
@@ -146,9 +177,10 @@ class RunFolder:
     def _is_own(self, state: dict[str, Any]) -> bool:
         return state["config"] == OmegaConf.to_container(self.config)
 
-    def _keep_state(self, path: Path, state: dict[str, Any]) -> tuple[Progress, Path]:
+    def _keep_state(self, path: Path, state: dict[str, Any]) -> Resumed:
         self._state_read = state
-        return Progress(**state["progress"]), path
+        changes = changed_keys(state["config"], OmegaConf.to_container(self.config))
+        return Resumed(Progress(**state["progress"]), path, changes)
 
     def take_state(self, path: Path) -> dict[str, Any]:
         """What the checkpoint holds; not read again where it was already."""
@@ -172,7 +204,7 @@ class RunFolder:
         with replacing(self.path / LAST) as temporary:
             checkpoint.write(temporary, model, **self._state(progress, state))
             kept = self.kept()
-            for path in kept[self.keep - 1 :]:
+            for path in kept[max(self.keep - 1, 1) :]:  # the newest gives way to the new one by name only
                 path.unlink()
             for i, path in reversed(list(enumerate(kept[: self.keep - 1]))):
                 path.replace(self.path / f"checkpoint_last-{i + 1}.pth")
@@ -190,8 +222,9 @@ class RunFolder:
 
 
 def _is_restart() -> bool:
-    """Whether torchrun (--max-restarts) has started this command before."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    """Whether torchrun (--max-restarts) or Slurm (requeue) has started this command before."""
+    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return any(int(count) > 0 for count in counts)
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -199,7 +232,24 @@ def _read_state(path: Path) -> dict[str, Any]:
     state = checkpoint.read(path)
     if missing := {"optimizer", "scaler", "config", "progress"} - state.keys():
         raise UserError(f"{path} holds parameters but no run to go on with (no {', '.join(sorted(missing))})")
+    try:
+        Progress(**state["progress"])
+    except TypeError as error:
+        raise UserError(f"{path} was written by another version of this code ({error})") from error
     return state
+
+
+# What may differ in a run that is done without making it another run.
+_NOT_OF_THE_RESULT = (
+    "run.num_workers", "run.log_freq", "run.save_every", "run.keep_checkpoints", "run.timeout_minutes", "run.device",
+    "run.batch_size_eval", "run.resume", "run.overwrite", "run.world_size", "run.dist_url", "generate.", "evaluate.",
+    "model.token", "model.device_8bit",
+)  # fmt: skip
+
+
+def changes_of_the_result(changes: Sequence[str]) -> list[str]:
+    """The changes that would have given another model."""
+    return [change for change in changes if not change.startswith(_NOT_OF_THE_RESULT)]
 
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -1,7 +1,9 @@
 """What a run writes down: log lines as JSON and TensorBoard curves."""
 
+import contextlib
 import json
 import logging
+import math
 import os
 import warnings
 from pathlib import Path
@@ -37,7 +39,8 @@ class RunLog:
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         self.folder = folder
-        self._tensorboard = None
+        self._lines = self._tensorboard = None
+        self._told: set[str] = set()
         if distributed.is_main():
             from tensorboardX import SummaryWriter
 
@@ -48,30 +51,55 @@ class RunLog:
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Add a line `{"kind", "step", **values}`, and a curve `kind/name` per number, `kind/task/name` per task."""
-        if self._tensorboard is None:
+        if self._lines is None:
             return
-        self._lines.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._lines.flush()
+        try:
+            self._lines.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            self._warn_once(f"a line of {self.folder / 'log.jsonl'} could not be written: {error}")
+        self._draw(kind, step, values)
+
+    def _draw(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        # the library's thread dies of a full disk, and its queue then blocks whoever adds to it
+        if not self._tensorboard.file_writer.event_writer._worker.is_alive():
+            self._warn_once("TensorBoard's curves stop here: its files cannot be written (disk full?)")
+            return
         of_tasks = {f"{task}/{name}": v for task, of in values.get("tasks", {}).items() for name, v in of.items()}
         for name, value in {**values, **of_tasks}.items():
             if isinstance(value, int | float):
                 self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
+    def _warn_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            logger.warning("%s; training goes on", message)
+
     def close(self) -> None:
         """Flush and close the files."""
-        if self._tensorboard is not None:
+        if self._lines is None:
+            return
+        with contextlib.suppress(OSError):  # told when the line was written
             self._lines.close()
+        if self._tensorboard.file_writer.event_writer._worker.is_alive():
             self._tensorboard.close()
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Drop the lines about later steps, and one that was being written when its process was killed."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
+    """Drop the lines about later steps, and those that a kill or a full disk has cut."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     with replacing(path) as temporary:
-        temporary.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
+        temporary.write_bytes(b"".join(line for line in lines if _step_of(line) <= step))
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file for people to read."""
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

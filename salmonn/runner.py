@@ -5,7 +5,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,13 +17,13 @@ from salmonn import checkpoint, distributed
 from salmonn.dataset import SALMONNDataset
 from salmonn.errors import UserError
 from salmonn.loader import eval_loader, train_loader
-from salmonn.meter import Meter, shown_values
+from salmonn.meter import Meter, shown_duration, shown_values
 from salmonn.model import SALMONN
 from salmonn.optim import learning_rate
 from salmonn.plan import make_plan, shown, trainable_parameters
 from salmonn.preflight import refuse, run_problems
 from salmonn.quarantine import Quarantine
-from salmonn.run_folder import Progress, RunFolder, changed_keys
+from salmonn.run_folder import Progress, Resumed, RunFolder, changes_of_the_result
 from salmonn.run_log import RunLog, setup_logging, write_json
 from salmonn.seeding import seed_everything, seed_step
 from salmonn.stop_request import StopRequest
@@ -51,8 +51,8 @@ class Runner:
         self.device = distributed.init(config)
         self.run_folder.claim()
         found = self.run_folder.checkpoint_to_resume() if distributed.is_main() else None
-        new_run = Progress(processes=distributed.world_size()), None
-        self.progress, self.resume_from = distributed.from_main(found) or new_run
+        new_run = Resumed(Progress(processes=distributed.world_size()), None, [])
+        self.progress, self.resume_from, self.changes = distributed.from_main(found) or new_run
         self.quarantine = Quarantine(self.folder, config.datasets.max_bad_fraction)
         self.stop_request = StopRequest()
         self.ddp_model: torch.nn.Module | None = None
@@ -69,7 +69,13 @@ class Runner:
                 self.prepare()
                 if not self.train():
                     return False
+            elif changes := changes_of_the_result(self.changes):
+                raise UserError(
+                    "\n  ".join([f"{self.folder} holds a run that is done, with another configuration:", *changes])
+                    + "\nNothing was trained: choose another run.exp_name, or replace it with run.overwrite=True"
+                )
             logger.info("all %d epochs are done: %s", self.progress.epoch, self.folder)
+            self._draw_curves()
             return True
         finally:
             self.close()
@@ -93,9 +99,9 @@ class Runner:
                 f"all epochs are done, but their result could not be written to {self.folder} (see above); "
                 f"make room, and the same command goes on from the last checkpoint"
             )
-        if distributed.is_main():
-            plot_curves(read_log(self.folder / "log.jsonl"), self.folder / "training_curves.png", str(self.folder))
-        return True
+        if stopped := self._is_stopped():  # while the last checkpoint was written
+            self._tell_stop()
+        return not stopped
 
     def train_epoch(self, epoch: int) -> bool:
         """What is left of an inner epoch: an optimiser step after each group of micro-batches.
@@ -112,6 +118,12 @@ class Runner:
         meter, due = Meter(self.device), False
         for i in progress_bar:
             lr = learning_rate(self.run_config.optims, n_iters, epoch, i)
+            if self._is_stopped():  # each micro-batch asks: torchrun and Slurm wait for 30 s only
+                self.step.abandon()
+                if meter.n_steps:  # the same on every rank
+                    self._report(progress_bar, {"epoch": epoch, "lr": lr, **meter.read(), **self.quarantine.sync()})
+                self._stop(epoch)
+                return False
             self.step.set_learning_rate(lr)
             samples = self._next_samples()
             seed_step(self.run_config.seed, epoch * n_iters + i, distributed.rank())
@@ -130,9 +142,8 @@ class Runner:
             if due:
                 due = False
                 values = {"epoch": epoch, "lr": lr, **meter.read(), **self.quarantine.sync()}
-                self._report(progress_bar, epoch * n_iters + i + 1, values)
-            if self._save_or_stop(epoch, i + 1):
-                return False
+                self._report(progress_bar, values)
+            self._save_if_due(epoch)
         return True
 
     def validate(self, dataset: SALMONNDataset, epoch: int, step: int) -> dict[str, Any] | None:
@@ -164,6 +175,14 @@ class Runner:
     def autocast(self) -> torch.autocast:
         """Mixed precision as configured."""
         return distributed.autocast(self.run_config, self.device)
+
+    def _draw_curves(self) -> None:
+        log, picture = self.folder / "log.jsonl", self.folder / "training_curves.png"
+        if distributed.is_main() and log.exists():
+            try:
+                plot_curves(read_log(log), picture, str(self.folder))
+            except (OSError, UserError) as error:  # a full disk, and what it left of the log
+                logger.warning("%s could not be drawn: %s", picture, error)
 
     # ---- set-up
 
@@ -200,6 +219,19 @@ class Runner:
         )  # fmt: skip
         logger.info("   %s", shown(trainable_parameters(self.model)))
         logger.info("   %s", self.plan)
+        if self.config.model.lora_scaling is not None:
+            logger.warning(
+                "training with model.lora_scaling = %g; checkpoints do not remember it", self.config.model.lora_scaling
+            )
+        if self.plan.iters_per_epoch < run.optims.warmup_steps:
+            logger.warning(
+                "run.optims.warmup_steps = %d is longer than an epoch of %d iterations: the ramp begins anew in each, "
+                "as in the published code",
+                run.optims.warmup_steps,
+                self.plan.iters_per_epoch,
+            )
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     def _load(self) -> None:
         """Data and model. The data first: what is wrong with it is known before any weight is read."""
@@ -222,24 +254,29 @@ class Runner:
         except ValueError as error:
             raise UserError(f"{path}: its optimiser does not fit this configuration ({error})") from error
         self.quarantine.go_on(self.progress.tried, self.progress.bad)
-        self._take_place(state["config"]["run"]["batch_size_train"])
+        self._take_place(state["config"]["run"])
         logger.info(
             "going on with %s: epoch %d, iteration %d, %d samples seen",
             path, self.progress.epoch, self.progress.iteration, self.progress.samples,
         )  # fmt: skip
-        for change in changed_keys(state["config"], OmegaConf.to_container(self.config)):
+        for change in self.changes:
             logger.warning("   the configuration has changed: %s", change)
 
-    def _take_place(self, batch_size_before: int) -> None:
+    def _take_place(self, run_before: Mapping[str, Any]) -> None:
         """On another number of processes the samples go on where they were; so does an epoch that is a pass."""
-        before, now = self.progress.processes, distributed.world_size()
-        if before != now:
-            logger.warning("number of processes: %d instead of %d; the samples go on where they were", now, before)
-        if self.run_config.epoch_based:
-            samples = self.progress.iteration * batch_size_before * before
-            iteration = samples // (self.run_config.batch_size_train * now)
-            self.progress.iteration = iteration - iteration % self.run_config.accum_grad_iters
-        self.progress.processes = now
+        progress, run, now = self.progress, self.run_config, distributed.world_size()
+        if progress.processes != now:
+            logger.warning(
+                "number of processes: %d instead of %d; the samples go on where they were, in another effective batch",
+                now,
+                progress.processes,
+            )
+        samples_before, samples_now = run_before["batch_size_train"] * progress.processes, run.batch_size_train * now
+        if run.epoch_based and samples_before != samples_now:
+            progress.iteration = progress.iteration * samples_before // samples_now
+        if samples_before != samples_now or run_before["accum_grad_iters"] != run.accum_grad_iters:
+            progress.iteration -= progress.iteration % run.accum_grad_iters  # a step begins with its first micro-batch
+        progress.processes = now
 
     def _open_log(self) -> None:
         """Start writing; only now, when all is well, does an earlier run in the folder give way."""
@@ -249,14 +286,13 @@ class Runner:
             OmegaConf.save(self.config, self.folder / "config.yaml")
             if self.config.datasets.quarantine and not self.resume_from:
                 self.quarantine.take_over(self.config.datasets.quarantine)
-        self.log = RunLog(self.folder, self._iterations() if self.resume_from else 0)
+        self.log = RunLog(self.folder, self.progress.step)
 
     # ---- parts of a step
 
     def _next_samples(self) -> dict[str, Any]:
         samples = next(self.batches)
         self.quarantine.add(samples)
-        self.progress.samples += self.run_config.batch_size_train * distributed.world_size()
         if not samples["text"]:
             last = samples["broken"][-1]
             raise UserError(
@@ -273,101 +309,102 @@ class Runner:
     def _finish_step(self, epoch: int, i: int, group_size: int) -> StepResult:
         """Raises RuntimeError, after saving what led to it, when loss or gradients are not finite."""
         try:
-            return self.step.finish(group_size)
+            result = self.step.finish(group_size)
         except NotFiniteError as error:
-            rank = distributed.rank()
-            path = self.folder / f"not_finite_rank{rank}.pth"
-            checkpoint.save(path, self.model, problem=str(error), epoch=epoch, iteration=i, samples=error.samples)
-            raise RuntimeError(
-                f"{error} on rank {rank}, epoch {epoch}, iteration {i}, samples {error.samples}; "
-                f"the parameters that gave it are in {path}"
-            ) from error
+            place = {"epoch": epoch, "iteration": i, "samples": error.samples}
+            path, kept = self.folder / "not_finite.pth", ""
+            if distributed.is_main():
+                try:
+                    checkpoint.save(path, self.model, problem=str(error), **place, **self.step.state_dict())
+                    kept = f"; the parameters and the optimiser that gave it are in {path}"
+                except OSError as full:
+                    kept = f"; what gave it could not be saved: {full}"
+            raise RuntimeError(f"{error}, epoch {epoch}, iteration {i}, samples {error.samples}{kept}") from error
+        self.progress.iteration = i + 1
+        self.progress.step += group_size
+        self.progress.samples += group_size * self.run_config.batch_size_train * distributed.world_size()
+        return result
 
-    def _report(self, progress_bar: tqdm, step: int, values: dict[str, Any]) -> None:
+    def _report(self, progress_bar: tqdm, values: dict[str, Any]) -> None:
         """Write down and show what the last steps gave; once the speed is known, tell the hours that are left."""
         speed = values["samples_per_second"]
-        hours = (self.plan.samples - self.progress.samples) / speed / 3600
-        self.log.write("train", step, **values)
-        progress_bar.set_postfix_str(f"{shown_values(values)}, {hours:.1f} h left")
+        iterations_left = (self.plan.epochs - self.progress.epoch) * self.plan.iters_per_epoch - self.progress.iteration
+        seconds = iterations_left * self.plan.samples_per_iteration / speed
+        self.log.write("train", self.progress.step, **values, hours_left=seconds / 3600)
+        progress_bar.set_postfix_str(f"{shown_values(values)}, {shown_duration(seconds)} left")
         measured = (self.progress.samples - self.first_sample) / self.plan.effective_batch
         if not self.told_hours and measured >= MEASURED_STEPS:
             self.told_hours = True
-            logger.info("%.1f samples/s: what is left of this run takes about %.1f hours", speed, hours)
+            logger.info("%.1f samples/s: what is left of this run takes about %s", speed, shown_duration(seconds))
 
     # ---- results
 
-    def _save_or_stop(self, epoch: int, iteration: int) -> bool:
-        """After an optimiser step: save when it is due on this or another rank; whether the run is to end."""
-        self.progress.iteration = iteration
+    def _save_if_due(self, epoch: int) -> None:
+        """Save by steps, by the clock of any rank, and before validation."""
         every, minutes = self.run_config.save_every_steps, self.run_config.save_every_minutes
-        steps_done = math.ceil(iteration / self.run_config.accum_grad_iters)
+        steps_done = math.ceil(self.progress.iteration / self.run_config.accum_grad_iters)
+        is_end = self.progress.iteration == self.plan.iters_per_epoch
         by_steps = bool(every) and steps_done % every == 0
         by_clock = bool(minutes) and time.monotonic() - self.saved_at > 60 * minutes
-        stop, due = distributed.any_rank(bool(self.stop_request.name), by_steps or by_clock)
-        if stop:
-            self._stop(epoch)
-        elif due and iteration < self.plan.iters_per_epoch:  # the epoch's end saves by itself
+        if distributed.any_rank(is_end or by_steps or by_clock)[0]:
             self.quarantine.sync()
             self._save(epoch)
-        return stop
 
     def _is_stopped(self) -> bool:
         return distributed.any_rank(bool(self.stop_request.name))[0]
 
     def _stop(self, epoch: int) -> None:
-        """Save, because a signal ends the run."""
+        """Save, because a signal ends the run. Raises UserError when that cannot be done."""
         self.quarantine.sync()
         self._save(epoch)
-        reason = self.stop_request.name or "a signal to another rank"
-        done = self._iterations()
-        logger.warning("stopped by %s after step %d; the same command goes on from there", reason, done)
+        if not self.is_saved:
+            raise UserError(
+                f"stopped by a signal, but nothing could be written to {self.folder} (see above); make room, and the "
+                f"same command goes on from the last checkpoint"
+            )
+        self._tell_stop()
 
-    def _iterations(self) -> int:
-        """Iterations done since the run began."""
-        return self.progress.epoch * self.plan.iters_per_epoch + self.progress.iteration
+    def _tell_stop(self) -> None:
+        reason = self.stop_request.name or "a signal to another rank"
+        logger.warning("stopped by %s after step %d; the same command goes on from there", reason, self.progress.step)
 
     def _finish_epoch(self, epoch: int) -> bool:
         """Validate, and save; the best checkpoint is the one of highest token accuracy.
 
         Returns False when a signal interrupted it: then the run goes on with this validation.
         """
-        step = (epoch + 1) * self.plan.iters_per_epoch
-        result = self.validate(self.datasets["valid_ann_path"], epoch, step)
+        result = self.validate(self.datasets["valid_ann_path"], epoch, self.progress.step)
         counts = self.quarantine.sync()
         if result is None:
             self._stop(epoch)
             return False
-        is_best = not self.progress.best or result["accuracy"] > self.progress.best["accuracy"]
+        best_before = self.progress.best
+        is_best = not best_before or result["accuracy"] > best_before["accuracy"]
+        self.progress.valid = {"epoch": epoch, **result}
         if is_best:
-            self.progress.best = {"epoch": epoch, **result}
+            self.progress.best = self.progress.valid
         self.progress.epoch, self.progress.iteration = epoch + 1, 0
         self._save(epoch, is_best)
+        if not self.is_saved:
+            self.progress.best = best_before
+        seconds = self._seconds()
         logger.info(
-            "epoch %d done after %.0f s; unusable files so far: %d", epoch, self._seconds(), counts["bad_files"]
+            "epoch %d done, %.0f s since the run began; unusable files so far: %d", epoch, seconds, counts["bad_files"]
         )
-        if distributed.is_main():
-            summary = {
-                "steps": step,
-                "seconds": round(self._seconds(), 1),
-                "trainable_parameters": sum(trainable_parameters(self.model).values()),
-                **counts,
-                "valid_loss": result["loss"],
-                "valid_loss_shuffled": result["loss_shuffled"],
-                "best": self.progress.best,
-            }
-            write_json(self.folder / "summary.json", summary)
         return True
 
     def _save(self, epoch: int, is_best: bool = False) -> None:
         """Write the checkpoint to go on from; one that cannot be written is no reason to end a run."""
         self.saved_at = time.monotonic()
-        failed = distributed.is_main() and not self._write_checkpoints(epoch, is_best)
+        failed = distributed.is_main() and not self._write_files(epoch, is_best)
         self.is_saved = not distributed.any_rank(failed)[0]
 
-    def _write_checkpoints(self, epoch: int, is_best: bool) -> bool:
+    def _write_files(self, epoch: int, is_best: bool) -> bool:
         progress = replace(self.progress, seconds=self._seconds(), tried=self.quarantine.tried, bad=self.quarantine.bad)
-        state = {**self.step.state_dict(), "epoch": epoch, "step": self._iterations()}
+        state = {**self.step.state_dict(), "epoch": epoch, "step": progress.step}
         try:
+            if progress.valid:
+                write_json(self.folder / "summary.json", self._summary(progress))
             if is_best:  # first: killed in between, the epoch is validated again
                 self.run_folder.save_best(self.model, progress, **state)
             self.run_folder.save(self.model, progress, **state)
@@ -375,6 +412,19 @@ class Runner:
             logger.error("NO CHECKPOINT WAS WRITTEN: %s. The one before it is kept; training goes on.", error)
             return False
         return True
+
+    def _summary(self, progress: Progress) -> dict[str, Any]:
+        return {
+            "steps": progress.step,
+            "seconds": round(progress.seconds, 1),
+            "trainable_parameters": sum(trainable_parameters(self.model).values()),
+            "tried": progress.tried,
+            "bad": progress.bad,
+            "bad_files": len(self.quarantine.files),
+            "valid_loss": progress.valid["loss"],
+            "valid_loss_shuffled": progress.valid["loss_shuffled"],
+            "best": progress.best,
+        }
 
     def _seconds(self) -> float:
         """Of training, with those before a run was taken up again."""

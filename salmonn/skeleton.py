@@ -44,7 +44,7 @@ def build_skeleton(model: DictConfig) -> SALMONN:
         return SALMONN(model, **parts)
 
 
-def require_checkpoint_fits(skeleton: SALMONN, path: str, partial: bool = False) -> None:
+def require_checkpoint_fits(skeleton: SALMONN, path: str | Path, partial: bool = False) -> None:
     """Raise UserError unless the checkpoint's names and shapes are those of the model."""
     checkpoint.require_fit(skeleton, checkpoint.read(path, lazily=True)["model"], path, partial)
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from salmonn import distributed
 from salmonn.config import best_checkpoint
 from salmonn.preflight import refuse, run_problems
+from salmonn.run_log import setup_logging
 from salmonn.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ def run_stages(configs: Sequence[DictConfig]) -> None:
     What is wrong with a later stage is told before the first one begins. A stage without
     `run.use_distributed` is trained by the first process alone, the others end.
     """
+    setup_logging()
     if len(configs) > 1 and distributed.is_local_main():
         require_all_ready(configs)
     try:

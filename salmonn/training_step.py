@@ -22,6 +22,9 @@ class NotFiniteError(RuntimeError):
         self.samples = list(samples)
 
 
+MAX_OVERFLOWS = 50  # steps in a row; by then the loss scale is 2**-34 and below
+
+
 class StepResult(NamedTuple):
     """What a step has to tell, of this rank alone except for the norm."""
 
@@ -45,6 +48,12 @@ class TrainingStep:
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(model, run.optims)
         self.scaler = torch.amp.GradScaler(device.type, enabled=run.amp and run.amp_dtype == "fp16")
+        self._overflows = 0  # in a row
+        self._forget()
+
+    def abandon(self) -> None:
+        """Drop what the micro-batches of an unfinished step have added."""
+        self.optimizer.zero_grad(set_to_none=True)
         self._forget()
 
     def _forget(self) -> None:
@@ -69,21 +78,23 @@ class TrainingStep:
         self._samples.append(samples)
 
     def finish(self, group_size: int) -> StepResult:
-        """Average, clip, step. Raises NotFiniteError before anything has moved.
+        """Average, clip, step. Raises NotFiniteError, on every rank, before anything has moved.
 
-        An infinite gradient is an error where no loss scaler is there to leave the step out.
+        An infinite gradient is an error where no loss scaler is there to leave the step out, or where
+        it leaves out one after the other.
         """
         rows = torch.stack(self._counts).tolist()  # the first look at the device since the last step
-        for (loss, *_), samples in zip(rows, self._samples, strict=True):
-            if not math.isfinite(loss):
-                raise NotFiniteError(f"loss is {loss}", samples)
+        tokens = self._require_finite_losses([loss for loss, *_ in rows], sum(total for _, total, _ in rows))
         self.scaler.unscale_(self.optimizer)
         if self.run.loss_average == "token":
-            self._average_over_tokens(sum(total for _, total, _ in rows), group_size)
+            self._average_over_tokens(tokens, group_size)
         limit = self.run.optims.grad_clip_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.trainable, limit).item()
-        if not (math.isfinite(norm) or self.scaler.is_enabled()):
-            raise NotFiniteError(f"the gradients' norm is {norm}", [name for names in self._samples for name in names])
+        self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
+        if self._overflows > (MAX_OVERFLOWS if self.scaler.is_enabled() else 0):
+            everywhere = distributed.gather_objects([name for names in self._samples for name in names])
+            often = f" for {self._overflows} steps" if self._overflows > 1 else ""
+            raise NotFiniteError(f"the gradients' norm is {norm}{often}", everywhere)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -97,8 +108,18 @@ class TrainingStep:
         self._forget()
         return result
 
+    def _require_finite_losses(self, losses: Sequence[float], tokens: float) -> float:
+        """The target tokens of all ranks; raises, on all ranks, what names the one with a loss that is not finite."""
+        bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+        tokens, n_bad = distributed.sum_numbers(tokens, len(bad))
+        if n_bad:
+            culprits = distributed.gather_objects([(losses[i], list(self._samples[i])) for i in bad])
+            rank = next(rank for rank, found in enumerate(culprits) if found)
+            loss, samples = culprits[rank][0]
+            raise NotFiniteError(f"loss is {loss} on rank {rank}", samples)
+        return tokens
+
     def _average_over_tokens(self, tokens: float, group_size: int) -> None:
-        (tokens,) = distributed.sum_numbers(tokens)
         factor = self._nominal_tokens(group_size) * distributed.world_size() / tokens  # DDP averaged over the ranks
         gradients = [p.grad for p in self.trainable if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
@@ -113,4 +134,5 @@ class TrainingStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state; rates and decay stay as configured now. Raises ValueError if it does not fit."""
         restore_optimizer(self.optimizer, state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if self.scaler.is_enabled() and state["scaler"]:  # the run may have had another precision
+            self.scaler.load_state_dict(state["scaler"])

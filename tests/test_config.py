@@ -155,3 +155,23 @@ def test_every_key_has_a_place():
     keys = known_keys()
     assert {"model.window_level_Qformer", "datasets.prefix", "run.optims.beta2", "generate.length_penalty"} <= set(keys)
     assert len(keys) == len(set(keys))
+
+
+def test_a_later_base_wins_over_an_earlier_one(tmp_path):
+    (tmp_path / "a.yaml").write_text("run: {seed: 1, log_freq: 7}\nmodel: {lora_rank: 4}")
+    (tmp_path / "b.yaml").write_text("run: {seed: 2}")
+    (tmp_path / "c.yaml").write_text("base: [a.yaml, b.yaml]\nmodel: {lora_rank: 16}")
+    config = load_config(tmp_path / "c.yaml")
+    assert (config.run.seed, config.run.log_freq, config.model.lora_rank) == (2, 7, 16)
+    (tmp_path / "d.yaml").write_text("base: [a.yaml, 3]")
+    with pytest.raises(UserError, match="expected the name of a config file, or a list of names"):
+        load_config(tmp_path / "d.yaml")
+
+
+def test_the_llm_takes_the_kind_of_mixed_precision(tmp_path):
+    (tmp_path / "a.yaml").write_text("run: {amp_dtype: bf16}")
+    assert load_config(tmp_path / "a.yaml").model.llm_dtype == "bfloat16"
+    assert load_config(tmp_path / "a.yaml", ["run.device=cpu"]).model.llm_dtype == "auto"
+    assert load_config(tmp_path / "a.yaml", ["run.amp_dtype=fp16"]).model.llm_dtype == "auto"
+    with pytest.raises(UserError, match="bf16 does not go with"):
+        load_config(tmp_path / "a.yaml", ["model.llm_dtype=float16"])

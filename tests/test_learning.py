@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from conftest import ROOT, mini_options, run_command
-from salmonn import checkpoint
+from salmonn import checkpoint, training_step
 from salmonn.config import load_config
+from salmonn.errors import UserError
 from salmonn.runner import Runner
 from salmonn.validation import report_listening, swap_partners, validate
 
 # No dropout and one prompt per task: what is left is determined by the samples alone.
 PLAIN = ["model.lora_dropout=0", "run.log_freq=1", "run.optims.max_epoch=1", "run.optims.warmup_steps=0"]
+PLAIN += ["run.optims.grad_clip_norm=0"]  # clipping would hide a wrong scale
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def make_runner(plain_options, monkeypatch):
     monkeypatch.chdir(ROOT)
 
     def make(*options: str) -> Runner:
-        runner = Runner(load_config("configs/mini/stage1.yaml", [*plain_options, *options]))
+        runner = Runner(load_config("configs/mini/stage1.yaml", ["run.overwrite=True", *plain_options, *options]))
         runner.prepare()
         runner.model.eval()
         monkeypatch.setattr(runner.model, "train", lambda *_: runner.model)
@@ -83,6 +85,80 @@ def test_a_batch_gives_the_same_gradient_however_it_is_cut(plain_options, tmp_pa
         gradients.append(torch.cat([values["exp_avg"].flatten() for values in state.values()]).double())
     for other in gradients[1:]:
         assert (other - gradients[0]).norm() < 1e-6 * gradients[0].norm()
+
+
+COUNTED_ALL_REDUCES = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from salmonn import distributed
+from salmonn.config import load_config
+from salmonn.runner import Runner
+runner = Runner(load_config("configs/mini/stage1.yaml", sys.argv[1:]))
+runner.prepare()
+reduced = []
+
+def counted(group, bucket):
+    reduced.append(bucket.index())
+    return allreduce_hook(group, bucket)
+
+runner.ddp_model.register_comm_hook(dist.group.WORLD, counted)
+runner.train()
+runner.close()
+Path(runner.folder, f"reduced{distributed.rank()}").write_text(str(reduced.count(0)))
+distributed.shutdown()
+"""
+
+
+def test_gradients_are_exchanged_once_per_step_and_not_per_micro_batch(plain_options, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{COUNTED_ALL_REDUCES}")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    options = ["run.accum_grad_iters=4", "run.iters_per_epoch=6", "run.batch_size_train=1"]
+    options += ["model.gradient_checkpointing=True", "model.llm_quantization=8bit"]
+    result = run_command(*launcher, str(script), *plain_options, *options)
+    assert result.returncode == 0, result.stderr
+    assert [(tmp_path / f"stage1/reduced{rank}").read_text() for rank in (0, 1)] == ["2", "2"]  # groups of 4 and 2
+
+
+NAN_ON_RANK_1 = """
+import sys
+from salmonn import distributed
+from salmonn.config import load_config
+from salmonn.errors import run_cli
+from salmonn.runner import Runner
+
+def main():
+    runner = Runner(load_config("configs/mini/stage1.yaml", sys.argv[1:]))
+    runner.prepare()
+    if distributed.rank() == 1:
+        scale = float("nan")
+        forward = runner.model.forward
+        runner.model.forward = lambda *a, **k: {n: v * scale if n == "loss" else v for n, v in forward(*a, **k).items()}
+        print("SAMPLES OF RANK 1:", end=" ")
+        next_samples = runner._next_samples
+        def told():
+            samples = next_samples()
+            print(samples["id"], flush=True)
+            return samples
+        runner._next_samples = told
+    runner.train()
+
+run_cli(main)
+"""
+
+
+@pytest.mark.parametrize("average", ["token", "batch"])
+def test_a_loss_that_is_not_finite_names_its_rank_and_samples(plain_options, tmp_path, average):
+    script = tmp_path / "run.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{NAN_ON_RANK_1}")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    options = [f"run.loss_average={average}", "run.iters_per_epoch=2", "run.batch_size_train=1"]
+    result = run_command(*launcher, str(script), *plain_options, *options)
+    assert result.returncode == 1
+    samples = result.stdout.partition("SAMPLES OF RANK 1: ")[2].splitlines()[0]
+    assert f"RuntimeError: loss is nan on rank 1, epoch 0, iteration 0, samples {samples}" in result.stderr
 
 
 def test_gradients_of_accumulated_batches_are_averaged(make_runner, monkeypatch):
@@ -172,7 +248,7 @@ def test_a_signal_in_validation_is_heard_and_the_run_goes_on_with_that_validatio
     progress = checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]
     assert (progress["epoch"], progress["iteration"], progress["samples"]) == (0, 2, 2)
     assert not (runner.folder / "checkpoint_best.pth").exists()
-    runner = make_runner(*options)
+    runner = make_runner(*options, "run.overwrite=False")
     assert runner.train()
     runner.close()
     assert [(line["kind"], line["step"]) for line in log_lines(runner)] == [("train", 1), ("train", 2), ("valid", 2)]
@@ -187,8 +263,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(make_runn
     )
     with pytest.raises(RuntimeError, match=r"loss is nan on rank 0, epoch 0, iteration 0, samples \['/"):
         runner.train_epoch(0)
-    saved = checkpoint.read(runner.folder / "not_finite_rank0.pth")
+    saved = checkpoint.read(runner.folder / "not_finite.pth")
     assert len(saved["samples"]) == 1
+    assert {"optimizer", "scaler", "epoch", "iteration"} <= saved.keys()
     assert saved["model"].keys() == {name for name, p in runner.model.named_parameters() if p.requires_grad}
 
 
@@ -196,7 +273,7 @@ def test_a_gradient_that_is_not_finite_stops_a_run_without_loss_scaler(make_runn
     runner = make_runner("run.iters_per_epoch=1", "run.batch_size_train=2")
     before = runner.step.trainable[0].detach().clone()
     runner.step.trainable[0].register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(RuntimeError, match=r"the gradients' norm is (inf|nan) on rank 0.*samples \['/.*, '/"):
+    with pytest.raises(RuntimeError, match=r"the gradients' norm is (inf|nan), epoch 0.*samples \[\['/.*, '/"):
         runner.train_epoch(0)
     assert torch.equal(runner.step.trainable[0], before)
 
@@ -217,6 +294,118 @@ def test_overflowing_steps_are_left_out_and_counted_apart(make_runner):
     assert 0 < line["grad_norm"] < math.inf
     assert runner.step.scaler.get_scale() == scale / 2
     assert all(torch.isfinite(p).all() for p in runner.step.trainable)
+
+
+def test_overflow_without_end_stops_the_run(make_runner, monkeypatch):
+    monkeypatch.setattr(training_step, "MAX_OVERFLOWS", 3)
+    runner = make_runner("run.iters_per_epoch=9", "run.batch_size_train=1", "run.amp=True")
+    runner.step.trainable[0].register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(RuntimeError, match=r"norm is (inf|nan) for 4 steps, epoch 0, iteration 3"):
+        runner.train_epoch(0)
+
+
+def test_the_published_average_gives_each_micro_batch_the_same_weight(make_runner):
+    """run.loss_average=batch: the mean of the batches' means; token: of all tokens."""
+    weight = torch.nn.Parameter(torch.ones(()))
+    gradients = {}
+    for average in ("batch", "token"):
+        runner = make_runner(f"run.loss_average={average}", "run.accum_grad_iters=2", "run.batch_size_train=1")
+        runner.step.trainable = [weight]
+        runner.step.optimizer = torch.optim.SGD([{"params": [weight], "lr": 0.0}])
+        for loss, tokens in ((1.0, 1), (3.0, 9)):
+            result = {"loss": weight * loss, "total": torch.tensor(tokens), "cut": torch.tensor(0)}
+            runner.step.backward(result, ["clip"], group_size=2)
+        gradients[average] = runner.step.finish(group_size=2).grad_norm
+        runner.log.close()
+        runner.run_folder.release()
+    assert gradients == {"batch": pytest.approx((1 + 3) / 2), "token": pytest.approx((1 * 1 + 3 * 9) / 10)}
+
+
+def test_a_best_checkpoint_that_could_not_be_written_does_not_count(make_runner, monkeypatch):
+    runner = make_runner("run.iters_per_epoch=1", "run.optims.max_epoch=3", "run.batch_size_train=1")
+    accuracies = iter([0.2, 0.5, 0.4])
+    monkeypatch.setattr(
+        runner, "validate", lambda *_: {"loss": 1.0, "accuracy": next(accuracies), "loss_shuffled": 2.0}
+    )
+    save_best, calls = runner.run_folder.save_best, []
+
+    def full_the_second_time(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError("No space left on device")
+        save_best(*args, **kwargs)
+
+    monkeypatch.setattr(runner.run_folder, "save_best", full_the_second_time)
+    assert runner.train()
+    runner.close()
+    best = checkpoint.read(runner.folder / "checkpoint_best.pth")
+    assert best["progress"]["best"]["epoch"] == best["epoch"] == 2  # of those that could be kept
+    assert json.loads((runner.folder / "summary.json").read_text())["best"]["epoch"] == 2
+
+
+def test_a_stop_that_could_not_save_is_an_error(make_runner, monkeypatch):
+    runner = make_runner("run.iters_per_epoch=2", "run.batch_size_train=1")
+    runner.stop_request.name = "SIGTERM"
+    monkeypatch.setattr(checkpoint, "write", lambda *_a, **_k: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(UserError, match=r"nothing could be written to .* make room"):
+        runner.train()
+
+
+def test_a_signal_between_micro_batches_drops_the_unfinished_step(make_runner, monkeypatch):
+    options = "run.accum_grad_iters=2", "run.iters_per_epoch=4", "run.batch_size_train=1"
+    runner = make_runner(*options)
+    backward, calls = runner.step.backward, []
+
+    def backward_then_signal(*args):
+        calls.append(1)
+        if len(calls) == 3:  # the first micro-batch of the second step
+            runner.stop_request.name = "SIGTERM"
+        return backward(*args)
+
+    monkeypatch.setattr(runner.step, "backward", backward_then_signal)
+    assert not runner.train()
+    runner.close()
+    progress = checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]
+    assert (progress["iteration"], progress["step"], progress["samples"]) == (2, 2, 2)
+
+
+def test_a_signal_during_the_last_save_ends_a_list_of_stages(make_runner, monkeypatch):
+    runner = make_runner("run.iters_per_epoch=1", "run.batch_size_train=1")
+    save = runner.run_folder.save
+
+    def save_and_signal(model, progress, **state):
+        save(model, progress, **state)
+        if progress.epoch == 1:
+            runner.stop_request.name = "SIGTERM"
+
+    monkeypatch.setattr(runner.run_folder, "save", save_and_signal)
+    assert not runner.train()
+    assert checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]["epoch"] == 1
+
+
+def test_another_precision_or_batch_size_goes_on_with_the_same_run(make_runner):
+    """No loss scaler's state to take up; in a pass over the data the place is found again, and no log line is lost."""
+    shared = ["run.epoch_based=True", "run.optims.max_epoch=2", "run.save_every_steps=20"]
+    runner = make_runner(*shared, "run.batch_size_train=4")
+    original = runner._finish_step
+
+    def stop_after_20(epoch, i, group_size):
+        if i == 19:
+            runner.stop_request.name = "SIGTERM"
+        return original(epoch, i, group_size)
+
+    runner._finish_step = stop_after_20
+    assert not runner.train()
+    runner.close()
+    steps = [line["step"] for line in log_lines(runner)]
+    runner = make_runner(*shared, "run.overwrite=False", "run.batch_size_train=8", "run.amp=True")
+    assert (runner.progress.iteration, runner.progress.step, runner.progress.samples) == (10, 20, 80)
+    assert runner.step.scaler.is_enabled()
+    assert runner.train()
+    runner.close()
+    after = [line["step"] for line in log_lines(runner) if line["kind"] == "train"]
+    assert after[:20] == steps
+    assert after == list(range(1, len(after) + 1))
 
 
 def test_shuffled_control_pairs_each_clip_with_another_one():

@@ -146,6 +146,23 @@ def test_no_room_for_the_checkpoints_is_told_before_training(weights, tmp_path, 
     assert problems(weights, f"run.output_dir={tmp_path}/new") == []
 
 
+def test_a_run_that_cannot_go_on_is_told_before_the_model_is_loaded(weights, tmp_path):
+    state = {"optimizer": {}, "scaler": {}, "config": {}, "progress": {}}
+    (tmp_path / "stage1").mkdir()
+    content = torch.load(weights / "salmonn-13b.pth", weights_only=True)
+    torch.save({**content, **state}, tmp_path / "stage1/checkpoint_last.pth")
+
+    def told(*more):
+        config = load_config("configs/stage1.yaml", [*options(weights), f"run.output_dir={tmp_path}", *more])
+        return [problem for problem in preflight.run_problems(config) if "ann_path" not in problem]
+
+    assert told() == []
+    (problem,) = told("model.lora_rank=16")
+    assert "checkpoint_last.pth does not fit this model" in problem
+    (problem,) = told("run.resume=/nowhere.pth")
+    assert problem == "run.resume = /nowhere.pth: choose auto, none, or a checkpoint that exists"
+
+
 def test_a_machine_without_weights_lists_everything_in_one_screen():
     result = run_command("train.py", "--cfg-path", "configs/stage1.yaml", "--dry-run")
     assert result.returncode == 2
@@ -168,7 +185,7 @@ def test_dry_run_of_the_full_size_model_takes_a_step_without_its_weights(weights
     assert result.returncode == 0, result.stderr
     assert "Llama of 40 layers, 5120 wide; Whisper of 32 layers, 30 s, BEATs of 12 layers" in result.stdout
     assert "33.33 M trainable parameters (Q-Former" in result.stdout
-    assert "effective batch 8 (4 x accumulation 2 x 1 processes)" in result.stdout
+    assert "effective batch 8 (4 x accumulation 2 x 1 process)" in result.stdout
     assert "LLM 8bit" in result.stdout
     assert "one step    of a tiny model of this shape: loss " in result.stdout
     assert not (tmp_path / "out").exists()

@@ -63,13 +63,13 @@ def test_a_run_killed_twice_ends_bit_identical(mini_world, whole, tmp_path):
     assert log_steps(tmp_path) == log_steps(whole)  # no step twice, none left out
 
 
-def test_a_signal_to_one_rank_stops_all_after_saving_and_the_run_goes_on(mini_world, whole, tmp_path):
+def test_a_signal_to_every_process_stops_the_run_after_saving_and_it_goes_on(mini_world, whole, tmp_path):
     process = start(command(mini_world, tmp_path))
     log = tmp_path / "stage1/log.jsonl"
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 3):
         time.sleep(0.02)
-    ranks = [pid for pid in family(process.pid)[1:] if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(ranks[-1] if len(ranks) == 2 else ranks[1], signal.SIGTERM)
+    for pid in family(process.pid)[1:]:  # of all ranks and their loaders' workers, as Slurm does
+        os.kill(pid, signal.SIGTERM)
     message = process.communicate(timeout=120)[1]
     assert process.returncode == 0, message
     assert "the same command goes on from there" in message
@@ -96,6 +96,20 @@ def test_torchrun_restarts_a_run_that_lost_a_rank_from_its_last_checkpoint(mini_
     assert same_state(whole, tmp_path)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_torchrun_or_ctrl_c_saves_first(mini_world, tmp_path, number):
+    """torchrun itself then ends with 1, whatever its ranks do; Ctrl-C reaches the whole group of processes."""
+    process = start(command(mini_world, tmp_path), start_new_session=True)
+    log = tmp_path / "stage1/log.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 3):
+        time.sleep(0.02)
+    os.kill(process.pid, number) if number == signal.SIGTERM else os.killpg(process.pid, number)
+    message = process.communicate(timeout=120)[1]
+    assert "the same command goes on from there" in message
+    stopped = checkpoint.read(tmp_path / "stage1/checkpoint_last.pth")["progress"]
+    assert stopped["step"] == log_steps(tmp_path)[-1]  # nothing that was done is lost
+
+
 def test_a_finished_run_has_nothing_left_to_do(mini_world, tmp_path):
     first = train(mini_world, tmp_path, "run.optims.max_epoch=1")
     assert first.returncode == 0, first.stderr
@@ -105,6 +119,12 @@ def test_a_finished_run_has_nothing_left_to_do(mini_world, tmp_path):
     assert second.returncode == 0, second.stderr
     assert "all 1 epochs are done" in second.stderr  # nothing left to do is no error
     assert log_steps(tmp_path) == [1, 2, 3, 4]
+    harmless = train(mini_world, tmp_path, "run.optims.max_epoch=1", "run.num_workers=1")
+    assert harmless.returncode == 0, harmless.stderr
+    other = train(mini_world, tmp_path, "run.optims.max_epoch=1", "run.optims.init_lr=0.002")
+    assert other.returncode == 2
+    assert "run.optims.init_lr: 0.003 -> 0.002" in other.stderr
+    assert "Nothing was trained: choose another run.exp_name" in other.stderr
 
 
 def test_a_changed_configuration_is_told(mini_world, short, tmp_path):
@@ -119,13 +139,13 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(mini_world, tmp
     assert train(mini_world, tmp_path, "run.optims.max_epoch=1").returncode == 0
     folder = tmp_path / "stage1"
     last, before = folder / "checkpoint_last.pth", folder / "checkpoint_last-1.pth"
-    assert checkpoint.read(before)["progress"]["iteration"] == 3
+    assert checkpoint.read(before)["progress"]["iteration"] == 4  # of the moment before validation
     last.write_bytes(last.read_bytes()[:-5000])
     result = train(mini_world, tmp_path, "run.optims.max_epoch=1")
     assert result.returncode == 0, result.stderr
     assert "checkpoint_last.pth is not a SALMONN checkpoint, or damaged" in result.stderr
     assert "going on with" in result.stderr
-    assert "checkpoint_last-1.pth: epoch 0, iteration 3, 6 samples seen" in result.stderr
+    assert "checkpoint_last-1.pth: epoch 0, iteration 4, 8 samples seen" in result.stderr
     assert log_steps(tmp_path) == [1, 2, 3, 4]
     for path in (last, before):
         path.write_bytes(b"foreign")
@@ -157,7 +177,7 @@ def test_a_run_can_go_on_from_a_named_checkpoint_elsewhere(mini_world, short, tm
     assert all(torch.equal(one[name], two[name]) for name in one)
     wrong = train(mini_world, tmp_path / "x", f"run.resume={tmp_path}/nowhere.pth")
     assert wrong.returncode == 2
-    assert "nowhere.pth does not exist" in wrong.stderr
+    assert "nowhere.pth: choose auto, none, or a checkpoint" in wrong.stderr
 
 
 def test_two_runs_never_write_to_one_folder(mini_world, tmp_path):

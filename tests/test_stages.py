@@ -17,7 +17,6 @@ from salmonn import checkpoint
 from salmonn.config import load_config, load_stages
 from salmonn.errors import UserError
 from salmonn.model import SALMONN
-from salmonn.run_folder import Progress, RunFolder
 
 SHORT = [
     "run.iters_per_epoch=2", "run.optims.max_epoch=1", "run.batch_size_train=2", "run.batch_size_eval=8",
@@ -123,6 +122,7 @@ def test_the_listed_stages_start_from_each_other_wherever_they_write():
         ("stages: [a.yaml]\nrun: {seed: 1}", [], "stand alone"),
         ("stages: [a.yaml, b.yaml]", ["run.exp_name=x"], "run.exp_name: not for several stages"),
         ("stages: [a.yaml, a.yaml]", [], "a run.exp_name of its own"),
+        ("stages: [a.yaml, b.yaml]", ["run.resume=x.pth"], "run.resume = x.pth: not for several stages"),
         ("stages: [alone.yaml, a.yaml]", [], "only the last stage"),
         ("stages: [c.yaml]", [], "c.yaml does not exist"),
     ],
@@ -134,28 +134,3 @@ def test_a_list_of_stages_that_cannot_be_run_is_refused(tmp_path, text, options,
     (tmp_path / "alone.yaml").write_text("run: {use_distributed: False}")
     with pytest.raises(UserError, match=told):
         load_stages(tmp_path / "list.yaml", options)
-
-
-@pytest.mark.parametrize("option", ["run.overwrite=True", "run.resume=none", "run.resume={elsewhere}"])
-def test_after_a_restart_by_torchrun_the_commands_own_checkpoint_counts(tmp_path, monkeypatch, option):
-    """`--max-restarts` repeats the command; what it says of a run that was there before is no longer meant."""
-    model = torch.nn.Linear(2, 2)
-    state = {"optimizer": {}, "scaler": {}}
-    elsewhere = tmp_path / "elsewhere.pth"
-    checkpoint.save(elsewhere, model, progress={"epoch": 7}, config={}, **state)
-    options = [f"run.output_dir={tmp_path}", option.format(elsewhere=elsewhere)]
-
-    def resumed():
-        found = RunFolder(load_config("configs/mini/stage1.yaml", options)).checkpoint_to_resume()
-        return found and found[0].epoch
-
-    other = load_config("configs/mini/stage1.yaml", [f"run.output_dir={tmp_path}"])
-    RunFolder(other).save(model, Progress(epoch=1), **state)  # of an earlier run
-    first = 7 if "elsewhere" in option else None
-    assert resumed() == first
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert resumed() == first  # killed before it saved anything itself
-    RunFolder(load_config("configs/mini/stage1.yaml", options)).save(model, Progress(epoch=2), **state)
-    assert resumed() == 2
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    assert resumed() == first

@@ -74,8 +74,9 @@ def main() -> None:
     if not stories:
         raise UserError(f"none of {len(clips)} clips gave a usable story, so {args.out} was not written; {remedy}")
     save(args.out, stories)
-    print(f"{args.out}: {len(stories)} stories. To train on them: train.py with stage 3's configuration and")
-    print(f"    --options datasets.train_ann_path={args.out} datasets.valid_ann_path={args.out}", flush=True)
+    print(f"{args.out}: {len(stories)} stories. Read them; to train on them (validation sees the same dozen):")
+    print(f"    python train.py --cfg-path configs/stage3.yaml --options run.exp_name={args.out.stem} \\")
+    print(f"        datasets.train_ann_path={args.out} datasets.valid_ann_path={args.out}", flush=True)
     if len(stories) < args.n:
         missing = f"{args.n - len(stories)} of {args.n} stories are missing, all {len(clips)} clips were tried"
         print(f"{missing}; {remedy}", file=sys.stderr)

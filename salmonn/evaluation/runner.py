@@ -1,5 +1,6 @@
 """One evaluation from a configuration to its results."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ def evaluate(config: DictConfig, mode: str) -> None:
     """
     task = MODES[mode]
     key = annotation_key(config.datasets, task)
+    if not config.run.use_distributed and int(os.environ.get("RANK", 0)) > 0:
+        return  # the first process evaluates alone
     setup_logging()
     if distributed.is_local_main():  # one process looks; the others wait for it where all join
         require_ready(config, (key,), training=False)
