@@ -1,0 +1,68 @@
+"""From clips to an annotation file: paths below a prefix, unique ids, what is absent on disk."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from salmonn.errors import UserError
+from salmonn.files import replacing
+from salmonn.paths import ClipPaths, FolderCache
+from util.eval_sets.base import Item
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The entries of one clip, one per reference."""
+
+    entries: tuple[Entry, ...]
+    present: bool  # on this disk, with all that is appended to it
+
+
+def make_clips(items: Iterable[Item], prefix: Path) -> list[Clip]:
+    """The clips of a set in its order. Raises UserError for an id that occurs twice, or a clip outside `prefix`."""
+    clip_paths, exists = ClipPaths(str(prefix)), FolderCache().exists
+    sources: dict[str, str] = {}
+    clips = []
+    for item in items:
+        before = sources.setdefault(item.id, item.source)
+        if len(sources) == len(clips):
+            raise UserError(f"{item.source}: the id {item.id} stands already in {before}")
+        entries = _entries(item, prefix)
+        files = clip_paths.of(entries[0]["path"], entries[0].get("expand_wav"), exists)
+        clips.append(Clip(entries, all(map(exists, files))))
+    return clips
+
+
+def write(path: Path, clips: Sequence[Clip]) -> None:
+    """Write an annotation file, whole or not at all, an entry a line."""
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for clip in clips for entry in clip.entries)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(f'{{"annotation": [\n{lines}\n]}}\n', encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {path}: {error}") from error
+
+
+def _entries(item: Item, prefix: Path) -> tuple[Entry, ...]:
+    optional = {
+        "Q": item.question,
+        "expand_wav": [_annotated(path, prefix, item) for path in item.expand],
+        "spoken": item.spoken,
+    }
+    more = {key: value for key, value in optional.items() if value} | {"testset_id": item.id}
+    path = _annotated(item.path, prefix, item)
+    return tuple({"path": path, "text": text, "task": item.task, **more} for text in item.references)
+
+
+def _annotated(path: Path, prefix: Path, item: Item) -> str:
+    """As in the released files: below the prefix, with a slash in front."""
+    clip = Path(os.path.abspath(path))
+    if not clip.is_relative_to(prefix):
+        raise UserError(f"{item.source}: its clip {clip} is not below --prefix {prefix}; give a folder above both")
+    return f"/{clip.relative_to(prefix).as_posix()}"
