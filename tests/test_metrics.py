@@ -1,121 +1,140 @@
-"""Scores against values counted by hand, and against the libraries' own examples."""
+"""What all metrics share: subsets, the bootstrap, and what the report tells."""
 
-import math
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from salmonn.evaluation.jobs import Output
-from salmonn.evaluation.metrics import (
-    METRICS,
-    caption_normaliser,
-    cider_d,
-    english_normaliser,
-    exact_matches,
-    rouge_l,
-    total,
-    word_errors,
-)
-from salmonn.evaluation.scoring import normaliser_for, score
+from salmonn.evaluation.metrics import METRICS, Metric, Texts, measure
+from salmonn.evaluation.metrics.base import interval_of
+from salmonn.evaluation.normalisers import each, normaliser
+from salmonn.evaluation.report import build_report, markdown
+from salmonn.evaluation.scoring import score
 from salmonn.evaluation.tasks import MODES, Clip
+
+AS_IS = each(str)
+FOLDER = str(Path(__file__).parent)  # stands for a Whisper folder without a spelling mapping
 
 
 def clips(*references: tuple[str, ...]) -> list[Clip]:
     return [Clip(i, str(i), f"{i}.wav", "asr", "", texts) for i, texts in enumerate(references)]
 
 
-def test_word_errors_are_substitutions_deletions_and_insertions():
-    outputs = ["the red cat runs", "the dog", "the red dog runs now"]
-    assert word_errors(outputs, [["the red dog runs"]] * 3) == [(1, 4), (2, 4), (1, 4)]
+def answers(*texts: str) -> dict[int, Output]:
+    return {i: Output(text, len(text.split()), True) for i, text in enumerate(texts)}
 
 
-def test_wer_is_over_the_corpus_and_not_the_mean_of_clips():
-    # 1 of 1 word wrong and 0 of 9 wrong: 10 % of the words, although the clips' mean is 50 %
-    parts = word_errors(["no", "a b c d e f g h i"], [["yes"], ["a b c d e f g h i"]])
-    assert total(parts) == pytest.approx(0.1)
+def page(task, given: list[Clip], outputs: dict[int, Output]) -> tuple[dict, str]:
+    report = build_report(task, given, outputs, None, FOLDER)
+    report |= {"entries": len(given), "annotation": "a.json", "seconds": 1.0}
+    return report, markdown(report, [])
 
 
-def test_an_empty_reference_adds_insertions_and_no_words():
-    assert word_errors(["two words", ""], [[""], ["", " "]]) == [(2, 0), (0, 0)]
-    assert total([(2, 0), (0, 0)]) is None
-    assert total([(2, 0), (1, 3)]) == pytest.approx(1.0)
+def test_the_interval_holds_the_true_value_95_times_of_100():
+    rng = np.random.default_rng(3)
+    metric, truth, held = METRICS["exact"], 0.7, 0
+    for _ in range(200):
+        right = rng.random(150) < truth
+        low, high = interval_of(metric, np.stack([right, np.ones(150)], axis=1))
+        held += low <= truth <= high
+    assert 180 <= held <= 198
 
 
-def test_the_reference_that_fits_best_counts():
-    assert word_errors(["a b c"], [["a b", "a b c d", ""]]) == [(1, 4)]
+def test_the_interval_is_the_same_every_time_and_narrows_with_the_set():
+    statistics = np.array([[1, 4], [0, 5], [2, 3], [0, 9]], dtype=float)
+    metric = METRICS["wer"]
+    low, high = interval_of(metric, statistics)
+    assert [low, high] == interval_of(metric, statistics)
+    assert 0 <= low < 3 / 21 < high <= 2 / 3
+    narrow = interval_of(metric, np.tile(statistics, (25, 1)))
+    assert low < narrow[0] < narrow[1] < high
 
 
-def test_english_normaliser_evens_out_case_punctuation_contractions_and_numbers():
-    normalise = english_normaliser({"colour": "color"})
-    assert normalise("Hello, Mr. Smith! It's twenty-three degrees.") == "hello mister smith it is 23 degrees"
-    assert normalise("the COLOUR") == normalise("the color")
-    assert normalise("<COMMA> [noise] (uh)") == ""
-
-
-def test_caption_normaliser_keeps_words_and_drops_punctuation():
-    assert caption_normaliser("A dog's bark, two-tone -- it isn't “loud”!") == "a dog 's bark two-tone it is n't loud"
-    assert caption_normaliser(" 'Rain' (heavy);\nwind ") == "rain heavy wind"
-
-
-def test_exact_match_accepts_any_reference():
-    assert exact_matches(["a dog", "a cat", "x"], [["b", "a dog"], ["a dog"], [""]]) == [(1, 1), (0, 1), (0, 0)]
-
-
-def test_rouge_l_equals_the_formula():
-    # "a dog barks" against "a big dog": LCS 2, precision 2/3, recall 2/3, so F = 2/3 for every beta
-    # "a dog" against "a dog barks": precision 1, recall 2/3, F = (1 + 1.44) * 2/3 / (2/3 + 1.44)
-    parts = rouge_l(["a dog barks", "a dog", ""], [["a big dog"], ["a dog barks"], ["a siren"]])
-    expected = [2 / 3, 2.44 * (2 / 3) / (2 / 3 + 1.44), 0.0]
-    assert [value for value, _ in parts] == pytest.approx(expected)
-
-
-def test_cider_d_equals_the_formula():
-    # Two clips, every word in the references of one: all weigh ln 2. Identical captions of three
-    # words have cosine 1 for 1-, 2- and 3-grams and no 4-grams: 10 * 3/4. One word of two right:
-    # cosine 1/2 for 1-grams, 0 for the others: 10 * (1/2) / 4.
-    parts = cider_d(["rain falls hard", "a dog"], [["rain falls hard"], ["a cat"]])
-    assert [value for value, _ in parts] == pytest.approx([7.5, 1.25])
-    parts = cider_d(["a b c d", "x y"], [["a b c d"], ["x z z z z z"]])
-    # 1-grams: min(1, 1) / (sqrt(2) * sqrt(1 + 25)); lengths in 2-grams 1 and 5: exp(-16 / 72)
-    unigrams = math.exp(-16 / 72) / (math.sqrt(2) * math.sqrt(26))
-    assert [value for value, _ in parts] == pytest.approx([10.0, 10 * unigrams / 4])
-
-
-def test_cider_d_of_a_single_clip_is_not_defined():
-    assert total(cider_d(["a dog"], [["a dog"]])) is None
-
-
-def test_clips_without_a_caption_reference_stay_out_of_the_mean():
-    for metric in ("cider_d", "rouge_l", "exact"):
-        outputs, references = ["rain falls", "noise", "a dog"], [["rain falls"], [""], ["a dog"]]
-        with_empty = METRICS[metric].parts(outputs, references)
-        assert with_empty[1] == (0.0, 0.0)
-        assert total(with_empty) == total(METRICS[metric].parts(outputs[::2], references[::2]))
+def test_one_clip_has_no_interval_and_equal_clips_have_none_to_speak_of():
+    assert interval_of(METRICS["wer"], np.array([[1.0, 2.0]])) is None
+    assert interval_of(METRICS["wer"], np.array([[1.0, 2.0]] * 9)) == [0.5, 0.5]
 
 
 def test_scores_over_all_and_over_finished_answers():
     outputs = {0: Output("a b", 2, True), 1: Output("a b c d", 4, False), 2: Output(unreadable="no such file")}
-    scores = score(MODES["valid_asr"], clips(("a b",), ("a x",), ("gone",)), outputs, str)
+    scores = score(MODES["valid_asr"], clips(("a b",), ("a x",), ("gone",)), outputs, AS_IS)
     assert scores.all == {"wer": pytest.approx(3 / 4)}
     assert scores.finished == {"wer": 0.0}
     assert scores.empty_references == 0
 
 
-def test_references_empty_after_normalisation_are_counted():
-    normalise = english_normaliser({})
-    scores = score(
-        MODES["valid_asr"],
-        clips(("<MUSIC>",), ("Hi!",)),
-        {0: Output("la", 1, True), 1: Output("hi", 1, True)},
-        normalise,
+def test_no_finished_answer_is_no_score():
+    scores = score(MODES["valid_asr"], clips(("a b",)), {0: Output("a b", 2, False)}, AS_IS)
+    assert (scores.all, scores.finished) == ({"wer": 0.0}, {"wer": None})
+
+
+def test_clips_without_speech_are_counted_and_left_out():
+    normalise, _ = normaliser("gigaspeech", FOLDER)
+    scores = score(MODES["valid_asr"], clips(("<MUSIC>",), ("HI <COMMA> YOU",)), answers("la la", "hi"), normalise)
+    assert (scores.empty_references, scores.words_without_reference, scores.all["wer"]) == (1, 2, 0.5)
+
+
+def test_following_compares_with_the_normalised_spoken_question():
+    given = [replace(clip, spoken="Which COLOUR?") for clip in clips(("red",), ("red",))] + clips(("blue",))
+    task = replace(MODES["valid_asr"], metrics=("following", "wer"))
+    normalise, _ = normaliser("english", FOLDER)
+    scores = score(task, given, answers("which colour", "Red.", "blue"), normalise)
+    assert (scores.all["following"], scores.clips) == (0.5, {"following": 2, "wer": 3})
+
+
+def test_a_score_of_nothing_says_so():
+    task = replace(MODES["valid_asr"], metrics=("repeat_rate",))
+    report, text = page(task, clips(("x",)), answers("too short"))
+    assert report["scores"] == {"repeat_rate": None}
+    assert "repeat rate (4 words) has no score: there is nothing to count" in text
+
+
+def test_a_set_of_clips_without_speech_has_no_score_and_says_why():
+    report, text = page(MODES["valid_asr"], clips(("<MUSIC>",)), answers("la"))
+    assert report["scores"] == {"wer": None}
+    assert "no score" in text
+    assert "WER has no score: no clip that could be heard has a reference." in text
+    assert "answered with 1 words" in text
+
+
+def test_a_metric_that_cannot_be_computed_says_why_and_the_others_are_reported(monkeypatch, tmp_path):
+    monkeypatch.setenv("AAC_METRICS_CACHE_PATH", str(tmp_path))
+    task = replace(MODES["valid_aac"], metrics=("meteor", "spider", "rouge_l", "cider_d"))
+    report, text = page(task, clips(("a dog barks",), ("rain falls",)), answers("a dog barks", "rain"))
+    assert report["scores"]["meteor"] is report["scores"]["spider"] is None
+    assert report["scores"]["rouge_l"] > 0.5
+    assert report["scores"]["cider_d"] > 1
+    assert set(report["unavailable"]) == {"meteor", "spider"}
+    assert "METEOR has no score: " in text
+    assert text.count("aac-metrics-download") == 3  # METEOR, SPIDEr and the tokenizer
+
+
+def test_the_report_shows_interval_confusion_and_rates():
+    task = replace(MODES["valid_asr"], metrics=("accuracy_sv",))
+    report, text = page(task, clips(("yes",), ("no",), ("no",)), answers("Yes.", "No", "Yes"))
+    low, high = report["intervals"]["accuracy_sv"]
+    assert low < report["scores"]["accuracy_sv"] < high
+    assert f"| 66.67 % | {100 * low:.2f} % to {100 * high:.2f} %" in text
+    assert "## Confusion: yes/no accuracy" in text
+    assert "| no                 | 1   | 1  | 0    |" in text
+    assert "no: 50.0 % right, 33.3 % of the answers" in text
+
+
+def test_a_metric_of_ones_own_is_one_more_entry(monkeypatch):
+    lengths = Metric(
+        "words", lambda texts: [(len(o.split()), 1) for o in texts.outputs], needs="outputs", percent=False
     )
-    assert (scores.empty_references, scores.all["wer"]) == (1, 1.0)
+    monkeypatch.setitem(METRICS, "words", lengths)
+    task = replace(MODES["valid_asr"], metrics=("words",))
+    assert score(task, clips(("x",), ("y",)), answers("a b", "c d e f"), AS_IS).all == {"words": 3.0}
 
 
-def test_the_spelling_mapping_comes_from_the_whisper_folder(tmp_path):
-    plain, note = normaliser_for(MODES["valid_asr"], str(tmp_path))
-    assert plain("colour") == "colour"
-    assert "without spelling mapping" in note
-    (tmp_path / "normalizer.json").write_text('{"colour": "color"}')
-    mapped, note = normaliser_for(MODES["valid_asr"], str(tmp_path))
-    assert mapped("colour") == "color"
-    assert "1 words" in note
+@pytest.mark.parametrize("name", [name for name in METRICS if name not in ("meteor", "spice", "spider", "fense")])
+def test_every_metric_gives_one_row_of_statistics_per_clip(name: str):
+    texts = Texts(
+        ["yes happy woman here", "no", ""], [["yes happy woman"], ["no sad man"], ["a b"]], ["x y", "z", "no"]
+    )
+    assert np.asarray(METRICS[name].statistics(texts)).shape[0] == 3
+    assert measure(METRICS[name], texts, [True, True, False]).value is not None

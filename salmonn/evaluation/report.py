@@ -46,6 +46,10 @@ def build_report(
         "unreadable": unreadable,
         "scores": {},
         "scores_finished": {},
+        "intervals": {},
+        "scored_clips": {},
+        "details": {},
+        "unavailable": {},
         "notes": notes,
     }
     if not task.is_submission:
@@ -68,15 +72,20 @@ def _add_scores(
         "empty_references": scores.empty_references,
         "scores": dict(scores.all),
         "scores_finished": scores.finished,
+        "intervals": scores.intervals,
+        "scored_clips": scores.clips,
+        "details": scores.details,
+        "unavailable": scores.unavailable,
     }
     report["notes"].append(normaliser_note)
+    report["notes"] += [f"{METRICS[name].title} has no score: {why}." for name, why in scores.unavailable.items()]
+    noted = {name: details["note"] for name, details in scores.details.items() if "note" in details}
+    report["notes"] += [f"{METRICS[name].title}: {note}." for name, note in noted.items()]
     if scores.empty_references:
         report["notes"].append(
-            f"Clips without a reference word after normalisation: {scores.empty_references}; their output "
-            "counts as insertions in WER and is left out of caption scores."
+            f"Clips without a reference word after normalisation: {scores.empty_references}; they are left out of "
+            f"scores against references, and were answered with {scores.words_without_reference} words."
         )
-    if None in scores.all.values():
-        report["notes"].append("Not defined: no clip with a reference could be heard (CIDEr-D: fewer than two).")
     if swapped is not None:
         control = score(task, clips, swapped, normalise)
         report["scores"] |= {f"{name}_shuffled": value for name, value in control.all.items()}
@@ -115,7 +124,7 @@ def write_report(folder: Path, report: Mapping[str, Any], predictions: Sequence[
 
 def markdown(report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> str:
     """The report as a page: summary, what could not be read, sample answers."""
-    parts = [f"# {report['mode']}: {report['title']}", summary(report)]
+    parts = [f"# {report['mode']}: {report['title']}", summary(report), *confusion_tables(report)]
     if report["unreadable"]:
         rows = [[broken["id"], broken["path"], broken["reason"]] for broken in report["unreadable"]]
         parts += ["## Unreadable clips", table(["id", "path", "reason"], rows[:UNREADABLE_SHOWN])]
@@ -144,13 +153,29 @@ def score_table(report: Mapping[str, Any]) -> str:
     if not report["scores"]:
         return ""
     scores, finished = report["scores"], report["scores_finished"]
-    header = ["metric", f"all ({report['finished'] + report['unfinished']})", f"finished ({report['finished']})"]
+    header = ["metric", f"all ({report['finished'] + report['unfinished']})", "95 % interval"]
+    header.append(f"finished ({report['finished']})")
     shuffled = any(f"{name}_shuffled" in scores for name in METRICS)
     rows = []
     for name in (name for name in METRICS if name in scores):
+        metric = METRICS[name]
         values = [scores[name], finished[name]] + ([scores[f"{name}_shuffled"]] if shuffled else [])
-        rows.append([METRICS[name].title, *(METRICS[name].show(value) for value in values)])
+        shown = ["no score" if value is None else metric.show(value) for value in values]
+        edges = report["intervals"][name]
+        shown.insert(1, " to ".join(map(metric.show, edges)) if edges else "-")
+        rows.append([metric.title, *shown])
     return table([*header, "shuffled audio"] if shuffled else header, rows)
+
+
+def confusion_tables(report: Mapping[str, Any]) -> list[str]:
+    """A headed table for each metric that has a confusion matrix."""
+    parts = []
+    for name, details in report["details"].items():
+        if "confusion" in details:
+            names = details["classes"]
+            rows = [[label, *map(str, row)] for label, row in zip(names, details["confusion"], strict=True)]
+            parts += [f"## Confusion: {METRICS[name].title}", table(["reference / answer", *names, "none"], rows)]
+    return parts
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,71 +1,77 @@
 """From outputs to scores: over all clips that could be heard, and over the finished answers."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Any
 
-from salmonn.errors import UserError
 from salmonn.evaluation.jobs import Output
-from salmonn.evaluation.metrics import (
-    CAPTION_TOKENS,
-    METRICS,
-    Normaliser,
-    caption_normaliser,
-    english_normaliser,
-    total,
-    usable_references,
-)
+from salmonn.evaluation.metrics import METRICS, Texts, UnavailableError, measure
+from salmonn.evaluation.normalisers import Normaliser, normaliser
 from salmonn.evaluation.tasks import Clip, EvalTask
 
-SPELLING_FILE = "normalizer.json"  # in published Whisper folders: British to American spelling
 
-
-@dataclass(frozen=True)
+@dataclass
 class Scores:
-    """Scores by metric name; None where a metric is not defined."""
+    """What is told of each metric by its name; None where a metric is not defined."""
 
-    all: dict[str, float | None]
-    finished: dict[str, float | None]  # only answers that the model ended by itself
-    empty_references: int  # clips whose references hold no word after normalisation
+    all: dict[str, float | None] = field(default_factory=dict)
+    finished: dict[str, float | None] = field(default_factory=dict)  # answers that the model ended by itself
+    intervals: dict[str, list[float] | None] = field(default_factory=dict)  # [low, high], 95 %
+    details: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # JSON; "note" is for the page
+    clips: dict[str, int] = field(default_factory=dict)  # that have what the metric needs
+    unavailable: dict[str, str] = field(default_factory=dict)  # why there is no score
+    empty_references: int = 0  # clips whose references hold no word after normalisation
+    words_without_reference: int = 0  # of the outputs for these clips
 
 
 def normaliser_for(task: EvalTask, whisper_path: str) -> tuple[Normaliser, str]:
     """The task's text normaliser, and what the report says about it."""
-    if task.normaliser == "caption":
-        return caption_normaliser, f"Caption tokens: {CAPTION_TOKENS}."
-    from transformers.utils import cached_file
-
-    # local folder or hub name, as the model's own files; absent in folders that hold only the encoder
-    spelling_file = cached_file(
-        whisper_path,
-        SPELLING_FILE,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if spelling_file is None:
-        note = f"without spelling mapping ({whisper_path} has no {SPELLING_FILE}): colour and color differ"
-        return english_normaliser({}), f"Normaliser: Whisper English, {note}."
-    try:
-        spelling = json.loads(Path(spelling_file).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{spelling_file} is not valid JSON: {error}") from error
-    note = f"British to American spelling by {spelling_file} ({len(spelling)} words)"
-    return english_normaliser(spelling), f"Normaliser: Whisper English, {note}."
+    return normaliser(task.normaliser, whisper_path)
 
 
 def score(task: EvalTask, clips: Sequence[Clip], outputs: Mapping[int, Output], normalise: Normaliser) -> Scores:
-    """Score {position: output}; unreadable clips are left out.
+    """Score {position: output} by the metrics of the task; unreadable clips are left out.
 
-    Document frequencies of CIDEr-D come from all clips heard, also for the finished ones.
+    Clips without a reference word are counted, and left out of all metrics that compare with
+    references. Document frequencies of CIDEr-D come from all clips heard, also for the finished ones.
     """
     heard = {position: output for position, output in sorted(outputs.items()) if not output.unreadable}
-    texts = [normalise(output.text) for output in heard.values()]
-    references = [[normalise(text) for text in clips[position].references] for position in heard]
-    scores = Scores({}, {}, sum(usable_references(candidates) == [""] for candidates in references))
+    try:
+        texts = normalised(normalise, [clips[position] for position in heard], list(heard.values()))
+    except UnavailableError as error:  # PTB's tokenizer may fail on what a model writes
+        return _no_score(Scores(), task.metrics, str(error))
+    finished = [output.finished for output in heard.values()]
+    silent = [output for output, candidates in zip(texts.outputs, texts.references, strict=True) if not candidates]
+    scores = Scores(empty_references=len(silent), words_without_reference=sum(len(output.split()) for output in silent))
     for name in task.metrics:
-        parts = METRICS[name].parts(texts, references)
-        scores.all[name] = total(parts)
-        pairs = zip(heard.values(), parts, strict=True)
-        scores.finished[name] = total(part for output, part in pairs if output.finished)
+        try:
+            measured = measure(METRICS[name], texts, finished)
+        except UnavailableError as error:
+            _no_score(scores, [name], str(error))
+            continue
+        scores.all[name], scores.finished[name] = measured.value, measured.finished
+        scores.intervals[name], scores.clips[name] = measured.interval, measured.clips
+        if measured.value is None:
+            scores.unavailable[name] = "there is nothing to count in these outputs and references"
+        if measured.details:
+            scores.details[name] = measured.details
     return scores
+
+
+def _no_score(scores: Scores, names: Sequence[str], reason: str) -> Scores:
+    for name in names:
+        scores.all[name] = scores.finished[name] = scores.intervals[name] = None
+        scores.unavailable[name], scores.clips[name] = reason, 0
+    return scores
+
+
+def normalised(normalise: Normaliser, clips: Sequence[Clip], outputs: Sequence[Output]) -> Texts:
+    """The texts to be compared, normalised in one call; of the references those that hold a word."""
+    raw = [[output.text, clip.spoken, *clip.references] for clip, output in zip(clips, outputs, strict=True)]
+    results = iter(normalise([text for texts in raw for text in texts]))
+    rows = [[next(results) for _ in texts] for texts in raw]
+    return Texts(
+        outputs=[row[0] for row in rows],
+        references=[[text for text in row[2:] if text.split()] for row in rows],
+        spoken=[row[1] for row in rows],
+    )

@@ -56,6 +56,7 @@ class Clip:
     task: str
     question: str
     references: tuple[str, ...]
+    spoken: str = ""  # what is said in the clip, where the reference is something else
 
 
 def annotation_key(datasets: DictConfig, task: EvalTask) -> str:

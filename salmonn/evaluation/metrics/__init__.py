@@ -1,0 +1,14 @@
+"""Metrics by name: `METRICS[name]`; a metric of one's own is one more entry."""
+
+from salmonn.evaluation.metrics import answers, captions, stories, translation, word_errors
+from salmonn.evaluation.metrics.base import Measured, Metric, Texts, UnavailableError, measure
+
+METRICS: dict[str, Metric] = {
+    **word_errors.METRICS,
+    **translation.METRICS,
+    **captions.METRICS,
+    **answers.METRICS,
+    **stories.METRICS,
+}
+
+__all__ = ["METRICS", "Measured", "Metric", "Texts", "UnavailableError", "measure"]
