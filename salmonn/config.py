@@ -32,6 +32,7 @@ CHOICES = {
     "datasets.channel": ("first", "mean"),
     "datasets.expand_cut": ("head", "share"),
     "datasets.integrity": ("off", "header", "decode", "verified"),
+    "evaluate.judge.kind": ("containment", "openai", "local"),
 }
 AT_LEAST_ONE = (
     "model.num_speech_query_token",
@@ -50,6 +51,9 @@ AT_LEAST_ONE = (
     "run.optims.max_epoch",
     "generate.max_new_tokens",
     "generate.num_beams",
+    "evaluate.judge.max_tokens",
+    "evaluate.judge.concurrency",
+    "evaluate.judge.max_tries",
 )
 NOT_NEGATIVE = (
     "run.seed",
@@ -280,6 +284,9 @@ def _impossible_values(config: DictConfig) -> list[str]:
     model = OmegaConf.select(config, "model")
     if model is not None:
         problems += _impossible_model(model)
+    judge = OmegaConf.select(config, "evaluate.judge")
+    if judge is not None:
+        problems += _impossible_judge(judge)
     return problems
 
 
@@ -299,6 +306,22 @@ def _impossible_model(model: DictConfig) -> list[str]:
             problems.append(f"model.{key} = {model[key]}: shorter than one 20 ms frame of Whisper")
     if model.low_resource and model.llm_quantization == "nf4":
         problems.append("model.low_resource = True means 8bit, model.llm_quantization says nf4: drop one of them")
+    return problems
+
+
+def _impossible_judge(judge: DictConfig) -> list[str]:
+    problems = []
+    needed = {"openai": ("base_url", "model"), "local": ("local_path",)}.get(judge.kind, ())
+    problems += [f"evaluate.judge.{key} is empty: kind = {judge.kind} needs it" for key in needed if not judge[key]]
+    if not 0 < judge.timeout_s < math.inf:
+        problems.append(f"evaluate.judge.timeout_s = {judge.timeout_s}: must be more than 0")
+    # These two values are not repeated: what stands there by mistake may be a secret.
+    if judge.base_url and not re.fullmatch(r"https?://[!-~]+", judge.base_url):
+        problems.append("evaluate.judge.base_url: must start with http:// or https:// and hold no spaces")
+    elif re.search(r"[@?#]|/chat/completions", judge.base_url):
+        problems.append("evaluate.judge.base_url: the plain address, without password, ?, # and /chat/completions")
+    if not re.fullmatch(r"([A-Za-z_]\w*)?", judge.key_variable, re.ASCII):
+        problems.append("evaluate.judge.key_variable: the name of an environment variable, not the key itself")
     return problems
 
 

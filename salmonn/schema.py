@@ -123,10 +123,24 @@ class GenerateConfig:
 
 
 @dataclass
+class JudgeConfig:
+    kind: str = "containment"  # who says whether an answer (SQQA, SF, SAC) is right: containment | openai | local
+    base_url: str = "https://api.openai.com/v1"  # openai: any compatible endpoint, without /chat/completions
+    model: str = ""  # openai: the model's name there
+    key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key, never the key itself; "" = no key
+    local_path: str = ""  # local: folder (or hub name) of a causal LM
+    max_tokens: int = 16  # of a verdict; more for a judge that thinks before it answers
+    concurrency: int = 4  # questions at once: requests under way, or a local model's batch
+    timeout_s: float = 60.0  # of a request
+    max_tries: int = 5  # of a request that fails in a way that may pass
+
+
+@dataclass
 class EvaluateConfig:
     results_dir: str = "results"
     name: str = ""  # folder inside results_dir; "" = the mode
     shuffled_control: bool = False  # score once more with the audio swapped between clips
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
 
 @dataclass

@@ -104,3 +104,18 @@ def run_command(*arguments: str, cwd: Path = ROOT, timeout: float = 240, **env: 
     return subprocess.run(
         [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
     )
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    """A small OpenAI-compatible endpoint on this machine, its key in the environment, and short waits between tries."""
+    from judge_server import KEY, Judge
+
+    from salmonn.evaluation import judge_endpoint
+
+    monkeypatch.setattr(judge_endpoint, "FIRST_WAIT", 0.01)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server = Judge()
+    yield server
+    server.stop()
