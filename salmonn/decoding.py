@@ -38,6 +38,6 @@ def search_settings(settings: DictConfig, bos_id: int | None, end_id: int) -> di
 def answer(ids: list[int], tokenizer: PreTrainedTokenizerBase, end_id: int) -> dict[str, Any]:
     """{"text" without special tokens, "token_ids" up to and with the end symbol, "finished": it was seen}."""
     finished = end_id in ids
-    if finished:
-        ids = ids[: ids.index(end_id) + 1]  # what follows in the row is padding
-    return {"text": tokenizer.decode(ids, skip_special_tokens=True).strip(), "token_ids": ids, "finished": finished}
+    n_text = ids.index(end_id) if finished else len(ids)  # the end symbol need not be a special token of the LLM
+    text = tokenizer.decode(ids[:n_text], skip_special_tokens=True).strip()
+    return {"text": text, "token_ids": ids[: n_text + 1], "finished": finished}  # what follows is padding

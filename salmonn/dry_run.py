@@ -24,6 +24,7 @@ from transformers import (
 from salmonn.annotations import Annotations
 from salmonn.beats import BEATs, read_beats_file
 from salmonn.config import best_checkpoint
+from salmonn.llm import llm_quantization, quantised_by
 from salmonn.model import SALMONN
 from salmonn.plan import make_plan, shown, trainable_parameters
 from salmonn.preflight import GB, checkpoint_bytes
@@ -103,7 +104,7 @@ def _parts(model: SALMONN) -> str:
 
 def _precision(config: DictConfig) -> str:
     model, run = config.model, config.run
-    quantization = "8bit" if model.low_resource else model.llm_quantization
+    quantization = llm_quantization(model)
     llm = f"LLM {model.llm_dtype}" if quantization == "none" else f"LLM {quantization}"
     amp = f"AMP {run.amp_dtype}" if run.amp else "no AMP"
     return f"{llm}, encoders {model.encoder_dtype}, trained parameters float32, {amp}, on {run.device}"
@@ -177,10 +178,12 @@ def shrink_llm(llm: PretrainedConfig) -> PretrainedConfig:
         "intermediate_size": 2 * WIDTH,
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
-        "num_key_value_heads": math.ceil(HEADS / keys_per_head),
+        "num_key_value_heads": max(2, math.ceil(HEADS / keys_per_head)),  # nf4 on a CPU wants 32 values
         "head_dim": WIDTH // HEADS,
     }
     llm.update({key: value for key, value in sizes.items() if hasattr(llm, key)})
     if getattr(llm, "layer_types", None):
         llm.layer_types = llm.layer_types[:LAYERS]
+    if quantised_by(llm):
+        del llm.quantization_config  # random weights are plain ones
     return llm

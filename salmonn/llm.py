@@ -2,21 +2,28 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import torch
 from omegaconf import DictConfig
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
 
 from salmonn.errors import UserError
+
+# Checkpoints that are already quantised and run by gptqmodel: the packages that transformers needs, by their method.
+_GPTQMODEL = {"gptq": ("optimum", "gptqmodel"), "awq": ("gptqmodel",)}
 
 
 @contextmanager
@@ -37,27 +44,38 @@ def require_all_weights(info: dict, path: str, unused: str = "") -> None:
 
 
 def load_tokenizer(config: DictConfig) -> PreTrainedTokenizerBase:
-    """Load the LLM's tokenizer. Raises UserError unless `end_sym` is one of its tokens."""
+    """Load the LLM's tokenizer. Raises UserError unless `end_sym` is one of its tokens and BOS is left to us."""
     with loading("model.llama_path", config.llama_path):
         tokenizer = AutoTokenizer.from_pretrained(config.llama_path, token=config.token or None)
-    end_id = tokenizer.convert_tokens_to_ids(config.end_sym)
-    if end_id is None or end_id == tokenizer.unk_token_id:
+    end_id = tokenizer.get_vocab().get(config.end_sym)
+    if end_id is None or tokenizer(f"a{config.end_sym}", add_special_tokens=False).input_ids[-1] != end_id:
         raise UserError(
             f"model.end_sym = {config.end_sym!r} is not a token of {config.llama_path} "
             f"(its own end symbol is {tokenizer.eos_token!r})"
+        )
+    if tokenizer.bos_token and tokenizer.bos_token in config.prompt_template:
+        raise UserError(
+            f"model.prompt_template holds {tokenizer.bos_token!r}, which is put in front by itself: leave it out"
         )
     return tokenizer
 
 
 def load_llm(config: DictConfig, device: torch.device) -> PreTrainedModel:
-    """Load the LLM frozen, in the precision that `llm_dtype` and `llm_quantization` say."""
-    quantization = "8bit" if config.low_resource else config.llm_quantization
+    """Load the LLM frozen, in the precision that `llm_dtype` and `llm_quantization` (or its own files) say."""
+    with loading("model.llama_path", config.llama_path):
+        stored = AutoConfig.from_pretrained(config.llama_path, token=config.token or None)
+    require_loadable(stored, config)
     kwargs = {}
-    if quantization != "none":
-        kwargs = {"quantization_config": _quantization_config(quantization, config, device), "device_map": {"": device}}
+    if llm_quantization(config) != "none":
+        kwargs = {"quantization_config": _quantization_config(config, device), "device_map": {"": device}}
+    elif method := quantised_by(stored):
+        kwargs = {"device_map": {"": device}}
+        if method in _GPTQMODEL:  # its fastest kernels are for answering only
+            stored.quantization_config["backend"] = "auto_trainable"
     with loading("model.llama_path", config.llama_path):
         llm, info = AutoModelForCausalLM.from_pretrained(
             config.llama_path,
+            config=stored,
             dtype=llm_dtype(config, device),
             token=config.token or None,
             output_loading_info=True,
@@ -69,6 +87,33 @@ def load_llm(config: DictConfig, device: torch.device) -> PreTrainedModel:
     return llm.requires_grad_(False)
 
 
+def llm_quantization(config: DictConfig) -> str:
+    """What loading does to the LLM's weights: none | 8bit | nf4."""
+    return "8bit" if config.low_resource else config.llm_quantization
+
+
+def quantised_by(stored: PretrainedConfig) -> str:
+    """The method by which a checkpoint's weights are quantised already, e.g. gptq; "" for plain weights."""
+    how = getattr(stored, "quantization_config", None)
+    return how.get("quant_method", "bitsandbytes") if how else ""
+
+
+def require_loadable(stored: PretrainedConfig, config: DictConfig) -> None:
+    """Raise UserError for an LLM quantised already that is to be quantised again or whose packages are absent."""
+    method = quantised_by(stored)
+    if method and llm_quantization(config) != "none":
+        key = "low_resource = True" if config.low_resource else f"llm_quantization = {config.llm_quantization}"
+        raise UserError(
+            f"model.{key}, but model.llama_path = {config.llama_path} is quantised already "
+            f"(quant_method {method} in its config.json): set model.llm_quantization=none model.low_resource=False"
+        )
+    if missing := [package for package in _GPTQMODEL.get(method, ()) if find_spec(package) is None]:
+        raise UserError(
+            f"model.llama_path = {config.llama_path} is quantised by {method}, which needs: "
+            f"pip install {' '.join(missing)}"
+        )
+
+
 def llm_dtype(config: DictConfig, device: torch.device) -> torch.dtype:
     """Precision of the frozen weights; `auto` is float16 on a GPU, as published, and float32 on the CPU."""
     if config.llm_dtype != "auto":
@@ -76,10 +121,10 @@ def llm_dtype(config: DictConfig, device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
-def _quantization_config(quantization: str, config: DictConfig, device: torch.device):
+def _quantization_config(config: DictConfig, device: torch.device):
     from transformers import BitsAndBytesConfig
 
-    if quantization == "8bit":
+    if llm_quantization(config) == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=llm_dtype(config, device)
@@ -118,3 +163,21 @@ def enable_recomputation(llm: nn.Module, mode: bool) -> None:
     for module in llm.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = mode
+
+
+def logits_at(llm: PreTrainedModel, inputs: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Vocabulary logits [N, V] in float32 at N positions of the input embeddings [B, L, H].
+
+    By the model's own forward, for some families scale or cap their logits; all other positions are
+    left out before the vocabulary, where they would take the most memory.
+    """
+
+    def keep(_decoder: nn.Module, _inputs: tuple, output: ModelOutput) -> ModelOutput:
+        output.last_hidden_state = output.last_hidden_state[rows, columns][None]
+        return output
+
+    hook = llm.get_decoder().register_forward_hook(keep)
+    try:
+        return llm(inputs_embeds=inputs, use_cache=False).logits[0].float()
+    finally:
+        hook.remove()

@@ -27,6 +27,7 @@ from salmonn.llm import (
     load_llm,
     load_tokenizer,
     loading,
+    logits_at,
     lora_layers,
     require_all_weights,
 )
@@ -267,9 +268,8 @@ class SALMONN(nn.Module):
         target_ids = layout.token_ids[layout.is_target].to(self.device)
         row, column = (index.to(self.device) for index in layout.is_target.nonzero(as_tuple=True))
         # Padding stands behind every token that counts, so causal attention needs no mask for it.
-        hidden = self._decoder()(inputs_embeds=self._embed(layout, embeds), use_cache=False).last_hidden_state
-        # only where there are targets; the position before a token predicts it
-        logits = self._logits(hidden[row, column - 1])  # [targets of the batch, V]
+        # The position before a token predicts it.
+        logits = self._logits(self._embed(layout, embeds), row, column - 1)  # [targets of the batch, V]
         token_loss = F.cross_entropy(logits, target_ids, reduction="none")
 
         is_correct = logits.argmax(-1) == target_ids
@@ -288,22 +288,20 @@ class SALMONN(nn.Module):
         }
 
     def _embed(self, layout: Layout, embeds: Tensor) -> Tensor:
-        """Input embeddings [B, L, H] with the audio's [B, A, H] in their places."""
+        """Input embeddings [B, L, H] with the audio's [B, A, H] in their places.
+
+        Where a family scales its embeddings (Gemma: by sqrt(H)), its embedding module has done so for the
+        text; the audio is not scaled: its projection learns the size that the first layer wants.
+        """
         inputs = self.llama_model.get_input_embeddings()(layout.token_ids.to(self.device))
         return inputs.masked_scatter(layout.is_audio.to(self.device)[..., None], embeds.to(inputs.dtype))
 
     def _causal_lm(self) -> PreTrainedModel:
         return self.llama_model.get_base_model() if self.config.lora else self.llama_model
 
-    def _decoder(self) -> nn.Module:
-        return self._causal_lm().get_decoder()
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits [N, V] in float32."""
-        llm = self._causal_lm()
-        logits = llm.get_output_embeddings()(hidden).float()
-        cap = getattr(llm.config, "final_logit_softcapping", None)  # Gemma 2
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+    def _logits(self, inputs: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Vocabulary logits [N, V] in float32 at N positions of the inputs [B, L, H]."""
+        return logits_at(self._causal_lm(), inputs, rows, columns)
 
     # ---- embeddings -> text
 
@@ -314,12 +312,14 @@ class SALMONN(nn.Module):
         settings: Mapping[str, Any] | DictConfig | None = None,
         prompts: Sequence[str] | None = None,
         return_details: bool = False,
+        **library: Any,
     ) -> list[str] | list[dict[str, Any]]:
         """Answer each sample; every row ends by itself.
 
         `settings`: a `generate` section. `prompts`: complete templated strings; else samples["prompts"],
         else the test prompts of the samples' tasks. Returns texts without special tokens, or with
         `return_details` {"text", "token_ids" (the end symbol included), "finished" (it was seen)}.
+        `library` goes to transformers' generate as it is, e.g. stopping_criteria or, for one beam, a streamer.
         """
         settings = generate_config(settings)
         chosen = prompts or samples.get("prompts") or self._test_prompts(samples)
@@ -329,6 +329,7 @@ class SALMONN(nn.Module):
             inputs_embeds=self._embed(layout, embeds),
             attention_mask=layout.is_used.to(self.device).long(),
             **search_settings(settings, self.tokenizer.bos_token_id, self.end_id),
+            **library,
         )
         details = [answer(ids, self.tokenizer, self.end_id) for ids in output.tolist()]
         return details if return_details else [detail["text"] for detail in details]

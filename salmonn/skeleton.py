@@ -14,7 +14,7 @@ from salmonn import checkpoint
 from salmonn.beats import load_beats
 from salmonn.errors import UserError
 from salmonn.features import LogMel
-from salmonn.llm import load_tokenizer, loading
+from salmonn.llm import load_tokenizer, loading, require_loadable
 from salmonn.model import SALMONN
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -58,6 +58,7 @@ def _whisper_encoder(model: DictConfig) -> WhisperEncoder:
 
 def _llm(model: DictConfig) -> nn.Module:
     config = _from_folder(AutoConfig, "llama_path", model)
+    require_loadable(config, model)
     _require_weight_files("llama_path", model)
     with torch.device("meta"), loading("model.llama_path", model.llama_path):
         return AutoModelForCausalLM.from_config(config).requires_grad_(False)

@@ -103,7 +103,7 @@ def test_token_ids_equal_the_published(golden, name, i):
 def test_target_logits_equal_the_published(golden, name, i, monkeypatch):
     case, seen = golden(name), {}
     original = case.model._logits
-    monkeypatch.setattr(case.model, "_logits", lambda hidden: seen.setdefault("logits", original(hidden)))
+    monkeypatch.setattr(case.model, "_logits", lambda *at: seen.setdefault("logits", original(*at)))
     with torch.no_grad():
         case.model(golden_sample(case, i))
     close(seen["logits"], case.expected[f"s{i}_target_logits"][:, :-1], 2e-3)  # the last column is [PAD]

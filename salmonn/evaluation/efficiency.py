@@ -1,0 +1,163 @@
+"""How fast the model answers and what memory it takes, on synthetic audio through its own `generate`."""
+
+import resource
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from salmonn.audio import MIN_SECONDS, SAMPLE_RATE
+from salmonn.config import generate_config
+from salmonn.errors import UserError
+from salmonn.evaluation.report import table
+from salmonn.llm import llm_quantization
+from salmonn.model import SALMONN
+
+GB = 1e9
+INSTRUCTION = "<Speech><SpeechHere></Speech> Please describe the audio."
+
+# The public hackathon's own measurements: 10 s of audio, batch of one, a machine that is not known here.
+HACKATHON = {
+    "hackathon baseline (another machine)": {"memory": 9.18, "ttft": 0.206, "tpot": 0.045},
+    "hackathon, 2B LLM in 4 bits (another machine)": {"memory": 5.32, "ttft": 0.356, "tpot": 0.107},
+}
+
+
+class TokenClock(StoppingCriteria):
+    """Notes when each token is there, the GPU's work done; never stops anything."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.times: list[float] = []  # s, of time.perf_counter
+
+    def __call__(self, input_ids: Tensor, _scores: Tensor, **_: Any) -> Tensor:
+        self.times.append(now(self.device))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def measure(
+    model: SALMONN,
+    settings: Mapping[str, Any] | DictConfig | None = None,
+    seconds: float = 10.0,
+    runs: int = 10,
+    warmup: int = 2,
+    new_tokens: int = 50,
+) -> dict[str, Any]:
+    """Time answers of exactly `new_tokens` tokens to one clip of `seconds`, `runs` times after `warmup` times.
+
+    `settings`: a `generate` section; of it the lengths are replaced. The caller's autocast counts and
+    is told. Returns ttft_s (audio in memory to first token: features, encoders, prefill) and tpot_s (mean
+    time of each further token of a run), both {"median", "min", "max"} over the runs, and
+    peak_memory_gb: {"allocated", "reserved"} on the GPU in these runs, on a CPU {"resident"}, of the
+    process since it began. Raises UserError for lengths that cannot be measured.
+    """
+    if not MIN_SECONDS <= seconds <= model.max_seconds:
+        raise UserError(f"{seconds:g} s of audio: this model hears {MIN_SECONDS:g} to {model.max_seconds:g} s")
+    if new_tokens < 2 or runs < 1:
+        raise UserError(f"{runs} runs of {new_tokens} new tokens: measuring needs 1 run of 2 tokens or more")
+    settings = _of_length(generate_config(settings), new_tokens)
+    for _ in range(warmup):
+        time_tokens(model, settings, seconds)
+    on_gpu = model.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(model.device)
+    times = [time_tokens(model, settings, seconds) for _ in range(runs)]
+    return {
+        "device": torch.cuda.get_device_name(model.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+        "precision": _precision(model),
+        "audio_seconds": seconds,
+        "new_tokens": new_tokens,
+        "num_beams": settings.num_beams,
+        "runs": runs,
+        "warmup": warmup,
+        "ttft_s": _spread([run[0] for run in times]),
+        "tpot_s": _spread([(run[-1] - run[0]) / (new_tokens - 1) for run in times]),
+        "peak_memory_gb": _peak_memory(model.device),
+    }
+
+
+def time_tokens(model: SALMONN, settings: DictConfig, seconds: float) -> list[float]:
+    """Answer one clip of noise; when each token was there, in s after the call. Raises RuntimeError if one is lost."""
+    noise = 0.1 * torch.randn(1, int(seconds * SAMPLE_RATE), generator=torch.Generator().manual_seed(0))
+    prompt = model.config.prompt_template.replace("{}", INSTRUCTION, 1)
+    clock = TokenClock(model.device)
+    began = now(model.device)
+    [answer] = model.generate(
+        {"raw_wav": noise}, settings, [prompt], return_details=True, stopping_criteria=StoppingCriteriaList([clock])
+    )
+    wanted, came, steps = settings.max_new_tokens, len(answer["token_ids"]), len(clock.times)
+    if not wanted == came == steps:
+        raise RuntimeError(f"{wanted} tokens were asked for, {came} came in {steps} steps")
+    return [moment - began for moment in clock.times]
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def comparison(result: Mapping[str, Any]) -> str:
+    """A Markdown table of what `measure` returned, beside the hackathon's figures."""
+    memory = result["peak_memory_gb"]
+    rows = [
+        ["time to first token, s", _shown(result["ttft_s"]), *_hackathon("ttft")],
+        ["time per output token, s", _shown(result["tpot_s"]), *_hackathon("tpot")],
+        [
+            f"peak memory, GB ({', '.join(memory)})",
+            " / ".join(f"{v:.2f}" for v in memory.values()),
+            *_hackathon("memory"),
+        ],
+    ]
+    what = (
+        f"{result['audio_seconds']:g} s of audio, {result['new_tokens']} new tokens, {result['num_beams']} beams, "
+        f"batch of one, on {result['device']}; {result['precision']}; median (min to max) of {result['runs']} runs "
+        f"after {result['warmup']} to warm up"
+    )
+    return f"{table(['', 'this run', *HACKATHON], rows)}\n\n{what}"
+
+
+def _of_length(settings: DictConfig, new_tokens: int) -> DictConfig:
+    """The settings with answers of exactly that length; `min_length` counts BOS, as published."""
+    return OmegaConf.merge(settings, {"max_new_tokens": new_tokens, "min_length": new_tokens + 1})
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def _peak_memory(device: torch.device) -> dict[str, float]:
+    if device.type == "cuda":
+        allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        return {"allocated": allocated / GB, "reserved": reserved / GB}
+    return {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB}  # Linux counts in KiB
+
+
+def _precision(model: SALMONN) -> str:
+    llm, kind = model.llama_model, model.device.type
+    parts = [f"LLM {_name(llm.dtype)}", f"encoders {_name(model.speech_encoder.dtype)}"]
+    if llm_quantization(model.config) != "none":
+        parts[0] = f"LLM {llm_quantization(model.config)}"
+    elif method := getattr(llm, "quantization_method", None):  # its own files are quantised
+        parts[0] = f"LLM {method.value}"
+    if torch.is_autocast_enabled(kind):
+        parts.append(f"autocast {_name(torch.get_autocast_dtype(kind))}")
+    return ", ".join(parts)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _shown(spread: Mapping[str, float]) -> str:
+    return f"{spread['median']:.3f} ({spread['min']:.3f} to {spread['max']:.3f})"
+
+
+def _hackathon(figure: str) -> list[str]:
+    return [f"{figures[figure]:g}" for figures in HACKATHON.values()]
