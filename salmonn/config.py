@@ -12,7 +12,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -77,7 +77,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
 
     Raises UserError that lists every unknown key, wrong type and impossible value.
     """
-    source = _read_yaml(Path(path))
+    source = read_yaml(Path(path))
     for option in options:
         if "=" not in option:
             raise UserError(f"--options {option}: write it as key=value, e.g. run.batch_size_train=4")
@@ -110,7 +110,7 @@ def load_stages(path: str | Path, options: Sequence[str] = ()) -> list[DictConfi
     Each stage but the first starts from the best checkpoint of the one before. The overrides count
     for all stages, `model.ckpt` for the first. Raises UserError as `load_config`.
     """
-    source = _read_yaml(Path(path))
+    source = read_yaml(Path(path))
     if "stages" not in source:
         return [load_config(path, options)]
     names = source.stages
@@ -146,19 +146,20 @@ def _on_cpu(config: DictConfig) -> bool:
 def model_config(values: Mapping[str, Any] | DictConfig | ModelConfig) -> DictConfig:
     """Complete a `model` section (mapping, OmegaConf node or ModelConfig) with the defaults."""
     plain = OmegaConf.to_container(OmegaConf.create(values) if isinstance(values, Mapping) else values)
-    return _complete(plain, ModelConfig, "model")
+    return typed_section(plain, ModelConfig, "model")
 
 
 def generate_config(values: Mapping[str, Any] | DictConfig | GenerateConfig | None) -> DictConfig:
     """Complete a `generate` section with the defaults; None gives the published settings."""
     if isinstance(values, GenerateConfig):
         return OmegaConf.structured(values)
-    return _complete(
+    return typed_section(
         {} if values is None else OmegaConf.to_container(OmegaConf.create(values)), GenerateConfig, "generate"
     )
 
 
-def _complete(values: Any, schema: type, section: str) -> DictConfig:
+def typed_section(values: Any, schema: type, section: str) -> DictConfig:
+    """Values over the defaults of a schema. Raises UserError that lists what is wrong with the section."""
     problems: list[str] = []
     _unknown_keys(values, schema, f"{section}.", "given values", problems)
     if not problems:
@@ -169,7 +170,8 @@ def _complete(values: Any, schema: type, section: str) -> DictConfig:
     return config
 
 
-def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
+def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
+    """The keys of a YAML file over those of its `base`. Raises UserError for anything else."""
     if path.resolve() in seen:
         raise UserError(f"{path}: `base` leads back to the same file")
     if not path.is_file():
@@ -184,7 +186,7 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
     bases = [base] if isinstance(base, str) else base
     if not isinstance(bases, list | ListConfig) or not all(isinstance(name, str) for name in bases):
         raise UserError(f"{path}: base = {base!r}: expected the name of a config file, or a list of names")
-    return OmegaConf.merge(*(_read_yaml(path.parent / name, (*seen, path.resolve())) for name in bases), config)
+    return OmegaConf.merge(*(read_yaml(path.parent / name, (*seen, path.resolve())) for name in bases), config)
 
 
 def _unknown_keys(values: Any, schema: type, prefix: str, where: str, problems: list[str]) -> None:
@@ -199,7 +201,7 @@ def _unknown_keys(values: Any, schema: type, prefix: str, where: str, problems: 
             problems.append(f"{where}: {prefix}{key}{_nearest(prefix, str(key))}")
         elif is_dataclass(known[key].type):
             _unknown_keys(value, known[key].type, f"{prefix}{key}.", where, problems)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and get_origin(known[key].type) is not dict:
             problems.append(f"{where}: {prefix}{key} takes a value, not a section")
 
 

@@ -1,5 +1,6 @@
 """Samples from annotation files: decode and resample in the loader's workers, features come later."""
 
+import os
 import random
 from typing import Any
 
@@ -57,6 +58,14 @@ class SALMONNDataset(Dataset):
     def text_lengths(self) -> np.ndarray:
         """[N] characters of each sample's text."""
         return self.annotations.text_lengths[self.usable]
+
+    def size(self, position: int) -> int:
+        """Bytes of a sample's files, about as its length; 0 where they cannot be found."""
+        entry = self.annotations[int(self.usable[position])]
+        try:
+            return sum(map(os.path.getsize, self.clip_paths.of(entry["path"], entry["expand_wav"])))
+        except (AudioError, OSError):
+            return 0
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """{"raw_wav": [N] float32 or None, "text", "task", "Q", "id", "index", "testset_id", "broken", "tried"}.

@@ -139,6 +139,7 @@ class JudgeConfig:
 class EvaluateConfig:
     results_dir: str = "results"
     name: str = ""  # folder inside results_dir; "" = the mode
+    tasks_file: str = "configs/eval_tasks.yaml"  # tasks of evaluate.py --mode table3
     shuffled_control: bool = False  # score once more with the audio swapped between clips
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 

@@ -23,7 +23,7 @@ from salmonn.evaluation.generation import generate_outputs
 from salmonn.evaluation.jobs import Job, Output, plan_jobs, swap_audio
 from salmonn.evaluation.runner import evaluate
 from salmonn.evaluation.submission import check_submission, submission_csv
-from salmonn.evaluation.tasks import MODES, clips_of
+from salmonn.evaluation.tasks import EvalTask, clips_of
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ["zero", "red", "blue", "green", "grey", "black"]
@@ -33,6 +33,7 @@ class StubModel:
     """Hears the loudness of a clip, 0.1 per word of WORDS, and answers "<word> dog"; odd words do not end."""
 
     max_seconds = 2.0
+    lora_scaling = 4.0
     device = torch.device("cpu")
 
     def __init__(self) -> None:
@@ -158,7 +159,7 @@ def test_entries_without_ids_are_one_clip_when_path_task_and_question_agree():
         entry(1, text="c", expand_wav=["2.wav"]),
         entry(1, text="d", Q="?"),
     ]
-    clips = clips_of(entries, MODES["valid_asr"], "ann.json")
+    clips = clips_of(entries, EvalTask("valid_asr", accepts=["asr"], metrics=["wer"]), "ann.json")
     assert [clip.references for clip in clips] == [("a", "b"), ("c",), ("d",)]
 
 
@@ -223,7 +224,9 @@ def test_the_control_needs_two_clips(world: Path, model: StubModel):
 
 
 def test_the_mode_gives_the_task_where_the_entry_has_none_and_the_question_fills_the_prompt():
-    clips = clips_of([entry(1, testset_id=1, Q="now")], MODES["submission_aac"], "ann.json")
+    clips = clips_of(
+        [entry(1, testset_id=1, Q="now")], EvalTask("submission_aac", accepts=["audiocaption"]), "ann.json"
+    )
     assert plan_jobs(clips, {"audiocaption": "Describe {}"}, "p.json") == [Job(0, 0, "Describe now")]
 
 

@@ -1,6 +1,7 @@
 """Answers of the model to a list of jobs: batched, shared among the ranks, every job exactly once."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Subset
@@ -8,25 +9,38 @@ from tqdm import tqdm
 
 from salmonn import distributed
 from salmonn.dataset import SALMONNDataset, collate
+from salmonn.evaluation.answers import AnswerStore
 from salmonn.evaluation.jobs import Job, Output
 from salmonn.model import SALMONN
 
 
 def generate_outputs(
-    model: SALMONN, dataset: SALMONNDataset, jobs: Sequence[Job], config: DictConfig, description: str
+    model: SALMONN,
+    dataset: SALMONNDataset,
+    jobs: Sequence[Job],
+    config: DictConfig,
+    description: str,
+    store: AnswerStore | None = None,
 ) -> dict[int, Output]:
     """{position: output} of all jobs in their order, the same on every rank.
 
-    Raises RuntimeError if a job has no output or several: loader and model must account for each.
+    What `store` holds is not generated again. The longest clips come first: too little memory shows
+    at once, and batches hold clips of like length. Raises RuntimeError if a job has no output or
+    several: loader and model must account for each.
     """
-    mine = jobs[distributed.rank() :: distributed.world_size()]
+    done: dict[int, Output] = distributed.from_main(store.read() if store and distributed.is_main() else {})
+    left = sorted((job for job in jobs if job.position not in done), key=lambda job: -dataset.size(job.audio_index))
+    mine = left[distributed.rank() :: distributed.world_size()]
     outputs: list[tuple[int, Output]] = []
     with tqdm(total=len(mine), desc=description, unit="clip", disable=not distributed.is_main()) as progress:
         for batch_outputs in answer_batches(model, dataset, mine, config):
             outputs += batch_outputs
+            if store:
+                store.add(batch_outputs)
             progress.update(len(batch_outputs))
 
-    everywhere = [pair for share in distributed.gather_objects(outputs) for pair in share]
+    answered = [pair for share in distributed.gather_objects(outputs) for pair in share]
+    everywhere = [*answered, *((job.position, done[job.position]) for job in jobs if job.position in done)]
     by_position = dict(everywhere)
     if len(everywhere) != len(jobs) or by_position.keys() != {job.position for job in jobs}:
         raise RuntimeError(f"{len(jobs)} clips were to be answered, {len(everywhere)} answers came back")
@@ -49,11 +63,11 @@ def answer_batches(
         unreadable = batch["unreadable"].items()
         outputs = [(by_audio[index].position, Output(unreadable=reason)) for index, reason in unreadable]
         if heard:
-            prompts = [job.prompt for job in heard]
-            with distributed.autocast(config.run, model.device):
-                details = model.generate(batch, config.generate, prompts=prompts, return_details=True)
-            outputs += [
-                (job.position, Output(detail["text"].strip(), len(detail["token_ids"]), detail["finished"]))
-                for job, detail in zip(heard, details, strict=True)
-            ]
+            outputs += list(zip([job.position for job in heard], _answers(model, batch, heard, config), strict=True))
         yield outputs
+
+
+def _answers(model: SALMONN, batch: dict[str, Any], heard: Sequence[Job], config: DictConfig) -> list[Output]:
+    with distributed.autocast(config.run, model.device):
+        details = model.generate(batch, config.generate, prompts=[job.prompt for job in heard], return_details=True)
+    return [Output(detail["text"].strip(), len(detail["token_ids"]), detail["finished"]) for detail in details]

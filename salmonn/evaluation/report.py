@@ -37,7 +37,7 @@ def build_report(
         named = examples([broken["path"] for broken in unreadable])
         notes.append(f"Unreadable clips: {len(unreadable)}; they {fate}: {named}.")
     report = {
-        "mode": task.mode,
+        "name": task.name,
         "title": task.title,
         "n": len(clips),
         "finished": finished,
@@ -124,7 +124,7 @@ def write_report(folder: Path, report: Mapping[str, Any], predictions: Sequence[
 
 def markdown(report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> str:
     """The report as a page: summary, what could not be read, sample answers."""
-    parts = [f"# {report['mode']}: {report['title']}", summary(report), *confusion_tables(report)]
+    parts = [f"# {report['name']}: {report['title']}", summary(report), *confusion_tables(report)]
     if report["unreadable"]:
         rows = [[broken["id"], broken["path"], broken["reason"]] for broken in report["unreadable"]]
         parts += ["## Unreadable clips", table(["id", "path", "reason"], rows[:UNREADABLE_SHOWN])]
@@ -142,7 +142,7 @@ def summary(report: Mapping[str, Any]) -> str:
     counts = (
         f"{report['n']} clips ({report['entries']} entries of {report['annotation']}), {heard} heard, "
         f"{len(report['unreadable'])} unreadable; {report['finished']} answers finished, "
-        f"{report['unfinished']} unfinished, {report['empty_outputs']} empty; {report['seconds']:.0f} s"
+        f"{report['unfinished']} unfinished, {report['empty_outputs']} empty"
     )
     notes = "\n".join(f"- {note}" for note in report["notes"])
     return "\n\n".join(part for part in (score_table(report), counts, notes) if part)

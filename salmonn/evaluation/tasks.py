@@ -2,24 +2,30 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from salmonn.config import read_yaml, typed_section
 from salmonn.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass
 class EvalTask:
-    """One value of `--mode`. Without metrics there is no ground truth and a submission is written."""
+    """One set and how it is scored. Without metrics there is no ground truth and a submission is written."""
 
-    mode: str
-    title: str
-    annotation: str  # key under `datasets`; datasets.test_ann_path where it is empty
-    tasks: tuple[str, ...]  # task names an entry may carry; the first one where it carries none
-    normaliser: str = ""  # english | caption
-    metrics: tuple[str, ...] = ()  # names in metrics.METRICS
+    name: str = ""  # set by the key under which a tasks file has it
+    title: str = ""
+    annotation: str = ""  # file
+    accepts: list[str] = field(default_factory=list)  # task names that entries may carry; the first where one has none
+    prompt: str = ""  # key of the test prompts; "" = the entry's own task
+    normaliser: str = "plain"  # a name of salmonn.evaluation.normalisers
+    metrics: list[str] = field(default_factory=list)  # names of salmonn.evaluation.metrics
+    generate: dict[str, Any] = field(default_factory=dict)  # changes to the settings
+    paper: dict[str, float] = field(default_factory=dict)  # published scores by metric
+    reproduced: dict[str, float] = field(default_factory=dict)  # another reproduction's
 
     @property
     def is_submission(self) -> bool:
@@ -27,23 +33,46 @@ class EvalTask:
         return not self.metrics
 
 
-CAPTION_TASKS = ("audiocaption", "audiocaption_v2")
+_ASR, _AAC = ["asr"], ["audiocaption", "audiocaption_v2"]
+# The modes of the hackathon, one set each, and the key under `datasets` that names it.
 MODES = {
-    task.mode: task
-    for task in (
-        EvalTask("valid_asr", "speech recognition", "valid_ann_path_asr", ("asr",), "english", ("wer",)),
-        EvalTask(
-            "valid_aac",
-            "audio captioning",
-            "valid_ann_path_aac",
-            CAPTION_TASKS,
-            "caption",
-            ("cider_d", "rouge_l", "exact"),
-        ),
-        EvalTask("submission_asr", "speech recognition", "test_ann_path_asr", ("asr",)),
-        EvalTask("submission_aac", "audio captioning", "test_ann_path_aac", CAPTION_TASKS),
-    )
+    "valid_asr": ("valid_ann_path_asr", _ASR, "english", ["wer"]),
+    "valid_aac": ("valid_ann_path_aac", _AAC, "caption", ["cider_d", "rouge_l", "exact"]),
+    "submission_asr": ("test_ann_path_asr", _ASR, "plain", []),
+    "submission_aac": ("test_ann_path_aac", _AAC, "plain", []),
 }
+
+
+def annotation_key(mode: str, datasets: DictConfig) -> str:
+    """The key under `datasets` that gives a mode's set: its own, or test_ann_path where that is empty."""
+    own = MODES[mode][0]
+    return "test_ann_path" if not datasets[own] and datasets.test_ann_path else own
+
+
+def task_of_mode(mode: str, datasets: DictConfig) -> EvalTask:
+    """The task of a mode of the hackathon."""
+    _, accepts, normaliser, metrics = MODES[mode]
+    title = "speech recognition" if accepts == _ASR else "audio captioning"
+    return EvalTask(mode, title, datasets[annotation_key(mode, datasets)], accepts, "", normaliser, metrics)
+
+
+def load_tasks(path: str | Path, names: Sequence[str] = ()) -> list[EvalTask]:
+    """The tasks of a YAML file {name: values}, or those named, in that order.
+
+    Raises UserError for unknown names and keys, and for values of a wrong type.
+    """
+    tasks, problems = {}, []
+    for name, values in OmegaConf.to_container(read_yaml(Path(path))).items():
+        try:
+            tasks[name] = OmegaConf.to_object(typed_section(values, EvalTask, f"{path}, task {name}"))
+            tasks[name].name = name
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    if unknown := [name for name in names if name not in tasks]:
+        raise UserError(f"--tasks {', '.join(unknown)}: not in {path}, which has {', '.join(tasks)}")
+    return [tasks[name] for name in names or tasks]
 
 
 @dataclass(frozen=True)
@@ -59,22 +88,18 @@ class Clip:
     spoken: str = ""  # what is said in the clip, where the reference is something else
 
 
-def annotation_key(datasets: DictConfig, task: EvalTask) -> str:
-    """The key under `datasets` that gives this task's annotation file."""
-    return "test_ann_path" if not datasets[task.annotation] and datasets.test_ann_path else task.annotation
-
-
 def clips_of(entries: Sequence[Mapping[str, Any]], task: EvalTask, source: str) -> list[Clip]:
     """The clips of an annotation file in its order; entries of one clip give it several references.
 
     `entries` as they stand in the file, checked by salmonn.annotations. Raises UserError for
     entries of another task and, where a submission is written, missing or repeated testset_ids.
     """
+    accepts = task.accepts
     _refuse(
         source,
-        f"belong to another task than {' or '.join(task.tasks)} (--mode {task.mode})",
-        [(i, e["task"]) for i, e in enumerate(entries) if e.get("task", task.tasks[0]) not in task.tasks],
-        f"give a file with only these: --options datasets.{task.annotation}=FILE",
+        f"belong to another task than {' or '.join(accepts)} ({task.name})",
+        [(i, e["task"]) for i, e in enumerate(entries) if accepts and e.get("task", accepts[0]) not in accepts],
+        "give a file with only these",
     )
     if task.is_submission:
         _check_ids(entries, source)
@@ -110,8 +135,9 @@ def _clip(entries: Sequence[Mapping[str, Any]], indices: Sequence[int], task: Ev
         index=indices[0],
         id=_testset_id(first) or str(indices[0]),
         path=first["path"],
-        task=first.get("task", task.tasks[0]),
+        task=task.prompt or first.get("task") or task.accepts[0],
         question=first.get("Q") or "",
+        spoken=first.get("spoken") or "",
         references=() if task.is_submission else tuple(entries[i]["text"] for i in indices),
     )
 

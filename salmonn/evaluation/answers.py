@@ -1,0 +1,61 @@
+"""Answers that outlive their process: each batch is written down as it comes, and never generated twice."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from salmonn import distributed
+from salmonn.errors import UserError
+from salmonn.evaluation.jobs import Output
+
+
+class AnswerStore:
+    """Files `<name>-rank<r>.jsonl` in a folder, a line per answer; `name` tells what the answers depend on."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+
+    def read(self) -> dict[int, Output]:
+        """{position: answer} of every earlier run with the same name, whatever its number of ranks.
+
+        A line that was being written when its process was killed does not count. Raises UserError
+        for lines that nobody here has written.
+        """
+        found: dict[int, Output] = {}
+        for path in sorted(self.folder.glob(f"{self.name}-rank*.jsonl")):
+            for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+                if not line.endswith(b"\n"):
+                    continue
+                try:
+                    values = json.loads(line)
+                    position, output = values.pop("position"), Output(**values)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise UserError(f"{path}, line {number}: not an answer ({error}); remove the file") from error
+                found[position] = output
+        return found
+
+    def add(self, answers: Iterable[tuple[int, Output]]) -> None:
+        """Append answers to this rank's file; a clip that could not be read has none: the next run tries again."""
+        lines = [
+            json.dumps({"position": position, **asdict(output)}, ensure_ascii=False)
+            for position, output in answers
+            if not output.unreadable
+        ]
+        if not lines:
+            return
+        path = self.folder / f"{self.name}-rank{distributed.rank()}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_half_line(path)
+        with path.open("ab") as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())
+
+
+def _drop_half_line(path: Path) -> None:
+    """A process killed while it wrote leaves half a line, which the next one would be glued to."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)

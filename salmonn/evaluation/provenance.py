@@ -1,0 +1,61 @@
+"""What a result depends on: code, weights, data, settings, versions."""
+
+import hashlib
+import json
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from salmonn import distributed
+
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "sacrebleu", "aac-metrics", "editdistance")
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def provenance(config: DictConfig, annotation: str, lora_scaling: float) -> dict[str, Any]:
+    """The card of one set's result, to be printed and compared; JSON."""
+    return {
+        "commit": commit(),
+        "checkpoint": config.model.ckpt,
+        "checkpoint_sha256": sha256(config.model.ckpt) if config.model.ckpt else "",
+        "annotation": annotation,
+        "annotation_sha256": sha256(annotation),
+        "lora_scaling": lora_scaling,
+        "precision": f"AMP {config.run.amp_dtype}" if config.run.amp else "float32",
+        "device": config.run.device,
+        "model": {key: value for key, value in OmegaConf.to_container(config.model).items() if key != "token"},
+        "generate": OmegaConf.to_container(config.generate),
+        "prefix": config.datasets.prefix,
+        "processes": distributed.world_size(),
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+
+
+# Of the card: what cannot change an answer.
+_NOT_OF_THE_ANSWERS = ("processes", "versions", "commit", "prefix")
+
+
+def fingerprint(card: dict[str, Any], prompts: list[str]) -> str:
+    """Short hash of what the answers to these prompts depend on."""
+    kept = {key: value for key, value in card.items() if key not in _NOT_OF_THE_ANSWERS}
+    return hashlib.sha256(json.dumps([kept, prompts], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def sha256(path: str) -> str:
+    """Hash of a file's content."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def commit() -> str:
+    """The commit of the code that runs, with + where it was changed since; "" outside a repository."""
+    try:
+        run = lambda *command: subprocess.run(  # noqa: E731
+            ["git", *command], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        return run("rev-parse", "--short=12", "HEAD") + ("+" if run("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,169 @@
+"""Many tasks by one command, as a user runs it: the same answers however it is cut, and after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from conftest import ROOT, mini_options, run_command
+from salmonn import checkpoint
+from salmonn.config import load_config
+from salmonn.errors import UserError
+from salmonn.evaluation.answers import AnswerStore
+from salmonn.evaluation.jobs import Output
+from salmonn.evaluation.metrics import METRICS
+from salmonn.evaluation.normalisers import NAMES
+from salmonn.evaluation.table3 import rows_of
+from salmonn.evaluation.tasks import EvalTask, load_tasks
+from salmonn.model import SALMONN
+from salmonn.prompts import load_test_prompts
+
+NAMES_OF_ROWS = ["asr", "er", "sv", "story"]
+
+
+@pytest.fixture(scope="module")
+def command(mini_world, tmp_path_factory):
+    """evaluate.py --mode table3 on the small world, with a checkpoint of random weights."""
+    folder = tmp_path_factory.mktemp("tasks")
+    tasks = OmegaConf.load(ROOT / "configs/mini/eval_tasks.yaml")
+    for task in tasks.values():
+        task.annotation = f"{mini_world}/ann/{Path(task.annotation).name}"
+    tasks.absent = {"title": "not here", "annotation": "nowhere.json", "metrics": ["wer"]}
+    OmegaConf.save(tasks, folder / "tasks.yaml")
+    options = [*mini_options(mini_world, folder), f"evaluate.tasks_file={folder}/tasks.yaml"]
+    options += ["generate.max_new_tokens=8", "evaluate.shuffled_control=False", f"model.ckpt={folder}/random.pth"]
+    config = load_config("configs/mini/evaluate.yaml", [*options, "model.ckpt="])
+    checkpoint.save(folder / "random.pth", SALMONN.from_config(config.model))
+
+    def make(results: Path, *more: str, names=NAMES_OF_ROWS, processes: int = 1) -> list[str]:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        chosen = ["--tasks", ",".join(names)] if names else []
+        arguments = ["evaluate.py", "--mode", "table3", "--cfg-path", "configs/mini/evaluate.yaml", *chosen]
+        arguments += ["--options", *options, f"evaluate.results_dir={results}", *more]
+        return [*(launcher if processes > 1 else []), *arguments]
+
+    return make
+
+
+def report(results: Path) -> dict:
+    found = json.loads((results / "table3/report.json").read_text())
+    for one in found.values():
+        if one:
+            del one["provenance"]["processes"]
+    return found
+
+
+def predictions(results: Path) -> dict[str, str]:
+    return {name: (results / f"table3/{name}/predictions.jsonl").read_text() for name in NAMES_OF_ROWS}
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory):
+    results = tmp_path_factory.mktemp("whole")
+    result = run_command(*command(results, "run.batch_size_eval=8"))
+    assert result.returncode == 0, result.stderr
+    return results
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(1, 1), (3, 2)])
+def test_batch_size_and_number_of_ranks_change_no_answer(command, whole, tmp_path, batch_size, processes):
+    result = run_command(*command(tmp_path, f"run.batch_size_eval={batch_size}", processes=processes))
+    assert result.returncode == 0, result.stderr
+    assert predictions(tmp_path) == predictions(whole)
+    assert report(tmp_path) == report(whole)
+
+
+def test_after_a_kill_nothing_is_answered_twice_and_the_report_is_the_same(command, whole, tmp_path):
+    arguments = [sys.executable, *command(tmp_path, "run.batch_size_eval=1")]
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    store = tmp_path / "table3/asr/answers"
+    while process.poll() is None and not any(f.read_bytes().count(b"\n") >= 3 for f in store.glob("*.jsonl")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (half,) = store.glob("*.jsonl")
+    kept = [line for line in half.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    half.write_bytes(b"".join(kept) + b'{"position": 7, "te')  # as a kill in the middle of a line leaves it
+    result = run_command(*arguments[1:])
+    assert result.returncode == 0, result.stderr
+    lines = half.read_bytes().splitlines(keepends=True)
+    assert lines[: len(kept)] == kept
+    positions = [json.loads(line)["position"] for line in lines]
+    assert len(positions) == len(set(positions)) > len(kept)
+    assert predictions(tmp_path) == predictions(whole)
+    assert report(tmp_path) == report(whole)
+
+
+def test_answers_of_other_settings_are_not_taken_for_these(command, whole):
+    """Another scaling gives another file of answers, and the report says which."""
+    result = run_command(*command(whole.parent / "scaled", "model.lora_scaling=0", names=["er"]))
+    assert result.returncode == 0, result.stderr
+    plain, scaled = (
+        json.loads((results / "table3/er/report.json").read_text())["provenance"]
+        for results in (whole, whole.parent / "scaled")
+    )
+    assert (plain["lora_scaling"], scaled["lora_scaling"]) == (4.0, 0.0)
+    names = [next((r / "table3/er/answers").iterdir()).name for r in (whole, whole.parent / "scaled")]
+    assert names[0] != names[1]
+    assert len(plain["checkpoint_sha256"]) == len(plain["annotation_sha256"]) == 64
+
+
+def test_without_a_choice_what_is_there_is_evaluated_and_what_is_not_is_named(command, tmp_path):
+    result = run_command(*command(tmp_path, names=None))
+    assert result.returncode == 0, result.stderr
+    assert "not evaluated: no nowhere.json" in result.stdout
+    page = (tmp_path / "table3/report.md").read_text()
+    for name in load_tasks(ROOT / "configs/mini/eval_tasks.yaml"):
+        assert f"| {name.name} " in page
+
+
+def test_a_choice_that_cannot_be_met_is_refused_before_the_model_is_loaded(command, tmp_path):
+    for names, told in ((["asr", "absent"], "absent: nowhere.json"), (["asr", "dowsing"], "--tasks dowsing: not in")):
+        result = run_command(*command(tmp_path, names=names))
+        assert result.returncode == 2
+        assert told in result.stderr
+    assert not (tmp_path / "table3").exists()
+
+
+def test_the_rows_of_the_papers_table_are_declared_with_known_names():
+    tasks = load_tasks(ROOT / "configs/eval_tasks.yaml")
+    assert len(tasks) == 18  # three sets of speech recognition, gender recognition, 14 others
+    prompts = load_test_prompts(ROOT / "configs/prompts/test_prompt.json", "{}")
+    for task in tasks:
+        assert task.normaliser in NAMES
+        assert {*task.metrics, *task.paper, *task.reproduced} <= METRICS.keys()
+        assert set(task.paper) <= set(task.metrics)
+        assert set(task.accepts) <= prompts.keys()
+
+
+def test_a_row_shows_the_difference_to_the_paper():
+    task = EvalTask("asr", "s", "a.json", metrics=["wer"], paper={"wer": 0.021}, reproduced={"wer": 0.0224})
+    values = {"scores": {"wer": 0.03}, "intervals": {"wer": [0.02, 0.04]}, "n": 9, "finished": 8}
+    (row,) = rows_of(task, values)
+    assert row == ["asr", "s", "WER", "9", "8", "3.00 %", "2.00 % to 4.00 %", "2.10 %", "+0.90 %", "2.24 %"]
+    (row,) = rows_of(task, {**values, "scores": {"wer": None}, "intervals": {"wer": None}})
+    assert row[5:9] == ["no score", "-", "2.10 %", "-"]
+
+
+def test_a_tasks_file_with_mistakes_is_refused_with_all_of_them(tmp_path):
+    (tmp_path / "tasks.yaml").write_text("a: {metrc: [wer]}\nb: {metrics: wer}\nc: {metrics: [wer]}")
+    with pytest.raises(UserError) as error:
+        load_tasks(tmp_path / "tasks.yaml")
+    assert "did you mean metrics?" in str(error.value) or "metrc" in str(error.value)
+    assert "task b" in str(error.value)
+    assert "task c" not in str(error.value)
+
+
+def test_an_answer_file_of_something_else_is_named(tmp_path):
+    store = AnswerStore(tmp_path, "x")
+    store.add([(0, Output("a", 1, True)), (1, Output(unreadable="gone"))])
+    assert store.read() == {0: Output("a", 1, True)}
+    (tmp_path / "x-rank1.jsonl").write_text('{"text": "?"}\n')
+    with pytest.raises(UserError, match=r"x-rank1\.jsonl, line 1: not an answer"):
+        store.read()
