@@ -18,6 +18,9 @@ from salmonn.errors import UserError
 
 AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
+# What the libraries say when another rank does not answer: gloo before and after it closed the connection, NCCL.
+_LOST = ("gloo/transport", "Application timeout caused pair closure", "ncclRemoteError")
+
 _control: dist.ProcessGroup | None = None  # of the CPUs: what ranks agree on must not wait for GPUs
 _store: dist.Store | None = None  # how ranks find each other, also when a group is broken
 
@@ -163,7 +166,7 @@ def lost_contact(error: Exception, seconds: float) -> str:
     Those that do not answer a roll call within `seconds` have ended or hang.
     """
     reason = str(error)
-    if _store is None or not ("gloo/transport" in reason or "ncclRemoteError" in reason):
+    if _store is None or not any(words in reason for words in _LOST):
         return ""
     absent = sorted(set(range(int(os.environ["WORLD_SIZE"]))) - _roll_call(_store, seconds))
     who = f"no contact any more with rank {', '.join(map(str, absent))}" if absent else "a rank was too slow"

@@ -37,6 +37,7 @@ def plot_curves(lines: Sequence[dict[str, Any]], out: Path, title: str) -> None:
     _curve(accuracy, valid, "accuracy", "validation", color=ORANGE, marker="o")
     _curve(accuracy, valid, "accuracy_shuffled", "validation, audio shuffled", color=GREY, marker="o", linestyle="--")
     accuracy.set(ylabel="token accuracy", ylim=(0, 1))
+    tasks.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # a dozen tasks
     for task in sorted({task for line in valid for task in line.get("tasks", {})}):
         of_task = [{"step": line["step"], **line["tasks"][task]} for line in valid if task in line.get("tasks", {})]
         _curve(tasks, of_task, "accuracy", task, marker="o")

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from salmonn.evaluation.jobs import Output
 from salmonn.evaluation.metrics import METRICS, Texts, UnavailableError, captions, measure
 from salmonn.evaluation.metrics.base import interval_of
 from salmonn.evaluation.normalisers import normaliser
 from salmonn.evaluation.scoring import score
-from salmonn.evaluation.tasks import MODES, Clip
+from salmonn.evaluation.tasks import Clip, task_of_mode
+from salmonn.schema import DatasetsConfig
 
+AAC = task_of_mode("valid_aac", OmegaConf.structured(DatasetsConfig))
 FAKE_JAVA = f"""#!{sys.executable}
 '''Speaks the protocols of the programs that aac-metrics starts: the METEOR of a clip is words right of
 words said, its SPICE a quarter of its number.'''
@@ -184,7 +187,7 @@ def test_a_tokenizer_that_fails_is_told_and_the_report_is_written(java, cache: P
     normalise, _ = normaliser("caption", "")
     (cache / "java").write_text((cache / "java").read_text().replace("read_text().lower()", "read_text().missing()"))
     clips = [Clip(0, "0", "0.wav", "audiocaption", "", ("a dog",))]
-    scores = score(MODES["valid_aac"], clips, {0: Output("a dog", 2, True)}, normalise)
+    scores = score(AAC, clips, {0: Output("a dog", 2, True)}, normalise)
     assert set(scores.all.values()) == {None}
     assert "aac-metrics failed" in scores.unavailable["rouge_l"]
 

@@ -146,7 +146,10 @@ def test_model_section_alone_is_completed_and_checked():
         model_config({"lora_rang": 4})
 
 
-@pytest.mark.parametrize("path", sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("configs/**/*.yaml")))
+@pytest.mark.parametrize(
+    "path",
+    sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("configs/**/*.yaml") if p.name != "eval_tasks.yaml"),
+)
 def test_every_shipped_config_loads(path):
     load_config(ROOT / path)
 

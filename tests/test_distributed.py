@@ -227,7 +227,7 @@ def test_evaluation_over_two_ranks_answers_every_clip_once(mini_world, tmp_path)
     assert result.returncode == 0, result.stderr
     predictions = [json.loads(line) for line in (tmp_path / "valid_asr/predictions.jsonl").read_text().splitlines()]
     assert [line["path"] for line in predictions] == [entry["path"] for entry in entries]
-    assert json.loads((tmp_path / "valid_asr/report.json").read_text())["processes"] == 2
+    assert json.loads((tmp_path / "valid_asr/report.json").read_text())["provenance"]["processes"] == 2
 
 
 # ---- a rank that hangs: last, for it takes the longest

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from salmonn.evaluation.jobs import Output
 from salmonn.evaluation.metrics import METRICS, Metric, Texts, measure
@@ -12,8 +13,11 @@ from salmonn.evaluation.metrics.base import interval_of
 from salmonn.evaluation.normalisers import each, normaliser
 from salmonn.evaluation.report import build_report, markdown
 from salmonn.evaluation.scoring import score
-from salmonn.evaluation.tasks import MODES, Clip
+from salmonn.evaluation.tasks import Clip, task_of_mode
+from salmonn.schema import DatasetsConfig
 
+ASR = task_of_mode("valid_asr", OmegaConf.structured(DatasetsConfig))
+AAC = task_of_mode("valid_aac", OmegaConf.structured(DatasetsConfig))
 AS_IS = each(str)
 FOLDER = str(Path(__file__).parent)  # stands for a Whisper folder without a spelling mapping
 
@@ -59,40 +63,40 @@ def test_one_clip_has_no_interval_and_equal_clips_have_none_to_speak_of():
 
 def test_scores_over_all_and_over_finished_answers():
     outputs = {0: Output("a b", 2, True), 1: Output("a b c d", 4, False), 2: Output(unreadable="no such file")}
-    scores = score(MODES["valid_asr"], clips(("a b",), ("a x",), ("gone",)), outputs, AS_IS)
+    scores = score(ASR, clips(("a b",), ("a x",), ("gone",)), outputs, AS_IS)
     assert scores.all == {"wer": pytest.approx(3 / 4)}
     assert scores.finished == {"wer": 0.0}
     assert scores.empty_references == 0
 
 
 def test_no_finished_answer_is_no_score():
-    scores = score(MODES["valid_asr"], clips(("a b",)), {0: Output("a b", 2, False)}, AS_IS)
+    scores = score(ASR, clips(("a b",)), {0: Output("a b", 2, False)}, AS_IS)
     assert (scores.all, scores.finished) == ({"wer": 0.0}, {"wer": None})
 
 
 def test_clips_without_speech_are_counted_and_left_out():
     normalise, _ = normaliser("gigaspeech", FOLDER)
-    scores = score(MODES["valid_asr"], clips(("<MUSIC>",), ("HI <COMMA> YOU",)), answers("la la", "hi"), normalise)
+    scores = score(ASR, clips(("<MUSIC>",), ("HI <COMMA> YOU",)), answers("la la", "hi"), normalise)
     assert (scores.empty_references, scores.words_without_reference, scores.all["wer"]) == (1, 2, 0.5)
 
 
 def test_following_compares_with_the_normalised_spoken_question():
     given = [replace(clip, spoken="Which COLOUR?") for clip in clips(("red",), ("red",))] + clips(("blue",))
-    task = replace(MODES["valid_asr"], metrics=("following", "wer"))
+    task = replace(ASR, metrics=("following", "wer"))
     normalise, _ = normaliser("english", FOLDER)
     scores = score(task, given, answers("which colour", "Red.", "blue"), normalise)
     assert (scores.all["following"], scores.clips) == (0.5, {"following": 2, "wer": 3})
 
 
 def test_a_score_of_nothing_says_so():
-    task = replace(MODES["valid_asr"], metrics=("repeat_rate",))
+    task = replace(ASR, metrics=("repeat_rate",))
     report, text = page(task, clips(("x",)), answers("too short"))
     assert report["scores"] == {"repeat_rate": None}
     assert "repeat rate (4 words) has no score: there is nothing to count" in text
 
 
 def test_a_set_of_clips_without_speech_has_no_score_and_says_why():
-    report, text = page(MODES["valid_asr"], clips(("<MUSIC>",)), answers("la"))
+    report, text = page(ASR, clips(("<MUSIC>",)), answers("la"))
     assert report["scores"] == {"wer": None}
     assert "no score" in text
     assert "WER has no score: no clip that could be heard has a reference." in text
@@ -101,7 +105,7 @@ def test_a_set_of_clips_without_speech_has_no_score_and_says_why():
 
 def test_a_metric_that_cannot_be_computed_says_why_and_the_others_are_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("AAC_METRICS_CACHE_PATH", str(tmp_path))
-    task = replace(MODES["valid_aac"], metrics=("meteor", "spider", "rouge_l", "cider_d"))
+    task = replace(AAC, metrics=("meteor", "spider", "rouge_l", "cider_d"))
     report, text = page(task, clips(("a dog barks",), ("rain falls",)), answers("a dog barks", "rain"))
     assert report["scores"]["meteor"] is report["scores"]["spider"] is None
     assert report["scores"]["rouge_l"] > 0.5
@@ -112,7 +116,7 @@ def test_a_metric_that_cannot_be_computed_says_why_and_the_others_are_reported(m
 
 
 def test_the_report_shows_interval_confusion_and_rates():
-    task = replace(MODES["valid_asr"], metrics=("accuracy_sv",))
+    task = replace(ASR, metrics=("accuracy_sv",))
     report, text = page(task, clips(("yes",), ("no",), ("no",)), answers("Yes.", "No", "Yes"))
     low, high = report["intervals"]["accuracy_sv"]
     assert low < report["scores"]["accuracy_sv"] < high
@@ -127,7 +131,7 @@ def test_a_metric_of_ones_own_is_one_more_entry(monkeypatch):
         "words", lambda texts: [(len(o.split()), 1) for o in texts.outputs], needs="outputs", percent=False
     )
     monkeypatch.setitem(METRICS, "words", lengths)
-    task = replace(MODES["valid_asr"], metrics=("words",))
+    task = replace(ASR, metrics=("words",))
     assert score(task, clips(("x",), ("y",)), answers("a b", "c d e f"), AS_IS).all == {"words": 3.0}
 
 
