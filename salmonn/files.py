@@ -1,9 +1,10 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and files of lines that a kill leaves with whole lines only."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -20,3 +21,26 @@ def replacing(path: Path) -> Iterator[Path]:
             os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def appending(path: Path) -> BinaryIO:
+    """Open a file of lines for appending, after the last whole line: a kill may have left half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("ab")
+    size = file.tell()
+    if size:
+        with path.open("rb") as reader:
+            file.truncate(_end_of_last_line(reader, size))
+    return file
+
+
+def _end_of_last_line(file: BinaryIO, size: int) -> int:
+    step, end = 65_536, size
+    while end > 0:
+        start = max(0, end - step)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

@@ -14,6 +14,7 @@ import msgspec
 
 from salmonn.audio import AudioError, decode_all, inspect_header
 from salmonn.errors import UserError
+from salmonn.files import appending
 from salmonn.processes import in_processes
 
 _BATCH = 8  # files that a process checks before it reports
@@ -128,28 +129,10 @@ class VerdictList:
 
     def append_to(self) -> BinaryIO:
         """Open for appending, after the last whole line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("ab")
-        size = file.tell()
-        if size:
-            with self.path.open("rb") as reader:
-                file.truncate(_end_of_last_line(reader, size))
-        return file
+        return appending(self.path)
 
 
 def write_verdicts(file: BinaryIO, verdicts: Sequence[Verdict]) -> None:
     """Append verdicts, each on a line, and hand them to the system at once."""
     file.write(b"".join(msgspec.json.encode(verdict) + b"\n" for verdict in verdicts))
     file.flush()
-
-
-def _end_of_last_line(file: BinaryIO, size: int) -> int:
-    step, end = 65_536, size
-    while end > 0:
-        start = max(0, end - step)
-        file.seek(start)
-        newline = file.read(end - start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return 0

@@ -30,13 +30,6 @@ _ORIGIN = {
 }
 
 
-def require_ready(
-    config: DictConfig, annotations: Sequence[str], unread: Sequence[str] = (), training: bool = True
-) -> None:
-    """Raise one UserError that lists all that `find_problems` finds."""
-    refuse(find_problems(config, annotations, unread, training))
-
-
 def refuse(problems: Sequence[str]) -> None:
     """Raise one UserError that lists the problems, each once, if there are any."""
     if problems:

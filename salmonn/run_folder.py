@@ -77,7 +77,7 @@ class RunFolder:
                 f"{self.path} holds {BEST} but no checkpoint to go on from ({LAST}); choose another run.exp_name, "
                 f"or replace it with --options run.overwrite=True"
             )
-        if run.resume not in ("auto", "none") and not Path(run.resume).is_file():
+        if self._names_checkpoint() and not Path(run.resume).is_file():
             problems.append(f"run.resume = {run.resume}: choose auto, none, or a checkpoint that exists")
         if ckpt and Path(ckpt).resolve().parent == self.path.resolve():
             problems.append(
@@ -118,10 +118,13 @@ class RunFolder:
         older = sorted(self.path.glob("checkpoint_last-*.pth"), key=lambda path: int(path.stem.rpartition("-")[2]))
         return [path for path in (self.path / LAST, *older) if path.exists()]
 
+    def _names_checkpoint(self) -> bool:
+        return self.config.run.resume not in ("auto", "none")
+
     def continues(self) -> bool:
         """Whether this run goes on from a checkpoint, as far as can be said without reading it."""
         run = self.config.run
-        if run.evaluate or run.resume not in ("auto", "none"):
+        if run.evaluate or self._names_checkpoint():
             return not run.evaluate
         return bool(self.kept()) and (_is_restart() or not (run.overwrite or run.resume == "none"))
 
@@ -135,7 +138,7 @@ class RunFolder:
         run = self.config.run
         if not self.continues():
             return None
-        named = run.resume not in ("auto", "none")
+        named = self._names_checkpoint()
         if (named or _is_restart()) and (own := self._newest(self._is_own)):
             return own
         if (run.overwrite and not named) or run.resume == "none":
@@ -160,8 +163,8 @@ class RunFolder:
 
     def candidates(self) -> list[Path]:
         """Files that this run may go on from, the most likely first; not all of them may be readable."""
-        named = self.config.run.resume not in ("auto", "none")
-        return [*self.kept(), *([Path(self.config.run.resume)] if named else [])] if self.continues() else []
+        named = [Path(self.config.run.resume)] if self._names_checkpoint() else []
+        return [*self.kept(), *named] if self.continues() else []
 
     def _newest(self, accepted: Callable[[dict[str, Any]], bool] = lambda _: True) -> Resumed | None:
         for path in self.kept():

@@ -1,7 +1,6 @@
 """One stage or several after each other, in the same processes."""
 
 import gc
-import logging
 import os
 from collections.abc import Sequence
 
@@ -13,8 +12,6 @@ from salmonn.config import best_checkpoint
 from salmonn.preflight import refuse, run_problems
 from salmonn.run_log import setup_logging
 from salmonn.runner import Runner
-
-logger = logging.getLogger(__name__)
 
 
 def run_stages(configs: Sequence[DictConfig]) -> None:

@@ -94,7 +94,7 @@ def test_all_problems_are_told_together(weights, tmp_path):
     wrong += [f"datasets.train_ann_path={tmp_path}/ann.json", "datasets.prefix=/nowhere"]
     config = load_config("configs/stage1.yaml", [*options(weights), *wrong])
     with pytest.raises(UserError) as error:
-        preflight.require_ready(config, ("train_ann_path",))
+        preflight.refuse(preflight.find_problems(config, ("train_ann_path",)))
     message = str(error.value)
     assert "lacks its weights: model-00002-of-00002.safetensors" in message
     assert "salmonn-7b.pth is not a BEATs checkpoint" in message

@@ -8,6 +8,7 @@ from pathlib import Path
 from salmonn import distributed
 from salmonn.errors import UserError
 from salmonn.evaluation.jobs import Output
+from salmonn.files import appending
 
 
 class AnswerStore:
@@ -45,17 +46,5 @@ class AnswerStore:
         if not lines:
             return
         path = self.folder / f"{self.name}-rank{distributed.rank()}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_half_line(path)
-        with path.open("ab") as file:
+        with appending(path) as file:
             file.write("".join(f"{line}\n" for line in lines).encode())
-
-
-def _drop_half_line(path: Path) -> None:
-    """A process killed while it wrote leaves half a line, which the next one would be glued to."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)

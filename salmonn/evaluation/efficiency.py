@@ -1,6 +1,5 @@
 """How fast the model answers and what memory it takes, on synthetic audio through its own `generate`."""
 
-import resource
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,9 @@ from salmonn.config import generate_config
 from salmonn.errors import UserError
 from salmonn.evaluation.report import table
 from salmonn.llm import llm_quantization
+from salmonn.meter import GB, peak_memory
 from salmonn.model import SALMONN
 
-GB = 1e9
 INSTRUCTION = "<Speech><SpeechHere></Speech> Please describe the audio."
 
 # The public hackathon's own measurements: 10 s of audio, batch of one, a machine that is not known here.
@@ -134,9 +133,8 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 def _peak_memory(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
-        allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-        return {"allocated": allocated / GB, "reserved": reserved / GB}
-    return {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB}  # Linux counts in KiB
+        return {"allocated": torch.cuda.max_memory_allocated(device) / GB, "reserved": peak_memory(device) / GB}
+    return {"resident": peak_memory(device) / GB}
 
 
 def _precision(model: SALMONN) -> str:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from salmonn.errors import UserError
 from salmonn.evaluation.judge_endpoint import ask_endpoint
 from salmonn.evaluation.judge_prompts import PROMPT_VERSION, judge_prompt, read_verdict
+from salmonn.files import appending
 from salmonn.schema import JudgeConfig
 
 logger = logging.getLogger(__name__)
@@ -174,9 +175,6 @@ def _whole_lines(path: Path) -> bytes:
 def _append_to(path: Path) -> BinaryIO:
     """Open for appending, after the last whole line."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
+        return appending(path)
     except OSError as error:
         raise UserError(f"verdict file {path} cannot be written: {error}") from error
-    file.truncate(len(_whole_lines(path)))
-    return file

@@ -53,9 +53,10 @@ def sha256(path: str) -> str:
 def commit() -> str:
     """The commit of the code that runs, with + where it was changed since; "" outside a repository."""
     try:
-        run = lambda *command: subprocess.run(  # noqa: E731
-            ["git", *command], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        return run("rev-parse", "--short=12", "HEAD") + ("+" if run("status", "--porcelain") else "")
+        return _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def _git(*command: str) -> str:
+    return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

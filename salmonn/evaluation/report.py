@@ -1,16 +1,16 @@
 """report.json, report.md and predictions.jsonl of one evaluation."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from salmonn.evaluation.jobs import Job, Output
-from salmonn.evaluation.metrics import METRICS
+from salmonn.evaluation.metrics import METRICS, Metric
 from salmonn.evaluation.scoring import normaliser_for, score
 from salmonn.evaluation.tasks import Clip, EvalTask, examples
+from salmonn.files import replacing
 
 SAMPLES_SHOWN = 12
 UNREADABLE_SHOWN = 20
@@ -109,9 +109,8 @@ def prediction_lines(
 def write_text(path: Path, content: str) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(content, encoding="utf-8", newline="")
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        temporary.write_text(content, encoding="utf-8", newline="")
 
 
 def write_report(folder: Path, report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> None:
@@ -160,11 +159,20 @@ def score_table(report: Mapping[str, Any]) -> str:
     for name in (name for name in METRICS if name in scores):
         metric = METRICS[name]
         values = [scores[name], finished[name]] + ([scores[f"{name}_shuffled"]] if shuffled else [])
-        shown = ["no score" if value is None else metric.show(value) for value in values]
-        edges = report["intervals"][name]
-        shown.insert(1, " to ".join(map(metric.show, edges)) if edges else "-")
+        shown = [shown_score(metric, value) for value in values]
+        shown.insert(1, shown_interval(metric, report["intervals"][name]))
         rows.append([metric.title, *shown])
     return table([*header, "shuffled audio"] if shuffled else header, rows)
+
+
+def shown_score(metric: Metric, value: float | None) -> str:
+    """A score in a table, or that there is none."""
+    return "no score" if value is None else metric.show(value)
+
+
+def shown_interval(metric: Metric, edges: Sequence[float] | None) -> str:
+    """An interval in a table."""
+    return " to ".join(map(metric.show, edges)) if edges else "-"
 
 
 def confusion_tables(report: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from salmonn.evaluation.metrics import METRICS
-from salmonn.evaluation.report import table, write_text
+from salmonn.evaluation.report import shown_interval, shown_score, table, write_text
 from salmonn.evaluation.tasks import EvalTask
 
 HEADER = ["task", "set", "metric", "n", "finished", "this run", "95 % interval", "paper", "difference", "reproduced"]
@@ -31,13 +31,13 @@ def rows_of(task: EvalTask, report: Mapping[str, Any] | None) -> list[list[str]]
 
 
 def _row(task: EvalTask, report: Mapping[str, Any], name: str) -> list[str]:
-    metric, value, edges = METRICS[name], report["scores"][name], report["intervals"][name]
+    metric, value = METRICS[name], report["scores"][name]
     paper, gap = task.paper.get(name), "-"
     if value is not None and paper is not None:
         gap = f"{'+' if value >= paper else '-'}{metric.show(abs(value - paper))}"
     known = {
-        "this run": "no score" if value is None else metric.show(value),
-        "95 % interval": " to ".join(map(metric.show, edges)) if edges else "-",
+        "this run": shown_score(metric, value),
+        "95 % interval": shown_interval(metric, report["intervals"][name]),
         "paper": "-" if paper is None else metric.show(paper),
         "difference": gap,
         "reproduced": metric.show(task.reproduced[name]) if name in task.reproduced else "-",
