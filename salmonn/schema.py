@@ -136,12 +136,21 @@ class JudgeConfig:
 
 
 @dataclass
+class EfficiencyConfig:
+    seconds: float = 10.0  # of synthetic audio, as in the public hackathon
+    new_tokens: int = 50  # of each answer
+    runs: int = 10
+    warmup: int = 2  # runs before these
+
+
+@dataclass
 class EvaluateConfig:
     results_dir: str = "results"
     name: str = ""  # folder inside results_dir; "" = the mode
     tasks_file: str = "configs/eval_tasks.yaml"  # tasks of evaluate.py --mode table3
     shuffled_control: bool = False  # score once more with the audio swapped between clips
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)
 
 
 @dataclass

@@ -1,24 +1,16 @@
 """evaluate.py with a stub in the model's place: what is asked, heard, scored, written and refused."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
-import torch
-from omegaconf import DictConfig
-from torch import nn
+from stub_model import WORDS, StubModel, config_for, entry, results
 
-from salmonn import distributed, preflight
+from salmonn import distributed
 from salmonn.annotations import Annotations
-from salmonn.config import load_config
 from salmonn.dataset import SALMONNDataset
 from salmonn.errors import UserError
-from salmonn.evaluation import runner as evaluation_runner
 from salmonn.evaluation.generation import generate_outputs
 from salmonn.evaluation.jobs import Job, Output, plan_jobs, swap_audio
 from salmonn.evaluation.runner import evaluate
@@ -26,90 +18,10 @@ from salmonn.evaluation.submission import check_submission, submission_csv
 from salmonn.evaluation.tasks import EvalTask, clips_of
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = ["zero", "red", "blue", "green", "grey", "black"]
 
 
-class StubModel:
-    """Hears the loudness of a clip, 0.1 per word of WORDS, and answers "<word> dog"; odd words do not end."""
-
-    max_seconds = 2.0
-    lora_scaling = 4.0
-    device = torch.device("cpu")
-
-    def __init__(self) -> None:
-        self.heard: list[tuple[str, str]] = []  # (prompt, answer)
-
-    def eval(self) -> "StubModel":
-        return self
-
-    def generate(self, samples: dict, settings: DictConfig, prompts: list[str], return_details: bool) -> list[dict]:
-        assert return_details
-        assert settings.num_beams == 4
-        assert samples["raw_wav"].shape == samples["padding_mask"].shape
-        levels = [round(10 * wav.max().item()) for wav in samples["raw_wav"]]
-        self.heard += [(prompt, WORDS[level]) for prompt, level in zip(prompts, levels, strict=True)]
-        return [{"text": f" {WORDS[k]} dog", "token_ids": [k, 7], "finished": k % 2 == 0} for k in levels]
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> StubModel:
-    """The stub, in the place of whatever SALMONN.from_config would load."""
-    stub = StubModel()
-
-    class Loader:
-        @staticmethod
-        def from_config(config: DictConfig, device: torch.device) -> StubModel:
-            assert Path(config.whisper_path).exists()
-            assert device == torch.device("cpu")
-            return stub
-
-    monkeypatch.setattr(evaluation_runner, "SALMONN", Loader)
-    monkeypatch.setattr(preflight, "build_skeleton", lambda _: nn.Module())
-    return stub
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Path:
-    """Clips 0.wav ... 5.wav of rising loudness, a broken one, prompts and a config."""
-    for level in range(len(WORDS)):
-        soundfile.write(tmp_path / f"{level}.wav", np.full(16_000, level / 10), 16_000)
-    (tmp_path / "broken.wav").write_text("this is not audio")
-    (tmp_path / "models").mkdir()
-    prompts = {"asr": "<Speech><SpeechHere></Speech> Write it.", "audiocaption": "<SpeechHere> Describe: {}"}
-    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
-    return tmp_path
-
-
-def config_for(
-    world: Path, entries: list[dict[str, Any]], *options: str, key: str = "valid_ann_path_asr"
-) -> DictConfig:
-    (world / "ann.json").write_text(json.dumps({"annotation": entries}))
-    values = {
-        "model": {
-            "llama_path": f"{world}/models",
-            "whisper_path": f"{world}/models",
-            "test_prompt_path": f"{world}/prompts.json",
-        },
-        "datasets": {"prefix": f"{world}/", key: f"{world}/ann.json"},
-        "run": {"device": "cpu", "num_workers": 0, "amp": False, "batch_size_eval": 2},
-        "evaluate": {"results_dir": f"{world}/results"},
-    }
-    (world / "config.yaml").write_text(json.dumps(values))  # JSON is YAML
-    return load_config(world / "config.yaml", options)
-
-
-def entry(level: int | str, **values: Any) -> dict[str, Any]:
-    return {"path": f"{level}.wav", **values}
-
-
-def results(world: Path, mode: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    folder = world / "results" / mode
-    lines = (folder / "predictions.jsonl").read_text().splitlines()
-    return json.loads((folder / "report.json").read_text()), [json.loads(line) for line in lines]
-
-
-@pytest.mark.usefixtures("model")
-def test_valid_asr_scores_counts_and_lists(world: Path, capsys: pytest.CaptureFixture):
+@pytest.mark.usefixtures("stub_model")
+def test_valid_asr_scores_counts_and_lists(stub_world: Path, capsys: pytest.CaptureFixture):
     entries = [
         entry(2, text="Blue dog!"),
         entry("broken", text="never heard"),
@@ -117,9 +29,9 @@ def test_valid_asr_scores_counts_and_lists(world: Path, capsys: pytest.CaptureFi
         entry(4, text="gray dog"),
         entry(3, text="green dog"),
     ]
-    evaluate(config_for(world, entries, "evaluate.shuffled_control=true"), "valid_asr")
+    evaluate(config_for(stub_world, entries, "evaluate.shuffled_control=true"), "valid_asr")
 
-    report, predictions = results(world, "valid_asr")
+    report, predictions = results(stub_world, "valid_asr")
     assert report["scores"]["wer"] == pytest.approx(2 / 9)  # "a" deleted, grey for gray
     assert report["scores_finished"] == {"wer": pytest.approx(1 / 4)}  # blue and grey
     # heard 2 1 4 3, swapped by two: 4 3 2 1; three colours wrong and "a" deleted, and blue for gray
@@ -133,18 +45,18 @@ def test_valid_asr_scores_counts_and_lists(world: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr().out
     assert "22.22 %" in shown
     assert "broken.wav" in shown
-    assert "22.22 %" in (world / "results/valid_asr/report.md").read_text()
+    assert "22.22 %" in (stub_world / "results/valid_asr/report.md").read_text()
 
 
-def test_entries_of_one_clip_are_references_and_the_clip_is_answered_once(world: Path, model: StubModel):
+def test_entries_of_one_clip_are_references_and_the_clip_is_answered_once(stub_world: Path, stub_model: StubModel):
     entries = [
         entry(1, text="a dog", testset_id="x", task="audiocaption"),
         entry(2, text="Blue dog.", testset_id="y", task="audiocaption"),
         entry(1, text="Red dog", testset_id="x", task="audiocaption"),
     ]
-    evaluate(config_for(world, entries, key="valid_ann_path_aac"), "valid_aac")
-    report, predictions = results(world, "valid_aac")
-    assert [answer for _, answer in model.heard] == ["red", "blue"]
+    evaluate(config_for(stub_world, entries, key="valid_ann_path_aac"), "valid_aac")
+    report, predictions = results(stub_world, "valid_aac")
+    assert [answer for _, answer in stub_model.heard] == ["red", "blue"]
     assert [line["references"] for line in predictions] == [["a dog", "Red dog"], ["Blue dog."]]
     assert (report["entries"], report["n"], report["references"]) == (3, 2, 3)
     assert report["scores"]["exact"] == 1.0
@@ -163,13 +75,13 @@ def test_entries_without_ids_are_one_clip_when_path_task_and_question_agree():
     assert [clip.references for clip in clips] == [("a", "b"), ("c",), ("d",)]
 
 
-@pytest.mark.usefixtures("model")
-def test_submission_has_every_id_once_in_order_and_an_unreadable_clip_as_empty_text(world: Path):
+@pytest.mark.usefixtures("stub_model")
+def test_submission_has_every_id_once_in_order_and_an_unreadable_clip_as_empty_text(stub_world: Path):
     entries = [entry(3, testset_id="c-3"), entry("broken", testset_id=7), entry(2, testset_id="a,2")]
-    evaluate(config_for(world, entries, key="test_ann_path"), "submission_asr")
-    content = (world / "results/submission_asr/submission.csv").read_bytes()
+    evaluate(config_for(stub_world, entries, key="test_ann_path"), "submission_asr")
+    content = (stub_world / "results/submission_asr/submission.csv").read_bytes()
     assert content == b'testset_id,text\nc-3,green dog\n7,\n"a,2",blue dog\n'
-    report, _ = results(world, "submission_asr")
+    report, _ = results(stub_world, "submission_asr")
     assert report["scores"] == {}
     assert any("empty text" in note and "broken.wav" in note for note in report["notes"])
 
@@ -196,7 +108,7 @@ def test_a_wrong_submission_is_refused_with_what_is_wrong(content: str, message:
         check_submission(content, ["a", "b"], "s.csv")
 
 
-@pytest.mark.usefixtures("model")
+@pytest.mark.usefixtures("stub_model")
 @pytest.mark.parametrize(
     ("mode", "entries", "message"),
     [
@@ -210,17 +122,17 @@ def test_a_wrong_submission_is_refused_with_what_is_wrong(content: str, message:
         ("valid_aac", [entry(1, text="a", task="audiocaption_v2")], "no prompt for the task audiocaption_v2"),
     ],
 )
-def test_bad_sets_are_refused_by_name(world: Path, mode: str, entries: list[dict], message: str):
+def test_bad_sets_are_refused_by_name(stub_world: Path, mode: str, entries: list[dict], message: str):
     with pytest.raises(UserError, match=message):
-        evaluate(config_for(world, entries, key="test_ann_path"), mode)
-    assert not list((world / "results").glob("**/*.*"))
+        evaluate(config_for(stub_world, entries, key="test_ann_path"), mode)
+    assert not list((stub_world / "results").glob("**/*.*"))
 
 
-def test_the_control_needs_two_clips(world: Path, model: StubModel):
-    config = config_for(world, [entry(1, text="a")], "evaluate.shuffled_control=true")
+def test_the_control_needs_two_clips(stub_world: Path, stub_model: StubModel):
+    config = config_for(stub_world, [entry(1, text="a")], "evaluate.shuffled_control=true")
     with pytest.raises(UserError, match="too few"):
         evaluate(config, "valid_asr")
-    assert model.heard == []
+    assert stub_model.heard == []
 
 
 def test_the_mode_gives_the_task_where_the_entry_has_none_and_the_question_fills_the_prompt():
@@ -238,9 +150,11 @@ def test_swapped_audio_leaves_no_clip_its_own_and_uses_each_once(n: int):
     assert sorted(job.audio_index for job in swapped) == [job.audio_index for job in jobs]
 
 
-def test_two_ranks_answer_every_clip_exactly_once(world: Path, model: StubModel, monkeypatch: pytest.MonkeyPatch):
+def test_two_ranks_answer_every_clip_exactly_once(
+    stub_world: Path, stub_model: StubModel, monkeypatch: pytest.MonkeyPatch
+):
     entries = [entry(level, text="x") for level in range(5)]
-    config = config_for(world, entries)
+    config = config_for(stub_world, entries)
     annotations = Annotations(config.datasets.valid_ann_path_asr)
     dataset = SALMONNDataset.from_config(annotations, config.datasets, replace_broken=False)
     jobs = [Job(position, position, "p") for position in range(5)]
@@ -250,17 +164,17 @@ def test_two_ranks_answer_every_clip_exactly_once(world: Path, model: StubModel,
 
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     with pytest.raises(RuntimeError, match="5 clips were to be answered, 2 answers came back"):
-        generate_outputs(model, dataset, jobs, config, "rank 1 alone")
+        generate_outputs(stub_model, dataset, jobs, config, "rank 1 alone")
     shares[1] = [(1, Output("red dog")), (3, Output("green dog"))]
     monkeypatch.setattr(distributed, "rank", lambda: 0)
-    outputs = generate_outputs(model, dataset, jobs, config, "with rank 0")
+    outputs = generate_outputs(stub_model, dataset, jobs, config, "with rank 0")
     assert [outputs[position].text for position in range(5)] == [f"{word} dog" for word in WORDS[:5]]
-    assert [word for _, word in model.heard] == ["red", "green", "zero", "blue", "grey"]
+    assert [word for _, word in stub_model.heard] == ["red", "green", "zero", "blue", "grey"]
 
 
-def test_missing_files_are_told_in_one_message_with_exit_code_2(world: Path):
-    (world / "empty.yaml").write_text("model: {llama_path: /nowhere/llama, whisper_path: /nowhere/whisper}")
-    command = [sys.executable, "evaluate.py", "--mode", "valid_asr", "--cfg-path", str(world / "empty.yaml")]
+def test_missing_files_are_told_in_one_message_with_exit_code_2(stub_world: Path):
+    (stub_world / "empty.yaml").write_text("model: {llama_path: /nowhere/llama, whisper_path: /nowhere/whisper}")
+    command = [sys.executable, "evaluate.py", "--mode", "valid_asr", "--cfg-path", str(stub_world / "empty.yaml")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr

@@ -26,6 +26,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def tell_stories(
 
     from salmonn import SALMONN, distributed
     from salmonn.dataset import SALMONNDataset
-    from salmonn.evaluation.generation import answer_batches
+    from salmonn.evaluation.generation import answer_batches, generate_batch
     from salmonn.run_log import setup_logging
 
     config.run.use_distributed = False  # a dozen stories need no second process
@@ -186,7 +187,7 @@ def tell_stories(
     # a list of entries serves here like an annotation file
     dataset = SALMONNDataset.from_config(clips, config.datasets, replace_broken=False, max_seconds=model.max_seconds)
     jobs = [Job(number, number, prompt) for number in range(len(clips))]
-    for outputs in answer_batches(model, dataset, jobs, config):
+    for outputs in answer_batches(partial(generate_batch, model, config), dataset, jobs, config):
         yield from ((clips[number], output) for number, output in outputs)
 
 

@@ -7,36 +7,36 @@ from pathlib import Path
 
 from salmonn import distributed
 from salmonn.errors import UserError
-from salmonn.evaluation.jobs import Output
+from salmonn.evaluation.jobs import Answer, Output
 from salmonn.files import appending
 
 
 class AnswerStore:
     """Files `<name>-rank<r>.jsonl` in a folder, a line per answer; `name` tells what the answers depend on."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = folder, name
+    def __init__(self, folder: Path, name: str, kind: type[Answer] = Output) -> None:
+        self.folder, self.name, self.kind = folder, name, kind
 
-    def read(self) -> dict[int, Output]:
+    def read(self) -> dict[int, Answer]:
         """{position: answer} of every earlier run with the same name, whatever its number of ranks.
 
         A line that was being written when its process was killed does not count. Raises UserError
         for lines that nobody here has written.
         """
-        found: dict[int, Output] = {}
+        found: dict[int, Answer] = {}
         for path in sorted(self.folder.glob(f"{self.name}-rank*.jsonl")):
             for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
                 if not line.endswith(b"\n"):
                     continue
                 try:
                     values = json.loads(line)
-                    position, output = values.pop("position"), Output(**values)
+                    position, output = values.pop("position"), self.kind(**values)
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise UserError(f"{path}, line {number}: not an answer ({error}); remove the file") from error
                 found[position] = output
         return found
 
-    def add(self, answers: Iterable[tuple[int, Output]]) -> None:
+    def add(self, answers: Iterable[tuple[int, Answer]]) -> None:
         """Append answers to this rank's file; a clip that could not be read has none: the next run tries again."""
         lines = [
             json.dumps({"position": position, **asdict(output)}, ensure_ascii=False)

@@ -1,8 +1,10 @@
 """How fast the model answers and what memory it takes, on synthetic audio through its own `generate`."""
 
+import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,10 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from salmonn import distributed
 from salmonn.audio import MIN_SECONDS, SAMPLE_RATE
 from salmonn.config import generate_config
 from salmonn.errors import UserError
-from salmonn.evaluation.report import table
+from salmonn.evaluation.report import table, write_text
+from salmonn.evaluation.runner import load_model, session
 from salmonn.llm import llm_quantization
 from salmonn.meter import GB, peak_memory
 from salmonn.model import SALMONN
@@ -25,6 +29,19 @@ HACKATHON = {
     "hackathon baseline (another machine)": {"memory": 9.18, "ttft": 0.206, "tpot": 0.045},
     "hackathon, 2B LLM in 4 bits (another machine)": {"memory": 5.32, "ttft": 0.356, "tpot": 0.107},
 }
+
+
+def run_efficiency(config: DictConfig, folder: Path) -> None:
+    """Load the model, measure it as `evaluate.efficiency` says, write report.json and report.md and print the table."""
+    config.run.use_distributed = False  # one process measures
+    with session(config):
+        model = load_model(config, folder)
+        with distributed.autocast(config.run, model.device):
+            result = measure(model, config.generate, **config.evaluate.efficiency)
+    write_text(folder / "report.json", json.dumps(result, indent=2) + "\n")
+    shown = comparison(result)
+    write_text(folder / "report.md", f"# Speed and memory of answers\n\n{shown}\n")
+    print(f"\n{shown}\n\nResults: {folder}/", flush=True)
 
 
 class TokenClock(StoppingCriteria):

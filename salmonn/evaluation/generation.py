@@ -1,6 +1,7 @@
 """Answers of the model to a list of jobs: batched, shared among the ranks, every job exactly once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig
@@ -10,8 +11,10 @@ from tqdm import tqdm
 from salmonn import distributed
 from salmonn.dataset import SALMONNDataset, collate
 from salmonn.evaluation.answers import AnswerStore
-from salmonn.evaluation.jobs import Job, Output
+from salmonn.evaluation.jobs import Answer, Job, Output
 from salmonn.model import SALMONN
+
+Ask = Callable[[dict[str, Any], Sequence[Job]], Sequence[Answer]]  # (batch, its jobs) -> an answer to each
 
 
 def generate_outputs(
@@ -22,24 +25,36 @@ def generate_outputs(
     description: str,
     store: AnswerStore | None = None,
 ) -> dict[int, Output]:
-    """{position: output} of all jobs in their order, the same on every rank.
+    """{position: generated text} of all jobs, as `answer_all` gives them."""
+    return answer_all(partial(generate_batch, model, config), dataset, jobs, config, description, store)
 
-    What `store` holds is not generated again. The longest clips come first: too little memory shows
-    at once, and batches hold clips of like length. Raises RuntimeError if a job has no output or
+
+def answer_all(
+    ask: Ask,
+    dataset: SALMONNDataset,
+    jobs: Sequence[Job],
+    config: DictConfig,
+    description: str,
+    store: AnswerStore | None = None,
+) -> dict[int, Answer]:
+    """{position: answer} of all jobs in their order, the same on every rank.
+
+    What `store` holds is not asked again. The longest clips come first: too little memory shows
+    at once, and batches hold clips of like length. Raises RuntimeError if a job has no answer or
     several: loader and model must account for each.
     """
-    done: dict[int, Output] = distributed.from_main(store.read() if store and distributed.is_main() else {})
+    done: dict[int, Answer] = distributed.from_main(store.read() if store and distributed.is_main() else {})
     left = sorted((job for job in jobs if job.position not in done), key=lambda job: -dataset.size(job.audio_index))
     mine = left[distributed.rank() :: distributed.world_size()]
-    outputs: list[tuple[int, Output]] = []
+    answers: list[tuple[int, Answer]] = []
     with tqdm(total=len(mine), desc=description, unit="clip", disable=not distributed.is_main()) as progress:
-        for batch_outputs in answer_batches(model, dataset, mine, config):
-            outputs += batch_outputs
+        for batch_answers in answer_batches(ask, dataset, mine, config):
+            answers += batch_answers
             if store:
-                store.add(batch_outputs)
-            progress.update(len(batch_outputs))
+                store.add(batch_answers)
+            progress.update(len(batch_answers))
 
-    answered = [pair for share in distributed.gather_objects(outputs) for pair in share]
+    answered = [pair for share in distributed.gather_objects(answers) for pair in share]
     everywhere = [*answered, *((job.position, done[job.position]) for job in jobs if job.position in done)]
     by_position = dict(everywhere)
     if len(everywhere) != len(jobs) or by_position.keys() != {job.position for job in jobs}:
@@ -48,9 +63,9 @@ def generate_outputs(
 
 
 def answer_batches(
-    model: SALMONN, dataset: SALMONNDataset, jobs: Sequence[Job], config: DictConfig
-) -> Iterator[list[tuple[int, Output]]]:
-    """Yield [(position, output)] of this rank's jobs, a batch at a time."""
+    ask: Ask, dataset: SALMONNDataset, jobs: Sequence[Job], config: DictConfig
+) -> Iterator[list[tuple[int, Answer]]]:
+    """Yield [(position, answer)] of this rank's jobs, a batch at a time."""
     by_audio = {job.audio_index: job for job in jobs}
     loader = DataLoader(
         Subset(dataset, list(by_audio)),
@@ -61,13 +76,16 @@ def answer_batches(
     for batch in loader:
         heard = [by_audio[index] for index in batch["index"]]
         unreadable = batch["unreadable"].items()
-        outputs = [(by_audio[index].position, Output(unreadable=reason)) for index, reason in unreadable]
+        answers: list[tuple[int, Answer]] = [
+            (by_audio[index].position, Output(unreadable=reason)) for index, reason in unreadable
+        ]
         if heard:
-            outputs += list(zip([job.position for job in heard], _answers(model, batch, heard, config), strict=True))
-        yield outputs
+            answers += zip([job.position for job in heard], ask(batch, heard), strict=True)
+        yield answers
 
 
-def _answers(model: SALMONN, batch: dict[str, Any], heard: Sequence[Job], config: DictConfig) -> list[Output]:
+def generate_batch(model: SALMONN, config: DictConfig, batch: dict[str, Any], heard: Sequence[Job]) -> list[Output]:
+    """The model's text for each job of a batch."""
     with distributed.autocast(config.run, model.device):
         details = model.generate(batch, config.generate, prompts=[job.prompt for job in heard], return_details=True)
     return [Output(detail["text"].strip(), len(detail["token_ids"]), detail["finished"]) for detail in details]

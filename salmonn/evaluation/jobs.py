@@ -1,7 +1,7 @@
 """What the model is to answer, and what came of it. No torch here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from salmonn.errors import UserError
 from salmonn.evaluation.tasks import Clip
@@ -18,13 +18,19 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Output:
-    """What came of a job; `unreadable` holds the reason where the clip could not be heard."""
+class Answer:
+    """What came of a job, whatever was asked; `unreadable` holds the reason where the clip could not be heard."""
+
+    unreadable: str = field(default="", kw_only=True)
+
+
+@dataclass(frozen=True)
+class Output(Answer):
+    """A generated text."""
 
     text: str = ""
     n_tokens: int = 0
     finished: bool = False  # the model ended the answer by itself
-    unreadable: str = ""
 
 
 def plan_jobs(clips: Sequence[Clip], prompts: Mapping[str, str], prompt_path: str) -> list[Job]:

@@ -7,8 +7,8 @@ a verdict belongs to a judge, a prompt version, and the texts that were judged. 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,8 +16,10 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from salmonn.errors import UserError
+from salmonn.evaluation.jobs import Output
 from salmonn.evaluation.judge_endpoint import ask_endpoint
 from salmonn.evaluation.judge_prompts import PROMPT_VERSION, judge_prompt, read_verdict
+from salmonn.evaluation.tasks import Clip
 from salmonn.files import appending
 from salmonn.schema import JudgeConfig
 
@@ -47,6 +49,40 @@ class Verdict:
     raw: str
     judge: str
     prompt_version: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdicts on a set's answers by position, as which metric they count, and what they cannot tell."""
+
+    verdicts: Mapping[int, Verdict] = field(default_factory=dict)
+    metric: str = "judged"  # contained: no language model has judged, and this is another score
+    problem: str = ""  # why there is no judged accuracy
+
+
+def judge_answers(
+    kind: str, clips: Sequence[Clip], outputs: Mapping[int, Output], config: DictConfig, folder: Path, device: str
+) -> Judgement:
+    """Judge {position: output}; `kind` is one of JUDGED_TASKS, the other arguments are those of `judge_all`.
+
+    Unreadable clips are not judged. Raises UserError as `judge_all`.
+    """
+    positions = [position for position, output in outputs.items() if not output.unreadable]
+    questions = [
+        Question(
+            id=clips[position].id,
+            task=kind,
+            question="\n".join(text for text in (clips[position].spoken, clips[position].question) if text),
+            references=clips[position].references,
+            answer=outputs[position].text,
+        )
+        for position in positions
+    ]
+    verdicts = dict(zip(positions, judge_all(questions, config, folder, device), strict=True))
+    if config.kind == "containment":
+        remedy = "no language model judges: set evaluate.judge.kind=openai or local"
+        return Judgement(verdicts, "contained", f"{remedy}; containment is another score, under its own name")
+    return Judgement(verdicts)
 
 
 def judge_name(config: DictConfig | JudgeConfig) -> str:

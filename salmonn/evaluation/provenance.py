@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ def provenance(config: DictConfig, annotation: str, lora_scaling: float) -> dict
     return {
         "commit": commit(),
         "checkpoint": config.model.ckpt,
-        "checkpoint_sha256": sha256(config.model.ckpt) if config.model.ckpt else "",
+        "checkpoint_sha256": file_hash(config.model.ckpt) if config.model.ckpt else "",
         "annotation": annotation,
-        "annotation_sha256": sha256(annotation),
+        "annotation_sha256": file_hash(annotation),
         "lora_scaling": lora_scaling,
         "precision": f"AMP {config.run.amp_dtype}" if config.run.amp else "float32",
         "device": config.run.device,
@@ -44,8 +45,14 @@ def fingerprint(card: dict[str, Any], prompts: list[str]) -> str:
     return hashlib.sha256(json.dumps([kept, prompts], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def sha256(path: str) -> str:
-    """Hash of a file's content."""
+def file_hash(path: str) -> str:
+    """SHA-256 of a file's content; read once as long as the file stays as it is."""
+    status = Path(path).stat()
+    return _hash_of_version(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _hash_of_version(path: str, _size: int, _modified: int) -> str:
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from salmonn.evaluation.jobs import Job, Output
+from salmonn.evaluation.judge import Judgement
 from salmonn.evaluation.metrics import METRICS, Metric
 from salmonn.evaluation.scoring import normaliser_for, score
 from salmonn.evaluation.tasks import Clip, EvalTask, examples
@@ -22,6 +23,7 @@ def build_report(
     outputs: Mapping[int, Output],
     swapped: Mapping[int, Output] | None,
     whisper_path: str,
+    judgement: Judgement | None = None,
 ) -> dict[str, Any]:
     """Counts, scores and notes; what is known only to the run (config, time) is added by the caller."""
     heard = [output for output in outputs.values() if not output.unreadable]
@@ -33,7 +35,7 @@ def build_report(
     ]
     notes = []
     if unreadable:
-        fate = "are in the submission with an empty text" if task.is_submission else "are not part of the scores"
+        fate = "are in the submission with an empty text" if task.submission else "are not part of the scores"
         named = examples([broken["path"] for broken in unreadable])
         notes.append(f"Unreadable clips: {len(unreadable)}; they {fate}: {named}.")
     report = {
@@ -52,8 +54,8 @@ def build_report(
         "unavailable": {},
         "notes": notes,
     }
-    if not task.is_submission:
-        _add_scores(report, task, clips, outputs, swapped, whisper_path)
+    if task.is_scored:
+        _add_scores(report, task, clips, outputs, swapped, whisper_path, judgement)
     return report
 
 
@@ -64,9 +66,10 @@ def _add_scores(
     outputs: Mapping[int, Output],
     swapped: Mapping[int, Output] | None,
     whisper_path: str,
+    judgement: Judgement | None,
 ) -> None:
     normalise, normaliser_note = normaliser_for(task, whisper_path)
-    scores = score(task, clips, outputs, normalise)
+    scores = score(task, clips, outputs, normalise, judgement)
     report |= {
         "references": sum(len(clip.references) for clip in clips),
         "empty_references": scores.empty_references,
@@ -87,13 +90,18 @@ def _add_scores(
             f"scores against references, and were answered with {scores.words_without_reference} words."
         )
     if swapped is not None:
-        control = score(task, clips, swapped, normalise)
+        of_texts = [name for name in task.metrics if name != "judged"]  # a judge is asked about real answers only
+        control = score(replace(task, metrics=of_texts), clips, swapped, normalise)
         report["scores"] |= {f"{name}_shuffled": value for name, value in control.all.items()}
         report["notes"].append("Shuffled audio: every prompt answered once more, hearing another clip of the set.")
 
 
 def prediction_lines(
-    clips: Sequence[Clip], jobs: Sequence[Job], outputs: Mapping[int, Output], swapped: Mapping[int, Output] | None
+    clips: Sequence[Clip],
+    jobs: Sequence[Job],
+    outputs: Mapping[int, Output],
+    swapped: Mapping[int, Output] | None,
+    judgement: Judgement | None = None,
 ) -> list[dict[str, Any]]:
     """One JSON object per clip, in the order of the set."""
     lines = []
@@ -102,6 +110,8 @@ def prediction_lines(
         line |= {"references": list(clip.references), **asdict(outputs[position])}
         if swapped is not None and position in swapped:
             line["text_shuffled"] = swapped[position].text
+        if judgement and (verdict := judgement.verdicts.get(position)):
+            line["verdict"] = {"correct": verdict.correct, "raw": verdict.raw}
         lines.append(line)
     return lines
 
@@ -158,8 +168,10 @@ def score_table(report: Mapping[str, Any]) -> str:
     rows = []
     for name in (name for name in METRICS if name in scores):
         metric = METRICS[name]
-        values = [scores[name], finished[name]] + ([scores[f"{name}_shuffled"]] if shuffled else [])
-        shown = [shown_score(metric, value) for value in values]
+        shown = [shown_score(metric, value) for value in (scores[name], finished[name])]
+        if shuffled:  # a judge is not asked about these answers
+            control = f"{name}_shuffled"
+            shown.append(shown_score(metric, scores[control]) if control in scores else "-")
         shown.insert(1, shown_interval(metric, report["intervals"][name]))
         rows.append([metric.title, *shown])
     return table([*header, "shuffled audio"] if shuffled else header, rows)

@@ -17,12 +17,13 @@ from salmonn.dataset import SALMONNDataset
 from salmonn.errors import UserError
 from salmonn.evaluation.answers import AnswerStore
 from salmonn.evaluation.generation import generate_outputs
-from salmonn.evaluation.jobs import Job, plan_jobs, swap_audio
+from salmonn.evaluation.jobs import Job, Output, plan_jobs, swap_audio
+from salmonn.evaluation.judge import Judgement, judge_answers, judge_name
 from salmonn.evaluation.provenance import fingerprint, provenance
 from salmonn.evaluation.report import build_report, prediction_lines, summary, write_report, write_text
 from salmonn.evaluation.submission import submission_csv
 from salmonn.evaluation.table3 import write_overview
-from salmonn.evaluation.tasks import Clip, EvalTask, annotation_key, clips_of, load_tasks, task_of_mode
+from salmonn.evaluation.tasks import Clip, EvalTask, annotation_key, check_names, clips_of, load_tasks, task_of_mode
 from salmonn.preflight import find_problems, refuse
 from salmonn.prompts import load_test_prompts
 from salmonn.run_log import setup_logging
@@ -38,26 +39,86 @@ class EvalSet:
     jobs: list[Job]
 
 
-def evaluate(config: DictConfig, mode: str, names: Sequence[str] = ()) -> None:
-    """Answer and score the set of a mode, or with table3 those of the tasks file (or those named).
+@dataclass
+class Answered:
+    """A set with the model's answers: all that a report is made of."""
+
+    set: EvalSet
+    outputs: dict[int, Output]
+    swapped: dict[int, Output] | None  # to the same prompts with other clips' audio
+    config: DictConfig  # with the task's generation settings
+    card: dict[str, Any]  # provenance
+    folder: Path
+    report: dict[str, Any]  # complete on rank 0
+
+
+def evaluate(config: DictConfig, mode: str) -> None:
+    """Answer and score the set of one of the hackathon's modes, or write its submission.
 
     Raises UserError for whatever is missing or contradictory, before the model is loaded.
     """
-    folder = Path(config.evaluate.results_dir) / (config.evaluate.name or mode)
-    if mode == "table3":
-        tasks = load_tasks(config.evaluate.tasks_file, names)
-        there = [task for task in tasks if Path(task.annotation).is_file()]
-        if not there or (names and len(there) < len(tasks)):
-            absent = "".join(f"\n  {task.name}: {task.annotation}" for task in tasks if task not in there)
-            raise UserError(f"these sets are not here; util/prepare_eval_sets.py makes them:{absent}")
-        with session(config):
-            reports = evaluate_sets(config, there, folder, {task.name: folder / task.name for task in there})
-            if distributed.is_main():
-                print(write_overview(folder, tasks, reports), flush=True)
-        return
     with session(config, [annotation_key(mode, config.datasets)]):
         task = task_of_mode(mode, config.datasets)
-        evaluate_sets(config, [task], folder, {task.name: folder})
+        folder = results_folder(config, mode)
+        answer_sets(open_sets([task], config), config, {task.name: folder})
+
+
+def generate_answers(config: DictConfig, annotation: str) -> None:
+    """Write down the model's answer to every entry of an annotation file, each asked its own task's prompt."""
+    task = EvalTask("generate", "answers without scores", annotation)
+    with session(config):
+        folder = results_folder(config, f"generate_{Path(annotation).stem}")
+        answer_sets(open_sets([task], config), config, {task.name: folder})
+
+
+def evaluate_tasks(config: DictConfig, tasks: Sequence[EvalTask], folder: Path) -> dict[str, dict[str, Any]]:
+    """Answer and score every task whose set is there, with one model; one page beside the paper's figures.
+
+    Returns {name: report}, empty on other ranks than the first. Raises UserError if no set is there; if a judge
+    fails, after all that goes without it has been written.
+    """
+    for task in tasks:
+        check_names(task, f"task {task.name}")
+    there = present_tasks(tasks)
+    with session(config):
+        folders = {task.name: folder / task.name for task in there}
+        answered = answer_sets(open_sets(there, config), config, folders)
+        is_main = distributed.is_main()
+    if not is_main:
+        return {}
+    problems = judge_sets(answered)
+    reports = {one.set.task.name: one.report for one in answered}
+    print(write_overview(folder, tasks, reports), flush=True)
+    if problems:
+        raise UserError("\n".join(problems))
+    return reports
+
+
+def named_tasks(config: DictConfig, names: Sequence[str]) -> list[EvalTask]:
+    """The tasks of evaluate.tasks_file; of those named every set has to be there, else UserError."""
+    tasks = load_tasks(config.evaluate.tasks_file, names)
+    if names and (absent := [task for task in tasks if not Path(task.annotation).is_file()]):
+        raise UserError(absent_sets(absent))
+    return tasks
+
+
+def present_tasks(tasks: Sequence[EvalTask]) -> list[EvalTask]:
+    """The tasks whose set is there. Raises UserError if there is none."""
+    there = [task for task in tasks if Path(task.annotation).is_file()]
+    if not there:
+        raise UserError(absent_sets(tasks))
+    return there
+
+
+def absent_sets(tasks: Sequence[EvalTask]) -> str:
+    """The message for sets that are not there."""
+    lines = "".join(f"\n  {task.name}: {task.annotation}" for task in tasks)
+    return f"these sets are not here; util/prepare_eval_sets.py makes them:{lines}"
+
+
+def results_folder(config: DictConfig, mode: str) -> Path:
+    """Where the results of a mode go."""
+    return Path(config.evaluate.results_dir) / (config.evaluate.name or mode)
 
 
 @contextmanager
@@ -78,37 +139,43 @@ def session(config: DictConfig, annotations: Sequence[str] = ()) -> Iterator[Non
         distributed.shutdown()
 
 
-def evaluate_sets(
-    config: DictConfig, tasks: Sequence[EvalTask], folder: Path, folders: dict[str, Path]
-) -> dict[str, dict[str, Any]]:
-    """Answer and score each task with one model; returns the reports by task name, complete on rank 0."""
+def open_sets(tasks: Sequence[EvalTask], config: DictConfig) -> list[EvalSet]:
+    """Read the annotation files of tasks. Raises UserError for what cannot be evaluated."""
     if not config.model.test_prompt_path:
         raise UserError("model.test_prompt_path is not set: evaluation asks each task's test prompt")
     prompts = load_test_prompts(config.model.test_prompt_path, config.model.prompt_template)
-    sets = [open_set(task, config, prompts) for task in tasks]
+    return [_open_set(task, config, prompts) for task in tasks]
+
+
+def _open_set(task: EvalTask, config: DictConfig, prompts: dict[str, str]) -> EvalSet:
+    annotations = Annotations(task.annotation, need_text=task.is_scored)
+    dataset = SALMONNDataset.from_config(annotations, config.datasets, replace_broken=False)
+    # as written, without the default task: here the task knows better
+    clips = clips_of([annotations.as_written(i) for i in range(len(annotations))], task, task.annotation)
+    jobs = plan_jobs(clips, prompts, config.model.test_prompt_path)
+    if config.evaluate.shuffled_control and task.is_scored:
+        swap_audio(jobs)  # a set that is too small is told before the model is loaded
+    return EvalSet(task, dataset, clips, jobs)
+
+
+def load_model(config: DictConfig, folder: Path) -> SALMONN:
+    """The model on this rank's device. Raises UserError where `folder` for the results cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)  # one that cannot be written is known at once
     except OSError as error:
         raise UserError(f"evaluate.results_dir = {config.evaluate.results_dir}: {error}") from error
     torch.manual_seed(config.run.seed)
-    model = SALMONN.from_config(config.model, device=distributed.device_of(config)).eval()
-    return {one.task.name: evaluate_set(model, one, config, folders[one.task.name]) for one in sets}
+    return SALMONN.from_config(config.model, device=distributed.device_of(config)).eval()
 
 
-def open_set(task: EvalTask, config: DictConfig, prompts: dict[str, str]) -> EvalSet:
-    """Read a task's annotation file. Raises UserError for what cannot be evaluated."""
-    annotations = Annotations(task.annotation, need_text=not task.is_submission)
-    dataset = SALMONNDataset.from_config(annotations, config.datasets, replace_broken=False)
-    # as written, without the default task: here the task knows better
-    clips = clips_of([annotations.as_written(i) for i in range(len(annotations))], task, task.annotation)
-    jobs = plan_jobs(clips, prompts, config.model.test_prompt_path)
-    if config.evaluate.shuffled_control and not task.is_submission:
-        swap_audio(jobs)  # a set that is too small is told before the model is loaded
-    return EvalSet(task, dataset, clips, jobs)
+def answer_sets(sets: Sequence[EvalSet], config: DictConfig, folders: dict[str, Path]) -> list[Answered]:
+    """Load the model, answer each set, write its results into its folder and say so; no judge is asked."""
+    model = load_model(config, Path(os.path.commonpath(folders.values())))
+    return [answer_set(model, one, config, folders[one.task.name]) for one in sets]
 
 
-def evaluate_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Answer a set, score it or write its submission, and say so; what was answered before is not asked again."""
+def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -> Answered:
+    """Answer a set and write its results; what was answered before under the same card is not asked again."""
     task, clips, jobs = one.task, one.clips, one.jobs
     one.dataset.max_seconds = model.max_seconds
     config = OmegaConf.merge(config, {"generate": generate_config({**config.generate, **task.generate})})
@@ -123,29 +190,57 @@ def evaluate_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path)
             f"{outputs[0].unreadable}; is datasets.prefix = {config.datasets.prefix!r} right?"
         )
     swapped = None
-    if config.evaluate.shuffled_control and not task.is_submission:
+    if config.evaluate.shuffled_control and task.is_scored:
         control = AnswerStore(folder / "answers", f"shuffled-{name}")
         swapped = generate_outputs(
             model, one.dataset, swap_audio(heard), config, f"{task.name}, shuffled audio", control
         )
-    if not distributed.is_main():
-        return {}
-    report = build_report(task, clips, outputs, swapped, config.model.whisper_path)
+    answered = Answered(one, outputs, swapped, config, card, folder, {})
+    if distributed.is_main():
+        write_results(answered, Judgement(problem="the judge is asked when all sets are answered"))
+        print(f"\n{task.name}: {task.title}\n\n{summary(answered.report)}\n\nResults: {folder}/", flush=True)
+    return answered
+
+
+def judge_sets(answered: Sequence[Answered]) -> list[str]:
+    """Ask the judge about the sets that need one and write their results again; returns why it gave no verdicts.
+
+    After all answers, on one rank: a local judge needs the memory that the model had, and an
+    endpoint may take longer than ranks wait for each other.
+    """
+    problems = []
+    for one in answered:
+        task, config = one.set.task, one.config
+        if "judged" not in task.metrics:
+            continue
+        try:
+            settings, device = config.evaluate.judge, config.run.device
+            judgement = judge_answers(task.judge, one.set.clips, one.outputs, settings, one.folder, device)
+        except UserError as error:
+            judgement = Judgement(problem=str(error))
+            problems.append(f"{one.folder}: {error}")
+        write_results(one, judgement)
+    return problems
+
+
+def write_results(answered: Answered, judgement: Judgement) -> None:
+    """Score a set, fill in its report, and write report, predictions and submission."""
+    one, config, outputs = answered.set, answered.config, answered.outputs
+    task, clips = one.task, one.clips
+    report = build_report(task, clips, outputs, answered.swapped, config.model.whisper_path, judgement)
     if not config.model.ckpt:
         report["notes"].insert(0, "NO CHECKPOINT (model.ckpt is empty): connector and LoRA are untrained.")
+    card = answered.card
+    if judgement.verdicts:
+        card = {**card, "judge": judge_name(config.evaluate.judge)}
+        report["notes"].append(f"Judged by {card['judge']}; raw verdicts in predictions.jsonl.")
     report |= {"annotation": task.annotation, "entries": len(one.dataset), "provenance": card}
-    if task.is_submission:
-        _write_submission(folder, config, clips, outputs, report)
-    write_report(folder, report, prediction_lines(clips, jobs, outputs, swapped))
-    print(f"\n{task.name}: {task.title}\n\n{summary(report)}\n\nResults: {folder}/", flush=True)
-    return report
-
-
-def _write_submission(
-    folder: Path, config: DictConfig, clips: Sequence[Clip], outputs: dict[int, Any], report: dict[str, Any]
-) -> None:
-    texts = [outputs[position].text for position in range(len(clips))]
-    write_text(folder / "submission.csv", submission_csv([clip.id for clip in clips], texts))
-    report["notes"].append(f"Submission: {folder / 'submission.csv'}, {len(clips)} rows.")
-    if config.evaluate.shuffled_control:
-        report["notes"].append("evaluate.shuffled_control was not run: a submission has no scores to compare.")
+    if task.submission:
+        texts = [outputs[position].text for position in range(len(clips))]
+        write_text(answered.folder / "submission.csv", submission_csv([clip.id for clip in clips], texts))
+        report["notes"].append(f"Submission: {answered.folder / 'submission.csv'}, {len(clips)} rows.")
+    if config.evaluate.shuffled_control and not task.is_scored:
+        report["notes"].append("evaluate.shuffled_control was not run: without scores there is nothing to compare.")
+    lines = prediction_lines(clips, one.jobs, outputs, answered.swapped, judgement)
+    write_report(answered.folder, report, lines)
+    answered.report = report

@@ -1,10 +1,11 @@
 """From outputs to scores: over all clips that could be heard, and over the finished answers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from salmonn.evaluation.jobs import Output
+from salmonn.evaluation.judge import Judgement
 from salmonn.evaluation.metrics import METRICS, Texts, UnavailableError, measure
 from salmonn.evaluation.normalisers import Normaliser, normaliser
 from salmonn.evaluation.tasks import Clip, EvalTask
@@ -29,7 +30,13 @@ def normaliser_for(task: EvalTask, whisper_path: str) -> tuple[Normaliser, str]:
     return normaliser(task.normaliser, whisper_path)
 
 
-def score(task: EvalTask, clips: Sequence[Clip], outputs: Mapping[int, Output], normalise: Normaliser) -> Scores:
+def score(
+    task: EvalTask,
+    clips: Sequence[Clip],
+    outputs: Mapping[int, Output],
+    normalise: Normaliser,
+    judgement: Judgement | None = None,
+) -> Scores:
     """Score {position: output} by the metrics of the task; unreadable clips are left out.
 
     Clips without a reference word are counted, and left out of all metrics that compare with
@@ -43,7 +50,15 @@ def score(task: EvalTask, clips: Sequence[Clip], outputs: Mapping[int, Output], 
     finished = [output.finished for output in heard.values()]
     silent = [output for output, candidates in zip(texts.outputs, texts.references, strict=True) if not candidates]
     scores = Scores(empty_references=len(silent), words_without_reference=sum(len(output.split()) for output in silent))
-    for name in task.metrics:
+    names = list(task.metrics)
+    if judgement and "judged" in names:
+        texts = replace(texts, verdicts=[judgement.verdicts.get(position) for position in heard])
+        names[names.index("judged")] = judgement.metric
+        if judgement.problem:
+            _no_score(scores, ["judged"], judgement.problem)
+    for name in names:
+        if name in scores.unavailable:
+            continue
         try:
             measured = measure(METRICS[name], texts, finished)
         except UnavailableError as error:

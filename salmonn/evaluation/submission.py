@@ -4,9 +4,13 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
+from omegaconf import DictConfig
+
+from salmonn.annotations import Annotations
 from salmonn.errors import UserError
-from salmonn.evaluation.tasks import examples
+from salmonn.evaluation.tasks import EvalTask, clips_of, examples
 
 HEADER = ["testset_id", "text"]
 
@@ -18,6 +22,32 @@ def submission_csv(ids: Sequence[str], texts: Sequence[str]) -> str:
     csv.writer(buffer, lineterminator="\n").writerows([HEADER, *rows])
     check_submission(buffer.getvalue(), ids, "the submission")
     return buffer.getvalue()
+
+
+def validate_submission(path: Path, datasets: DictConfig, annotation: str = "") -> str:
+    """Check a file against `annotation`, else that set of the config whose ids it shares most; what to tell.
+
+    Raises UserError for a file or a set that cannot be read, and for the first thing that is wrong.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"submission {path} cannot be read: {error}") from error
+    keys = ("test_ann_path_asr", "test_ann_path_aac", "test_ann_path")
+    sets = [annotation] if annotation else [datasets[key] for key in keys if Path(datasets[key]).is_file()]
+    if not sets:
+        raise UserError(f"no set to check {path} against: none of datasets.{', '.join(keys)} is there; give --ann FILE")
+    found = {row[0] for row in csv.reader(io.StringIO(content, newline="")) if row}
+    ids = {name: _ids_of(name) for name in sets}
+    chosen = max(sets, key=lambda name: len(found.intersection(ids[name])))
+    check_submission(content, ids[chosen], f"{path}, checked against {chosen}")
+    return f"{path}: a valid submission for {chosen}, {len(ids[chosen])} rows"
+
+
+def _ids_of(annotation: str) -> list[str]:
+    entries = Annotations(annotation, need_text=False)
+    task = EvalTask("submission", annotation=annotation, submission=True)
+    return [clip.id for clip in clips_of([entries.as_written(i) for i in range(len(entries))], task, annotation)]
 
 
 def check_submission(content: str, ids: Sequence[str], source: str) -> None:

@@ -27,7 +27,7 @@ def rows_of(task: EvalTask, report: Mapping[str, Any] | None) -> list[list[str]]
     """A row per metric; one that names the absent file where the task was not evaluated."""
     if report is None:
         return [[task.name, task.title, "-", "-", "-", f"not evaluated: no {task.annotation}", *["-"] * 4]]
-    return [_row(task, report, name) for name in task.metrics]
+    return [_row(task, report, name) for name in report["scores"] if name in METRICS]
 
 
 def _row(task: EvalTask, report: Mapping[str, Any], name: str) -> list[str]:

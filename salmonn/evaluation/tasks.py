@@ -8,13 +8,17 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from salmonn.annotation_scan import DEFAULT_TASK
 from salmonn.config import read_yaml, typed_section
 from salmonn.errors import UserError
+from salmonn.evaluation.judge_prompts import JUDGED_TASKS
+from salmonn.evaluation.metrics import METRICS
+from salmonn.evaluation.normalisers import NAMES
 
 
 @dataclass
 class EvalTask:
-    """One set and how it is scored. Without metrics there is no ground truth and a submission is written."""
+    """One set, what is asked of it, and how the answers are scored; without metrics they are only written down."""
 
     name: str = ""  # set by the key under which a tasks file has it
     title: str = ""
@@ -23,14 +27,17 @@ class EvalTask:
     prompt: str = ""  # key of the test prompts; "" = the entry's own task
     normaliser: str = "plain"  # a name of salmonn.evaluation.normalisers
     metrics: list[str] = field(default_factory=list)  # names of salmonn.evaluation.metrics
+    judge: str = ""  # of the metric `judged`: the judge's question, a name of judge_prompts.JUDGED_TASKS
     generate: dict[str, Any] = field(default_factory=dict)  # changes to the settings
     paper: dict[str, float] = field(default_factory=dict)  # published scores by metric
     reproduced: dict[str, float] = field(default_factory=dict)  # another reproduction's
+    by_scaling: dict[str, list[float]] = field(default_factory=dict)  # its scores at LoRA scalings 0, 1, 2, 3, 4
+    submission: bool = False  # a submission.csv is written: every clip needs its testset_id
 
     @property
-    def is_submission(self) -> bool:
-        """Whether there is no ground truth to score against."""
-        return not self.metrics
+    def is_scored(self) -> bool:
+        """Whether there is a ground truth to score against."""
+        return bool(self.metrics)
 
 
 _ASR, _AAC = ["asr"], ["audiocaption", "audiocaption_v2"]
@@ -53,19 +60,21 @@ def task_of_mode(mode: str, datasets: DictConfig) -> EvalTask:
     """The task of a mode of the hackathon."""
     _, accepts, normaliser, metrics = MODES[mode]
     title = "speech recognition" if accepts == _ASR else "audio captioning"
-    return EvalTask(mode, title, datasets[annotation_key(mode, datasets)], accepts, "", normaliser, metrics)
+    path = datasets[annotation_key(mode, datasets)]
+    return EvalTask(mode, title, path, accepts, "", normaliser, metrics, submission=not metrics)
 
 
 def load_tasks(path: str | Path, names: Sequence[str] = ()) -> list[EvalTask]:
     """The tasks of a YAML file {name: values}, or those named, in that order.
 
-    Raises UserError for unknown names and keys, and for values of a wrong type.
+    Raises UserError for unknown names and keys, and for values of a wrong type, all of them at once.
     """
     tasks, problems = {}, []
     for name, values in OmegaConf.to_container(read_yaml(Path(path))).items():
         try:
             tasks[name] = OmegaConf.to_object(typed_section(values, EvalTask, f"{path}, task {name}"))
             tasks[name].name = name
+            check_names(tasks[name], f"{path}, task {name}")
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -73,6 +82,18 @@ def load_tasks(path: str | Path, names: Sequence[str] = ()) -> list[EvalTask]:
     if unknown := [name for name in names if name not in tasks]:
         raise UserError(f"--tasks {', '.join(unknown)}: not in {path}, which has {', '.join(tasks)}")
     return [tasks[name] for name in names or tasks]
+
+
+def check_names(task: EvalTask, source: str) -> None:
+    """Raise UserError for a normaliser, metric or judge's question that there is not."""
+    known = {"normaliser": NAMES, "metrics": METRICS, "paper": METRICS, "reproduced": METRICS, "judge": JUDGED_TASKS}
+    for key, names in known.items():
+        value = getattr(task, key)
+        for name in [value] if isinstance(value, str) and value else value:
+            if name not in names:
+                raise UserError(f"{source}: {key} {name!r} is not known; there are {', '.join(names)}")
+    if "judged" in task.metrics and not task.judge:
+        raise UserError(f"{source}: metric judged needs judge: one of {', '.join(JUDGED_TASKS)}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +122,7 @@ def clips_of(entries: Sequence[Mapping[str, Any]], task: EvalTask, source: str) 
         [(i, e["task"]) for i, e in enumerate(entries) if accepts and e.get("task", accepts[0]) not in accepts],
         "give a file with only these",
     )
-    if task.is_submission:
+    if task.submission:
         _check_ids(entries, source)
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, entry in enumerate(entries):
@@ -135,10 +156,10 @@ def _clip(entries: Sequence[Mapping[str, Any]], indices: Sequence[int], task: Ev
         index=indices[0],
         id=_testset_id(first) or str(indices[0]),
         path=first["path"],
-        task=task.prompt or first.get("task") or task.accepts[0],
+        task=task.prompt or first.get("task") or (task.accepts or [DEFAULT_TASK])[0],
         question=first.get("Q") or "",
         spoken=first.get("spoken") or "",
-        references=() if task.is_submission else tuple(entries[i]["text"] for i in indices),
+        references=() if task.submission else tuple(entries[i]["text"] for i in indices if entries[i].get("text")),
     )
 
 

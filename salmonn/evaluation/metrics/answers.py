@@ -50,6 +50,17 @@ def keywords(texts: Texts) -> list[tuple[float, float]]:
     return [of(output, list(refs)) for output, refs in zip(texts.outputs, texts.references, strict=True)]
 
 
+def judged(texts: Texts) -> list[tuple[float, float, float]]:
+    """(1 if the judge calls the output right, 1, 1 if it says neither yes nor no) per clip."""
+    return [(float(v.correct is True), 1.0, float(v.correct is None)) for v in texts.verdicts]
+
+
+def _judged_details(sums: np.ndarray) -> Mapping[str, Any]:
+    right, n, unclear = map(int, sums)
+    note = f"{right} answers right, {n - right - unclear} wrong, {unclear} with an unclear verdict, counted as wrong"
+    return {"correct": right, "wrong": n - right - unclear, "unclear": unclear, "note": note}
+
+
 def classification(title: str, classes: Mapping[str, tuple[str, ...]]) -> Metric:
     """Accuracy over `classes` {class: the words that name it}, with confusion matrix and rates.
 
@@ -114,6 +125,8 @@ def _percent(share: float | None) -> str:
 METRICS = {
     "exact": Metric("exact match", exact),
     "contains": Metric("answer contained", contains),
+    "judged": Metric("judged accuracy", judged, needs="verdicts", details=_judged_details),
+    "contained": Metric("reference contained (no judge)", judged, needs="verdicts", details=_judged_details),
     "keywords": Metric("accuracy of 3 keywords", keywords),
     "accuracy_er": classification("emotion accuracy", EMOTIONS),
     "accuracy_gr": classification("gender accuracy", GENDERS),

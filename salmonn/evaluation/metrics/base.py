@@ -25,11 +25,12 @@ class Texts:
     outputs: Sequence[str]
     references: Sequence[Sequence[str]]  # only such as hold a word; none where the clip has none
     spoken: Sequence[str] = ()  # what is said in the clip; "" where it is not known; () where for none
+    verdicts: Sequence[Any] = ()  # of a judge on the output: a judge.Verdict, None where there is none
 
     def take(self, rows: Sequence[int]) -> "Texts":
         """These clips only."""
-        spoken = [self.spoken[i] for i in rows] if self.spoken else ()
-        return Texts([self.outputs[i] for i in rows], [self.references[i] for i in rows], spoken)
+        spoken, verdicts = ([values[i] for i in rows] if values else () for values in (self.spoken, self.verdicts))
+        return Texts([self.outputs[i] for i in rows], [self.references[i] for i in rows], spoken, verdicts)
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
@@ -37,7 +38,13 @@ def ratio(sums: np.ndarray) -> np.ndarray:
     return np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] != 0)
 
 
-NEEDS = {"references": "a reference", "spoken": "the text that is spoken in it", "outputs": "an output"}
+# What a metric may need of a clip: fields of Texts.
+NEEDS = {
+    "references": "a reference",
+    "spoken": "the text that is spoken in it",
+    "outputs": "an output",
+    "verdicts": "a judge's verdict",
+}
 
 
 @dataclass(frozen=True)
@@ -118,4 +125,4 @@ def _needed(metric: Metric, texts: Texts) -> Sequence[Any]:
     """Per clip what the metric needs; empty where the clip has none."""
     if metric.needs == "outputs":
         return [True] * len(texts.outputs)
-    return texts.references if metric.needs == "references" else texts.spoken
+    return getattr(texts, metric.needs)

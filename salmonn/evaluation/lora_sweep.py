@@ -1,0 +1,92 @@
+"""Scores over the LoRA scaling at test time, which the model was not trained with (paper, Figure 3)."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from salmonn import distributed
+from salmonn.errors import UserError
+from salmonn.evaluation.metrics import METRICS
+from salmonn.evaluation.plots import Curve, plot_sweep
+from salmonn.evaluation.report import shown_interval, shown_score, table, write_text
+from salmonn.evaluation.runner import Answered, answer_set, judge_sets, load_model, open_sets, present_tasks, session
+from salmonn.evaluation.tasks import EvalTask
+
+SCALINGS = (0.0, 1.0, 2.0, 3.0, 4.0)  # of Figure 3; trained with 4
+
+
+def sweep(config: DictConfig, tasks: Sequence[EvalTask], scalings: Sequence[float], folder: Path) -> None:
+    """Answer and score every task at each scaling with one model; table and curves on one page.
+
+    Each scaling's results are complete ones, in `scaling_<s>/<task>`. Raises UserError for a model without LoRA.
+    """
+    if not config.model.lora:
+        raise UserError("model.lora = False: without adapters there is no scaling to vary")
+    there = present_tasks(tasks)
+    with session(config):
+        sets = open_sets(there, config)
+        model = load_model(config, folder)
+        answered: dict[float, list[Answered]] = {}
+        for scaling in scalings:
+            model.lora_scaling = scaling
+            of_scaling = folder / f"scaling_{scaling:g}"
+            answered[scaling] = [answer_set(model, one, config, of_scaling / one.task.name) for one in sets]
+        is_main = distributed.is_main()
+    del model
+    if not is_main:
+        return
+    problems = judge_sets([one for answers in answered.values() for one in answers])
+    reports = {scaling: {one.set.task.name: one.report for one in answers} for scaling, answers in answered.items()}
+    print(write_sweep(folder, there, reports), flush=True)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def write_sweep(
+    folder: Path, tasks: Sequence[EvalTask], reports: Mapping[float, Mapping[str, Mapping[str, Any]]]
+) -> str:
+    """Write report.json, report.md and lora_sweep.png; returns the table."""
+    curves = curves_of(tasks, reports)
+    header = ["task", "metric", "", *(f"scaling {scaling:g}" for scaling in reports)]
+    shown = table(header, [row for curve in curves for row in _rows(curve)])
+    of_scaling = {f"{scaling:g}": by_name for scaling, by_name in reports.items()}
+    write_text(folder / "report.json", json.dumps(of_scaling, ensure_ascii=False, indent=2) + "\n")
+    plot_sweep(curves, folder / "lora_sweep.png")
+    parts = ["# Scores over the LoRA scaling", shown, "![curves](lora_sweep.png)", "Full reports: scaling_*/<task>/."]
+    write_text(folder / "report.md", "\n\n".join(parts) + "\n")
+    return f"\n{shown}\n\nResults: {folder}/"
+
+
+def _rows(curve: Curve) -> list[list[str]]:
+    """This run's scores, their intervals, and where there are such, another reproduction's."""
+    metric = METRICS[curve.metric]
+    rows = [
+        [curve.task, metric.title, "this run", *(shown_score(metric, value) for value in curve.values)],
+        ["", "", "95 % interval", *(shown_interval(metric, edges) for edges in curve.intervals)],
+    ]
+    if curve.published:
+        known = [metric.show(curve.published[x]) if x in curve.published else "-" for x in curve.x]
+        rows.append(["", "", "reproduced", *known])
+    return rows
+
+
+def curves_of(tasks: Sequence[EvalTask], reports: Mapping[float, Mapping[str, Mapping[str, Any]]]) -> list[Curve]:
+    """A curve per task and metric; `reports` by scaling and task name."""
+    curves = []
+    for task in tasks:
+        of_task = {scaling: by_name[task.name] for scaling, by_name in reports.items()}
+        for name in (name for name in next(iter(of_task.values()))["scores"] if name in METRICS):
+            curves.append(
+                Curve(
+                    task=task.name,
+                    metric=name,
+                    x=list(of_task),
+                    values=[report["scores"][name] for report in of_task.values()],
+                    intervals=[report["intervals"][name] for report in of_task.values()],
+                    published=dict(zip(SCALINGS, task.by_scaling.get(name, []), strict=False)),
+                )
+            )
+    return curves

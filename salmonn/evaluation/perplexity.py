@@ -1,0 +1,157 @@
+"""Perplexity of the right answers with and without the instruction: how over-fitted to tasks a model is.
+
+A model that transcribes or captions whatever it is asked finds the text of that task as likely without
+an instruction as with it, and everything else unlikely (paper, sections 3.2 and 5.4, Figure 4).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from salmonn import checkpoint, distributed
+from salmonn.evaluation.answers import AnswerStore
+from salmonn.evaluation.generation import answer_all
+from salmonn.evaluation.jobs import Answer, Job
+from salmonn.evaluation.metrics.base import Metric, interval_of, ratio, value_of
+from salmonn.evaluation.plots import PerplexityCurve, plot_perplexity
+from salmonn.evaluation.provenance import fingerprint, provenance
+from salmonn.evaluation.report import shown_interval, shown_score, table, write_text
+from salmonn.evaluation.runner import EvalSet, load_model, open_sets, present_tasks, session
+from salmonn.evaluation.tasks import EvalTask
+from salmonn.model import SALMONN
+from salmonn.prompts import SPEECH_MARKER
+
+# Over all target tokens of a set, the end symbol included.
+PERPLEXITY = Metric("perplexity", statistics=np.asarray, value=lambda sums: np.exp(ratio(sums)), percent=False)
+ONLY_AUDIO = f"<Speech>{SPEECH_MARKER}</Speech>"
+WITH, WITHOUT = "P(Y|X,I)", "P(Y|X)"
+
+
+@dataclass(frozen=True)
+class Likelihood(Answer):
+    """How likely the model finds the right answer."""
+
+    n_tokens: int = 0
+    loss: float = 0.0  # mean over its tokens, asked with the instruction
+    loss_without: float = 0.0  # hearing the audio only
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model to measure: parameters, and how much its adapters count."""
+
+    label: str
+    ckpt: str
+    scaling: float | None  # None: as the config says
+
+
+def points_of(config: DictConfig, checkpoints: Sequence[str], scalings: Sequence[float]) -> list[Point]:
+    """Every checkpoint at every scaling; those of the config where none is given."""
+    files = list(checkpoints) or [config.model.ckpt]
+    if not scalings:
+        return [Point(file or "no checkpoint", file, None) for file in files]
+    several = len(files) > 1
+    return [Point(f"{file}, {s:g}" if several else f"{s:g}", file, s) for file in files for s in scalings]
+
+
+def measure_perplexity(config: DictConfig, tasks: Sequence[EvalTask], points: Sequence[Point], folder: Path) -> None:
+    """Perplexities of every task at every point with one loading of the big models; table and curves on one page.
+
+    Raises UserError for checkpoints that cannot be read before anything big is loaded.
+    """
+    for point in points:
+        if point.ckpt:
+            checkpoint.read(point.ckpt, lazily=True)
+    config = OmegaConf.merge(config, {"model": {"ckpt": points[0].ckpt}})
+    there = present_tasks([task for task in tasks if task.is_scored])
+    results: dict[str, dict[str, Any]] = {}  # by label of the point, then task
+    with session(config):
+        sets = open_sets(there, config)
+        model = load_model(config, folder)
+        trained_scaling = model.lora_scaling
+        for point in points:
+            if point.ckpt and point.ckpt != config.model.ckpt:
+                checkpoint.load_parameters(model, point.ckpt)
+            config.model.ckpt = point.ckpt
+            if config.model.lora:
+                model.lora_scaling = trained_scaling if point.scaling is None else point.scaling
+            results[point.label] = {one.task.name: _measure_set(model, one, config, folder) for one in sets}
+        is_main = distributed.is_main()
+    if is_main:
+        print(write_perplexity(folder, there, results), flush=True)
+
+
+def _measure_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Perplexities of a set, with how they were come by; the same on every rank."""
+    one.dataset.max_seconds = model.max_seconds
+    card = provenance(config, one.task.annotation, model.lora_scaling)
+    name = fingerprint(card, [job.prompt for job in one.jobs])
+    store = AnswerStore(folder / "answers" / one.task.name, name, Likelihood)
+    description = f"{one.task.name}, {Path(config.model.ckpt).name or 'no checkpoint'}, scaling {model.lora_scaling:g}"
+    answers = answer_all(partial(likelihoods, model, config), one.dataset, one.jobs, config, description, store)
+    heard = [answer for answer in answers.values() if not answer.unreadable]
+    result: dict[str, Any] = {"n": len(answers), "heard": len(heard)}
+    for key, loss in ((WITH, "loss"), (WITHOUT, "loss_without")):
+        statistics = np.array([[getattr(a, loss) * a.n_tokens, a.n_tokens] for a in heard]).reshape(-1, 2)
+        result[key] = value_of(PERPLEXITY, statistics)
+        result[f"{key} interval"] = interval_of(PERPLEXITY, statistics)
+    return {**result, "provenance": card}
+
+
+@torch.no_grad()
+def likelihoods(model: SALMONN, config: DictConfig, batch: Mapping[str, Any], heard: Sequence[Job]) -> list[Likelihood]:
+    """How likely each clip's text (its first reference) is, asked with its prompt and hearing the audio alone."""
+    bare = config.model.prompt_template.replace("{}", ONLY_AUDIO, 1)
+    with distributed.autocast(config.run, model.device):
+        embeds, _ = model.encode_speech(batch["raw_wav"], batch["padding_mask"])  # [B, A, H]
+        asked = model.answer_loss(embeds, [job.prompt for job in heard], batch["text"])
+        unasked = model.answer_loss(embeds, [bare] * len(heard), batch["text"])
+    n_tokens = asked["sample_total"].long().tolist()
+    losses = zip(asked["sample_loss"].tolist(), unasked["sample_loss"].tolist(), strict=True)
+    return [Likelihood(n, *loss) for n, loss in zip(n_tokens, losses, strict=True)]
+
+
+def write_perplexity(folder: Path, tasks: Sequence[EvalTask], results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write report.json, report.md and perplexity.png from {point: {task: result}}; returns the table."""
+    header = ["task", "n", "perplexity", *results]
+    shown = table(header, [row for task in tasks for row in _rows(task.name, results)])
+    write_text(folder / "report.json", json.dumps(results, ensure_ascii=False, indent=2) + "\n")
+    plot_perplexity([_curve(task.name, results) for task in tasks], folder / "perplexity.png")
+    explained = (
+        f"Perplexity per target token of the right answers (of several references the first), 95 % intervals over "
+        f"clips. {WITH}: audio and instruction. {WITHOUT}: the audio alone."
+    )
+    parts = ["# Perplexity of the right answers", shown, explained, "![curves](perplexity.png)"]
+    write_text(folder / "report.md", "\n\n".join(parts) + "\n")
+    return f"\n{shown}\n\n{explained}\n\nResults: {folder}/"
+
+
+def _rows(name: str, results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    of_points = [by_task[name] for by_task in results.values()]
+    heard, n = of_points[0]["heard"], of_points[0]["n"]
+    rows = []
+    for key in (WITH, WITHOUT):
+        cells = [
+            f"{shown_score(PERPLEXITY, one[key])} ({shown_interval(PERPLEXITY, one[f'{key} interval'])})"
+            for one in of_points
+        ]
+        rows.append([name, str(n) if heard == n else f"{heard} of {n}", key, *cells])
+    return rows
+
+
+def _curve(name: str, results: Mapping[str, Mapping[str, Any]]) -> PerplexityCurve:
+    of_points = [by_task[name] for by_task in results.values()]
+    numbers = [label for label in results if _is_number(label)]
+    x = [float(label) for label in numbers] if len(numbers) == len(results) else list(results)
+    return PerplexityCurve(name, x, [one[WITH] for one in of_points], [one[WITHOUT] for one in of_points])
+
+
+def _is_number(label: str) -> bool:
+    return label.replace(".", "", 1).isdecimal()
