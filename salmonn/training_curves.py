@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from salmonn.charts import BLUE, GREY, ORANGE, distinct_colours, new_figure, style_panel, write_png
 from salmonn.errors import UserError
-
-BLUE, ORANGE, GREY = "#1f77b4", "#ff7f0e", "#9e9e9e"
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -20,14 +19,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def plot_curves(lines: Sequence[dict[str, Any]], out: Path, title: str) -> None:
     """Write one picture with six panels. The grey curves are the control with swapped audio."""
-    import matplotlib as mpl  # seconds that only the end of a run should cost
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     train = [line for line in lines if line["kind"] == "train"]
     valid = [line for line in lines if line["kind"] == "valid"]
-    figure, ((loss, accuracy, tasks), (rate, norm, speed)) = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
+    figure = new_figure(13, 7)
+    (loss, accuracy, tasks), (rate, norm, speed) = figure.subplots(2, 3)
     figure.suptitle(title)
 
     _curve(loss, train, "loss", "training", color=BLUE, alpha=0.5, linewidth=1.0)
@@ -37,10 +32,10 @@ def plot_curves(lines: Sequence[dict[str, Any]], out: Path, title: str) -> None:
     _curve(accuracy, valid, "accuracy", "validation", color=ORANGE, marker="o")
     _curve(accuracy, valid, "accuracy_shuffled", "validation, audio shuffled", color=GREY, marker="o", linestyle="--")
     accuracy.set(ylabel="token accuracy", ylim=(0, 1))
-    tasks.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # a dozen tasks
-    for task in sorted({task for line in valid for task in line.get("tasks", {})}):
+    names = sorted({task for line in valid for task in line.get("tasks", {})})
+    for task, colour in zip(names, distinct_colours(len(names)), strict=True):
         of_task = [{"step": line["step"], **line["tasks"][task]} for line in valid if task in line.get("tasks", {})]
-        _curve(tasks, of_task, "accuracy", task, marker="o")
+        _curve(tasks, of_task, "accuracy", task, marker="o", color=colour)
     tasks.set(ylabel="token accuracy per task", ylim=(0, 1))
     for panel, key, label in (
         (rate, "lr", "learning rate"),
@@ -52,14 +47,11 @@ def plot_curves(lines: Sequence[dict[str, Any]], out: Path, title: str) -> None:
 
     for panel in figure.axes:
         panel.set(xlabel="step", xlim=(0, None))
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(alpha=0.25)
+        style_panel(panel)
     for panel in (loss, accuracy, tasks):
         if panel.lines:
             panel.legend(frameon=False, fontsize="small")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    write_png(figure, out)
 
 
 def _curve(panel: Any, lines: Sequence[dict[str, Any]], key: str, label: str, **style: Any) -> None:
