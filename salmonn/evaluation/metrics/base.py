@@ -57,10 +57,16 @@ class Metric:
     needs: str = "references"  # a key of NEEDS: clips without it are left out
     percent: bool = True  # shown as a percentage; stored as a ratio
     digits: int = 2
+    lower_is_better: bool = False
     details: Callable[[np.ndarray], Mapping[str, Any]] | None = None  # sum of statistics [k] -> what there is besides
     # A library's score of a set that is no function of what it tells per clip. It is the score then,
     # and `statistics` only give the width of the interval.
     corpus: Callable[[Texts], float] | None = None
+
+    @property
+    def arrow(self) -> str:
+        """Which way is better."""
+        return "↓" if self.lower_is_better else "↑"
 
     def show(self, value: float) -> str:
         """The score as a person reads it."""

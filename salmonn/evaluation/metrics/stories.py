@@ -33,6 +33,6 @@ def following(texts: Texts) -> Counts:
 
 METRICS = {
     "diversity": Metric("distinct words", diversity, needs="outputs", percent=False),
-    "repeat_rate": Metric("repeat rate (4 words)", repeat_rate, needs="outputs"),
+    "repeat_rate": Metric("repeat rate (4 words)", repeat_rate, needs="outputs", lower_is_better=True),
     "following_story": Metric("following rate", following, needs="outputs"),
 }

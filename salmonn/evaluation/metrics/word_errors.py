@@ -76,8 +76,8 @@ def _separated_details(sums: np.ndarray) -> Mapping[str, Any]:
 
 
 METRICS = {
-    "wer": Metric("WER", word_errors),
-    "per": Metric("PER", word_errors),  # phones are the words of their normaliser
-    "wer_separated": Metric("WER, best order", separated_word_errors, details=_separated_details),
+    "wer": Metric("WER", word_errors, lower_is_better=True),
+    "per": Metric("PER", word_errors, lower_is_better=True),  # phones are the words of their normaliser
+    "wer_separated": Metric("WER, best order", separated_word_errors, details=_separated_details, lower_is_better=True),
     "following": Metric("following rate", following, needs="spoken"),
 }
