@@ -144,11 +144,13 @@ def test_the_rows_of_the_papers_table_are_declared_with_known_names():
 
 def test_a_row_shows_the_difference_to_the_paper():
     task = EvalTask("asr", "s", "a.json", metrics=["wer"], paper={"wer": 0.021}, reproduced={"wer": 0.0224})
-    values = {"scores": {"wer": 0.03}, "intervals": {"wer": [0.02, 0.04]}, "n": 9, "finished": 8}
+    values = {"scores": {"wer": 0.03}, "intervals": {"wer": [0.02, 0.04]}, "n": 9, "finished": 8, "unfinished": 1}
     (row,) = rows_of(task, values)
     assert row == ["asr", "s", "WER", "9", "8", "3.00 %", "2.00 % to 4.00 %", "2.10 %", "+0.90 %", "2.24 %"]
     (row,) = rows_of(task, {**values, "scores": {"wer": None}, "intervals": {"wer": None}})
     assert row[5:9] == ["no score", "-", "2.10 %", "-"]
+    (row,) = rows_of(task, {**values, "n": 12})
+    assert row[5:9] == ["3.00 %", "2.00 % to 4.00 %", "2.10 %", "n/a: 3 of 12 unread"]
 
 
 def test_a_tasks_file_with_mistakes_is_refused_with_all_of_them(tmp_path):

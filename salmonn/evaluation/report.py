@@ -1,4 +1,4 @@
-"""report.json, report.md and predictions.jsonl of one evaluation."""
+"""report.json, report.md, predictions.jsonl and statistics.json of one evaluation."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,6 +53,8 @@ def build_report(
         "details": {},
         "unavailable": {},
         "notes": notes,
+        "scoring": {},
+        "statistics": {},
     }
     if task.is_scored:
         _add_scores(report, task, clips, outputs, swapped, whisper_path, judgement)
@@ -79,6 +81,14 @@ def _add_scores(
         "scored_clips": scores.clips,
         "details": scores.details,
         "unavailable": scores.unavailable,
+        "scoring": {
+            "metrics": {name: METRICS[name].title for name in task.metrics},  # a title names the tokenizer
+            "normaliser": task.normaliser,
+            "normaliser_note": normaliser_note,
+            "references_sha256": scores.references_sha256,
+            "prompt": task.prompt,
+        },
+        "statistics": scores.statistics,
     }
     report["notes"].append(normaliser_note)
     report["notes"] += [f"{METRICS[name].title} has no score: {why}." for name, why in scores.unavailable.items()]
@@ -124,11 +134,17 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_report(folder: Path, report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> None:
-    """Write the three files; each is complete whenever it exists."""
+    """Write the four files; each is complete whenever it exists."""
     lines = (json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
     write_text(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
-    write_text(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+    write_text(folder / "statistics.json", json.dumps(report["statistics"], separators=(",", ":")) + "\n")
+    write_text(folder / "report.json", json.dumps(without_statistics(report), ensure_ascii=False, indent=2) + "\n")
     write_text(folder / "report.md", markdown(report, predictions))
+
+
+def without_statistics(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What report.json holds: all but the numbers per clip, which have a file of their own."""
+    return {key: value for key, value in report.items() if key != "statistics"}
 
 
 def markdown(report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> str:
@@ -147,9 +163,8 @@ def markdown(report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]
 
 def summary(report: Mapping[str, Any]) -> str:
     """What a person sees at the end of a run: scores, counts, notes."""
-    heard = report["finished"] + report["unfinished"]
     counts = (
-        f"{report['n']} clips ({report['entries']} entries of {report['annotation']}), {heard} heard, "
+        f"{report['n']} clips ({report['entries']} entries of {report['annotation']}), {heard_clips(report)} heard, "
         f"{len(report['unreadable'])} unreadable; {report['finished']} answers finished, "
         f"{report['unfinished']} unfinished, {report['empty_outputs']} empty"
     )
@@ -157,12 +172,17 @@ def summary(report: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in (score_table(report), counts, notes) if part)
 
 
+def heard_clips(report: Mapping[str, Any]) -> int:
+    """Number of clips that could be read, on which the scores stand."""
+    return report["finished"] + report["unfinished"]
+
+
 def score_table(report: Mapping[str, Any]) -> str:
     """Scores over all answers, over the finished ones, and with the audio swapped; "" without scores."""
     if not report["scores"]:
         return ""
     scores, finished = report["scores"], report["scores_finished"]
-    header = ["metric", f"all ({report['finished'] + report['unfinished']})", "95 % interval"]
+    header = ["metric", f"all ({heard_clips(report)})", "95 % interval"]
     header.append(f"finished ({report['finished']})")
     shuffled = any(f"{name}_shuffled" in scores for name in METRICS)
     rows = []
@@ -180,6 +200,11 @@ def score_table(report: Mapping[str, Any]) -> str:
 def shown_score(metric: Metric, value: float | None) -> str:
     """A score in a table, or that there is none."""
     return "no score" if value is None else metric.show(value)
+
+
+def shown_difference(metric: Metric, difference: float) -> str:
+    """A difference of two scores in a table, with its sign."""
+    return f"{'+' if difference >= 0 else '-'}{metric.show(abs(difference))}"
 
 
 def shown_interval(metric: Metric, edges: Sequence[float] | None) -> str:

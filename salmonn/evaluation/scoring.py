@@ -1,5 +1,7 @@
 """From outputs to scores: over all clips that could be heard, and over the finished answers."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +23,8 @@ class Scores:
     details: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # JSON; "note" is for the page
     clips: dict[str, int] = field(default_factory=dict)  # that have what the metric needs
     unavailable: dict[str, str] = field(default_factory=dict)  # why there is no score
+    statistics: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # {score, rows: positions, values: per row}
+    references_sha256: str = ""  # of all that the outputs were compared with, as normalised
     empty_references: int = 0  # clips whose references hold no word after normalisation
     words_without_reference: int = 0  # of the outputs for these clips
 
@@ -47,9 +51,11 @@ def score(
         texts = normalised(normalise, [clips[position] for position in heard], list(heard.values()))
     except UnavailableError as error:  # PTB's tokenizer may fail on what a model writes
         return _no_score(Scores(), task.metrics, str(error))
-    finished = [output.finished for output in heard.values()]
+    positions, finished = list(heard), [output.finished for output in heard.values()]
     silent = [output for output, candidates in zip(texts.outputs, texts.references, strict=True) if not candidates]
     scores = Scores(empty_references=len(silent), words_without_reference=sum(len(output.split()) for output in silent))
+    compared_with = json.dumps([texts.references, texts.spoken]).encode()
+    scores.references_sha256 = hashlib.sha256(compared_with).hexdigest()
     names = list(task.metrics)
     if judgement and "judged" in names:
         texts = replace(texts, verdicts=[judgement.verdicts.get(position) for position in heard])
@@ -66,6 +72,11 @@ def score(
             continue
         scores.all[name], scores.finished[name] = measured.value, measured.finished
         scores.intervals[name], scores.clips[name] = measured.interval, measured.clips
+        scores.statistics[name] = {
+            "score": measured.value,
+            "rows": [positions[row] for row in measured.rows],
+            "values": measured.statistics.tolist(),
+        }
         if measured.value is None:
             scores.unavailable[name] = "there is nothing to count in these outputs and references"
         if measured.details:

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from salmonn.evaluation.metrics import METRICS
-from salmonn.evaluation.report import shown_interval, shown_score, table, write_text
+from salmonn.evaluation.report import (
+    heard_clips,
+    shown_difference,
+    shown_interval,
+    shown_score,
+    table,
+    without_statistics,
+    write_text,
+)
 from salmonn.evaluation.tasks import EvalTask
 
 HEADER = ["task", "set", "metric", "n", "finished", "this run", "95 % interval", "paper", "difference", "reproduced"]
@@ -16,7 +24,8 @@ def write_overview(folder: Path, tasks: Sequence[EvalTask], reports: Mapping[str
     """Write report.json and report.md for all tasks; returns the table. Tasks without a report are named, too."""
     rows = [row for task in tasks for row in rows_of(task, reports.get(task.name))]
     shown = table(HEADER, rows)
-    results = {task.name: reports.get(task.name) for task in tasks}
+    found = {task.name: reports.get(task.name) for task in tasks}
+    results = {name: report and without_statistics(report) for name, report in found.items()}
     write_text(folder / "report.json", json.dumps(results, ensure_ascii=False, indent=2) + "\n")
     parts = ["# All tasks", shown, "The full report of each task is in its own folder."]
     write_text(folder / "report.md", "\n\n".join(parts) + "\n")
@@ -34,7 +43,8 @@ def _row(task: EvalTask, report: Mapping[str, Any], name: str) -> list[str]:
     metric, value = METRICS[name], report["scores"][name]
     paper, gap = task.paper.get(name), "-"
     if value is not None and paper is not None:
-        gap = f"{'+' if value >= paper else '-'}{metric.show(abs(value - paper))}"
+        unread = report["n"] - heard_clips(report)  # without these it is another set than the paper's
+        gap = f"n/a: {unread} of {report['n']} unread" if unread else shown_difference(metric, value - paper)
     known = {
         "this run": shown_score(metric, value),
         "95 % interval": shown_interval(metric, report["intervals"][name]),

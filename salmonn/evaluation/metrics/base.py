@@ -80,8 +80,14 @@ class Measured:
     value: float | None
     finished: float | None  # over the answers that the model ended by itself
     interval: list[float] | None  # [low, high] of value, 95 %
-    clips: int  # that have what the metric needs
+    rows: Sequence[int]  # the clips scored: those that have what the metric needs
+    statistics: np.ndarray = field(compare=False)  # of these clips [n_clips, k]
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def clips(self) -> int:
+        """Number of clips scored."""
+        return len(self.rows)
 
 
 def measure(metric: Metric, texts: Texts, finished: Sequence[bool]) -> Measured:
@@ -103,7 +109,7 @@ def measure(metric: Metric, texts: Texts, finished: Sequence[bool]) -> Measured:
         edges = edges and [edge + whole - value for edge in edges]
         value, of_finished = whole, metric.corpus(scored.take(ended)) if ended else None
     details = metric.details(statistics.sum(axis=0)) if metric.details else {}
-    return Measured(value, of_finished, edges, len(rows), details)
+    return Measured(value, of_finished, edges, rows, statistics, details)
 
 
 def value_of(metric: Metric, statistics: np.ndarray) -> float | None:
@@ -117,12 +123,36 @@ def interval_of(metric: Metric, statistics: np.ndarray) -> list[float] | None:
 
     None with fewer than two clips: nothing is known of how they vary.
     """
-    n = len(statistics)
-    if n < 2:
+    return _percentiles(_resampled(metric, statistics)) if len(statistics) > 1 else None
+
+
+def paired_interval_of(
+    metric: Metric, first: np.ndarray, second: np.ndarray, scores: tuple[float, float]
+) -> list[float] | None:
+    """95 % bootstrap interval [low, high] of the second score minus the first, both on the same resampled clips.
+
+    Statistics [n_clips, k] of the same clips in one order, and the scores of the two sets (see Metric.corpus).
+    None with fewer than two clips.
+    """
+    if len(first) < 2:
         return None
+    values = _resampled(metric, second) - _resampled(metric, first)  # one seed: both draw the same clips
+    edges = _percentiles(values)
+    if metric.corpus and edges:
+        shift = (scores[1] - value_of(metric, second)) - (scores[0] - value_of(metric, first))
+        edges = [edge + shift for edge in edges]
+    return edges
+
+
+def _resampled(metric: Metric, statistics: np.ndarray) -> np.ndarray:
+    """Scores [RESAMPLES] of resamples of the clips, which are the same for all statistics of as many clips."""
+    n = len(statistics)
     rng = np.random.default_rng(SEED)
     drawn = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(RESAMPLES))
-    values = metric.value(np.stack([times @ statistics for times in drawn]))
+    return metric.value(np.stack([times @ statistics for times in drawn]))
+
+
+def _percentiles(values: np.ndarray) -> list[float] | None:
     values = values[~np.isnan(values)]
     return [float(edge) for edge in np.percentile(values, (2.5, 97.5))] if len(values) else None
 
