@@ -234,7 +234,7 @@ def _merge_typed(config: DictConfig, values: DictConfig, where: str, problems: l
         problems.append(f"{where}: {str(error).splitlines()[0]}")
         return config
     defaults = OmegaConf.structured(OmegaConf.get_type(config))
-    for key, value in _leaves(plain):
+    for key, value in leaves(plain):
         if value is None:  # an empty value takes back what a base or a file says
             value = OmegaConf.select(defaults, key)
         if value is False and "off" in CHOICES.get(key, ()):  # how YAML reads a bare `off`
@@ -246,11 +246,12 @@ def _merge_typed(config: DictConfig, values: DictConfig, where: str, problems: l
     return config
 
 
-def _leaves(values: dict[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def leaves(values: dict[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) of all values of nested dicts."""
     found: list[tuple[str, Any]] = []
     for key, value in values.items():
         if isinstance(value, dict):
-            found += _leaves(value, f"{prefix}{key}.")
+            found += leaves(value, f"{prefix}{key}.")
         else:
             found.append((f"{prefix}{key}", value))
     return found
