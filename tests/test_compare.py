@@ -38,7 +38,7 @@ def evaluated(
     task: EvalTask, answers: list[str | None], folder: Path, texts: list[str] = TEXTS, **card: Any
 ) -> dict[str, Any]:
     """Write the result of these answers (None: an unreadable clip) as a run does; returns its report."""
-    references = [() if task.is_submission else (text,) for text in texts[: len(answers)]]
+    references = [() if task.submission else (text,) for text in texts[: len(answers)]]
     clips = [Clip(i, str(i), f"{i}.wav", "asr", "", texts) for i, texts in enumerate(references)]
     outputs = {
         i: Output(unreadable="gone") if text is None else Output(text, 1, True) for i, text in enumerate(answers)
@@ -193,7 +193,7 @@ GOOD = wrong_words([0, 1, 2])
         ({"task": replace(ASR, metrics=["per"])}, "metrics differ: wer = WER in A, per = PER in B"),
         ({"task": replace(ASR, normaliser="plain")}, "normalisers differ: words in A, plain in B"),
         ({"texts": ["other", *TEXTS[1:]]}, "normalised references differ between A and B"),
-        ({"task": replace(ASR, metrics=[])}, "B is a submission without scores; nothing to compare"),
+        ({"task": replace(ASR, metrics=[])}, "B has no scores; nothing to compare"),
         ({"task": replace(ASR, name="aac")}, r"no task is in both.*\n  asr: only in A\n  aac: only in B"),
     ],
 )

@@ -52,12 +52,10 @@ def texts(folder: Path) -> dict[str, list[str]]:
 
 def test_scaling_four_is_the_plain_evaluation_exactly(setting, swept, tmp_path):
     config, tasks, _ = setting
-    plain = evaluate_tasks(config, tasks, tmp_path)
+    evaluate_tasks(config, tasks, tmp_path)
     for name in NAMES:
-        ours, theirs = (f / name / "predictions.jsonl" for f in (swept / "scaling_4", tmp_path))
-        assert ours.read_text() == theirs.read_text()
-        report = json.loads((swept / f"scaling_4/{name}/report.json").read_text())
-        assert report == json.loads(json.dumps(plain[name]))
+        for file in ("predictions.jsonl", "report.json", "statistics.json"):
+            assert (swept / "scaling_4" / name / file).read_text() == (tmp_path / name / file).read_text()
 
 
 def test_scaling_zero_is_the_language_model_without_adapters(setting, swept, tmp_path):

@@ -174,7 +174,7 @@ def test_a_short_name_has_the_parts_that_differ(paths, short):
 
 def test_there_is_no_picture_of_nothing():
     assert plots.overview([ASR], {}) is None
-    assert plots.overview([replace(ASR, metrics=[])], {"asr": report(ASR)}) is None  # a submission
+    assert plots.overview([ASR], {"asr": {**report(ASR), "scores": {}}}) is None  # answers without scores
     assert plots.confusion(report(ASR)) is None
     assert curve_plots.sweep([]) is None
     assert curve_plots.perplexity([]) is None

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from salmonn.evaluation.report import table, write_text
+from salmonn.evaluation.report import write_text
+from salmonn.evaluation.tables import table
 
 STAGES = (1, 2, 3)
 EVALUATED_STAGES = (1, 3)

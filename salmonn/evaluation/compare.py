@@ -12,7 +12,7 @@ from salmonn.config import leaves
 from salmonn.errors import UserError
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.metrics.base import RESAMPLES, paired_interval_of
-from salmonn.evaluation.report import heard_clips, shown_difference, shown_score, table
+from salmonn.evaluation.tables import heard_clips, shown_difference, shown_score, table
 
 HEADER = ["task", "metric", "clips", "A", "B", "B - A", "95 % interval", "excludes zero"]
 READING = (
@@ -111,7 +111,7 @@ def _refuse_alone(name: str, label: str, report: Report) -> None:
     """Raise UserError for a result whose scores are comparable with no other's."""
     n, heard = report["n"], heard_clips(report)
     if not report["scores"]:
-        raise UserError(f"{name}: {label} is a submission without scores; {_NOTHING}")
+        raise UserError(f"{name}: {label} has no scores; {_NOTHING}")
     if heard != n:
         raise UserError(
             f"{name}: {label} heard {heard} of {n} clips, so its scores are of another set; mend the clips that its "
@@ -138,6 +138,7 @@ def _refuse_together(name: str, sides: Sequence[tuple[str, Report]]) -> None:
     same("numbers of clips", [report["n"] for report in reports], "evaluate both with one version of the code")
     metrics = [", ".join(f"{key} = {title}" for key, title in one["metrics"].items()) for one in scorings]
     same("metrics", metrics, "evaluate both with one tasks file and, for a tokenizer, where the same is installed")
+    same("judges", [one["judge"] for one in scorings], "ask one judge in both")
     same("normalisers", [one["normaliser"] for one in scorings], "evaluate both with one tasks file")
     if scorings[0]["references_sha256"] != scorings[1]["references_sha256"]:
         notes = [one["normaliser_note"] for one in scorings]

@@ -16,8 +16,9 @@ from salmonn import distributed
 from salmonn.audio import MIN_SECONDS, SAMPLE_RATE
 from salmonn.config import generate_config
 from salmonn.errors import UserError
-from salmonn.evaluation.report import table, write_text
+from salmonn.evaluation.report import write_text
 from salmonn.evaluation.runner import load_model, session
+from salmonn.evaluation.tables import table
 from salmonn.llm import llm_quantization
 from salmonn.meter import GB, peak_memory
 from salmonn.model import SALMONN

@@ -56,6 +56,7 @@ class Judgement:
     """The verdicts on a set's answers by position, as which metric they count, and what they cannot tell."""
 
     verdicts: Mapping[int, Verdict] = field(default_factory=dict)
+    judge: str = ""
     metric: str = "judged"  # contained: no language model has judged, and this is another score
     problem: str = ""  # why there is no judged accuracy
 
@@ -79,10 +80,11 @@ def judge_answers(
         for position in positions
     ]
     verdicts = dict(zip(positions, judge_all(questions, config, folder, device), strict=True))
+    judge = judge_name(config)
     if config.kind == "containment":
         remedy = "no language model judges: set evaluate.judge.kind=openai or local"
-        return Judgement(verdicts, "contained", f"{remedy}; containment is another score, under its own name")
-    return Judgement(verdicts)
+        return Judgement(verdicts, judge, "contained", f"{remedy}; containment is another score, under its own name")
+    return Judgement(verdicts, judge)
 
 
 def judge_name(config: DictConfig | JudgeConfig) -> str:

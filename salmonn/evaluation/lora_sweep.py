@@ -8,11 +8,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from salmonn import distributed
+from salmonn.charts import write_png
 from salmonn.errors import UserError
+from salmonn.evaluation import curve_plots
+from salmonn.evaluation.curve_plots import Curve
 from salmonn.evaluation.metrics import METRICS
-from salmonn.evaluation.plots import Curve, plot_sweep
-from salmonn.evaluation.report import shown_interval, shown_score, table, write_text
+from salmonn.evaluation.report import write_text
 from salmonn.evaluation.runner import Answered, answer_set, judge_sets, load_model, open_sets, present_tasks, session
+from salmonn.evaluation.tables import metrics_of, shown_interval, shown_score, table
 from salmonn.evaluation.tasks import EvalTask
 
 SCALINGS = (0.0, 1.0, 2.0, 3.0, 4.0)  # of Figure 3; trained with 4
@@ -54,7 +57,7 @@ def write_sweep(
     shown = table(header, [row for curve in curves for row in _rows(curve)])
     of_scaling = {f"{scaling:g}": by_name for scaling, by_name in reports.items()}
     write_text(folder / "report.json", json.dumps(of_scaling, ensure_ascii=False, indent=2) + "\n")
-    plot_sweep(curves, folder / "lora_sweep.png")
+    write_png(curve_plots.sweep(curves), folder / "lora_sweep.png")
     parts = ["# Scores over the LoRA scaling", shown, "![curves](lora_sweep.png)", "Full reports: scaling_*/<task>/."]
     write_text(folder / "report.md", "\n\n".join(parts) + "\n")
     return f"\n{shown}\n\nResults: {folder}/"
@@ -78,7 +81,7 @@ def curves_of(tasks: Sequence[EvalTask], reports: Mapping[float, Mapping[str, Ma
     curves = []
     for task in tasks:
         of_task = {scaling: by_name[task.name] for scaling, by_name in reports.items()}
-        for name in (name for name in next(iter(of_task.values()))["scores"] if name in METRICS):
+        for name in metrics_of(next(iter(of_task.values()))):
             curves.append(
                 Curve(
                     task=task.name,

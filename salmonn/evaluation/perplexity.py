@@ -16,14 +16,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from salmonn import checkpoint, distributed
+from salmonn.charts import write_png
+from salmonn.evaluation import curve_plots
 from salmonn.evaluation.answers import AnswerStore
+from salmonn.evaluation.curve_plots import PerplexityCurve
 from salmonn.evaluation.generation import answer_all
 from salmonn.evaluation.jobs import Answer, Job
 from salmonn.evaluation.metrics.base import Metric, interval_of, ratio, value_of
-from salmonn.evaluation.plots import PerplexityCurve, plot_perplexity
 from salmonn.evaluation.provenance import fingerprint, provenance
-from salmonn.evaluation.report import shown_interval, shown_score, table, write_text
+from salmonn.evaluation.report import write_text
 from salmonn.evaluation.runner import EvalSet, load_model, open_sets, present_tasks, session
+from salmonn.evaluation.tables import shown_interval, shown_score, table
 from salmonn.evaluation.tasks import EvalTask
 from salmonn.model import SALMONN
 from salmonn.prompts import SPEECH_MARKER
@@ -123,7 +126,8 @@ def write_perplexity(folder: Path, tasks: Sequence[EvalTask], results: Mapping[s
     header = ["task", "n", "perplexity", *results]
     shown = table(header, [row for task in tasks for row in _rows(task.name, results)])
     write_text(folder / "report.json", json.dumps(results, ensure_ascii=False, indent=2) + "\n")
-    plot_perplexity([_curve(task.name, results) for task in tasks], folder / "perplexity.png")
+    figure = curve_plots.perplexity([_curve(task.name, results) for task in tasks])
+    write_png(figure, folder / "perplexity.png")
     explained = (
         f"Perplexity per target token of the right answers (of several references the first), 95 % intervals over "
         f"clips. {WITH}: audio and instruction. {WITHOUT}: the audio alone."

@@ -12,7 +12,7 @@ import numpy as np
 
 from salmonn.charts import BLUE, GREY, LIGHT_ORANGE, ORANGE, grid_shape, new_figure, percent_labels
 from salmonn.evaluation.metrics import METRICS
-from salmonn.evaluation.report import shown_score
+from salmonn.evaluation.tables import metrics_of, shown_score
 from salmonn.evaluation.tasks import EvalTask
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def _bars(task: EvalTask, report: Mapping[str, Any], name: str) -> dict[str, flo
 def _panels(task: EvalTask, report: Mapping[str, Any]) -> list[list[str]]:
     """The metrics of a task, those together that share the unit and fit into one panel; only shares have one unit."""
     panels: list[list[str]] = []
-    for name in sorted(task.metrics, key=lambda name: METRICS[name].percent != METRICS[task.metrics[0]].percent):
+    names = metrics_of(report)
+    for name in sorted(names, key=lambda name: METRICS[name].percent != METRICS[names[0]].percent):
         last = panels[-1] if panels else []
         bars = sum(len(_bars(task, report, other)) for other in [*last, name])
         if last and METRICS[name].percent and METRICS[last[0]].percent and bars <= BARS_PER_PANEL:
@@ -83,7 +84,7 @@ def _draw_bars(panel: "Axes", task: EvalTask, report: Mapping[str, Any], names: 
     """One panel with room for `lines` lines; of the task's metrics the first is the largest."""
     line, furthest = 0, 0.0
     for name in names:
-        metric, first = METRICS[name], name == task.metrics[0]
+        metric, first = METRICS[name], name == names[0]
         heading = f"{metric.title} {metric.arrow}   n = {report['scored_clips'][name]:,}"
         _write(panel, heading, 0, line, fontsize=9 if first else 8)
         for kind, value in _bars(task, report, name).items():

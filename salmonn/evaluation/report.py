@@ -1,18 +1,22 @@
 """report.json, report.md, predictions.jsonl and statistics.json of one evaluation."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from salmonn.charts import write_png
 from salmonn.evaluation.jobs import Job, Output
 from salmonn.evaluation.judge import Judgement
-from salmonn.evaluation.metrics import METRICS, Metric
+from salmonn.evaluation.metrics import METRICS
+from salmonn.evaluation.plots import confusion
 from salmonn.evaluation.scoring import normaliser_for, score
+from salmonn.evaluation.tables import heard_clips, metrics_of, shown_interval, shown_score, table
 from salmonn.evaluation.tasks import Clip, EvalTask, examples
 from salmonn.files import replacing
 
+CONFUSION_PNG = "confusion.png"
 SAMPLES_SHOWN = 12
 UNREADABLE_SHOWN = 20
 
@@ -82,11 +86,12 @@ def _add_scores(
         "details": scores.details,
         "unavailable": scores.unavailable,
         "scoring": {
-            "metrics": {name: METRICS[name].title for name in task.metrics},  # a title names the tokenizer
+            "metrics": {name: METRICS[name].title for name in scores.all},  # a title names the tokenizer
             "normaliser": task.normaliser,
             "normaliser_note": normaliser_note,
             "references_sha256": scores.references_sha256,
             "prompt": task.prompt,
+            "judge": judgement.judge if judgement else "",
         },
         "statistics": scores.statistics,
     }
@@ -140,6 +145,8 @@ def write_report(folder: Path, report: Mapping[str, Any], predictions: Sequence[
     write_text(folder / "statistics.json", json.dumps(report["statistics"], separators=(",", ":")) + "\n")
     write_text(folder / "report.json", json.dumps(without_statistics(report), ensure_ascii=False, indent=2) + "\n")
     write_text(folder / "report.md", markdown(report, predictions))
+    if figure := confusion(report):
+        write_png(figure, folder / CONFUSION_PNG)
 
 
 def without_statistics(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +156,9 @@ def without_statistics(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def markdown(report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> str:
     """The report as a page: summary, what could not be read, sample answers."""
-    parts = [f"# {report['name']}: {report['title']}", summary(report), *confusion_tables(report)]
+    parts = [f"# {report['name']}: {report['title']}", summary(report)]
+    if matrices := confusion_tables(report):
+        parts += [*matrices, f"![confusion]({CONFUSION_PNG})"]
     if report["unreadable"]:
         rows = [[broken["id"], broken["path"], broken["reason"]] for broken in report["unreadable"]]
         parts += ["## Unreadable clips", table(["id", "path", "reason"], rows[:UNREADABLE_SHOWN])]
@@ -172,11 +181,6 @@ def summary(report: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in (score_table(report), counts, notes) if part)
 
 
-def heard_clips(report: Mapping[str, Any]) -> int:
-    """Number of clips that could be read, on which the scores stand."""
-    return report["finished"] + report["unfinished"]
-
-
 def score_table(report: Mapping[str, Any]) -> str:
     """Scores over all answers, over the finished ones, and with the audio swapped; "" without scores."""
     if not report["scores"]:
@@ -186,7 +190,7 @@ def score_table(report: Mapping[str, Any]) -> str:
     header.append(f"finished ({report['finished']})")
     shuffled = any(f"{name}_shuffled" in scores for name in METRICS)
     rows = []
-    for name in (name for name in METRICS if name in scores):
+    for name in metrics_of(report):
         metric = METRICS[name]
         shown = [shown_score(metric, value) for value in (scores[name], finished[name])]
         if shuffled:  # a judge is not asked about these answers
@@ -195,21 +199,6 @@ def score_table(report: Mapping[str, Any]) -> str:
         shown.insert(1, shown_interval(metric, report["intervals"][name]))
         rows.append([metric.title, *shown])
     return table([*header, "shuffled audio"] if shuffled else header, rows)
-
-
-def shown_score(metric: Metric, value: float | None) -> str:
-    """A score in a table, or that there is none."""
-    return "no score" if value is None else metric.show(value)
-
-
-def shown_difference(metric: Metric, difference: float) -> str:
-    """A difference of two scores in a table, with its sign."""
-    return f"{'+' if difference >= 0 else '-'}{metric.show(abs(difference))}"
-
-
-def shown_interval(metric: Metric, edges: Sequence[float] | None) -> str:
-    """An interval in a table."""
-    return " to ".join(map(metric.show, edges)) if edges else "-"
 
 
 def confusion_tables(report: Mapping[str, Any]) -> list[str]:
@@ -221,12 +210,3 @@ def confusion_tables(report: Mapping[str, Any]) -> list[str]:
             rows = [[label, *map(str, row)] for label, row in zip(names, details["confusion"], strict=True)]
             parts += [f"## Confusion: {METRICS[name].title}", table(["reference / answer", *names, "none"], rows)]
     return parts
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns also line up as plain text."""
-    cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)

@@ -18,7 +18,7 @@ from salmonn.errors import UserError
 from salmonn.evaluation.answers import AnswerStore
 from salmonn.evaluation.generation import generate_outputs
 from salmonn.evaluation.jobs import Job, Output, plan_jobs, swap_audio
-from salmonn.evaluation.judge import Judgement, judge_answers, judge_name
+from salmonn.evaluation.judge import Judgement, judge_answers
 from salmonn.evaluation.provenance import fingerprint, provenance
 from salmonn.evaluation.report import build_report, prediction_lines, summary, write_report, write_text
 from salmonn.evaluation.submission import submission_csv
@@ -232,8 +232,8 @@ def write_results(answered: Answered, judgement: Judgement) -> None:
         report["notes"].insert(0, "NO CHECKPOINT (model.ckpt is empty): connector and LoRA are untrained.")
     card = answered.card
     if judgement.verdicts:
-        card = {**card, "judge": judge_name(config.evaluate.judge)}
-        report["notes"].append(f"Judged by {card['judge']}; raw verdicts in predictions.jsonl.")
+        card = {**card, "judge": judgement.judge}
+        report["notes"].append(f"Judged by {judgement.judge}; raw verdicts in predictions.jsonl.")
     report |= {"annotation": task.annotation, "entries": len(one.dataset), "provenance": card}
     if task.submission:
         texts = [outputs[position].text for position in range(len(clips))]
