@@ -103,6 +103,7 @@ def test_gender_is_that_of_speakers_txt(tree, prepare):
     entries, _ = prepare("librispeech_gender", "LibriSpeech")
     expected = [("4077-13754-0000", "woman"), ("61-70968-0000", "man"), ("61-70968-0001", "man")]
     assert fields(entries, "testset_id", "text") == expected
+    assert {entry["Q"] for entry in entries} == {"Is the speaker a man or a woman?"}
 
 
 def test_librimix_asks_for_both_sentences(tree, prepare):
@@ -179,8 +180,8 @@ def test_covost2_takes_the_test_split_and_its_escapes(tree, prepare):
     tree({"en/covost_v2.en_de.tsv": raw, "en/covost_v2.en_zh-CN.test.tsv": made, "en/clips/d.mp3": None})
     entries, told = prepare("covost2_de", "en")
     assert fields(entries, "path", "text", "task") == [
-        ("/en/clips/a.mp3", 'Er sagte "Hallo\tWelt".', "translation_ed"),
-        ("/en/clips/c.mp3", "ein\u2028zwei", "translation_ed"),
+        ("/en/clips/a.mp3", 'Er sagte "Hallo\tWelt".', "translation_en2de"),
+        ("/en/clips/c.mp3", "ein\u2028zwei", "translation_en2de"),
     ]
     assert "2 of 2 clips are absent" in told
     entries, _ = prepare("covost2_zh", "en")

@@ -14,8 +14,8 @@ from salmonn.prompts import choose_prompts, fill_question, load_test_prompts, lo
 TEMPLATE = "USER: {}\nASSISTANT:"
 # Task names of the released annotation files and of the paper's Table 3.
 TASKS = """asr audiocaption audiocaption_v2 translation_ec phone_recognition emotion_recognition music_description QA
-speech_separation speaker_verification gender_recognition audio_story_telling translation_ed translation_ej keywords
-slot_filling SQQA SAC""".split()
+speech_separation speaker_verification gender_recognition audio_story_telling translation_en2de translation_en2ja
+keywords slot_filling speech_query speech_audio_coreasoning""".split()
 
 
 def write(tmp_path, content):

@@ -23,6 +23,7 @@ from salmonn.evaluation.table3 import rows_of
 from salmonn.evaluation.tasks import EvalTask, load_tasks
 from salmonn.model import SALMONN
 from salmonn.prompts import load_test_prompts
+from util.eval_sets.catalogue import SETS
 
 NAMES_OF_ROWS = ["asr", "er", "sv", "story"]
 
@@ -140,6 +141,27 @@ def test_the_rows_of_the_papers_table_are_declared_with_known_names():
         assert {*task.metrics, *task.paper, *task.reproduced} <= METRICS.keys()
         assert set(task.paper) <= set(task.metrics)
         assert set(task.accepts) <= prompts.keys()
+        assert not task.prompt or task.prompt in prompts
+
+
+def test_published_test_prompts_serve_every_row():
+    """The keys of prompts/test_prompt.json in the published repository; its gender prompt is the entry's question."""
+    published = {
+        *("asr", "translation_ec", "translation_en2de", "translation_en2ja", "audiocaption", "audiocaption_v2"),
+        *("QA", "gender_QA", "phone_recognition", "emotion_recognition", "music_description", "keywords"),
+        *("speaker_verification", "speech_separation", "audio_story_telling", "slot_filling", "speech_query"),
+        "speech_audio_coreasoning",
+    }
+    for task in load_tasks(ROOT / "configs/eval_tasks.yaml"):
+        assert {task.prompt} if task.prompt else set(task.accepts) <= published
+
+
+def test_every_row_reads_what_the_preparers_write():
+    """Where util/prepare_eval_sets.py puts a set without --out, a row of the table looks for it."""
+    made = {f"ann/{name}.json" for name in SETS}
+    made |= {f"ann/{name}_{split}.json" for name in SETS for split in ("test-clean", "test-other", "eval", "Session5")}
+    for task in load_tasks(ROOT / "configs/eval_tasks.yaml"):
+        assert task.annotation in made | {"ann/sac.json"}  # speech and audio co-reasoning is in-house
 
 
 def test_a_row_shows_the_difference_to_the_paper():

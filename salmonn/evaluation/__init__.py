@@ -1,1 +1,25 @@
-"""Evaluation: tasks as data, generation over a set, scores by libraries, reports."""
+"""Evaluation: tasks as data, generation over a set, scores by libraries, reports.
+
+    from salmonn.evaluation import METRICS, EvalTask, Metric, evaluate_tasks
+
+`EvalTask` declares a set, `METRICS["mine"] = Metric(...)` adds a score, `evaluate_tasks(config, [task], folder)`
+answers, scores and reports.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from salmonn.evaluation.metrics import METRICS, Metric
+from salmonn.evaluation.tasks import EvalTask
+
+if TYPE_CHECKING:
+    from salmonn.evaluation.runner import evaluate_tasks
+
+__all__ = ["METRICS", "EvalTask", "Metric", "evaluate_tasks"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "evaluate_tasks":  # brings torch and transformers: only who evaluates loads them
+        from salmonn.evaluation.runner import evaluate_tasks
+
+        return evaluate_tasks
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -48,8 +48,8 @@ SETS = {
         (*_WHERE, "cut_to", "speech_only"),
     ),
     "covost2_zh": _covost2("zh-CN", "translation_ec"),
-    "covost2_de": _covost2("de", "translation_ed"),
-    "covost2_ja": _covost2("ja", "translation_ej"),
+    "covost2_de": _covost2("de", "translation_en2de"),
+    "covost2_ja": _covost2("ja", "translation_en2ja"),
     "audiocaps": _audiocaps("audiocaption"),
     "audiocaps_story": _audiocaps("audio_story_telling"),
     "clotho": EvalSet(

@@ -13,7 +13,8 @@ from pathlib import Path
 from util.eval_sets.base import Item, MissingError, Request, folder
 from util.eval_sets.tables import bad, lines, source
 
-_GENDERS = {"M": "man", "F": "woman"}  # the words of the prompt
+_GENDERS = {"M": "man", "F": "woman"}
+_WHICH_GENDER = "Is the speaker a man or a woman?"  # the published test prompts ask what the entry asks (gender_QA)
 _PHONE = re.compile(r"[A-Z]+[0-2]?")
 
 
@@ -61,7 +62,14 @@ def read_gender(request: Request) -> Iterator[Item]:
         speaker = utterance.partition("-")[0]
         if speaker not in genders:
             raise bad(path, line, f"the speaker {speaker} is not in {speakers}")
-        yield Item(utterance, _clip(path, utterance), (genders[speaker],), "gender_recognition", source(path, line))
+        yield Item(
+            utterance,
+            _clip(path, utterance),
+            (genders[speaker],),
+            "gender_recognition",
+            source(path, line),
+            question=_WHICH_GENDER,
+        )
 
 
 def transcripts(split: Path) -> dict[str, str]:
