@@ -36,7 +36,7 @@ def main() -> None:
     args = parse_arguments()
     chosen = SETS[args.set]
     request = make_request(args, chosen)
-    out = args.out or Path("ann", "_".join(filter(None, (args.set, request.split))) + ".json")
+    out = args.out or default_out(args.set, request.split)
     if out.exists() and not args.overwrite:
         raise UserError(f"--out {out} is there already; --overwrite replaces it")
     prefix = Path(os.path.abspath(args.prefix or request.root.parent))
@@ -50,6 +50,11 @@ def main() -> None:
         raise UserError(f"{args.set}: no clip{remedy}; nothing was written")
     write(out, kept)
     print(summary(out, clips, kept, request, prefix))
+
+
+def default_out(name: str, split: str) -> Path:
+    """Where a set's annotation file goes, and where configs/eval_tasks.yaml looks for it."""
+    return Path("ann", "_".join(filter(None, (name, split))) + ".json")
 
 
 def make_request(args: Namespace, chosen: EvalSet) -> Request:

@@ -105,8 +105,9 @@ def _add_scores(
             f"scores against references, and were answered with {scores.words_without_reference} words."
         )
     if swapped is not None:
-        of_texts = [name for name in task.metrics if name != "judged"]  # a judge is asked about real answers only
-        control = score(replace(task, metrics=of_texts), clips, swapped, normalise)
+        # a judge is asked about real answers only, and what needs no truth is the same for answers in another order
+        compared = [name for name in task.metrics if METRICS[name].needs in ("references", "spoken")]
+        control = score(replace(task, metrics=compared), clips, swapped, normalise)
         report["scores"] |= {f"{name}_shuffled": value for name, value in control.all.items()}
         report["notes"].append("Shuffled audio: every prompt answered once more, hearing another clip of the set.")
 
