@@ -7,7 +7,7 @@ import pytest
 from stub_model import StubModel, config_for, entry
 
 from salmonn.errors import UserError
-from salmonn.evaluation import METRICS, EvalTask, Metric, evaluate_tasks
+from salmonn.evaluation import METRICS, EvalTask, Metric, evaluate_tasks, provenance
 from salmonn.evaluation.runner import evaluate, generate_answers
 from salmonn.evaluation.submission import validate_submission
 
@@ -99,3 +99,18 @@ def test_names_that_there_are_not_are_refused_in_python_too(stub_world: Path):
         task = EvalTask("mine", annotation=f"{stub_world}/ann.json", **values)
         with pytest.raises(UserError, match=f"task mine: .*{told}"):
             evaluate_tasks(config, [task], stub_world / "results")
+
+
+def test_a_result_tells_which_answers_an_earlier_commit_gave(
+    stub_world: Path, stub_model: StubModel, monkeypatch: pytest.MonkeyPatch
+):
+    config = config_for(stub_world, [entry(1, text="a"), entry(2, text="b")])
+    monkeypatch.setattr(provenance, "commit", lambda: "old")
+    evaluate(config, "valid_asr")
+    monkeypatch.setattr(provenance, "commit", lambda: "new")
+    evaluate(config, "valid_asr")
+    card = json.loads((stub_world / "results/valid_asr/report.json").read_text())["provenance"]
+    assert (card["commit"], card["answers_of_earlier_commits"]) == ("new", ["old"])
+    assert len(stub_model.heard) == 2
+    evaluate(config_for(stub_world, [entry(1, text="a"), entry(2, text="b")], "datasets.channel=mean"), "valid_asr")
+    assert len(stub_model.heard) == 4  # other audio, other answers

@@ -12,10 +12,14 @@ from salmonn.files import appending
 
 
 class AnswerStore:
-    """Files `<name>-rank<r>.jsonl` in a folder, a line per answer; `name` tells what the answers depend on."""
+    """Files `<name>-rank<r>.jsonl` in a folder, a line per answer; `name` tells what the answers depend on.
 
-    def __init__(self, folder: Path, name: str, kind: type[Answer] = Output) -> None:
-        self.folder, self.name, self.kind = folder, name, kind
+    The code may have changed between two answers: each carries its commit, and `commits` has those that were read.
+    """
+
+    def __init__(self, folder: Path, name: str, commit: str, kind: type[Answer] = Output) -> None:
+        self.folder, self.name, self.commit, self.kind = folder, name, commit, kind
+        self.commits: set[str] = set()
 
     def read(self) -> dict[int, Answer]:
         """{position: answer} of every earlier run with the same name, whatever its number of ranks.
@@ -30,16 +34,18 @@ class AnswerStore:
                     continue
                 try:
                     values = json.loads(line)
-                    position, output = values.pop("position"), self.kind(**values)
+                    position, commit = values.pop("position"), values.pop("commit")
+                    output = self.kind(**values)
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise UserError(f"{path}, line {number}: not an answer ({error}); remove the file") from error
                 found[position] = output
+                self.commits.add(commit)
         return found
 
     def add(self, answers: Iterable[tuple[int, Answer]]) -> None:
         """Append answers to this rank's file; a clip that could not be read has none: the next run tries again."""
         lines = [
-            json.dumps({"position": position, **asdict(output)}, ensure_ascii=False)
+            json.dumps({"position": position, "commit": self.commit, **asdict(output)}, ensure_ascii=False)
             for position, output in answers
             if not output.unreadable
         ]

@@ -96,7 +96,7 @@ def _measure_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path)
     one.dataset.max_seconds = model.max_seconds
     card = provenance(config, one.task.annotation, model.lora_scaling)
     name = fingerprint(card, [job.prompt for job in one.jobs])
-    store = AnswerStore(folder / "answers" / one.task.name, name, Likelihood)
+    store = AnswerStore(folder / "answers" / one.task.name, name, card["commit"], Likelihood)
     description = f"{one.task.name}, {Path(config.model.ckpt).name or 'no checkpoint'}, scaling {model.lora_scaling:g}"
     answers = answer_all(partial(likelihoods, model, config), one.dataset, one.jobs, config, description, store)
     heard = [answer for answer in answers.values() if not answer.unreadable]

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from salmonn import distributed
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "sacrebleu", "aac-metrics", "editdistance")
+_OF_THE_AUDIO = ("prefix", "path_map", "channel", "expand_cut")
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -29,14 +30,16 @@ def provenance(config: DictConfig, annotation: str, lora_scaling: float) -> dict
         "device": config.run.device,
         "model": {key: value for key, value in OmegaConf.to_container(config.model).items() if key != "token"},
         "generate": OmegaConf.to_container(config.generate),
-        "prefix": config.datasets.prefix,
+        "datasets": {key: OmegaConf.to_container(config.datasets)[key] for key in _OF_THE_AUDIO},
+        "seed": config.run.seed,
         "processes": distributed.world_size(),
         "versions": {name: version(name) for name in LIBRARIES},
     }
 
 
-# Of the card: what cannot change an answer.
-_NOT_OF_THE_ANSWERS = ("processes", "versions", "commit", "prefix")
+# Of the card: what does not decide whether an answer is asked again. A commit rarely changes answers, and asking
+# thousands of them again may take days: the card tells of earlier ones instead.
+_NOT_OF_THE_ANSWERS = ("processes", "commit")
 
 
 def fingerprint(card: dict[str, Any], prompts: list[str]) -> str:

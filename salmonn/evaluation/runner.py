@@ -181,7 +181,7 @@ def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -
     config = OmegaConf.merge(config, {"generate": generate_config({**config.generate, **task.generate})})
     card = provenance(config, task.annotation, model.lora_scaling)
     name = f"answers-{fingerprint(card, [job.prompt for job in jobs])}"
-    store = AnswerStore(folder / "answers", name)
+    store = AnswerStore(folder / "answers", name, card["commit"])
     outputs = generate_outputs(model, one.dataset, jobs, config, task.name, store)
     heard = [job for job in jobs if not outputs[job.position].unreadable]
     if not heard:
@@ -191,10 +191,12 @@ def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -
         )
     swapped = None
     if config.evaluate.shuffled_control and task.is_scored:
-        control = AnswerStore(folder / "answers", f"shuffled-{name}")
+        control = AnswerStore(folder / "answers", f"shuffled-{name}", card["commit"])
         swapped = generate_outputs(
             model, one.dataset, swap_audio(heard), config, f"{task.name}, shuffled audio", control
         )
+    if earlier := sorted(store.commits - {card["commit"]}):
+        card["answers_of_earlier_commits"] = earlier
     answered = Answered(one, outputs, swapped, config, card, folder, {})
     if distributed.is_main():
         write_results(answered, Judgement(problem="the judge is asked when all sets are answered"))
