@@ -141,6 +141,7 @@ class EfficiencyConfig:
     new_tokens: int = 50  # of each answer
     runs: int = 10
     warmup: int = 2  # runs before these
+    num_beams: int = 1  # as there
 
 
 @dataclass

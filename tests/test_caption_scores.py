@@ -221,7 +221,7 @@ def test_a_tokenizer_that_fails_is_told_and_the_report_is_written(said: str):
 
 def test_where_the_tokenizer_of_ptb_cannot_run_the_note_says_why(java, cache: Path, monkeypatch: pytest.MonkeyPatch):
     def note() -> str:
-        normalise, said = normaliser("caption", "")
+        normalise, said, _ = normaliser("caption", "")
         assert normalise(["A dog's bark."]) == ["a dog 's bark"]
         return said.split("published caption scores is not used: ")[1]
 

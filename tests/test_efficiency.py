@@ -79,7 +79,7 @@ def test_the_result_says_what_was_measured(golden, monkeypatch):
     assert result["precision"] == "LLM float32, encoders float32, autocast bfloat16"
     assert (result["audio_seconds"], result["new_tokens"], result["runs"], result["warmup"]) == (1.5, 5, 3, 2)
     weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
-    assert weights < result["peak_memory_gb"]["resident"] < 64
+    assert weights < result["peak_memory_gib"]["resident"] < 64
     page = efficiency.comparison(result)
     assert f"{measured[1]:.3f} ({measured[0]:.3f} to {measured[2]:.3f})" in page
     assert "9.18" in page

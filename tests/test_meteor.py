@@ -117,5 +117,5 @@ def test_a_report_has_all_caption_scores_on_ptb_tokens(found: SimpleNamespace):
     assert found.report["scores"] == pytest.approx(found.authors, abs=1e-6)
     assert found.report["unavailable"] == {}
     assert "Caption tokens: PTB tokenizer, by aac-metrics." in found.report["notes"]
-    page = markdown(found.report | {"entries": 10, "annotation": "a.json", "seconds": 1.0}, [])
+    page = markdown(found.report | {"entries": 10, "annotation": "a.json", "provenance": {}}, [])
     assert f"| METEOR | {100 * found.coco:.2f} %" in " ".join(page.split())

@@ -8,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from salmonn.evaluation.jobs import Output
+from salmonn.evaluation.judge import Verdict
 from salmonn.evaluation.metrics import METRICS, Metric, Texts, measure
 from salmonn.evaluation.metrics.base import interval_of
 from salmonn.evaluation.normalisers import each, normaliser
@@ -33,7 +34,7 @@ def answers(*texts: str) -> dict[int, Output]:
 def page(task, given: list[Clip], outputs: dict[int, Output]) -> tuple[dict, str]:
     report = build_report(task, given, outputs, None, FOLDER)
     report |= {"entries": len(given), "annotation": "a.json", "seconds": 1.0}
-    return report, markdown(report, [])
+    return report, markdown(report | {"provenance": {}}, [])
 
 
 def test_the_interval_holds_the_true_value_95_times_of_100():
@@ -75,7 +76,7 @@ def test_no_finished_answer_is_no_score():
 
 
 def test_clips_without_speech_are_counted_and_left_out():
-    normalise, _ = normaliser("gigaspeech", FOLDER)
+    normalise, *_ = normaliser("gigaspeech", FOLDER)
     scores = score(ASR, clips(("<MUSIC>",), ("HI <COMMA> YOU",)), answers("la la", "hi"), normalise)
     assert (scores.empty_references, scores.words_without_reference, scores.all["wer"]) == (1, 2, 0.5)
 
@@ -83,7 +84,7 @@ def test_clips_without_speech_are_counted_and_left_out():
 def test_following_compares_with_the_normalised_spoken_question():
     given = [replace(clip, spoken="Which COLOUR?") for clip in clips(("red",), ("red",))] + clips(("blue",))
     task = replace(ASR, metrics=("following", "wer"))
-    normalise, _ = normaliser("english", FOLDER)
+    normalise, *_ = normaliser("english", FOLDER)
     scores = score(task, given, answers("which colour", "Red.", "blue"), normalise)
     assert (scores.all["following"], scores.clips) == (0.5, {"following": 2, "wer": 3})
 
@@ -139,6 +140,9 @@ def test_a_metric_of_ones_own_is_one_more_entry(monkeypatch):
 def test_every_metric_gives_one_row_of_statistics_per_clip(name: str):
     texts = Texts(
         ["yes happy woman here", "no", ""], [["yes happy woman"], ["no sad man"], ["a b"]], ["x y", "z", "no"]
+    )
+    texts = replace(
+        texts, verdicts=[Verdict(str(i), correct, "", "j", "1") for i, correct in enumerate((True, False, None))]
     )
     assert np.asarray(METRICS[name].statistics(texts)).shape[0] == 3
     assert measure(METRICS[name], texts, [True, True, False]).value is not None

@@ -50,11 +50,11 @@ def test_white_space_and_tags_around_change_nothing_and_no_text_is_empty(name: s
 
 
 def test_the_spelling_mapping_comes_from_the_whisper_folder(tmp_path: Path):
-    plain, note = normaliser("english", str(tmp_path))
+    plain, note, _ = normaliser("english", str(tmp_path))
     assert plain(["colour"]) == ["colour"]
     assert "without spelling mapping" in note
     (tmp_path / "normalizer.json").write_text('{"colour": "color"}')
-    mapped, note = normaliser("english", str(tmp_path))
+    mapped, note, _ = normaliser("english", str(tmp_path))
     assert mapped(["the COLOUR", "the color"]) == ["the color"] * 2
     assert "1 words" in note
     assert normalised("sentences", "colour\ncolour", str(tmp_path)) == "color\ncolor"

@@ -38,7 +38,7 @@ def command(mini_world, tmp_path_factory):
     tasks.absent = {"title": "not here", "annotation": "nowhere.json", "metrics": ["wer"]}
     OmegaConf.save(tasks, folder / "tasks.yaml")
     options = [*mini_options(mini_world, folder), f"evaluate.tasks_file={folder}/tasks.yaml"]
-    options += ["generate.max_new_tokens=8", "evaluate.shuffled_control=False", f"model.ckpt={folder}/random.pth"]
+    options += ["generate.max_new_tokens=8", f"model.ckpt={folder}/random.pth"]
     config = load_config("configs/mini/evaluate.yaml", [*options, "model.ckpt="])
     checkpoint.save(folder / "random.pth", SALMONN.from_config(config.model))
 
@@ -153,7 +153,7 @@ def test_published_test_prompts_serve_every_row():
         "speech_audio_coreasoning",
     }
     for task in load_tasks(ROOT / "configs/eval_tasks.yaml"):
-        assert {task.prompt} if task.prompt else set(task.accepts) <= published
+        assert ({task.prompt} if task.prompt else set(task.accepts)) <= published
 
 
 def test_every_row_reads_what_the_preparers_write():
@@ -167,12 +167,29 @@ def test_every_row_reads_what_the_preparers_write():
 def test_a_row_shows_the_difference_to_the_paper():
     task = EvalTask("asr", "s", "a.json", metrics=["wer"], paper={"wer": 0.021}, reproduced={"wer": 0.0224})
     values = {"scores": {"wer": 0.03}, "intervals": {"wer": [0.02, 0.04]}, "n": 9, "finished": 8, "unfinished": 1}
+    values |= {"scores_finished": {"wer": 0.02}, "scoring": {"substitute": {"wer": ""}}}
     (row,) = rows_of(task, values)
-    assert row == ["asr", "s", "WER", "9", "8", "3.00 %", "2.00 % to 4.00 %", "2.10 %", "+0.90 %", "2.24 %"]
-    (row,) = rows_of(task, {**values, "scores": {"wer": None}, "intervals": {"wer": None}})
-    assert row[5:9] == ["no score", "-", "2.10 %", "-"]
-    (row,) = rows_of(task, {**values, "n": 12})
-    assert row[5:9] == ["3.00 %", "2.00 % to 4.00 %", "2.10 %", "n/a: 3 of 12 unread"]
+    shown = ["3.00 %", "2.00 % to 4.00 %", "2.00 %"]
+    assert row == ["asr", "WER", "9", "8", *shown, "2.10 % (+0.90 %)", "2.24 % (+0.76 %)"]
+    nothing = {key: {"wer": None} for key in ("scores", "intervals", "scores_finished")}
+    (row,) = rows_of(task, {**values, **nothing})
+    assert row[4:] == ["no score", "-", "no score", "2.10 %", "2.24 %"]
+
+
+@pytest.mark.parametrize(
+    ("change", "of_task", "why"),
+    [
+        ({"n": 12}, {}, "3 of 12 unread"),
+        ({}, {"clips": 10}, "9 of 10 clips"),
+        ({"scoring": {"substitute": {"wer": "no MeCab"}}}, {}, "no MeCab"),
+    ],
+)
+def test_what_cannot_be_compared_with_the_paper_says_why(change, of_task, why):
+    task = EvalTask("asr", "s", "a.json", metrics=["wer"], paper={"wer": 0.021}, **of_task)
+    values = {"scores": {"wer": 0.03}, "intervals": {"wer": [0.02, 0.04]}, "n": 9, "finished": 8, "unfinished": 1}
+    values |= {"scores_finished": {"wer": 0.02}, "scoring": {"substitute": {"wer": ""}}}
+    (row,) = rows_of(task, {**values, **change})
+    assert row[-2] == f"2.10 % (n/a: {why})"
 
 
 def test_a_tasks_file_with_mistakes_is_refused_with_all_of_them(tmp_path):

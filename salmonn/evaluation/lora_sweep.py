@@ -13,8 +13,8 @@ from salmonn.errors import UserError
 from salmonn.evaluation import curve_plots
 from salmonn.evaluation.curve_plots import Curve
 from salmonn.evaluation.metrics import METRICS
-from salmonn.evaluation.report import write_text
-from salmonn.evaluation.runner import Answered, answer_set, judge_sets, load_model, open_sets, present_tasks, session
+from salmonn.evaluation.report import without_statistics, write_text
+from salmonn.evaluation.runner import Answered, answer_set, judge_sets, load_model, open_sets, scored_tasks, session
 from salmonn.evaluation.tables import metrics_of, shown_interval, shown_score, table
 from salmonn.evaluation.tasks import EvalTask
 
@@ -28,7 +28,7 @@ def sweep(config: DictConfig, tasks: Sequence[EvalTask], scalings: Sequence[floa
     """
     if not config.model.lora:
         raise UserError("model.lora = False: without adapters there is no scaling to vary")
-    there = present_tasks(tasks)
+    there = scored_tasks(tasks)
     with session(config):
         sets = open_sets(there, config)
         model = load_model(config, folder)
@@ -55,7 +55,10 @@ def write_sweep(
     curves = curves_of(tasks, reports)
     header = ["task", "metric", "", *(f"scaling {scaling:g}" for scaling in reports)]
     shown = table(header, [row for curve in curves for row in _rows(curve)])
-    of_scaling = {f"{scaling:g}": by_name for scaling, by_name in reports.items()}
+    of_scaling = {
+        f"{scaling:g}": {name: without_statistics(report) for name, report in by_name.items()}
+        for scaling, by_name in reports.items()
+    }
     write_text(folder / "report.json", json.dumps(of_scaling, ensure_ascii=False, indent=2) + "\n")
     write_png(curve_plots.sweep(curves), folder / "lora_sweep.png")
     parts = ["# Scores over the LoRA scaling", shown, "![curves](lora_sweep.png)", "Full reports: scaling_*/<task>/."]

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from salmonn.errors import UserError
 from salmonn.evaluation.metrics.base import UnavailableError
@@ -20,7 +21,7 @@ SPELLING_FILE = "normalizer.json"  # in published Whisper folders: British to Am
 # preparation drops those clips and its scoring drops all tags, so here their references are empty.
 _TAGS = re.compile(r"<(?:COMMA|PERIOD|QUESTIONMARK|EXCLAMATIONPOINT|SIL|MUSIC|NOISE|OTHER|UNK)>", re.IGNORECASE)
 # Its scoring (utils/gigaspeech_scoring.py) also drops these words; hyphens are spaces there as in Whisper's.
-_FILLERS = re.compile(r"\b(?:uh|uhh|um|eh|mm|hm|ah|huh|ha|er|oof|hee|ach|eee|ew)\b", re.IGNORECASE)
+_FILLERS = re.compile(r"(?<![\w'])(?:uh|uhh|um|eh|mm|hm|ah|huh|ha|er|oof|hee|ach|eee|ew)(?![\w'])", re.IGNORECASE)
 
 _QUOTES = str.maketrans("‘’“”", "''\"\"")
 _PUNCTUATION = re.compile(r"[^\w\s'-]|_|(?<!\w)['-]+|['-]+(?!\w)")
@@ -29,7 +30,7 @@ _PHONE = re.compile(r"[A-Z]+")
 _SILENCES = {"SIL", "SP", "SPN"}
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3000-\u303f\uff00-\uffef"
 _SPACE_IN_CJK = re.compile(rf"(?<=[{_CJK}])\s+(?=[{_CJK}])")
-_BETWEEN_KEYWORDS = re.compile(r"[,;\n]|\s-\s")
+_BETWEEN_KEYWORDS = re.compile(r"[,;\n]|\s-\s|\s(?=\d+[.)]\s)")
 _BEFORE_KEYWORD = re.compile(r"^(?:.*:)?\s*(?:\d+[.)]|and\b)?", re.IGNORECASE)
 
 
@@ -123,24 +124,32 @@ _ENGLISH = {
 NAMES = (*_PLAIN, *_ENGLISH, "basic", "caption")
 
 
-def normaliser(name: str, whisper_path: str) -> tuple[Normaliser, str]:
-    """The normaliser `name` of NAMES, and what the report says about it.
+class Normalisation(NamedTuple):
+    """A normaliser, what the report says about it, and what it stands in for where that is not here."""
+
+    function: Normaliser
+    note: str
+    substitute: str = ""  # then scores are not compared with published ones
+
+
+def normaliser(name: str, whisper_path: str) -> Normalisation:
+    """The normaliser `name` of NAMES.
 
     `whisper_path`: local folder or hub name; its spelling mapping is used where English is normalised.
     """
     if name in _PLAIN:
         function, note = _PLAIN[name]
-        return each(function), f"Normaliser: {note}."
+        return Normalisation(each(function), f"Normaliser: {note}.")
     if name == "basic":
-        return each(basic()), "Normaliser: Whisper basic (not English)."
+        return Normalisation(each(basic()), "Normaliser: Whisper basic (not English).")
     if name == "caption":
         return _caption()
     make, note = _ENGLISH[name]
     spelling, origin = _spelling(whisper_path)
-    return each(make(spelling)), f"Normaliser: {note}, {origin}."
+    return Normalisation(each(make(spelling)), f"Normaliser: {note}, {origin}.")
 
 
-def _caption() -> tuple[Normaliser, str]:
+def _caption() -> Normalisation:
     """PTB's tokenizer, on which published caption scores stand, or where it cannot run something close to it."""
     from salmonn.evaluation.metrics.captions import ptb_tokens
 
@@ -149,8 +158,8 @@ def _caption() -> tuple[Normaliser, str]:
     except UnavailableError as missing:
         rules = "lower case, punctuation removed, clitics split (isn't = is n't)"
         reason = f"the PTB tokenizer of the published caption scores is not used: {missing}"
-        return each(caption_words), f"Caption tokens: {rules}; {reason}."
-    return ptb_tokens, "Caption tokens: PTB tokenizer, by aac-metrics."
+        return Normalisation(each(caption_words), f"Caption tokens: {rules}; {reason}.", "no PTB tokens")
+    return Normalisation(ptb_tokens, "Caption tokens: PTB tokenizer, by aac-metrics.")
 
 
 def _spelling(whisper_path: str) -> tuple[Mapping[str, str], str]:

@@ -17,15 +17,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from salmonn import checkpoint, distributed
 from salmonn.charts import write_png
+from salmonn.errors import UserError
 from salmonn.evaluation import curve_plots
 from salmonn.evaluation.answers import AnswerStore
 from salmonn.evaluation.curve_plots import PerplexityCurve
 from salmonn.evaluation.generation import answer_all
 from salmonn.evaluation.jobs import Answer, Job
 from salmonn.evaluation.metrics.base import Metric, interval_of, ratio, value_of
-from salmonn.evaluation.provenance import fingerprint, provenance
+from salmonn.evaluation.provenance import earlier_commits, fingerprint, provenance
 from salmonn.evaluation.report import write_text
-from salmonn.evaluation.runner import EvalSet, load_model, open_sets, present_tasks, session
+from salmonn.evaluation.runner import EvalSet, load_model, open_sets, scored_tasks, session
 from salmonn.evaluation.tables import shown_interval, shown_score, table
 from salmonn.evaluation.tasks import EvalTask
 from salmonn.model import SALMONN
@@ -69,11 +70,9 @@ def measure_perplexity(config: DictConfig, tasks: Sequence[EvalTask], points: Se
 
     Raises UserError for checkpoints that cannot be read before anything big is loaded.
     """
-    for point in points:
-        if point.ckpt:
-            checkpoint.read(point.ckpt, lazily=True)
+    _require_comparable(config, points)
     config = OmegaConf.merge(config, {"model": {"ckpt": points[0].ckpt}})
-    there = present_tasks([task for task in tasks if task.is_scored])
+    there = scored_tasks(tasks)
     results: dict[str, dict[str, Any]] = {}  # by label of the point, then task
     with session(config):
         sets = open_sets(there, config)
@@ -91,6 +90,17 @@ def measure_perplexity(config: DictConfig, tasks: Sequence[EvalTask], points: Se
         print(write_perplexity(folder, there, results), flush=True)
 
 
+def _require_comparable(config: DictConfig, points: Sequence[Point]) -> None:
+    """Raise UserError for scalings without adapters, and for checkpoints that would leave parameters of another."""
+    if not config.model.lora and any(point.scaling is not None for point in points):
+        raise UserError("model.lora = False: without adapters there is no scaling to vary")
+    names = {file: checkpoint.read(file, lazily=True)["model"].keys() for file in {p.ckpt for p in points} if file}
+    first = next(iter(names), "")
+    for file, keys in names.items():
+        if differing := sorted(keys ^ names[first]):
+            raise UserError(f"{first} and {file} hold other parameters ({differing[0]}); measure them one by one")
+
+
 def _measure_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -> dict[str, Any]:
     """Perplexities of a set, with how they were come by; the same on every rank."""
     one.dataset.max_seconds = model.max_seconds
@@ -100,12 +110,13 @@ def _measure_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path)
     description = f"{one.task.name}, {Path(config.model.ckpt).name or 'no checkpoint'}, scaling {model.lora_scaling:g}"
     answers = answer_all(partial(likelihoods, model, config), one.dataset, one.jobs, config, description, store)
     heard = [answer for answer in answers.values() if not answer.unreadable]
-    result: dict[str, Any] = {"n": len(answers), "heard": len(heard)}
+    longest = sum(answer.n_tokens == config.model.max_txt_len for answer in heard)
+    result: dict[str, Any] = {"n": len(answers), "heard": len(heard), "as_long_as_max_txt_len": longest}
     for key, loss in ((WITH, "loss"), (WITHOUT, "loss_without")):
         statistics = np.array([[getattr(a, loss) * a.n_tokens, a.n_tokens] for a in heard]).reshape(-1, 2)
         result[key] = value_of(PERPLEXITY, statistics)
         result[f"{key} interval"] = interval_of(PERPLEXITY, statistics)
-    return {**result, "provenance": card}
+    return {**result, "provenance": card | earlier_commits(card, store.commits)}
 
 
 @torch.no_grad()

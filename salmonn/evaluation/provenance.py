@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from salmonn import distributed
 
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "sacrebleu", "aac-metrics", "editdistance")
+_OF_THE_MODEL = ("torch", "transformers", "peft", "bitsandbytes")
+LIBRARIES = (*_OF_THE_MODEL, "sacrebleu", "aac-metrics", "editdistance")
 _OF_THE_AUDIO = ("prefix", "path_map", "channel", "expand_cut")
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -32,20 +33,40 @@ def provenance(config: DictConfig, annotation: str, lora_scaling: float) -> dict
         "generate": OmegaConf.to_container(config.generate),
         "datasets": {key: OmegaConf.to_container(config.datasets)[key] for key in _OF_THE_AUDIO},
         "seed": config.run.seed,
+        "batch_size": config.run.batch_size_eval,
         "processes": distributed.world_size(),
         "versions": {name: version(name) for name in LIBRARIES},
+        "weights": {key: weights_stamp(config.model[key]) for key in ("llama_path", "whisper_path", "beats_path")},
     }
 
 
 # Of the card: what does not decide whether an answer is asked again. A commit rarely changes answers, and asking
-# thousands of them again may take days: the card tells of earlier ones instead.
-_NOT_OF_THE_ANSWERS = ("processes", "commit")
+# thousands of them again may take days: the card tells of earlier ones instead. In float32 an answer is the same in
+# any batch; else the batch's size is of the last digits.
+_NOT_OF_THE_ANSWERS = ("processes", "commit", "batch_size")
 
 
 def fingerprint(card: dict[str, Any], prompts: list[str]) -> str:
     """Short hash of what the answers to these prompts depend on."""
     kept = {key: value for key, value in card.items() if key not in _NOT_OF_THE_ANSWERS}
+    kept["versions"] = {name: card["versions"][name] for name in _OF_THE_MODEL}
     return hashlib.sha256(json.dumps([kept, prompts], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def earlier_commits(card: dict[str, Any], commits: set[str]) -> dict[str, list[str]]:
+    """What the card has to add where some answers are of other commits than its own."""
+    earlier = sorted(commits - {card["commit"]})
+    return {"answers_of_earlier_commits": earlier} if earlier else {}
+
+
+def weights_stamp(path: str) -> str:
+    """Short hash of names, sizes and times of a folder's files, or of one file; "" for what is not on this disk."""
+    root = Path(path)
+    files = sorted(root.rglob("*")) if root.is_dir() else [root] if root.is_file() else []
+    if not path or not files:
+        return ""
+    found = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:12]
 
 
 def file_hash(path: str) -> str:

@@ -10,9 +10,10 @@ from salmonn.charts import write_png
 from salmonn.evaluation.jobs import Job, Output
 from salmonn.evaluation.judge import Judgement
 from salmonn.evaluation.metrics import METRICS
+from salmonn.evaluation.normalisers import normaliser
 from salmonn.evaluation.plots import confusion
-from salmonn.evaluation.scoring import normaliser_for, score
-from salmonn.evaluation.tables import heard_clips, metrics_of, shown_interval, shown_score, table
+from salmonn.evaluation.scoring import score
+from salmonn.evaluation.tables import card_table, heard_clips, metrics_of, shown_interval, shown_score, table
 from salmonn.evaluation.tasks import Clip, EvalTask, examples
 from salmonn.files import replacing
 
@@ -74,7 +75,7 @@ def _add_scores(
     whisper_path: str,
     judgement: Judgement | None,
 ) -> None:
-    normalise, normaliser_note = normaliser_for(task, whisper_path)
+    normalise, normaliser_note, substitute = normaliser(task.normaliser, whisper_path)
     scores = score(task, clips, outputs, normalise, judgement)
     report |= {
         "references": sum(len(clip.references) for clip in clips),
@@ -89,6 +90,7 @@ def _add_scores(
             "metrics": {name: METRICS[name].title for name in scores.all},  # a title names the tokenizer
             "normaliser": task.normaliser,
             "normaliser_note": normaliser_note,
+            "substitute": {name: METRICS[name].substitute or substitute for name in scores.all},
             "references_sha256": scores.references_sha256,
             "prompt": task.prompt,
             "judge": judgement.judge if judgement else "",
@@ -110,6 +112,16 @@ def _add_scores(
         control = score(replace(task, metrics=compared), clips, swapped, normalise)
         report["scores"] |= {f"{name}_shuffled": value for name, value in control.all.items()}
         report["notes"].append("Shuffled audio: every prompt answered once more, hearing another clip of the set.")
+        report["notes"] += filter(None, (_deafness(report, name) for name in control.all))
+
+
+def _deafness(report: Mapping[str, Any], name: str) -> str:
+    """A warning where other audio serves as well; "" where it does not, or where there is no telling."""
+    edges, shuffled = report["intervals"][name], report["scores"][f"{name}_shuffled"]
+    if not edges or shuffled is None or not edges[0] <= shuffled <= edges[1]:
+        return ""
+    title = METRICS[name].title
+    return f"{title}: with other audio the score is within the interval: no sign that these answers depend on hearing."
 
 
 def prediction_lines(
@@ -168,6 +180,7 @@ def markdown(report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]
     heard = [prediction for prediction in predictions if not prediction["unreadable"]]
     rows = [[p["id"], p["references"][0] if p["references"] else "", p["text"]] for p in heard[:SAMPLES_SHOWN]]
     parts += ["## Sample answers", table(["id", "reference", "output"], rows)]
+    parts += ["## What this depends on", card_table([report["provenance"]])]
     return "\n\n".join(parts) + "\n"
 
 

@@ -19,7 +19,7 @@ from salmonn.evaluation.answers import AnswerStore
 from salmonn.evaluation.generation import generate_outputs
 from salmonn.evaluation.jobs import Job, Output, plan_jobs, swap_audio
 from salmonn.evaluation.judge import Judgement, judge_answers
-from salmonn.evaluation.provenance import fingerprint, provenance
+from salmonn.evaluation.provenance import earlier_commits, fingerprint, provenance
 from salmonn.evaluation.report import build_report, prediction_lines, summary, write_report, write_text
 from salmonn.evaluation.submission import submission_csv
 from salmonn.evaluation.table3 import write_overview
@@ -27,6 +27,10 @@ from salmonn.evaluation.tasks import Clip, EvalTask, annotation_key, check_names
 from salmonn.preflight import find_problems, refuse
 from salmonn.prompts import load_test_prompts
 from salmonn.run_log import setup_logging
+
+
+class NothingHeardError(UserError):
+    """No clip of a set can be read."""
 
 
 @dataclass
@@ -58,35 +62,38 @@ def evaluate(config: DictConfig, mode: str) -> None:
     Raises UserError for whatever is missing or contradictory, before the model is loaded.
     """
     with session(config, [annotation_key(mode, config.datasets)]):
-        task = task_of_mode(mode, config.datasets)
+        sets = open_sets([task_of_mode(mode, config.datasets)], config)
         folder = results_folder(config, mode)
-        answer_sets(open_sets([task], config), config, {task.name: folder})
+        answer_set(load_model(config, folder), sets[0], config, folder)
 
 
 def generate_answers(config: DictConfig, annotation: str) -> None:
     """Write down the model's answer to every entry of an annotation file, each asked its own task's prompt."""
     task = EvalTask("generate", "answers without scores", annotation)
     with session(config):
+        sets = open_sets([task], config)
         folder = results_folder(config, f"generate_{Path(annotation).stem}")
-        answer_sets(open_sets([task], config), config, {task.name: folder})
+        answer_set(load_model(config, folder), sets[0], config, folder)
 
 
 def evaluate_tasks(config: DictConfig, tasks: Sequence[EvalTask], folder: Path) -> dict[str, dict[str, Any]]:
     """Answer and score every task whose set is there, with one model; one page beside the paper's figures.
 
-    Returns {name: report}, empty on other ranks than the first. Raises UserError if no set is there; if a judge
-    fails, after all that goes without it has been written.
+    Returns {name: report}, empty on other ranks than the first. Raises UserError if no set is there; if no clip of
+    one can be read or a judge fails, after all that goes without it has been written.
     """
     for task in tasks:
         check_names(task, f"task {task.name}")
     there = present_tasks(tasks)
     with session(config):
-        folders = {task.name: folder / task.name for task in there}
-        answered = answer_sets(open_sets(there, config), config, folders)
+        sets = open_sets(there, config)
+        answered, problems = answer_sets(load_model(config, folder), sets, config, folder)
         is_main = distributed.is_main()
     if not is_main:
         return {}
-    problems = judge_sets(answered)
+    if not answered:
+        raise UserError("\n".join(problems))
+    problems += judge_sets(answered)
     reports = {one.set.task.name: one.report for one in answered}
     print(write_overview(folder, tasks, reports), flush=True)
     if problems:
@@ -100,6 +107,13 @@ def named_tasks(config: DictConfig, names: Sequence[str]) -> list[EvalTask]:
     if names and (absent := [task for task in tasks if not Path(task.annotation).is_file()]):
         raise UserError(absent_sets(absent))
     return tasks
+
+
+def scored_tasks(tasks: Sequence[EvalTask]) -> list[EvalTask]:
+    """The tasks that have metrics and whose set is there. Raises UserError if there is none."""
+    if not any(task.is_scored for task in tasks):
+        raise UserError(f"no metrics: {', '.join(task.name for task in tasks)}; there is nothing to score")
+    return present_tasks([task for task in tasks if task.is_scored])
 
 
 def present_tasks(tasks: Sequence[EvalTask]) -> list[EvalTask]:
@@ -168,10 +182,17 @@ def load_model(config: DictConfig, folder: Path) -> SALMONN:
     return SALMONN.from_config(config.model, device=distributed.device_of(config)).eval()
 
 
-def answer_sets(sets: Sequence[EvalSet], config: DictConfig, folders: dict[str, Path]) -> list[Answered]:
-    """Load the model, answer each set, write its results into its folder and say so; no judge is asked."""
-    model = load_model(config, Path(os.path.commonpath(folders.values())))
-    return [answer_set(model, one, config, folders[one.task.name]) for one in sets]
+def answer_sets(
+    model: SALMONN, sets: Sequence[EvalSet], config: DictConfig, folder: Path
+) -> tuple[list[Answered], list[str]]:
+    """Answer each set, with its results in a folder of its name; what kept others from it. No judge is asked."""
+    answered, problems = [], []
+    for one in sets:
+        try:
+            answered.append(answer_set(model, one, config, folder / one.task.name))
+        except NothingHeardError as error:  # raised on all ranks alike
+            problems.append(f"{one.task.name}: {error}")
+    return answered, problems
 
 
 def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -> Answered:
@@ -185,18 +206,18 @@ def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -
     outputs = generate_outputs(model, one.dataset, jobs, config, task.name, store)
     heard = [job for job in jobs if not outputs[job.position].unreadable]
     if not heard:
-        raise UserError(
+        raise NothingHeardError(
             f"{task.annotation}: none of the {len(clips)} clips can be read, e.g. {clips[0].path}: "
             f"{outputs[0].unreadable}; is datasets.prefix = {config.datasets.prefix!r} right?"
         )
-    swapped = None
+    swapped, commits = None, store.commits
     if config.evaluate.shuffled_control and task.is_scored:
-        control = AnswerStore(folder / "answers", f"shuffled-{name}", card["commit"])
-        swapped = generate_outputs(
-            model, one.dataset, swap_audio(heard), config, f"{task.name}, shuffled audio", control
-        )
-    if earlier := sorted(store.commits - {card["commit"]}):
-        card["answers_of_earlier_commits"] = earlier
+        exchanged = swap_audio(heard)  # who hears whom depends on which clips can be read
+        pairs = [f"{job.audio_index} {job.prompt}" for job in exchanged]
+        control = AnswerStore(folder / "answers", f"shuffled-{fingerprint(card, pairs)}", card["commit"])
+        swapped = generate_outputs(model, one.dataset, exchanged, config, f"{task.name}, shuffled audio", control)
+        commits = commits | control.commits
+    card |= earlier_commits(card, commits)
     answered = Answered(one, outputs, swapped, config, card, folder, {})
     if distributed.is_main():
         write_results(answered, Judgement(problem="the judge is asked when all sets are answered"))

@@ -9,7 +9,7 @@ from typing import Any
 from salmonn.evaluation.jobs import Output
 from salmonn.evaluation.judge import Judgement
 from salmonn.evaluation.metrics import METRICS, Texts, UnavailableError, measure
-from salmonn.evaluation.normalisers import Normaliser, normaliser
+from salmonn.evaluation.normalisers import Normaliser
 from salmonn.evaluation.tasks import Clip, EvalTask
 
 
@@ -27,11 +27,6 @@ class Scores:
     references_sha256: str = ""  # of all that the outputs were compared with, as normalised
     empty_references: int = 0  # clips whose references hold no word after normalisation
     words_without_reference: int = 0  # of the outputs for these clips
-
-
-def normaliser_for(task: EvalTask, whisper_path: str) -> tuple[Normaliser, str]:
-    """The task's text normaliser, and what the report says about it."""
-    return normaliser(task.normaliser, whisper_path)
 
 
 def score(

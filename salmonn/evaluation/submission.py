@@ -37,9 +37,9 @@ def validate_submission(path: Path, datasets: DictConfig, annotation: str = "") 
     sets = [annotation] if annotation else [datasets[key] for key in keys if Path(datasets[key]).is_file()]
     if not sets:
         raise UserError(f"no set to check {path} against: none of datasets.{', '.join(keys)} is there; give --ann FILE")
-    found = {row[0] for row in csv.reader(io.StringIO(content, newline="")) if row}
+    found = {row[0] for row in _rows(content, str(path))[1:] if row}
     ids = {name: _ids_of(name) for name in sets}
-    chosen = max(sets, key=lambda name: len(found.intersection(ids[name])))
+    chosen = max(sets, key=lambda name: (found == set(ids[name]), len(found.intersection(ids[name]))))
     check_submission(content, ids[chosen], f"{path}, checked against {chosen}")
     return f"{path}: a valid submission for {chosen}, {len(ids[chosen])} rows"
 
@@ -52,7 +52,7 @@ def _ids_of(annotation: str) -> list[str]:
 
 def check_submission(content: str, ids: Sequence[str], source: str) -> None:
     """Raise UserError unless `content` answers exactly the `ids`, in their order."""
-    header, *rows = list(csv.reader(io.StringIO(content, newline=""))) or [[]]
+    header, *rows = _rows(content, source) or [[]]
     if header != HEADER:
         raise UserError(f"{source}: the header must be {','.join(HEADER)}, found {','.join(header)!r}")
     wide = [f"row {number}" for number, row in enumerate(rows, start=1) if len(row) != len(HEADER)]
@@ -64,6 +64,13 @@ def check_submission(content: str, ids: Sequence[str], source: str) -> None:
     _refuse(source, "ids are not in the set", [name for name in found if name not in in_set])
     moved = [name for name, expected in zip(found, ids, strict=True) if name != expected]
     _refuse(source, "ids are not in the order of the set", moved)
+
+
+def _rows(content: str, source: str) -> list[list[str]]:
+    try:
+        return list(csv.reader(io.StringIO(content, newline="")))
+    except csv.Error as error:
+        raise UserError(f"{source}: not a CSV file: {error}") from error
 
 
 def _refuse(source: str, problem: str, names: Sequence[str]) -> None:

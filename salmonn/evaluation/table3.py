@@ -6,13 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from salmonn.charts import write_png
-from salmonn.evaluation.metrics import METRICS
+from salmonn.evaluation.metrics import METRICS, Metric
 from salmonn.evaluation.plots import overview
-from salmonn.evaluation.report import without_statistics, write_text
-from salmonn.evaluation.tables import heard_clips, metrics_of, shown_difference, shown_interval, shown_score, table
+from salmonn.evaluation.report import summary, without_statistics, write_text
+from salmonn.evaluation.tables import (
+    card_table,
+    heard_clips,
+    metrics_of,
+    shown_difference,
+    shown_interval,
+    shown_score,
+    table,
+)
 from salmonn.evaluation.tasks import EvalTask
 
-HEADER = ["task", "set", "metric", "n", "finished", "this run", "95 % interval", "paper", "difference", "reproduced"]
+HEADER = ["task", "metric", "n", "finished", "this run", "95 % interval", "finished only", "paper", "reproduced"]
+READING = "In brackets: this run minus the published score, or why the two cannot be compared."
 
 
 def write_overview(folder: Path, tasks: Sequence[EvalTask], reports: Mapping[str, Mapping[str, Any]]) -> str:
@@ -22,10 +31,14 @@ def write_overview(folder: Path, tasks: Sequence[EvalTask], reports: Mapping[str
     found = {task.name: reports.get(task.name) for task in tasks}
     results = {name: report and without_statistics(report) for name, report in found.items()}
     write_text(folder / "report.json", json.dumps(results, ensure_ascii=False, indent=2) + "\n")
-    parts = ["# All tasks", shown, "The full report of each task is in its own folder."]
+    parts = ["# All tasks", shown, READING]
     if figure := overview(tasks, found):
         write_png(figure, folder / "overview.png")
         parts.append("![scores](overview.png)")
+    evaluated = [(task, report) for task in tasks if (report := reports.get(task.name))]
+    for task, report in evaluated:
+        parts += [f"## {task.name}: {task.title}", summary(report), f"All of it: {task.name}/report.md"]
+    parts += ["## What all of this depends on", card_table([report["provenance"] for _, report in evaluated])]
     write_text(folder / "report.md", "\n\n".join(parts) + "\n")
     return f"\n{shown}\n\nResults: {folder}/"
 
@@ -33,28 +46,42 @@ def write_overview(folder: Path, tasks: Sequence[EvalTask], reports: Mapping[str
 def rows_of(task: EvalTask, report: Mapping[str, Any] | None) -> list[list[str]]:
     """A row per metric; one that names the absent file where the task was not evaluated."""
     if report is None:
-        return [[task.name, task.title, "-", "-", "-", f"not evaluated: no {task.annotation}", *["-"] * 4]]
+        why = "no clip could be read" if Path(task.annotation).is_file() else f"no {task.annotation}"
+        return [[task.name, "-", "-", "-", f"not evaluated: {why}", *["-"] * 4]]
     return [_row(task, report, name) for name in metrics_of(report)]
 
 
 def _row(task: EvalTask, report: Mapping[str, Any], name: str) -> list[str]:
     metric, value = METRICS[name], report["scores"][name]
-    paper, gap = task.paper.get(name), "-"
-    if value is not None and paper is not None:
-        unread = report["n"] - heard_clips(report)  # without these it is another set than the paper's
-        gap = f"n/a: {unread} of {report['n']} unread" if unread else shown_difference(metric, value - paper)
-    known = {
-        "this run": shown_score(metric, value),
-        "95 % interval": shown_interval(metric, report["intervals"][name]),
-        "paper": "-" if paper is None else metric.show(paper),
-        "difference": gap,
-        "reproduced": metric.show(task.reproduced[name]) if name in task.reproduced else "-",
-    }
     row = {
         "task": task.name,
-        "set": task.title,
         "metric": metric.title,
         "n": report["n"],
         "finished": report["finished"],
+        "this run": shown_score(metric, value),
+        "95 % interval": shown_interval(metric, report["intervals"][name]),
+        "finished only": shown_score(metric, report["scores_finished"][name]),
+        "paper": _published(metric, value, task.paper.get(name), _why_apart(task, report, name)),
+        "reproduced": _published(metric, value, task.reproduced.get(name), _why_apart(task, report, name)),
     }
-    return [str((row | known)[column]) for column in HEADER]
+    return [str(row[column]) for column in HEADER]
+
+
+def _published(metric: Metric, value: float | None, published: float | None, why_apart: str) -> str:
+    """A published score and the difference to it."""
+    if published is None:
+        return "-"
+    if value is None:
+        return metric.show(published)
+    return f"{metric.show(published)} ({why_apart or shown_difference(metric, value - published)})"
+
+
+def _why_apart(task: EvalTask, report: Mapping[str, Any], name: str) -> str:
+    """Why a score cannot be compared with a published one; "" if it can."""
+    n, unread = report["n"], report["n"] - heard_clips(report)
+    if unread:
+        return f"n/a: {unread} of {n} unread"
+    if task.clips and n != task.clips:
+        return f"n/a: {n} of {task.clips} clips"
+    substitute = report["scoring"]["substitute"][name]
+    return f"n/a: {substitute}" if substitute else ""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from salmonn.config import leaves
 from salmonn.evaluation.metrics import METRICS, Metric
 
 
@@ -38,3 +39,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def card_table(cards: Sequence[Mapping[str, Any]]) -> str:
+    """What results depend on, by dotted key; of several cards what they share."""
+    first, *others = [dict(leaves(card)) for card in cards]
+    shared = {key: value for key, value in first.items() if all(key in one and one[key] == value for one in others)}
+    return table(["", ""], [[key, str(value)] for key, value in shared.items() if value not in ("", None, [])])

@@ -32,6 +32,7 @@ class EvalTask:
     paper: dict[str, float] = field(default_factory=dict)  # published scores by metric
     reproduced: dict[str, float] = field(default_factory=dict)  # another reproduction's
     by_scaling: dict[str, list[float]] = field(default_factory=dict)  # its scores at LoRA scalings 0, 1, 2, 3, 4
+    clips: int = 0  # of the published set; with another number its scores are not compared; 0 = not known
     submission: bool = False  # a submission.csv is written: every clip needs its testset_id
 
     @property
@@ -44,7 +45,7 @@ _ASR, _AAC = ["asr"], ["audiocaption", "audiocaption_v2"]
 # The modes of the hackathon, one set each, and the key under `datasets` that names it.
 MODES = {
     "valid_asr": ("valid_ann_path_asr", _ASR, "english", ["wer"]),
-    "valid_aac": ("valid_ann_path_aac", _AAC, "caption", ["cider_d", "rouge_l", "exact"]),
+    "valid_aac": ("valid_ann_path_aac", _AAC, "caption", ["spider", "meteor", "cider_d", "rouge_l", "exact"]),
     "submission_asr": ("test_ann_path_asr", _ASR, "plain", []),
     "submission_aac": ("test_ann_path_aac", _AAC, "plain", []),
 }
@@ -86,7 +87,8 @@ def load_tasks(path: str | Path, names: Sequence[str] = ()) -> list[EvalTask]:
 
 def check_names(task: EvalTask, source: str) -> None:
     """Raise UserError for a normaliser, metric or judge's question that there is not."""
-    known = {"normaliser": NAMES, "metrics": METRICS, "paper": METRICS, "reproduced": METRICS, "judge": JUDGED_TASKS}
+    known = {"normaliser": NAMES, "judge": JUDGED_TASKS}
+    known |= dict.fromkeys(("metrics", "paper", "reproduced", "by_scaling"), METRICS)
     for key, names in known.items():
         value = getattr(task, key)
         for name in [value] if isinstance(value, str) and value else value:

@@ -34,4 +34,4 @@ def read(request: Request) -> Iterator[Item]:
             request.notes["questions without a right sentence left out"] += 1
             continue
         clip, right = clips / f"{name}.wav", tuple(answers[name])
-        yield Item(name, clip, right, "speech_query", source(table, line), question=question, spoken=question)
+        yield Item(name, clip, right, "speech_query", source(table, line), spoken=question)

@@ -57,6 +57,7 @@ class Metric:
     needs: str = "references"  # a key of NEEDS: clips without it are left out
     percent: bool = True  # shown as a percentage; stored as a ratio
     digits: int = 2
+    substitute: str = ""  # what is counted instead of what publications count: then no difference to theirs is told
     lower_is_better: bool = False
     details: Callable[[np.ndarray], Mapping[str, Any]] | None = None  # sum of statistics [k] -> what there is besides
     # A library's score of a set that is no function of what it tells per clip. It is the score then,

@@ -37,7 +37,8 @@ def bleu(language: str = "") -> Metric:
         note = f"sacrebleu {version('sacrebleu')}, tok:{tokenizer}, case:mixed, smooth:exp"
         return {"tokenizer": tokenizer, "note": f"{note}; {MECAB_MISSING}" if missing else note}
 
-    return Metric(f"BLEU4 ({tokenizer})", statistics, _corpus_bleu, percent=False, details=details)
+    title, substitute = f"BLEU4 ({tokenizer})", "no MeCab" if missing else ""
+    return Metric(title, statistics, _corpus_bleu, percent=False, details=details, substitute=substitute)
 
 
 def _corpus_bleu(sums: np.ndarray) -> np.ndarray:
