@@ -1,6 +1,5 @@
 """What keeps a run from starting, all of it told together and before anything big is read."""
 
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,25 +9,14 @@ from omegaconf import DictConfig
 from salmonn import checkpoint, distributed, prompts
 from salmonn.annotations import Annotations
 from salmonn.errors import UserError
+from salmonn.missing_files import missing_files
 from salmonn.run_folder import RunFolder
 from salmonn.skeleton import build_skeleton, require_checkpoint_fits
 from salmonn.training_data import annotation_keys
 
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # org/name, unless a folder `org` lies here
 _TASKS_SHOWN = 5
 _ADAM_STATE = 2  # values that AdamW keeps beside each parameter
 GB = 1e9
-
-_ORIGIN = {
-    "model.llama_path": "Hugging Face lmsys/vicuna-13b-v1.1 (7B: lmsys/vicuna-7b-v1.5)",
-    "model.whisper_path": "Hugging Face openai/whisper-large-v2",
-    "model.beats_path": "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt, see github.com/microsoft/unilm, beats/",
-    "model.ckpt": "the checkpoint of the stage before; or salmonn_v1.pth from Hugging Face tsinghua-ee/SALMONN",
-    "model.test_prompt_path": "prompts/test_prompt.json of github.com/bytedance/SALMONN; ours: configs/prompts/",
-    "datasets.train_ann_path": "salmonn_stageN_data.json, linked from github.com/bytedance/SALMONN, under this name",
-    "other annotations": "none were released: util/anns_inspector.py --split makes one, or write it (ann/README.md)",
-    "datasets.prefix": "the folder with your corpora (LibriSpeech/, AudioCaps/, ...); see ann/README.md",
-}
 
 
 def refuse(problems: Sequence[str]) -> None:
@@ -81,30 +69,6 @@ def _problem_of(require: Callable[..., object], *args: object, **kwargs: object)
     except UserError as error:
         return [str(error)]
     return []
-
-
-def missing_files(config: DictConfig, annotations: Sequence[str], unread: Sequence[str] = ()) -> list[str]:
-    """Every path that a run will open and that is not there, with where to get it."""
-    model, datasets = config.model, config.datasets
-    wanted = [(f"model.{key}", model[key], True) for key in ("llama_path", "whisper_path")]
-    optional = ("beats_path", "ckpt", "speech_llama_proj_model", "prompt_path", "test_prompt_path")
-    wanted += [(f"model.{key}", model[key], False) for key in optional if model[key] not in unread]
-    wanted += [(f"datasets.{key}", datasets[key], True) for key in annotations]
-    wanted += [(f"datasets.{key}", datasets[key], False) for key in ("prefix", "quarantine")]
-    return [_absent(key, path) for key, path, needed in wanted if (path or needed) and not _is_there(key, path)]
-
-
-def _is_there(key: str, path: str) -> bool:
-    if not path or Path(path).exists():
-        return bool(path)
-    hub = key in ("model.llama_path", "model.whisper_path")  # transformers finds a name in its cache or downloads it
-    return hub and bool(_HUB_NAME.fullmatch(path)) and not Path(path).parent.exists()
-
-
-def _absent(key: str, path: str) -> str:
-    where = _ORIGIN.get(key) or (_ORIGIN["other annotations"] if "ann_path" in key else "")
-    shown = f"{path} does not exist" if path else "is not set"
-    return f"{key}: {shown}" + (f"\n    get it: {where}" if where else "")
 
 
 def _require_device(config: DictConfig) -> None:
