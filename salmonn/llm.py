@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
@@ -21,6 +22,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from salmonn.errors import UserError
+
+if TYPE_CHECKING:  # peft takes its time: imported where it is used
+    from peft import LoraConfig, PeftModel
 
 # Checkpoints that are already quantised and run by gptqmodel: the packages that transformers needs, by their method.
 _GPTQMODEL = {"gptq": ("optimum", "gptqmodel"), "awq": ("gptqmodel",)}
@@ -131,21 +135,25 @@ def _quantization_config(config: DictConfig, device: torch.device):
     )
 
 
-def add_lora(llm: PreTrainedModel, config: DictConfig) -> nn.Module:
+def lora_config(config: DictConfig) -> "LoraConfig":
+    """The adapters of a `model` section as peft describes them."""
+    from peft import LoraConfig, TaskType
+
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_target_modules),
+    )
+
+
+def add_lora(llm: PreTrainedModel, config: DictConfig) -> "PeftModel":
     """Put LoRA adapters (float32, trainable) on the target modules (paper: q_proj and v_proj, rank 8, alpha 32)."""
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import get_peft_model
 
     try:
-        return get_peft_model(
-            llm,
-            LoraConfig(
-                task_type=TaskType.CAUSAL_LM,
-                r=config.lora_rank,
-                lora_alpha=config.lora_alpha,
-                lora_dropout=config.lora_dropout,
-                target_modules=list(config.lora_target_modules),
-            ),
-        )
+        return get_peft_model(llm, lora_config(config))
     except ValueError as error:
         raise UserError(f"model.lora_target_modules = {list(config.lora_target_modules)}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from omegaconf import DictConfig
@@ -69,10 +70,14 @@ def make_plan(run: DictConfig, n_train: int, world_size: int) -> Plan:
 
 def trainable_parameters(model: nn.Module) -> dict[str, int]:
     """Numbers of trainable parameters by part."""
+    return count_by_part({name: p.numel() for name, p in model.named_parameters() if p.requires_grad})
+
+
+def count_by_part(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sums of the sizes of named parameters by part, the largest first."""
     counts: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            counts[next(part for start, part in _PARTS.items() if name.startswith(start))] += parameter.numel()
+    for name, size in sizes.items():
+        counts[next(part for start, part in _PARTS.items() if name.startswith(start))] += size
     return dict(counts.most_common())
 
 

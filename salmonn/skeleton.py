@@ -29,7 +29,7 @@ def build_skeleton(model: DictConfig) -> SALMONN:
         "log_mel": lambda: LogMel(_from_folder(WhisperFeatureExtractor, "whisper_path", model)),
         "speech_encoder": lambda: _whisper_encoder(model),
         "beats": lambda: load_beats(model.beats_path, device="meta") if model.beats_path else None,
-        "llm": lambda: _llm(model),
+        "llm": lambda: llm_skeleton(model),
         "tokenizer": lambda: load_tokenizer(model),
     }
     parts, problems = {}, []
@@ -44,6 +44,15 @@ def build_skeleton(model: DictConfig) -> SALMONN:
         return SALMONN(model, **parts)
 
 
+def llm_skeleton(model: DictConfig) -> nn.Module:
+    """The LLM alone on the meta device. Raises UserError when the real one cannot be loaded."""
+    config = _from_folder(AutoConfig, "llama_path", model)
+    require_loadable(config, model)
+    _require_weight_files("llama_path", model)
+    with torch.device("meta"), loading("model.llama_path", model.llama_path):
+        return AutoModelForCausalLM.from_config(config).requires_grad_(False)
+
+
 def require_checkpoint_fits(skeleton: SALMONN, path: str | Path, partial: bool = False) -> None:
     """Raise UserError unless the checkpoint's names and shapes are those of the model."""
     checkpoint.require_fit(skeleton, checkpoint.read(path, lazily=True)["model"], path, partial)
@@ -54,14 +63,6 @@ def _whisper_encoder(model: DictConfig) -> WhisperEncoder:
     _require_weight_files("whisper_path", model)
     with torch.device("meta"):
         return WhisperEncoder(config)
-
-
-def _llm(model: DictConfig) -> nn.Module:
-    config = _from_folder(AutoConfig, "llama_path", model)
-    require_loadable(config, model)
-    _require_weight_files("llama_path", model)
-    with torch.device("meta"), loading("model.llama_path", model.llama_path):
-        return AutoModelForCausalLM.from_config(config).requires_grad_(False)
 
 
 def _from_folder(kind: type, key: str, model: DictConfig) -> Any:
