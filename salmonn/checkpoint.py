@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from salmonn.errors import UserError
@@ -37,14 +38,16 @@ def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def read(path: str | Path, kind: str = "SALMONN checkpoint", lazily: bool = False) -> dict[str, Any]:
-    """Read a torch file holding a dictionary with "model". Raises UserError for anything else.
+    """Read a torch file holding a dictionary with "model", or a .safetensors file as that "model" alone.
 
-    `lazily`: values come from the disk when they are looked at; names and shapes cost nothing, and
-    damage to values is not seen.
+    Raises UserError for anything else. `lazily`: values come from the disk when they are looked at;
+    names and shapes cost nothing, and damage to values is not seen (of .safetensors never: it has no checksums).
     """
     if not Path(path).is_file():
         raise UserError(f"{kind} {path} does not exist")
     try:
+        if Path(path).suffix == ".safetensors":
+            return {"model": load_file(path)}
         is_archive = zipfile.is_zipfile(path)  # files of torch before 1.6 are not
         if is_archive and not lazily and (damaged := zipfile.ZipFile(path).testzip()):
             raise ValueError(f"checksum of {damaged}")  # the library does not look at them
@@ -123,11 +126,16 @@ def save(path: str | Path, model: nn.Module, **extra: Any) -> None:
 
 def write(path: Path, model: nn.Module, **extra: Any) -> None:
     """Write {"model": own parameters, **extra}, through to the disk. Raises OSError when there is no room."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     parameters = {name: p.detach().cpu().clone() for name, p in own_parameters(model).items()}
+    write_content(path, {"model": parameters, **extra})
+
+
+def write_content(path: Path, content: dict[str, Any]) -> None:
+    """Write what a checkpoint file holds, through to the disk. Raises OSError when there is no room."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         try:
-            torch.save({"model": parameters, **extra}, file)
+            torch.save(content, file)
         except RuntimeError as error:  # torch's zip writer hides what the system said
             raise OSError(f"{path} could not be written: {error}") from error
         file.flush()

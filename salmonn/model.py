@@ -1,6 +1,7 @@
 """SALMONN (paper section 3): Whisper and BEATs, window-level Q-Former, LLM with LoRA."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers import (
     WhisperModel,
 )
 
-from salmonn import checkpoint, prompts
+from salmonn import checkpoint, pretrained, prompts
 from salmonn.audio import MIN_SECONDS, SAMPLE_RATE
 from salmonn.beats import BEATs, load_beats
 from salmonn.config import generate_config, model_config
@@ -128,6 +129,15 @@ class SALMONN(nn.Module):
         if config.ckpt:
             checkpoint.load_parameters(model, config.ckpt)
         return model.to(device)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu", **overrides: Any) -> "SALMONN":
+        """Load a folder of `save_pretrained` or util/convert.py; `overrides`: keys of the `model` section."""
+        return cls.from_config(pretrained.model_section(folder, overrides), device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the trained parameters (.safetensors) and the `model` section, but not the frozen backbones."""
+        pretrained.save_model(self, folder)
 
     def _check_windows(self, frames: int) -> None:
         kernel = window_frames(self.config.second_per_window)
