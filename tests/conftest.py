@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 CASES = ("base", "no_beats")
-pytest_plugins = ["stub_model"]
+pytest_plugins = ["stub_model", "convert_fixtures"]
 
 
 def golden_config(case: str):

@@ -1,0 +1,1 @@
+"""The parts of util/convert.py."""

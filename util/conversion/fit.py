@@ -1,0 +1,133 @@
+"""Which parameters a checkpoint must hold, by its own widths and its `model` section; no backbone is needed."""
+
+import re
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from salmonn import checkpoint
+from salmonn.config import model_config
+from salmonn.model import SALMONN
+
+LLM_PREFIX = "llama_model."
+ENCODERS = ("speech_encoder.", "beats.")
+_LORA = re.compile(r"(llama_model\.base_model\.model\.(?:.+?\.)?)(\d+)\.(.+)\.lora_([AB])\.default\.weight")
+_CROSS = "speech_Qformer.bert.encoder.layer.0.crossattention.self.key.weight"
+_WIDEN = "speech_Qformer.bert.encoder.layer.0.intermediate_query.dense.weight"
+
+
+class Widths(NamedTuple):
+    """Widths of the backbones that the parameters fit."""
+
+    whisper: int
+    beats: int  # 0: without BEATs
+    llm: int
+
+
+class Adapters(NamedTuple):
+    """The LoRA adapters of a checkpoint."""
+
+    prefix: str  # of a layer's number
+    layers: int
+    modules: tuple[str, ...]  # inside a layer, e.g. self_attn.q_proj
+    rank: int
+
+
+def own(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters without what the published writer leaves beside them."""
+    return {name: value for name, value in parameters.items() if not checkpoint.PUBLISHED_EXTRAS.fullmatch(name)}
+
+
+def widths_of(parameters: Mapping[str, Tensor]) -> Widths:
+    """Read from the norms and the projection; a norm that is missing, from the cross-attention."""
+
+    def first(*names: str, axis: int = 0) -> int:
+        return next((parameters[n].shape[axis] for n in names if n in parameters and parameters[n].ndim > axis), 0)
+
+    both = first(_CROSS, axis=1)  # [hidden, Whisper + BEATs]
+    beats = first("ln_audio.weight", "ln_audio.bias")
+    whisper = first("ln_speech.weight", "ln_speech.bias") or max(0, both - beats)
+    llm = first("speech_llama_proj.weight", "speech_llama_proj.bias")
+    return Widths(whisper, beats or max(0, both - whisper), llm)
+
+
+def adapters_of(parameters: Mapping[str, Tensor]) -> Adapters | None:
+    """The adapters, if there are any."""
+    found = [(match, value) for name, value in parameters.items() if (match := _LORA.fullmatch(name))]
+    if not found:
+        return None
+    modules = dict.fromkeys(match[3] for match, _ in found)
+    rank = next((value.shape[0] if match[4] == "A" else value.shape[-1] for match, value in found))
+    return Adapters(found[0][0][1], 1 + max(int(match[2]) for match, _ in found), tuple(modules), rank)
+
+
+def guessed_section(parameters: Mapping[str, Tensor]) -> DictConfig:
+    """The `model` section of a file that does not hold one: sizes as found, all else as published."""
+    section = {}
+    query, widen = parameters.get("speech_query_tokens"), parameters.get(_WIDEN)
+    if query is not None and query.ndim == 3:  # [1, queries, hidden]
+        hidden = query.shape[-1]
+        layers = {name.split(".")[4] for name in parameters if name.startswith("speech_Qformer.bert.encoder.layer.")}
+        section = {"num_speech_query_token": query.shape[1], "qformer_hidden_size": hidden}
+        section |= {"qformer_num_layers": max(1, len(layers)), "qformer_num_heads": 1}  # heads have no shape
+    if widen is not None:  # [intermediate, hidden]
+        section["qformer_intermediate_size"] = widen.shape[0]
+    if adapters := adapters_of(parameters):
+        targets = [module.rpartition(".")[2] for module in adapters.modules]
+        section |= {"lora_rank": adapters.rank, "lora_target_modules": targets}
+    return model_config({**section, "lora": adapters is not None})
+
+
+def problems(parameters: Mapping[str, Tensor], section: DictConfig) -> list[str]:
+    """Every key that is missing, unexpected or of another shape than the section says, a line each.
+
+    Encoders that were trained are left out: only their own files know their names.
+    """
+    found = {name: value for name, value in own(parameters).items() if not name.startswith(ENCODERS)}
+    lora = {name: value for name, value in found.items() if name.startswith(LLM_PREFIX)}
+    connector = {name: value for name, value in found.items() if name not in lora}
+    return checkpoint.fit_problems(connector, _connector(section, widths_of(found))) + _lora_problems(lora, section)
+
+
+def _connector(section: DictConfig, widths: Widths) -> dict[str, torch.Size]:
+    """Names and shapes of the connector as the model itself makes it, between backbones without weights."""
+    no_weights = {"lora": False, "lora_scaling": None, "gradient_checkpointing": False}
+    no_files = {"prompt_path": "", "test_prompt_path": ""}
+    whisper, beats, llm = nn.Module(), nn.Module(), nn.Module()
+    whisper.config = SimpleNamespace(d_model=widths.whisper, max_source_positions=1500)
+    beats.width = widths.beats
+    llm.get_input_embeddings = lambda: SimpleNamespace(embedding_dim=widths.llm)
+    tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda _token: 0)
+    with torch.device("meta"):
+        model = SALMONN(
+            OmegaConf.merge(section, no_weights, no_files),
+            nn.Identity(),
+            whisper,
+            beats if widths.beats else None,
+            llm,
+            tokenizer,
+        )
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+def _lora_problems(found: Mapping[str, Tensor], section: DictConfig) -> list[str]:
+    adapters = adapters_of(found)
+    if adapters is None or not section.lora:
+        missing = ["missing: all LoRA parameters (model.lora is True)"] if section.lora else []
+        return missing + checkpoint.fit_problems(dict(found), {})
+    targets = list(section.lora_target_modules)
+    modules = [m for m in adapters.modules if any(m == t or m.endswith(f".{t}") for t in targets)]
+    absent = [t for t in targets if not any(m == t or m.endswith(f".{t}") for m in modules)]
+    wanted = {}
+    for layer in range(adapters.layers):
+        for module in modules:
+            for side, axis in (("A", 0), ("B", 1)):  # A [rank, in], B [out, rank]
+                name = f"{adapters.prefix}{layer}.{module}.lora_{side}.default.weight"
+                shape = list(found[name].shape if name in found else (0, 0))
+                shape[axis] = section.lora_rank
+                wanted[name] = torch.Size(shape)
+    return [f"missing: all LoRA parameters of {t}" for t in absent] + checkpoint.fit_problems(dict(found), wanted)

@@ -1,0 +1,80 @@
+"""What a converter reads: a SALMONN checkpoint (.pth, ours or published) or a folder of `save_pretrained`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+from torch import Tensor
+
+from salmonn import checkpoint, pretrained
+from salmonn.config import load_config, model_config
+from salmonn.errors import UserError
+
+TRAINING_KEYS = ("epoch", "step")  # kept beside the configuration
+_CONNECTOR = ("speech_query_tokens", "speech_Qformer.", "speech_llama_proj.", "ln_speech.", "ln_audio.")
+
+
+class Source(NamedTuple):
+    """Parameters under their published names, and what is known about them."""
+
+    parameters: dict[str, Tensor]
+    config: dict[str, Any]  # all sections that the run had; {} where the file does not say
+    training: dict[str, Any]  # epoch and step, as far as the file says
+    rest: dict[str, Any]  # what a run goes on with: optimizer, scaler, progress, ...
+
+
+def read_source(path: Path, lazily: bool = False) -> Source:
+    """Read a checkpoint or a folder. Raises UserError for anything else."""
+    content = read_content(path, lazily)
+    if not is_salmonn(content["model"]):
+        raise UserError(f"{path} is not a SALMONN checkpoint: {foreign(content['model'])}")
+    return as_source(content)
+
+
+def read_content(path: Path, lazily: bool = False) -> dict[str, Any]:
+    """What a checkpoint holds: {"model", "config", "epoch", ...}; a folder is read into the same form."""
+    if not path.is_dir():
+        return checkpoint.read(path, "SALMONN or BEATs checkpoint", lazily)
+    stored = pretrained.read_config(path)
+    content = checkpoint.read(path / pretrained.WEIGHTS, lazily=lazily)
+    training = dict(stored["training"])
+    return content | {"config": {**training.pop("config", {}), "model": stored["model"]}} | training
+
+
+def as_source(content: Mapping[str, Any]) -> Source:
+    """The content of a checkpoint in its parts."""
+    known = ("model", "config", *TRAINING_KEYS)
+    return Source(
+        content["model"],
+        content.get("config") or {},
+        {key: content[key] for key in TRAINING_KEYS if key in content},
+        {key: value for key, value in content.items() if key not in known},
+    )
+
+
+def is_salmonn(parameters: Mapping[str, Tensor]) -> bool:
+    """Whether some of the tensors are those of a SALMONN connector."""
+    return any(name.startswith(_CONNECTOR) for name in parameters)
+
+
+def foreign(parameters: Mapping[str, Tensor]) -> str:
+    """What a file holds instead."""
+    return (
+        f"it holds {len(parameters)} other tensors, e.g. {next(iter(parameters))}"
+        if parameters
+        else "it holds no tensor"
+    )
+
+
+def model_section(source: Source, path: Path, cfg_path: str | None) -> DictConfig:
+    """The `model` section of the config file, else the one in the checkpoint. Raises UserError where there is none."""
+    if cfg_path:
+        return load_config(cfg_path).model
+    section = source.config.get("model")
+    if not isinstance(section, dict):
+        raise UserError(f"{path} does not say how its model is built; name its config file: --cfg-path FILE")
+    try:
+        return model_config(section)
+    except UserError as error:
+        raise UserError(f"{path}: {error}\nTo use a config file of yours instead: --cfg-path FILE") from error

@@ -1,0 +1,159 @@
+"""Turn trained models into other forms, and look into checkpoints.
+
+  python util/convert.py to-folder FILE.pth DIR        a folder for SALMONN.from_pretrained
+  python util/convert.py to-pth DIR FILE.pth           back; also loads in the published code
+  python util/convert.py export-lora FILE.pth DIR      the LoRA adapters for peft.PeftModel.from_pretrained
+  python util/convert.py export-merged FILE.pth DIR    the language model with the adapters in its weights
+  python util/convert.py inspect FILE                  what a checkpoint, a folder or a BEATs file holds
+
+FILE.pth is a checkpoint of ours or a published one; where one is read, a folder will do, too. Tensors
+keep every bit, names and precision. A folder is for use and not for going on with training: epoch,
+step and configuration are kept; optimizer, scaler and progress are left out, and so are model.token,
+model.ckpt and model.speech_llama_proj_model. Paths of LLM, Whisper and BEATs stay as they were;
+SALMONN.from_pretrained(DIR, llama_path=...) takes others. The exports need neither Whisper nor BEATs.
+
+Nothing is overwritten. Exit code 0; 2 when the input is bad, or when an inspected file would not load.
+"""
+
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from omegaconf import DictConfig
+
+from salmonn import checkpoint, pretrained
+from salmonn.errors import UserError, run_cli
+from salmonn.files import replacing
+from salmonn.llm import llm_quantization
+from util.conversion import fit, lora
+from util.conversion.describe import describe, shown
+from util.conversion.source import Source, model_section, read_source
+
+PROBLEMS_SHOWN = 12
+
+
+def main() -> None:
+    args = parse_arguments()
+    args.command(args)
+
+
+def to_folder(args: Namespace) -> None:
+    """A .pth as a folder."""
+    source, section = open_fitting(args)
+    config = {key: value for key, value in source.config.items() if key != "model"}
+    with writing(args.target):
+        pretrained.save(args.target, source.parameters, section, {**source.training, "config": config})
+    left_out = f"; left out: {', '.join(sorted(source.rest))}" if source.rest else ""
+    print(f"{args.target}: {len(source.parameters)} tensors{left_out}")
+    print(f'to use it: SALMONN.from_pretrained("{args.target}")')
+
+
+def to_pth(args: Namespace) -> None:
+    """A folder as a .pth."""
+    pretrained.read_config(args.source)  # refuses all but folders
+    source = read_source(args.source)
+    content = {"model": source.parameters, "config": source.config, **source.training}
+    with writing(args.target), replacing(args.target) as temporary:
+        checkpoint.write_content(temporary, content)
+    print(f"{args.target}: {len(source.parameters)} tensors")
+
+
+def export_lora(args: Namespace) -> None:
+    """The adapters in PEFT's format."""
+    source, section = open_fitting(args)
+    section = lora.at_scaling(section, args.lora_scaling)
+    with writing(args.target):
+        n_tensors = lora.write_adapter(args.target, source.parameters, section)
+    scaling = section.lora_alpha / section.lora_rank
+    print(
+        f"{args.target}: {n_tensors} tensors, rank {section.lora_rank}, scaling {scaling:g}, for {section.llama_path}"
+    )
+
+
+def export_merged(args: Namespace) -> None:
+    """The language model with the adapters in its weights."""
+    source, section = open_fitting(args)
+    section = lora.at_scaling(section, args.lora_scaling)
+    with writing(args.target):
+        lora.write_merged(args.target, source.parameters, section, args.source, args.dtype)
+    print(
+        f"{args.target}: {section.llama_path} with the adapters at scaling {section.lora_alpha / section.lora_rank:g}"
+    )
+    if (quantization := llm_quantization(section)) != "none":
+        print(f"note: they were trained on the LLM in {quantization}; here they are in its plain weights")
+
+
+def inspect(args: Namespace) -> None:
+    """What is in a file."""
+    rows, problems = describe(args.source)
+    print(shown(rows))
+    refuse(f"{args.source} would not load:", problems)
+    print("complete: no key is missing, none is unexpected")
+
+
+def open_fitting(args: Namespace) -> tuple[Source, DictConfig]:
+    """The checkpoint with its `model` section. Raises UserError unless they fit each other."""
+    source = read_source(args.source)
+    section = model_section(source, args.source, args.cfg_path)
+    if getattr(args, "llama_path", None):
+        section.llama_path = args.llama_path
+    of = args.cfg_path or "its own configuration"
+    refuse(f"{args.source} does not fit the model section of {of}:", fit.problems(source.parameters, section))
+    return source, section
+
+
+def refuse(heading: str, problems: list[str]) -> None:
+    """Raise UserError with the problems, if there are any."""
+    if problems:
+        more = [f"... and {len(problems) - PROBLEMS_SHOWN} more"] if len(problems) > PROBLEMS_SHOWN else []
+        raise UserError("\n  ".join([heading, *problems[:PROBLEMS_SHOWN], *more]))
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a UserError; `target` must be new."""
+    if target.exists():
+        raise UserError(f"{target} exists already; choose another name, or remove it first")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"{target} could not be written: {error}") from error
+
+
+def parse_arguments() -> Namespace:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: object, source: str, target: str = "", with_config: bool = False) -> ArgumentParser:
+        sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
+        sub.set_defaults(command=command)
+        sub.add_argument("source", type=Path, metavar=source)
+        if target:
+            sub.add_argument("target", type=Path, metavar=target)
+        if with_config:
+            sub.add_argument(
+                "--cfg-path", metavar="FILE", help="take the model section from here, not from the checkpoint"
+            )
+        return sub
+
+    add("to-folder", to_folder, "FILE.pth", "DIR", with_config=True)
+    add("to-pth", to_pth, "DIR", "FILE.pth")
+    exports = [
+        add("export-lora", export_lora, "FILE.pth", "DIR", with_config=True),
+        add("export-merged", export_merged, "FILE.pth", "DIR", with_config=True),
+    ]
+    for sub in exports:
+        sub.add_argument("--llama-path", metavar="DIR", help="the language model, if not where the checkpoint says")
+        sub.add_argument("--lora-scaling", type=float, metavar="S", help="weight of the adapters (default: as trained)")
+    exports[-1].add_argument("--dtype", choices=lora.DTYPES, help="of the weights (default: as the LLM is stored)")
+    add("inspect", inspect, "FILE")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_cli(main)
