@@ -71,7 +71,7 @@ def load_llm(config: DictConfig, device: torch.device) -> PreTrainedModel:
     require_loadable(stored, config)
     kwargs = {}
     if llm_quantization(config) != "none":
-        kwargs = {"quantization_config": _quantization_config(config, device), "device_map": {"": device}}
+        kwargs = {"quantization_config": quantization_config(config, device), "device_map": {"": device}}
     elif method := quantised_by(stored):
         kwargs = {"device_map": {"": device}}
         if method in _GPTQMODEL:  # its fastest kernels are for answering only
@@ -125,7 +125,7 @@ def llm_dtype(config: DictConfig, device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
-def _quantization_config(config: DictConfig, device: torch.device):
+def quantization_config(config: DictConfig, device: torch.device):
     from transformers import BitsAndBytesConfig
 
     if llm_quantization(config) == "8bit":

@@ -1,9 +1,20 @@
-"""Two ways of the same work, timed in turns."""
+"""Two ways of the same work, timed in turns; memory; the speed of the machine itself."""
 
+import gc
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from salmonn.evaluation.efficiency import now
+
+MATMUL_SIZES = {"cpu": 2048, "cuda": 8192}
+MATMUL_REPEATS = 10
 
 
 def alternate(ours: Callable[[], object], plain: Callable[[], object], repeats: int) -> tuple[float, float]:
@@ -31,6 +42,44 @@ def unique_memory(pid: int | str = "self") -> int:
 def proportional_memory(pid: int | str = "self") -> int:
     """Bytes of a process, shared pages divided among those that share them."""
     return sum(_smaps(pid, "Pss"))
+
+
+def peak_growth(work: Callable[[], object], device: torch.device) -> int:
+    """Bytes that work takes at its highest beyond what is held before it: of the GPU, or of this process (Linux)."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    # The kernel forgets the highest value so far: building the weights may have taken more than the work will.
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = _status("VmRSS")
+    work()
+    return _status("VmHWM") - before
+
+
+def in_own_process(function: Callable, *args: Any) -> Any:
+    """What a function returns in a new process, which has nothing of this one's memory."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *args).result()
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest of some products of large square matrices."""
+    n = MATMUL_SIZES[device.type]
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(MATMUL_REPEATS):
+        began = now(device)
+        a @ b
+        times.append(now(device) - began)
+    return 2 * n**3 / min(times)
 
 
 def _smaps(pid: int | str, *names: str) -> list[int]:

@@ -1,0 +1,178 @@
+"""Models of random weights in four sizes, and a batch to train them on; nothing is downloaded."""
+
+import json
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+)
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from salmonn.audio import SAMPLE_RATE
+from salmonn.beats import BEATs
+from salmonn.config import model_config
+from salmonn.errors import UserError
+from salmonn.features import LogMel
+from salmonn.llm import lora_layers, quantization_config
+from salmonn.model import SALMONN
+from util.mini_world.encoders import BEATS_CONFIG
+from util.mini_world.llama import PROMPT_PATH
+
+WORDS = (20, 50)  # of a text: most of LibriSpeech's have as many
+CLIP_SHARES = (1 / 3, 1 / 2)  # of what Whisper hears: 10 to 15 s of 30 s, as most of LibriSpeech's clips
+
+
+@dataclass(frozen=True)
+class Size:
+    """Settings of the parts, in each part's own keys; defaults are those of the published model."""
+
+    llm: dict[str, Any]
+    whisper: dict[str, Any]
+    beats: dict[str, Any] = field(default_factory=lambda: BEATS_BASE)
+    model: dict[str, Any] = field(default_factory=dict)
+    seconds: int = 30  # that Whisper hears
+    needs_gpu: bool = False
+
+
+def _llama(hidden: int, layers: int, heads: int, mlp: int, **more: Any) -> dict[str, Any]:
+    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return {**sizes, "intermediate_size": mlp, "vocab_size": 32_000, "max_position_embeddings": 2048, **more}
+
+
+def _whisper(width: int, layers: int, heads: int, ffn: int, **more: Any) -> dict[str, Any]:
+    return {
+        "d_model": width,
+        "encoder_layers": layers,
+        "encoder_attention_heads": heads,
+        "encoder_ffn_dim": ffn,
+        **more,
+    }
+
+
+BEATS_BASE = BEATS_CONFIG | {  # the published iter3+ files
+    "encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072, "encoder_attention_heads": 12,
+    "embed_dim": 512, "conv_pos": 128,
+}  # fmt: skip
+WHISPER_LARGE = _whisper(1280, 32, 20, 5120)
+SIZES = {
+    "mini": Size(  # as in the miniature world; larger random weights, so that everything matters for the loss
+        llm=_llama(128, 3, 4, 256, vocab_size=1000, initializer_range=0.1),
+        whisper=_whisper(96, 2, 4, 192, max_source_positions=250, init_std=0.08),
+        beats=BEATS_CONFIG,
+        model={"qformer_hidden_size": 128, "qformer_num_heads": 4, "qformer_intermediate_size": 512},
+        seconds=5,
+    ),
+    "small": Size(llm=_llama(1024, 12, 16, 2816), whisper=_whisper(768, 12, 12, 3072)),
+    "7b": Size(llm=_llama(4096, 32, 32, 11008), whisper=WHISPER_LARGE, needs_gpu=True),
+    "13b": Size(llm=_llama(5120, 40, 40, 13824), whisper=WHISPER_LARGE, needs_gpu=True),
+}
+
+
+def build(name: str, device: torch.device, dtype: str = "float32", quantization: str = "none") -> SALMONN:
+    """The model of a size with its frozen parts in `dtype`; the same values each time, but for their rounding.
+
+    On a GPU they are drawn in `dtype` right there. Raises UserError for a size that a CPU cannot train.
+    """
+    size = SIZES[name]
+    if size.needs_gpu and device.type == "cpu":
+        raise UserError(f"--size {name} needs a GPU: give --device cuda, or --size mini or small")
+    config = model_config(
+        {"prompt_path": str(PROMPT_PATH), "encoder_dtype": dtype, "llm_dtype": dtype}
+        | {"llm_quantization": quantization, **size.model}
+    )
+    torch.manual_seed(0)
+    with device:
+        llm = _make_llm(size.llm, getattr(torch, dtype))
+        whisper = WhisperEncoder(WhisperConfig(**size.whisper))
+        beats = BEATs(size.beats)
+        if quantization != "none":
+            _quantise(llm, quantization_config(config, device))
+        log_mel = LogMel(WhisperFeatureExtractor(chunk_length=size.seconds))
+        model = SALMONN(config, log_mel, whisper, beats, llm, make_tokenizer())
+        for layer in lora_layers(model.llama_model):  # zero at first: then A would have no gradient
+            nn.init.normal_(layer.lora_B["default"].weight, std=0.02)
+    return model.to(device)
+
+
+def _make_llm(settings: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    drawn = torch.float32 if torch.get_default_device().type == "cpu" else dtype
+    llm = LlamaForCausalLM._from_config(LlamaConfig(**settings, use_cache=False), dtype=drawn)
+    return llm.to(dtype).requires_grad_(False)
+
+
+def _quantise(llm: PreTrainedModel, settings: Any) -> None:
+    """What loading does to stored weights, here to those of a model that is on its device already."""
+    from transformers.integrations import replace_with_bnb_linear
+
+    dense = {name: module.weight.data for name, module in llm.named_modules() if type(module) is nn.Linear}
+    replace_with_bnb_linear(llm, ["lm_head"], settings)
+    llm.is_loaded_in_8bit, llm.is_loaded_in_4bit = settings.load_in_8bit, settings.load_in_4bit  # for peft
+    for name in [name for name in dense if name != "lm_head"]:
+        module, weight = llm.get_submodule(name), dense.pop(name)
+        empty = module.weight
+        # moving it to a device is what quantises
+        module.weight = type(empty)(weight.cpu(), requires_grad=False, **empty.__dict__).to(weight.device)
+
+
+def make_tokenizer() -> PreTrainedTokenizerBase:
+    """A byte-level BPE of 900 pieces, learned from the training prompts; </s> is one of them."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=900,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_prompts(), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def make_batch(model: SALMONN, n: int) -> dict[str, Any]:
+    """Samples of `n` clips of noise from 1/3 to 1/2 of what the model hears, with texts of 20 to 50 words.
+
+    One prompt for all: with several, the published padding between prompt and answer changes the loss.
+    """
+    rng, generator = random.Random(0), torch.Generator().manual_seed(0)
+    words = " ".join(_prompts()).split()
+    lengths = [int(share * model.max_seconds * SAMPLE_RATE) for share in _evenly(*CLIP_SHARES, n)]
+    wavs = [0.1 * torch.randn(length, generator=generator) for length in lengths]
+    raw_wav = pad_sequence(wavs, batch_first=True)  # [B, N]
+    return {
+        "raw_wav": raw_wav,
+        "padding_mask": torch.arange(raw_wav.shape[1])[None] >= torch.tensor(lengths)[:, None],
+        "text": [" ".join(rng.choices(words, k=round(k))) for k in _evenly(*WORDS, n)],
+        "task": ["asr"] * n,
+        "Q": [""] * n,
+        "id": [f"/noise/{i}.wav" for i in range(n)],
+        "prompts": [model.train_prompts["asr"][0]] * n,
+    }
+
+
+def _evenly(first: float, last: float, n: int) -> list[float]:
+    return torch.linspace(first, last, n).tolist()
+
+
+def _prompts() -> list[str]:
+    return [prompt for pool in json.loads(PROMPT_PATH.read_text(encoding="utf-8")).values() for prompt in pool]
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
