@@ -5,8 +5,9 @@
   python util/benchmark.py frontends   log-mel and Kaldi filter bank
   python util/benchmark.py inspector   readiness of 2.4 million entries (takes some minutes)
   python util/benchmark.py workers     memory of loader workers on 2.4 million entries
+  python util/benchmark.py train       a training step: speed, where the time goes, memory, share of the matmul peak
 
-Times are medians of alternated repeats; the ratio is plain / ours.
+Times are medians of alternated repeats; a ratio above 1 means that ours is better.
 """
 
 import argparse
@@ -21,10 +22,13 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from salmonn.errors import run_cli  # noqa: E402
 from util.benchmarks.annotation_files import bench_inspector, bench_workers  # noqa: E402
 from util.benchmarks.big_file import N_ENTRIES  # noqa: E402
 from util.benchmarks.frontends import bench_frontends  # noqa: E402
 from util.benchmarks.loading import bench_hour, bench_load  # noqa: E402
+from util.benchmarks.sizes import SIZES  # noqa: E402
+from util.benchmarks.training import bench_train  # noqa: E402
 
 BENCHMARKS = {
     "load": bench_load,
@@ -32,6 +36,7 @@ BENCHMARKS = {
     "frontends": bench_frontends,
     "inspector": bench_inspector,
     "workers": bench_workers,
+    "train": bench_train,
 }
 QUICK = ("load", "hour", "frontends")  # what runs when none is named
 
@@ -41,7 +46,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", choices=[*BENCHMARKS, []], help=f"default: {' '.join(QUICK)}")
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 180.0], help="load: lengths of the clips")
-    parser.add_argument("--batch", type=int, default=8, help="frontends: clips per batch (default 8)")
+    parser.add_argument("--batch", type=int, help="frontends, train: clips per batch (default 8; train: 4)")
+    parser.add_argument("--size", choices=SIZES, default="mini", help="train: random weights of this size (mini)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="train (default cpu)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32",
+        help="train: frozen weights and autocast of ours; on a CPU the plain step stays in float32",
+    )  # fmt: skip
+    parser.add_argument("--quant", choices=("none", "8bit", "nf4"), default="none", help="train: LLM of both sides")
     parser.add_argument("--entries", type=int, default=N_ENTRIES, help="inspector, workers: size of the file")
     parser.add_argument("--repeats", type=int, default=3, help="timed repeats (default 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE, too")
@@ -61,12 +73,17 @@ def main() -> None:
 
 def text_line(row: dict) -> str:
     """One line of the table."""
-    if "ratio" not in row:
+    what = f"{row['what']:58}"
+    if "value" in row:
+        return f"{what}{row['value']:10.1f} {row['unit']}"
+    if "plain" not in row:
         value = f"{row['seconds']:.3f} s" if "seconds" in row else f"{row['mb']:.1f} MB"
-        return f"{row['what']:58}{value:>12}"
-    times = f"ours {1000 * row['ours']:9.1f} ms  plain {1000 * row['plain']:9.1f} ms  {row['ratio']:7.2f}x"
+        return f"{what}{value:>12}"
+    scale, unit, digits = (1, row["unit"], 4) if "unit" in row else (1000, "ms", 1)
+    ours, plain = (f"{scale * row[side]:9.{digits}f} {unit}" for side in ("ours", "plain"))
+    verdict = f"{row['ratio']:7.2f}x" if "ratio" in row else f"{100 * row['difference']:.5f} % apart"
     speed = f"  {row['clips_per_second']:.1f} clips/s" if "clips_per_second" in row else ""
-    return f"{row['what']:58}{times}{speed}"
+    return f"{what}ours {ours}  plain {plain}  {verdict}{speed}"
 
 
 def _processor() -> str:
@@ -78,4 +95,4 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

@@ -10,12 +10,15 @@ from salmonn.audio import SAMPLE_RATE
 from salmonn.features import PCM_SCALE, LogMel, kaldi_fbank
 from util.benchmarks.measure import alternate, row
 
+BATCH = 8
+
 
 def bench_frontends(args: argparse.Namespace) -> list[dict]:
     """Features of args.batch clips of 30 s."""
+    batch = args.batch or BATCH
     extractor = WhisperFeatureExtractor()
     log_mel = LogMel(extractor)
-    wavs = 0.1 * torch.randn(args.batch, 30 * SAMPLE_RATE)
+    wavs = 0.1 * torch.randn(batch, 30 * SAMPLE_RATE)
     arrays = [wav.numpy() for wav in wavs]
 
     def plain_mel() -> None:
@@ -29,4 +32,4 @@ def bench_frontends(args: argparse.Namespace) -> list[dict]:
             )
 
     pairs = {"log-mel": (lambda: log_mel(wavs), plain_mel), "fbank": (lambda: kaldi_fbank(wavs), plain_fbank)}
-    return [row(f"{name}, batch {args.batch}", alternate(*pair, args.repeats)) for name, pair in pairs.items()]
+    return [row(f"{name}, batch {batch}", alternate(*pair, args.repeats)) for name, pair in pairs.items()]
