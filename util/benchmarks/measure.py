@@ -1,5 +1,6 @@
 """Two ways of the same work, timed in turns; memory; the speed of the machine itself."""
 
+import ctypes
 import gc
 import multiprocessing
 import statistics
@@ -15,6 +16,7 @@ from salmonn.evaluation.efficiency import now
 
 MATMUL_SIZES = {"cpu": 2048, "cuda": 8192}
 MATMUL_REPEATS = 10
+_M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def alternate(ours: Callable[[], object], plain: Callable[[], object], repeats: int) -> tuple[float, float]:
@@ -45,13 +47,18 @@ def proportional_memory(pid: int | str = "self") -> int:
 
 
 def peak_growth(work: Callable[[], object], device: torch.device) -> int:
-    """Bytes that work takes at its highest beyond what is held before it: of the GPU, or of this process (Linux)."""
+    """Bytes that work takes at its highest beyond what is held before it: of the GPU, or of this process.
+
+    On a CPU (Linux, glibc) for a process that is there for nothing else: its allocations become slower.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
+    # What is freed goes back at once: kept for later, it would count beside what comes then.
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 16)
     # The kernel forgets the highest value so far: building the weights may have taken more than the work will.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = _status("VmRSS")
