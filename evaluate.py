@@ -24,6 +24,7 @@ between clips: a model that listens scores far worse then. evaluate.judge.* sets
 """
 
 import argparse
+import math
 import os
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from omegaconf import DictConfig
 from salmonn import slurm
 from salmonn.config import argument_parser, load_config
 from salmonn.errors import UserError, run_cli
-from salmonn.evaluation.tasks import MODES
+from salmonn.evaluation.tasks import MODES, load_tasks
 
 # Which operands a mode takes.
 OPERANDS = {
@@ -69,7 +70,8 @@ def run_mode(args: argparse.Namespace, config: DictConfig) -> None:
 
     folder = runner.results_folder(config, args.mode)
     if args.mode == "table3":
-        runner.evaluate_tasks(config, runner.named_tasks(config, args.tasks), folder)
+        chosen = runner.named_tasks(config, args.tasks)
+        runner.evaluate_tasks(config, chosen, folder, others=load_tasks(config.evaluate.tasks_file))
     elif args.mode == "lora_sweep":
         from salmonn.evaluation.lora_sweep import SCALINGS, sweep
 
@@ -96,7 +98,7 @@ def parse_arguments() -> argparse.Namespace:
     what.add_argument("--mode", choices=list(OPERANDS), help="what to evaluate", metavar="MODE")
     what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two results: folders with a report.json")
     parser.add_argument("--tasks", type=_names, default=[], metavar="A,B", help="only these tasks, in this order")
-    parser.add_argument("--scalings", type=_numbers, default=[], metavar="0,2,4", help="LoRA scalings")
+    parser.add_argument("--scalings", type=_scalings, default=[], metavar="0,2,4", help="LoRA scalings")
     parser.add_argument("--checkpoints", type=_names, default=[], metavar="F,G", help="instead of model.ckpt")
     parser.add_argument("--ann", default="", metavar="FILE", help="annotation file")
     parser.add_argument("--csv", default="", metavar="FILE", help="submission to check")
@@ -113,11 +115,20 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected names with commas between, each once")
+    return names
 
 
-def _numbers(text: str) -> list[float]:
-    return [float(number) for number in _names(text)]
+def _scalings(text: str) -> list[float]:
+    try:
+        scalings = [float(number) for number in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas between, as 0,2,4") from error
+    if not all(0 <= scaling < math.inf for scaling in scalings) or len(set(scalings)) < len(scalings):
+        raise argparse.ArgumentTypeError(f"{text!r}: scalings are 0 or more, each once")
+    return scalings
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ def open_index(source: Path) -> Index:
         status = source.stat()
     except OSError as error:
         raise UserError(f"annotation file {source} cannot be read: {error}") from error
+    if not source.is_file():
+        raise UserError(f"annotation file {source} is not a file")
     for place in _places(source):
         if index := _read_index(place, source, status):
             return index

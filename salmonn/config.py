@@ -175,13 +175,14 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
     if path.resolve() in seen:
         raise UserError(f"{path}: `base` leads back to the same file")
     if not path.is_file():
-        raise UserError(f"config file {path} does not exist; the ready ones are in configs/")
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"config file {path} {problem}; the ready ones are in configs/")
     try:
         config = OmegaConf.load(path)
     except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(config, DictConfig):
-        raise UserError(f"{path}: expected sections (model, datasets, run, ...) at the top level")
+        raise UserError(f"{path}: expected keys at the top level, as the files in configs/ have them")
     base = config.pop("base", [])
     bases = [base] if isinstance(base, str) else base
     if not isinstance(bases, list | ListConfig) or not all(isinstance(name, str) for name in bases):
@@ -198,16 +199,17 @@ def _unknown_keys(values: Any, schema: type, prefix: str, where: str, problems: 
         return
     for key, value in values.items():
         if key not in known:
-            problems.append(f"{where}: {prefix}{key}{_nearest(prefix, str(key))}")
+            problems.append(f"{where}: {prefix}{key}{_nearest(prefix, str(key), list(known))}")
         elif is_dataclass(known[key].type):
             _unknown_keys(value, known[key].type, f"{prefix}{key}.", where, problems)
         elif isinstance(value, dict) and get_origin(known[key].type) is not dict:
             problems.append(f"{where}: {prefix}{key} takes a value, not a section")
 
 
-def _nearest(prefix: str, key: str) -> str:
-    everywhere = list(known_keys())
-    same_section = [k for k in everywhere if k.rpartition(".")[0] == prefix.rstrip(".")]
+def _nearest(prefix: str, key: str, known: Sequence[str]) -> str:
+    """What may have been meant: a key of the same section, else one of any section of a configuration."""
+    same_section = [prefix + name for name in known]
+    everywhere = list(known_keys()) if set(known) <= {k.rpartition(".")[2] for k in known_keys()} else []
     for pool in (same_section, everywhere):
         by_name = {k.rpartition(".")[2].lower(): k for k in reversed(pool)}
         match = difflib.get_close_matches(key.lower(), by_name, n=1, cutoff=0.6)

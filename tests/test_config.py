@@ -111,7 +111,7 @@ def test_a_base_is_relative_to_the_file_and_is_overridden(tmp_path):
 @pytest.mark.parametrize(
     ("text", "options", "what"),
     [
-        ("- a\n- b", [], "sections"),
+        ("- a\n- b", [], "at the top level"),
         ("run: 3", [], "run must be a section"),
         ("run: {seed: [", [], "not valid YAML"),
         ("base: config.yaml", [], "leads back"),

@@ -43,7 +43,7 @@ def test_a_submission_is_checked_against_the_set_that_it_answers(submitted):
     config, path = submitted
     told = validate_submission(path, config.datasets)
     assert told.endswith("a valid submission for " + config.datasets.test_ann_path_asr + ", 2 rows")
-    with pytest.raises(UserError, match="ids are missing: z"):
+    with pytest.raises(UserError, match="1 ids are missing: z; 2 ids are not in the set: c, a"):
         validate_submission(path, config.datasets, config.datasets.test_ann_path_aac)
 
 
@@ -61,6 +61,47 @@ def test_a_wrong_submission_is_told_with_its_file_and_its_set(submitted, change,
     path.write_text(change(path.read_text()))
     with pytest.raises(UserError, match=rf"submission\.csv, checked against .*ann\.json: .*{told}"):
         validate_submission(path, config.datasets)
+
+
+def test_a_submission_for_no_set_here_and_one_from_a_spreadsheet_are_told(submitted):
+    config, path = submitted
+    content = path.read_text()
+    path.write_text("testset_id,text\nother,1\n")
+    with pytest.raises(UserError, match=r"shares no testset_id with .*Give --ann FILE"):
+        validate_submission(path, config.datasets)
+    path.write_text(content, encoding="utf-8-sig")
+    with pytest.raises(UserError, match="byte-order mark"):
+        validate_submission(path, config.datasets)
+    path.write_text(content.replace("blue dog", ""))
+    assert validate_submission(path, config.datasets).endswith("2 rows, 1 of them with an empty text")
+
+
+def test_one_set_that_cannot_be_read_is_told_and_ends_no_other(stub_world: Path, stub_model: StubModel):
+    config = config_for(stub_world, [entry(1, text="a"), entry(2, text="blue dog")])
+    (stub_world / "gone.json").write_text(json.dumps({"annotation": [entry("broken", text="a")]}))
+    gone, here = (EvalTask(name, name, f"{stub_world}/{name}.json", metrics=["wer"]) for name in ("gone", "ann"))
+    with pytest.raises(UserError, match=r"gone: .*none of the 1 clips can be read"):
+        evaluate_tasks(config, [gone, here], stub_world / "results")
+    page = (stub_world / "results/report.md").read_text()
+    assert "not evaluated: no clip could be read" in page
+    assert "| ann " in page
+    assert len(stub_model.heard) == 2
+
+
+@pytest.mark.usefixtures("stub_model")
+def test_the_page_keeps_what_an_earlier_command_evaluated(stub_world: Path):
+    config = config_for(stub_world, [entry(1, text="a"), entry(2, text="blue dog")])
+    tasks = [EvalTask(name, name, f"{stub_world}/ann.json", metrics=["wer"]) for name in ("one", "two", "three")]
+    for task in tasks[:2]:
+        evaluate_tasks(config, [task], stub_world / "results", others=tasks)
+    reports = json.loads((stub_world / "results/report.json").read_text())
+    assert set(reports) == {"one", "two"}
+
+
+@pytest.mark.usefixtures("stub_model")
+def test_a_name_that_leads_out_of_the_results_folder_is_refused(stub_world: Path):
+    with pytest.raises(UserError, match="plain name"):
+        evaluate(config_for(stub_world, [entry(1, text="a")], "evaluate.name=../out"), "valid_asr")
 
 
 def test_a_submission_without_a_set_or_that_is_no_text_is_told(submitted):

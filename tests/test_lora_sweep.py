@@ -97,7 +97,9 @@ def test_a_model_without_adapters_is_refused(setting, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--mode", "lora_sweep", "--scalings", "0,four"], "--scalings"),
+        (["--mode", "lora_sweep", "--scalings", "0,four"], "'0,four': expected numbers"),
+        (["--mode", "lora_sweep", "--scalings", "0,nan"], "scalings are 0 or more"),
+        (["--mode", "table3", "--tasks", "asr,asr"], "each once"),
         (["--mode", "table3", "--scalings", "0"], "--mode table3 takes no --scalings"),
         (["--mode", "generate"], "--mode generate needs --ann FILE"),
         (["--mode", "validate_submission", "--ann", "a.json"], "needs --csv FILE"),

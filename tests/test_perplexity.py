@@ -78,13 +78,13 @@ def by_hand(setting, ckpt: str, scaling: float | None, instructed: bool) -> floa
 
 def test_both_perplexities_are_those_of_the_models_own_loss_at_every_checkpoint(setting, measured):
     found = report(measured)
-    assert list(found) == setting[2]
-    for ckpt in setting[2]:
-        assert found[ckpt]["gr"][WITH] == pytest.approx(by_hand(setting, ckpt, None, instructed=True), rel=1e-4)
-        assert found[ckpt]["gr"][WITHOUT] == pytest.approx(by_hand(setting, ckpt, None, instructed=False), rel=1e-4)
-        low, high = found[ckpt]["gr"][f"{WITH} interval"]
-        assert low < found[ckpt]["gr"][WITH] < high
-        assert found[ckpt]["gr"]["provenance"]["checkpoint"] == ckpt
+    assert list(found) == ["first", "second"]
+    for label, ckpt in zip(found, setting[2], strict=True):
+        assert found[label]["gr"][WITH] == pytest.approx(by_hand(setting, ckpt, None, instructed=True), rel=1e-4)
+        assert found[label]["gr"][WITHOUT] == pytest.approx(by_hand(setting, ckpt, None, instructed=False), rel=1e-4)
+        low, high = found[label]["gr"][f"{WITH} interval"]
+        assert low < found[label]["gr"][WITH] < high
+        assert found[label]["gr"]["provenance"]["checkpoint"] == ckpt
     assert (measured / "perplexity.png").read_bytes().startswith(b"\x89PNG")
     assert WITHOUT in (measured / "report.md").read_text()
 
@@ -101,8 +101,7 @@ def test_scalings_are_points_too(setting, tmp_path):
 def test_a_point_does_not_depend_on_the_points_before_it(setting, measured, tmp_path):
     config = config_of(setting)
     measure_perplexity(config, setting[1], points_of(config, setting[2][1:], []), tmp_path)
-    second = setting[2][1]
-    assert report(tmp_path)[second] == report(measured)[second]
+    assert report(tmp_path)["second"] == report(measured)["second"]
 
 
 def test_two_ranks_and_a_rerun_tell_the_same_and_measure_nothing_twice(setting, measured, tmp_path):
@@ -134,14 +133,14 @@ def test_two_ranks_and_a_rerun_tell_the_same_and_measure_nothing_twice(setting, 
         result = run_command(*command)
         assert result.returncode == 0, result.stderr
         found = report(tmp_path / "perplexity")
-        for ckpt in files:
+        for label in ("first", "second"):
             for name in NAMES:
-                expected = report(measured)[ckpt][name]
+                expected = report(measured)[label][name]
                 for key in (WITH, WITHOUT):
-                    assert found[ckpt][name][key] == pytest.approx(expected[key], rel=1e-5)
-                assert found[ckpt][name]["n"] == expected["n"]
+                    assert found[label][name][key] == pytest.approx(expected[key], rel=1e-5)
+                assert found[label][name]["n"] == expected["n"]
     answers = [line for path in (tmp_path / "perplexity/answers").rglob("*.jsonl") for line in path.open()]
-    assert len(answers) == sum(report(measured)[ckpt][name]["heard"] for ckpt in files for name in NAMES)
+    assert len(answers) == sum(one[name]["heard"] for one in report(measured).values() for name in NAMES)
 
 
 def test_a_checkpoint_that_is_absent_is_told_before_anything_is_loaded(setting, tmp_path):
@@ -149,3 +148,21 @@ def test_a_checkpoint_that_is_absent_is_told_before_anything_is_loaded(setting, 
     with pytest.raises(UserError, match=r"nowhere\.pth"):
         measure_perplexity(config, setting[1], points_of(config, [setting[2][0], "nowhere.pth"], []), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_curve_has_one_axis_and_scalings_need_adapters(setting, tmp_path):
+    config = config_of(setting)
+    with pytest.raises(UserError, match="not both"):
+        points_of(config, setting[2], [0.0, 4.0])
+    config.model.lora = False
+    with pytest.raises(UserError, match=r"model\.lora = False"):
+        measure_perplexity(config, setting[1], points_of(config, [], [0.0]), tmp_path)
+
+
+def test_a_checkpoint_with_other_parameters_is_refused_as_it_would_leave_some_of_another(setting, tmp_path):
+    config, (first, _) = config_of(setting), setting[2]
+    content = torch.load(first, weights_only=True)
+    content["model"]["speech_encoder.conv1.bias"] = torch.zeros(96)
+    torch.save(content, tmp_path / "more.pth")
+    with pytest.raises(UserError, match=r"hold other parameters \(speech_encoder\.conv1\.bias\)"):
+        measure_perplexity(config, setting[1], points_of(config, [first, f"{tmp_path}/more.pth"], []), tmp_path / "new")

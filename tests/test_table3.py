@@ -56,7 +56,7 @@ def report(results: Path) -> dict:
     found = json.loads((results / "table3/report.json").read_text())
     for one in found.values():
         if one:
-            del one["provenance"]["processes"]
+            del one["provenance"]["processes"], one["provenance"]["batch_size"]
     return found
 
 
@@ -169,11 +169,13 @@ def test_a_row_shows_the_difference_to_the_paper():
     values = {"scores": {"wer": 0.03}, "intervals": {"wer": [0.02, 0.04]}, "n": 9, "finished": 8, "unfinished": 1}
     values |= {"scores_finished": {"wer": 0.02}, "scoring": {"substitute": {"wer": ""}}}
     (row,) = rows_of(task, values)
-    shown = ["3.00 %", "2.00 % to 4.00 %", "2.00 %"]
+    shown = ["3.00 %", "2.00 % to 4.00 %", "2.00 %", "-"]
     assert row == ["asr", "WER", "9", "8", *shown, "2.10 % (+0.90 %)", "2.24 % (+0.76 %)"]
     nothing = {key: {"wer": None} for key in ("scores", "intervals", "scores_finished")}
     (row,) = rows_of(task, {**values, **nothing})
-    assert row[4:] == ["no score", "-", "no score", "2.10 %", "2.24 %"]
+    assert row[4:] == ["no score", "-", "no score", "-", "2.10 %", "2.24 %"]
+    (row,) = rows_of(task, {**values, "scores": {"wer": 0.03, "wer_shuffled": 1.2}})
+    assert row[7] == "120.00 %"
 
 
 @pytest.mark.parametrize(
@@ -193,10 +195,15 @@ def test_what_cannot_be_compared_with_the_paper_says_why(change, of_task, why):
 
 
 def test_a_tasks_file_with_mistakes_is_refused_with_all_of_them(tmp_path):
-    (tmp_path / "tasks.yaml").write_text("a: {metrc: [wer]}\nb: {metrics: wer}\nc: {metrics: [wer]}")
+    lines = ["a: {metrc: [wer]}", "b: {metrics: wer}", "c: {annotation: c.json, metrics: [wer]}"]
+    lines += ["../d: {annotation: d.json}", "e: {metrics: [wer]}"]
+    (tmp_path / "tasks.yaml").write_text("\n".join(lines))
     with pytest.raises(UserError) as error:
         load_tasks(tmp_path / "tasks.yaml")
-    assert "did you mean metrics?" in str(error.value) or "metrc" in str(error.value)
+    assert "metrc (did you mean" in str(error.value)
+    assert "model." not in str(error.value)
+    assert "'../d' is the name of a folder" in str(error.value)
+    assert "task e: annotation is not set" in str(error.value)
     assert "task b" in str(error.value)
     assert "task c" not in str(error.value)
 

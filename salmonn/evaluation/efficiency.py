@@ -79,7 +79,8 @@ def measure(
     process since it began. Raises UserError for lengths that cannot be measured.
     """
     if not MIN_SECONDS <= seconds <= model.max_seconds:
-        raise UserError(f"{seconds:g} s of audio: this model hears {MIN_SECONDS:g} to {model.max_seconds:g} s")
+        heard = f"this model hears {MIN_SECONDS:g} to {model.max_seconds:g} s"
+        raise UserError(f"evaluate.efficiency.seconds = {seconds:g}: {heard}")
     if new_tokens < 2 or runs < 1:
         raise UserError(f"{runs} runs of {new_tokens} new tokens: measuring needs 1 run of 2 tokens or more")
     settings = _of_length(generate_config(settings), new_tokens)

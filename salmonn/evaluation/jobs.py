@@ -50,5 +50,8 @@ def swap_audio(jobs: Sequence[Job]) -> list[Job]:
     """
     n = len(jobs)
     if n < 2:
-        raise UserError(f"evaluate.shuffled_control swaps audio between clips: {n} readable clips are too few")
+        raise UserError(
+            f"evaluate.shuffled_control swaps audio between clips, and {n} is too few: set it to false, "
+            "or see in the report which clips could not be read"
+        )
     return [replace(job, audio_index=jobs[(i + n // 2) % n].audio_index) for i, job in enumerate(jobs)]

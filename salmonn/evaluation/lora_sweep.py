@@ -15,7 +15,7 @@ from salmonn.evaluation.curve_plots import Curve
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.report import without_statistics, write_text
 from salmonn.evaluation.runner import Answered, answer_set, judge_sets, load_model, open_sets, scored_tasks, session
-from salmonn.evaluation.tables import metrics_of, shown_interval, shown_score, table
+from salmonn.evaluation.tables import card_table, metrics_of, shown_interval, shown_score, table
 from salmonn.evaluation.tasks import EvalTask
 
 SCALINGS = (0.0, 1.0, 2.0, 3.0, 4.0)  # of Figure 3; trained with 4
@@ -61,7 +61,9 @@ def write_sweep(
     }
     write_text(folder / "report.json", json.dumps(of_scaling, ensure_ascii=False, indent=2) + "\n")
     write_png(curve_plots.sweep(curves), folder / "lora_sweep.png")
+    cards = [report["provenance"] for by_name in reports.values() for report in by_name.values()]
     parts = ["# Scores over the LoRA scaling", shown, "![curves](lora_sweep.png)", "Full reports: scaling_*/<task>/."]
+    parts += ["## What all of this depends on", card_table(cards)]
     write_text(folder / "report.md", "\n\n".join(parts) + "\n")
     return f"\n{shown}\n\nResults: {folder}/"
 

@@ -20,14 +20,14 @@ from salmonn.charts import write_png
 from salmonn.errors import UserError
 from salmonn.evaluation import curve_plots
 from salmonn.evaluation.answers import AnswerStore
-from salmonn.evaluation.curve_plots import PerplexityCurve
+from salmonn.evaluation.curve_plots import PerplexityCurve, distinct_parts
 from salmonn.evaluation.generation import answer_all
 from salmonn.evaluation.jobs import Answer, Job
 from salmonn.evaluation.metrics.base import Metric, interval_of, ratio, value_of
 from salmonn.evaluation.provenance import earlier_commits, fingerprint, provenance
 from salmonn.evaluation.report import write_text
 from salmonn.evaluation.runner import EvalSet, load_model, open_sets, scored_tasks, session
-from salmonn.evaluation.tables import shown_interval, shown_score, table
+from salmonn.evaluation.tables import card_table, shown_interval, shown_score, table
 from salmonn.evaluation.tasks import EvalTask
 from salmonn.model import SALMONN
 from salmonn.prompts import SPEECH_MARKER
@@ -57,12 +57,17 @@ class Point:
 
 
 def points_of(config: DictConfig, checkpoints: Sequence[str], scalings: Sequence[float]) -> list[Point]:
-    """Every checkpoint at every scaling; those of the config where none is given."""
-    files = list(checkpoints) or [config.model.ckpt]
-    if not scalings:
-        return [Point(file or "no checkpoint", file, None) for file in files]
-    several = len(files) > 1
-    return [Point(f"{file}, {s:g}" if several else f"{s:g}", file, s) for file in files for s in scalings]
+    """Several checkpoints at one scaling, or one checkpoint at several; the config's where none is given.
+
+    Raises UserError for several of both: a curve has one axis.
+    """
+    files, values = list(checkpoints) or [config.model.ckpt], list(scalings) or [None]
+    if len(files) > 1 and len(values) > 1:
+        raise UserError("several --checkpoints or several --scalings, not both: the curves are over one of them")
+    if len(files) > 1 or values == [None]:
+        labels = distinct_parts(files)
+        return [Point(label or "no checkpoint", file, values[0]) for label, file in zip(labels, files, strict=True)]
+    return [Point(f"{scaling:g}", files[0], scaling) for scaling in values]
 
 
 def measure_perplexity(config: DictConfig, tasks: Sequence[EvalTask], points: Sequence[Point], folder: Path) -> None:
@@ -84,7 +89,8 @@ def measure_perplexity(config: DictConfig, tasks: Sequence[EvalTask], points: Se
             config.model.ckpt = point.ckpt
             if config.model.lora:
                 model.lora_scaling = trained_scaling if point.scaling is None else point.scaling
-            results[point.label] = {one.task.name: _measure_set(model, one, config, folder) for one in sets}
+            measure = partial(_measure_set, model, config, folder, point.label)
+            results[point.label] = {one.task.name: measure(one) for one in sets}
         is_main = distributed.is_main()
     if is_main:
         print(write_perplexity(folder, there, results), flush=True)
@@ -101,14 +107,14 @@ def _require_comparable(config: DictConfig, points: Sequence[Point]) -> None:
             raise UserError(f"{first} and {file} hold other parameters ({differing[0]}); measure them one by one")
 
 
-def _measure_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -> dict[str, Any]:
+def _measure_set(model: SALMONN, config: DictConfig, folder: Path, label: str, one: EvalSet) -> dict[str, Any]:
     """Perplexities of a set, with how they were come by; the same on every rank."""
     one.dataset.max_seconds = model.max_seconds
     card = provenance(config, one.task.annotation, model.lora_scaling)
     name = fingerprint(card, [job.prompt for job in one.jobs])
     store = AnswerStore(folder / "answers" / one.task.name, name, card["commit"], Likelihood)
-    description = f"{one.task.name}, {Path(config.model.ckpt).name or 'no checkpoint'}, scaling {model.lora_scaling:g}"
-    answers = answer_all(partial(likelihoods, model, config), one.dataset, one.jobs, config, description, store)
+    ask = partial(likelihoods, model, config)
+    answers = answer_all(ask, one.dataset, one.jobs, config, f"{one.task.name}, {label}", store)
     heard = [answer for answer in answers.values() if not answer.unreadable]
     longest = sum(answer.n_tokens == config.model.max_txt_len for answer in heard)
     result: dict[str, Any] = {"n": len(answers), "heard": len(heard), "as_long_as_max_txt_len": longest}
@@ -143,7 +149,9 @@ def write_perplexity(folder: Path, tasks: Sequence[EvalTask], results: Mapping[s
         f"Perplexity per target token of the right answers (of several references the first), 95 % intervals over "
         f"clips. {WITH}: audio and instruction. {WITHOUT}: the audio alone."
     )
+    cards = [one["provenance"] for by_task in results.values() for one in by_task.values()]
     parts = ["# Perplexity of the right answers", shown, explained, "![curves](perplexity.png)"]
+    parts += ["## What all of this depends on", card_table(cards)]
     write_text(folder / "report.md", "\n\n".join(parts) + "\n")
     return f"\n{shown}\n\n{explained}\n\nResults: {folder}/"
 

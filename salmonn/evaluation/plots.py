@@ -99,6 +99,8 @@ def _draw_bars(panel: "Axes", task: EvalTask, report: Mapping[str, Any], names: 
             furthest = max(furthest, end)
         line += 1
     panel.set_title(_wrapped(f"{task.name}: {task.title}", 42), loc="left", fontsize=9.5, fontweight="bold")
+    if METRICS[names[0]].percent:
+        furthest = max(furthest, 1.0)  # shares are drawn on one scale
     panel.set(xlim=(0, 1.4 * furthest or 1), ylim=(lines - 0.4, -0.6), xticks=[], yticks=[])
     panel.spines[["top", "right", "bottom"]].set_visible(False)
     panel.spines["left"].set_color(GREY)

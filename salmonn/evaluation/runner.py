@@ -22,8 +22,17 @@ from salmonn.evaluation.judge import Judgement, judge_answers
 from salmonn.evaluation.provenance import earlier_commits, fingerprint, provenance
 from salmonn.evaluation.report import build_report, prediction_lines, summary, write_report, write_text
 from salmonn.evaluation.submission import submission_csv
-from salmonn.evaluation.table3 import write_overview
-from salmonn.evaluation.tasks import Clip, EvalTask, annotation_key, check_names, clips_of, load_tasks, task_of_mode
+from salmonn.evaluation.table3 import earlier_reports, write_overview
+from salmonn.evaluation.tasks import (
+    Clip,
+    EvalTask,
+    annotation_key,
+    check_names,
+    clips_of,
+    is_plain_name,
+    load_tasks,
+    task_of_mode,
+)
 from salmonn.preflight import find_problems, refuse
 from salmonn.prompts import load_test_prompts
 from salmonn.run_log import setup_logging
@@ -76,8 +85,12 @@ def generate_answers(config: DictConfig, annotation: str) -> None:
         answer_set(load_model(config, folder), sets[0], config, folder)
 
 
-def evaluate_tasks(config: DictConfig, tasks: Sequence[EvalTask], folder: Path) -> dict[str, dict[str, Any]]:
+def evaluate_tasks(
+    config: DictConfig, tasks: Sequence[EvalTask], folder: Path, others: Sequence[EvalTask] = ()
+) -> dict[str, dict[str, Any]]:
     """Answer and score every task whose set is there, with one model; one page beside the paper's figures.
+
+    What an earlier command has written of `others` in the same folder stays on the page.
 
     Returns {name: report}, empty on other ranks than the first. Raises UserError if no set is there; if no clip of
     one can be read or a judge fails, after all that goes without it has been written.
@@ -95,7 +108,9 @@ def evaluate_tasks(config: DictConfig, tasks: Sequence[EvalTask], folder: Path) 
         raise UserError("\n".join(problems))
     problems += judge_sets(answered)
     reports = {one.set.task.name: one.report for one in answered}
-    print(write_overview(folder, tasks, reports), flush=True)
+    earlier = earlier_reports(folder, [task for task in others if task not in tasks])
+    page = [*tasks, *(task for task in others if task.name in earlier)]
+    print(write_overview(folder, page, earlier | reports), flush=True)
     if problems:
         raise UserError("\n".join(problems))
     return reports
@@ -131,8 +146,13 @@ def absent_sets(tasks: Sequence[EvalTask]) -> str:
 
 
 def results_folder(config: DictConfig, mode: str) -> Path:
-    """Where the results of a mode go."""
-    return Path(config.evaluate.results_dir) / (config.evaluate.name or mode)
+    """Where the results of a mode go. Raises UserError for a name that leads elsewhere."""
+    name = config.evaluate.name
+    if name and not is_plain_name(name):
+        raise UserError(
+            f"evaluate.name = {name!r}: a folder's plain name, without / (evaluate.results_dir is the place)"
+        )
+    return Path(config.evaluate.results_dir) / (name or mode)
 
 
 @contextmanager
@@ -220,7 +240,7 @@ def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -
     card |= earlier_commits(card, commits)
     answered = Answered(one, outputs, swapped, config, card, folder, {})
     if distributed.is_main():
-        write_results(answered, Judgement(problem="the judge is asked when all sets are answered"))
+        write_results(answered, Judgement(problem="comes last: the judge is asked when all sets are answered"))
         print(f"\n{task.name}: {task.title}\n\n{summary(answered.report)}\n\nResults: {folder}/", flush=True)
     return answered
 

@@ -30,7 +30,7 @@ def validate_submission(path: Path, datasets: DictConfig, annotation: str = "") 
     Raises UserError for a file or a set that cannot be read, and for the first thing that is wrong.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"submission {path} cannot be read: {error}") from error
     keys = ("test_ann_path_asr", "test_ann_path_aac", "test_ann_path")
@@ -40,8 +40,12 @@ def validate_submission(path: Path, datasets: DictConfig, annotation: str = "") 
     found = {row[0] for row in _rows(content, str(path))[1:] if row}
     ids = {name: _ids_of(name) for name in sets}
     chosen = max(sets, key=lambda name: (found == set(ids[name]), len(found.intersection(ids[name]))))
+    if not annotation and found.isdisjoint(ids[chosen]):
+        raise UserError(f"{path} shares no testset_id with {', '.join(sets)}: whose submission is it? Give --ann FILE")
     check_submission(content, ids[chosen], f"{path}, checked against {chosen}")
-    return f"{path}: a valid submission for {chosen}, {len(ids[chosen])} rows"
+    empty = sum(not row[1].strip() for row in _rows(content, str(path))[1:])
+    remark = f", {empty} of them with an empty text" if empty else ""
+    return f"{path}: a valid submission for {chosen}, {len(ids[chosen])} rows{remark}"
 
 
 def _ids_of(annotation: str) -> list[str]:
@@ -53,15 +57,21 @@ def _ids_of(annotation: str) -> list[str]:
 def check_submission(content: str, ids: Sequence[str], source: str) -> None:
     """Raise UserError unless `content` answers exactly the `ids`, in their order."""
     header, *rows = _rows(content, source) or [[]]
+    if header and header[0].startswith("\ufeff"):
+        raise UserError(f"{source}: begins with a byte-order mark; save it as UTF-8 without one")
     if header != HEADER:
         raise UserError(f"{source}: the header must be {','.join(HEADER)}, found {','.join(header)!r}")
     wide = [f"row {number}" for number, row in enumerate(rows, start=1) if len(row) != len(HEADER)]
     _refuse(source, "rows have not exactly two columns", wide)
     found = [row[0] for row in rows]
-    _refuse(source, "ids occur more than once", [name for name, count in Counter(found).items() if count > 1])
     in_file, in_set = set(found), set(ids)
-    _refuse(source, "ids are missing", [name for name in ids if name not in in_file])
-    _refuse(source, "ids are not in the set", [name for name in found if name not in in_set])
+    wrong = {
+        "ids occur more than once": [name for name, count in Counter(found).items() if count > 1],
+        "ids are missing": [name for name in ids if name not in in_file],
+        "ids are not in the set": [name for name in found if name not in in_set],
+    }
+    if problems := [f"{len(names)} {problem}: {examples(names)}" for problem, names in wrong.items() if names]:
+        raise UserError(f"{source}: {'; '.join(problems)}")
     moved = [name for name, expected in zip(found, ids, strict=True) if name != expected]
     _refuse(source, "ids are not in the order of the set", moved)
 

@@ -20,7 +20,8 @@ from salmonn.evaluation.tables import (
 )
 from salmonn.evaluation.tasks import EvalTask
 
-HEADER = ["task", "metric", "n", "finished", "this run", "95 % interval", "finished only", "paper", "reproduced"]
+HEADER = ["task", "metric", "n", "finished", "this run", "95 % interval", "finished only", "shuffled audio"]
+HEADER += ["paper", "reproduced"]
 READING = "In brackets: this run minus the published score, or why the two cannot be compared."
 
 
@@ -43,16 +44,23 @@ def write_overview(folder: Path, tasks: Sequence[EvalTask], reports: Mapping[str
     return f"\n{shown}\n\nResults: {folder}/"
 
 
+def earlier_reports(folder: Path, tasks: Sequence[EvalTask]) -> dict[str, dict[str, Any]]:
+    """{task: report} of the tasks that an earlier command evaluated into this folder."""
+    paths = {task.name: folder / task.name / "report.json" for task in tasks}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
+
+
 def rows_of(task: EvalTask, report: Mapping[str, Any] | None) -> list[list[str]]:
     """A row per metric; one that names the absent file where the task was not evaluated."""
     if report is None:
         why = "no clip could be read" if Path(task.annotation).is_file() else f"no {task.annotation}"
-        return [[task.name, "-", "-", "-", f"not evaluated: {why}", *["-"] * 4]]
+        return [[task.name, "-", "-", "-", f"not evaluated: {why}", *["-"] * 5]]
     return [_row(task, report, name) for name in metrics_of(report)]
 
 
 def _row(task: EvalTask, report: Mapping[str, Any], name: str) -> list[str]:
-    metric, value = METRICS[name], report["scores"][name]
+    metric, value, shuffled = METRICS[name], report["scores"][name], report["scores"].get(f"{name}_shuffled")
+    why_apart = _why_apart(task, report, name)
     row = {
         "task": task.name,
         "metric": metric.title,
@@ -61,8 +69,9 @@ def _row(task: EvalTask, report: Mapping[str, Any], name: str) -> list[str]:
         "this run": shown_score(metric, value),
         "95 % interval": shown_interval(metric, report["intervals"][name]),
         "finished only": shown_score(metric, report["scores_finished"][name]),
-        "paper": _published(metric, value, task.paper.get(name), _why_apart(task, report, name)),
-        "reproduced": _published(metric, value, task.reproduced.get(name), _why_apart(task, report, name)),
+        "shuffled audio": "-" if shuffled is None else metric.show(shuffled),
+        "paper": _published(metric, value, task.paper.get(name), why_apart),
+        "reproduced": _published(metric, value, task.reproduced.get(name), why_apart),
     }
     return [str(row[column]) for column in HEADER]
 

@@ -1,5 +1,6 @@
 """What can be evaluated: each task is a declaration, each set a list of clips. No torch here."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,8 @@ def load_tasks(path: str | Path, names: Sequence[str] = ()) -> list[EvalTask]:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
+    if not tasks:
+        raise UserError(f"{path}: no task in it; configs/eval_tasks.yaml shows how one looks")
     if unknown := [name for name in names if name not in tasks]:
         raise UserError(f"--tasks {', '.join(unknown)}: not in {path}, which has {', '.join(tasks)}")
     return [tasks[name] for name in names or tasks]
@@ -94,8 +97,17 @@ def check_names(task: EvalTask, source: str) -> None:
         for name in [value] if isinstance(value, str) and value else value:
             if name not in names:
                 raise UserError(f"{source}: {key} {name!r} is not known; there are {', '.join(names)}")
+    if not is_plain_name(task.name):
+        raise UserError(f"{source}: {task.name!r} is the name of a folder, too: letters, digits, and . _ + - within")
+    if not task.annotation:
+        raise UserError(f"{source}: annotation is not set")
     if "judged" in task.metrics and not task.judge:
         raise UserError(f"{source}: metric judged needs judge: one of {', '.join(JUDGED_TASKS)}")
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether this can be the name of a folder that lies where it should."""
+    return bool(re.fullmatch(r"\w[\w.+-]*", name))
 
 
 @dataclass(frozen=True)
