@@ -334,15 +334,29 @@ class SALMONN(nn.Module):
         settings = generate_config(settings)
         chosen = prompts or samples.get("prompts") or self._test_prompts(samples)
         embeds, _ = self.encode_speech(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
+        details = self.answer_embeds(embeds, chosen, settings, **library)
+        return details if return_details else [detail["text"] for detail in details]
+
+    @torch.no_grad()
+    def answer_embeds(
+        self,
+        embeds: Tensor,
+        chosen: Sequence[str],
+        settings: Mapping[str, Any] | DictConfig | None = None,
+        **library: Any,
+    ) -> list[dict[str, Any]]:
+        """Answer the prompts about audio that `encode_speech` has encoded, [B, A, H]: `generate`'s second half.
+
+        `chosen`: one complete templated string per row; the rest and the details returned as for `generate`.
+        """
         layout = lay_out(self.tokenizer, embeds.shape[1], chosen, [[]] * len(embeds), left_padded=True)
         output = self.llama_model.generate(
             inputs_embeds=self._embed(layout, embeds),
             attention_mask=layout.is_used.to(self.device).long(),
-            **search_settings(settings, self.tokenizer.bos_token_id, self.end_id),
+            **search_settings(generate_config(settings), self.tokenizer.bos_token_id, self.end_id),
             **library,
         )
-        details = [answer(ids, self.tokenizer, self.end_id) for ids in output.tolist()]
-        return details if return_details else [detail["text"] for detail in details]
+        return [answer(ids, self.tokenizer, self.end_id) for ids in output.tolist()]
 
     def _test_prompts(self, samples: Mapping[str, Any]) -> list[str]:
         if not self.test_prompts or "task" not in samples:
