@@ -97,6 +97,16 @@ def load_clip(
     return np.pad(wav, (0, missing)) if missing > 0 else wav
 
 
+def stream_audio(path: str | Path, channel: str = "first") -> Iterator[np.ndarray]:
+    """Read a whole file of any length at 16 kHz, a block [N] float32 of some 30 s at a time; else as `load_audio`."""
+    with _open(path) as file:
+        resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE, num_channels=1, dtype="float32", quality="HQ")
+        for samples in _blocks(file):  # [N, channels]
+            wav = samples.mean(1) if channel == "mean" else samples[:, 0]
+            yield resampler.resample_chunk(np.ascontiguousarray(wav))
+        yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+
+
 def share_time(lengths: Sequence[int], limit: int) -> list[int]:
     """Cut lengths to `limit` in all: equal shares, and what a short clip leaves goes to the longer ones."""
     shares, left = [0] * len(lengths), max(limit, 0)
@@ -116,12 +126,7 @@ def inspect_header(path: str | Path) -> AudioInfo:
 def decode_all(path: str | Path) -> AudioInfo:
     """Decode a whole file, a block at a time. Raises AudioError for any damage that a decoder can see."""
     with _open(path) as file:
-        block, known = _BLOCK_SECONDS * file.samplerate, _known_frames(file)
-        frames = n = len(_read(file, block, known))
-        while n == block:
-            n = len(_read(file, block, known, frames))
-            frames += n
-        return _info(file, frames)
+        return _info(file, sum(map(len, _blocks(file))))
 
 
 def _info(file: soundfile.SoundFile, frames: int) -> AudioInfo:
@@ -208,6 +213,16 @@ def _read(file: soundfile.SoundFile, frames: int, known: int | None, start: int 
     if loudest > _LOUDEST:
         raise ValueError(f"absurd samples: up to {loudest:g}, where 1 is full scale")
     return samples
+
+
+def _blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    """The whole file from its beginning, as `_read` gives it, `_BLOCK_SECONDS` at a time."""
+    size, known = _BLOCK_SECONDS * file.samplerate, _known_frames(file)
+    frames, is_last = 0, False
+    while not is_last:
+        samples = _read(file, size, known, frames)
+        frames, is_last = frames + len(samples), len(samples) < size
+        yield samples
 
 
 def _slack(file: soundfile.SoundFile) -> int:

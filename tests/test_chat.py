@@ -1,0 +1,287 @@
+"""Talking to the model: one question with files, a conversation that survives wrong input, audio encoded once."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import TextIteratorStreamer
+
+from conftest import ROOT, mini_options, run_command
+from salmonn.audio import load_clip
+from salmonn.chat import Chat, number, parse_arguments
+from salmonn.config import load_config
+from salmonn.errors import UserError
+from salmonn.session import Listener
+
+
+@pytest.fixture(scope="module")
+def options(mini_world: Path, tmp_path_factory) -> list[str]:
+    output = tmp_path_factory.mktemp("out")
+    paths = [option for option in mini_options(mini_world, output) if not option.startswith("datasets.")]
+    return [*paths, "model.ckpt=", "generate.max_new_tokens=12", "generate.num_beams=1"]
+
+
+@pytest.fixture(scope="module")
+def listener(options: list[str]) -> Listener:
+    torch.manual_seed(0)
+    return Listener.load(load_config(ROOT / "configs/mini/decode.yaml", options))
+
+
+@pytest.fixture
+def chat(listener: Listener, monkeypatch) -> Chat:
+    monkeypatch.setattr(listener.model, "lora_scaling", listener.model.lora_scaling)  # put back after the test
+    return Chat(listener)
+
+
+@pytest.fixture(scope="module")
+def clips(mini_world: Path) -> list[str]:
+    return [str(path) for path in sorted((mini_world / "audio/speech").glob("test_*.wav"))[:2]]
+
+
+@pytest.fixture
+def long_clip(tmp_path: Path) -> str:
+    """12 s, more than twice what the miniature Whisper hears."""
+    path = tmp_path / "long.wav"
+    noise = np.random.default_rng(0).normal(size=12 * 16_000)
+    soundfile.write(path, 0.1 * noise, 16_000)
+    return str(path)
+
+
+def talk(options: list[str], *arguments: str, typed: bytes | None = None) -> subprocess.CompletedProcess:
+    command = ["-m", "salmonn.chat", "--cfg-path", "configs/mini/decode.yaml", *arguments, "--options", *options]
+    if typed is None:
+        return run_command(*command)
+    result = subprocess.run([sys.executable, *command], cwd=ROOT, input=typed, capture_output=True, timeout=240)
+    return subprocess.CompletedProcess(command, result.returncode, result.stdout.decode(), result.stderr.decode())
+
+
+# ---- one question
+
+
+def test_each_file_of_a_batch_gets_the_answer_that_it_gets_alone(options, clips, listener):
+    result = talk(options, "--audio", *clips, "--prompt", "What is said?", "--json")
+    assert result.returncode == 0, result.stderr
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [answer["audio"] for answer in answers] == clips
+    prompt = "USER: <Speech><SpeechHere></Speech> What is said?\nASSISTANT:"
+    for answer in answers:
+        wav = torch.from_numpy(load_clip(answer["audio"], 5.0))[None]
+        [alone] = listener.model.generate({"raw_wav": wav}, listener.config.generate, [prompt], return_details=True)
+        assert answer["prompt"] == prompt
+        assert (answer["answer"], answer["finished"]) == (alone["text"], alone["finished"])
+    assert "the connector is untrained" in result.stderr
+
+
+def test_every_wrong_file_is_named_before_the_model_is_loaded(clips, tmp_path):
+    broken = tmp_path / "broken.wav"
+    broken.write_text("this is not audio")
+    files = ["--audio", clips[0], "nowhere.wav", str(broken)]
+    result = talk(["model.llama_path=/nowhere"], *files, "--prompt", "What is said?")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    missing, undecodable = result.stderr.splitlines()
+    assert missing == "error: nowhere.wav: file does not exist"
+    assert undecodable.startswith(f"{broken}: undecodable")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--audio", "a.wav", "--prompt", " "], "--prompt is empty"),
+        (["--task", "asr"], "name them with --audio"),
+        (["--audio", "a.wav", "--json"], "--json needs"),
+        (["--audio", "a.wav", "--prompt", "x", "--question", "y"], "--question fills"),
+        (["--audio", "a.wav", "b.wav"], "several clips need"),
+        (["--overlap", "1"], "--overlap is for --long"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(arguments, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["chat", *arguments])
+    with pytest.raises(UserError, match=message):
+        parse_arguments()
+
+
+# ---- conversation
+
+TYPED = """What is said?
+/audio nowhere.wav
+/audio {broken}
+/audio {clip}
+
+/task
+/task nothing
+/task QA
+/task asr now
+/task asr
+/scale two
+/scale -1
+/scale nan
+/scale 2
+/beams 0
+/beams 1e9
+/beams 2
+/autio x
+<SpeechHere><SpeechHere>
+What is said?
+"""
+
+
+def test_a_conversation_answers_wrong_input_with_a_message_and_goes_on(options, clips, tmp_path):
+    broken = tmp_path / "broken.wav"
+    broken.write_text("this is not audio")
+    typed = TYPED.format(broken=broken, clip=clips[0]).encode() + b"\xff\xfe\n/audio \0\n/quit\nnever read\n"
+    result = talk(options, typed=typed)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    expected = [
+        "no clip is heard yet", "nowhere.wav: file does not exist", "broken.wav: undecodable", "the question is empty",
+        "no test prompt for the task 'nothing'", "the task QA needs a question", "the task asr takes no question",
+        "'two': give a number", "'-1': give", "'nan': give", "'0': give a whole number", "'1e9': give",
+        "did you mean /audio?", "<SpeechHere> exactly once", "\0",
+    ]  # fmt: skip
+    assert len(errors) == len(expected), result.stderr
+    for error, part in zip(errors, expected, strict=True):
+        assert part in error
+    assert "LoRA scaling 2\n" in result.stderr
+    assert "2 beams\n" in result.stderr
+    prompts = TYPED.count("\n") + 3
+    assert result.stdout.count("> ") == prompts
+    assert "asr, audiocaption," in result.stdout
+
+
+def test_the_end_of_the_input_ends_a_conversation(options):
+    result = talk(options, typed=b"/help\n")
+    assert result.returncode == 0, result.stderr
+    assert "/scale NUMBER" in result.stdout
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_conversation(options, clips):
+    endless = [*options, "generate.max_new_tokens=100000", "generate.min_length=100000"]
+    command = [sys.executable, "-m", "salmonn.chat", "--cfg-path", "configs/mini/decode.yaml", "--audio", clips[0]]
+    process = subprocess.Popen(
+        [*command, "--options", *endless],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert any("listening to" in line for line in process.stderr)
+        process.stdin.write("What is said?\n")
+        process.stdin.flush()
+        while process.stdout.read(1) in "> ":  # until the first character of the answer
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert any("(stopped)" in line for line in process.stderr)
+        out, _ = process.communicate("/help\n/quit\n", timeout=60)
+        assert "/scale NUMBER" in out
+        assert process.returncode == 0
+    finally:
+        process.kill()
+
+
+def test_a_clip_is_encoded_once_for_several_questions(chat: Chat, clips, monkeypatch, capsys):
+    encoded = []
+    encode = chat.listener.model.encode_speech
+    monkeypatch.setattr(
+        chat.listener.model, "encode_speech", lambda wav, *rest: encoded.append(len(wav)) or encode(wav, *rest)
+    )
+    for line in (f"/audio {clips[0]}", "What is said?", "/task asr", "/scale 2", "/beams 2", "Who speaks?"):
+        chat.obey(line)
+    assert encoded == [1]
+    chat.obey(f"/audio '{clips[1]}'")
+    assert encoded == [1, 1]
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_clip_that_cannot_be_read_leaves_the_one_before(chat: Chat, clips, capsys):
+    chat.obey(f"/audio {clips[0]}")
+    before = chat.heard
+    with pytest.raises(UserError, match=r"nowhere\.wav"):
+        chat.obey("/audio nowhere.wav")
+    assert chat.heard is before
+    chat.obey("What is said?")
+    assert capsys.readouterr().out
+
+
+def test_scaling_and_beams_change_what_is_answered_with(chat: Chat, clips, monkeypatch):
+    seen = []
+    answer = chat.listener.model.answer_embeds
+
+    def watch(embeds, chosen, settings, **library):
+        seen.append((chat.listener.model.lora_scaling, settings.num_beams, library["streamer"] is not None))
+        return answer(embeds, chosen, settings, **library)
+
+    monkeypatch.setattr(chat.listener.model, "answer_embeds", watch)
+    for line in (f"/audio {clips[0]}", "What?", "/scale 2", "/beams 3", "What?"):
+        chat.obey(line)
+    assert seen == [(4.0, 1, True), (2.0, 3, False)]
+    assert chat.listener.config.generate.num_beams == 1  # one person's setting is not another's
+
+
+def test_a_streamed_answer_is_the_same_text(listener: Listener, chat: Chat, clips, capsys):
+    heard, question = listener.hear(clips[:1]), listener.question("What is said?")
+    [answer] = listener.ask(heard, question)
+    assert answer.text
+    streamer = TextIteratorStreamer(listener.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    assert listener.ask(heard, question, streamer=streamer) == [answer]
+    pieces = list(streamer)
+    assert "".join(pieces).strip() == answer.text
+    assert sum(map(bool, pieces)) > 1
+    chat.obey(f"/audio {clips[0]}")
+    chat.obey("What is said?")
+    assert capsys.readouterr().out.strip() == answer.text
+
+
+# ---- long clips
+
+
+def test_without_long_the_beginning_is_heard_and_that_is_told(options, long_clip, listener):
+    result = talk(options, "--audio", long_clip, "--task", "asr")
+    assert result.returncode == 0, result.stderr
+    assert f"{long_clip}: only the first 5 s are heard; --long hears all of it" in result.stderr
+    wav = torch.from_numpy(load_clip(long_clip, 5.0))[None]
+    expected = listener.model.generate({"raw_wav": wav, "task": ["asr"]}, listener.config.generate)
+    assert result.stdout.strip() == expected[0]
+
+
+def test_long_answers_about_each_window_and_says_so(options, long_clip):
+    arguments = ["--audio", long_clip, "--long", "--overlap", "1", "--task", "audiocaption"]
+    result = talk(options, *arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    assert "12.0 s, put together from 3 windows" in result.stderr
+    assert "the published one 30 s" in result.stderr
+    answer = json.loads(result.stdout)
+    assert [(window["start"], window["end"]) for window in answer["windows"]] == [(0, 5), (4, 9), (8, 12)]
+    first = answer["windows"][0]["answer"]
+    assert answer["answer"].splitlines()[0] == f"[0:00.0 - 0:05.0] {first}"
+
+
+def test_windows_of_a_long_clip_are_heard_as_clips_of_their_own(listener: Listener, long_clip):
+    heard = listener.hear_long(long_clip, 1.0)
+    wav = load_clip(long_clip, 12.0)
+    for row, span in enumerate(heard.spans):
+        part = wav[int(span.start * 16_000) : int(span.end * 16_000)]
+        torch.testing.assert_close(heard.embeds[row : row + 1], listener.hear([part]).embeds, atol=1e-4, rtol=0)
+
+
+def test_a_short_clip_is_not_stitched(listener: Listener, clips):
+    heard, question = listener.hear_long(clips[0]), listener.task_question("asr")
+    assert listener.ask(heard, question) == listener.ask(listener.hear(clips[:1]), question)
+
+
+@pytest.mark.parametrize("overlap", [-1.0, 5.0, float("nan")])
+def test_an_overlap_that_leaves_no_window_is_refused(listener: Listener, clips, overlap):
+    with pytest.raises(UserError, match="less than the window of 5 s"):
+        listener.hear_long(clips[0], overlap)
+
+
+def test_numbers_are_whole_where_they_have_to_be():
+    assert number("2.5", float, 0, 10) == 2.5
+    with pytest.raises(UserError, match="a whole number from 1 to 64"):
+        number("2.5", int, 1, 64)
