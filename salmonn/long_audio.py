@@ -17,8 +17,9 @@ import numpy as np
 from salmonn.audio import SAMPLE_RATE
 
 PAUSE_SECONDS = 0.15  # at least, between sentences or phrases; closures within words are shorter
-PAUSE_DB = 20.0  # below the mean of the window
-PAUSE_RANGE_DB = 11.0  # above the quietest stretch, in which a pause still counts
+PAUSE_DB = 20.0  # below the mean power of the window
+PAUSE_RANGE_DB = 3.0  # above the quietest stretch, in which a pause still counts
+SILENCE_DB = 45.0  # below the mean power: what is quieter is not told apart
 WORDS_PER_SECOND = 4.0  # of fast speech: no more words stand in an overlap, or in a window
 
 _FRAME = SAMPLE_RATE // 100  # power is looked at every 10 ms
@@ -55,19 +56,19 @@ def cut_windows(blocks: Iterable[np.ndarray], seconds: float, overlap: float) ->
 def find_pause(wav: np.ndarray, begin: int) -> int | None:
     """Where to cut wav [N] (a sample's index) in the first pause that lies behind sample `begin`; None without one.
 
-    A pause is PAUSE_SECONDS or more that lie PAUSE_DB below the mean power of the whole, and not more than
-    PAUSE_RANGE_DB above the quietest such stretch: of equal pauses the first, but no breath before a real
-    one. Two thirds of it go to what follows, as a word's onset is softer than its end.
+    A pause is a stretch of PAUSE_SECONDS or more whose mean level lies PAUSE_DB below the power of the whole,
+    and not more than PAUSE_RANGE_DB above the quietest such stretch: of like pauses the first, but no breath
+    before a real one. Two thirds of it go to what follows, as a word's onset is softer than its end.
     """
     power = np.square(wav[: len(wav) // _FRAME * _FRAME].reshape(-1, _FRAME)).mean(1)  # [frames]
     first, width = math.ceil(begin / _FRAME), round(PAUSE_SECONDS * SAMPLE_RATE / _FRAME)
-    if len(power) - first < width:
+    if len(power) - first < width or not power.any():
         return None
-    stretch = np.convolve(power[first:], np.ones(width) / width, "valid")  # mean power from each frame on
-    limit = power.mean() * 10 ** (-PAUSE_DB / 10)
-    if stretch.min() > limit:
+    level = 10 * np.log10(np.maximum(power[first:] / power.mean(), 10 ** (-SILENCE_DB / 10)))  # dB
+    stretch = np.convolve(level, np.ones(width) / width, "valid")  # mean level from each frame on
+    if stretch.min() > -PAUSE_DB:
         return None
-    quiet = stretch <= min(limit, stretch.min() * 10 ** (PAUSE_RANGE_DB / 10))
+    quiet = stretch <= min(-PAUSE_DB, stretch.min() + PAUSE_RANGE_DB)
     start = int(quiet.argmax())
     n_quiet = int((~quiet[start:]).argmax()) or len(quiet) - start
     return (first + start + (n_quiet - 1 + width) // 3) * _FRAME

@@ -1,10 +1,10 @@
 """Word errors of long clips against those of their sentences alone, on the trained miniature world.
 
-  python tests/long_audio_wer.py        after make quickstart; about two minutes on two cores
+  python tests/long_audio_wer.py        after make quickstart; two minutes on two cores
 
-All clips of the test set, in its order, make files of 95 s or a little less. Each is transcribed through
+The clips of the test set, in its order, make files of 95 s or a little less. Each is transcribed through
 windows as `python -m salmonn.chat --long --overlap 3.8 --task asr` does, and its clips one by one. Fails if
-windows cost more than 5 points of WER.
+windows cost more than 5 points of WER over all files.
 """
 
 import json
