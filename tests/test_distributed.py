@@ -216,20 +216,6 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_sees_the_same_samples(mi
 # ---- evaluation
 
 
-def test_evaluation_over_two_ranks_answers_every_clip_once(mini_world, tmp_path):
-    annotated = mini_world / "ann/test_asr.json"
-    entries = json.loads(annotated.read_text())["annotation"]
-    options = [*mini_options(mini_world, tmp_path), f"datasets.valid_ann_path_asr={annotated}", "model.ckpt=''"]
-    options += ["evaluate.shuffled_control=False", f"evaluate.results_dir={tmp_path}", "run.batch_size_eval=2"]
-    options += ["generate.max_new_tokens=4", "generate.num_beams=1"]
-    command = ["evaluate.py", "--mode", "valid_asr", "--cfg-path", "configs/mini/evaluate.yaml", "--options", *options]
-    result = run_command(*TORCHRUN, *command)
-    assert result.returncode == 0, result.stderr
-    predictions = [json.loads(line) for line in (tmp_path / "valid_asr/predictions.jsonl").read_text().splitlines()]
-    assert [line["path"] for line in predictions] == [entry["path"] for entry in entries]
-    assert json.loads((tmp_path / "valid_asr/report.json").read_text())["provenance"]["processes"] == 2
-
-
 # ---- a rank that hangs: last, for it takes the longest
 
 

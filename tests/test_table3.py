@@ -19,6 +19,7 @@ from salmonn.evaluation.answers import AnswerStore
 from salmonn.evaluation.jobs import Output
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.normalisers import NAMES
+from salmonn.evaluation.runner import named_tasks
 from salmonn.evaluation.table3 import rows_of
 from salmonn.evaluation.tasks import EvalTask, load_tasks
 from salmonn.model import SALMONN
@@ -125,11 +126,11 @@ def test_without_a_choice_what_is_there_is_evaluated_and_what_is_not_is_named(co
 
 
 def test_a_choice_that_cannot_be_met_is_refused_before_the_model_is_loaded(command, tmp_path):
+    (file,) = (option.partition("=")[2] for option in command(tmp_path) if option.startswith("evaluate.tasks_file="))
+    config = load_config("configs/mini/evaluate.yaml", [f"evaluate.tasks_file={file}"])
     for names, told in ((["asr", "absent"], "absent: nowhere.json"), (["asr", "dowsing"], "--tasks dowsing: not in")):
-        result = run_command(*command(tmp_path, names=names))
-        assert result.returncode == 2
-        assert told in result.stderr
-    assert not (tmp_path / "table3").exists()
+        with pytest.raises(UserError, match=told):
+            named_tasks(config, names)
 
 
 def test_the_rows_of_the_papers_table_are_declared_with_known_names():
