@@ -65,6 +65,7 @@ NOT_NEGATIVE = (
     "run.optims.weight_decay",
     "run.optims.grad_clip_norm",
     "datasets.max_bad_fraction",
+    "run.valid_every_steps",
     "run.save_every_steps",
     "run.save_every_minutes",
     "generate.min_length",

@@ -144,6 +144,9 @@ class Runner:
                 values = {"epoch": epoch, "lr": lr, **meter.read(), **self.quarantine.sync()}
                 self._report(progress_bar, values)
             self._save_if_due(epoch)
+            if self._is_validation_due():
+                self.validate(self.datasets["valid_ann_path"], epoch, self.progress.step)
+                self.model.train()
         return True
 
     def validate(self, dataset: SALMONNDataset, epoch: int, step: int) -> dict[str, Any] | None:
@@ -349,6 +352,12 @@ class Runner:
         if distributed.any_rank(is_end or by_steps or by_clock)[0]:
             self.quarantine.sync()
             self._save(epoch)
+
+    def _is_validation_due(self) -> bool:
+        """Inside an epoch only: at its end there is one anyway, and the best checkpoint is of that."""
+        every, iteration = self.run_config.valid_every_steps, self.progress.iteration
+        steps_done = math.ceil(iteration / self.run_config.accum_grad_iters)
+        return bool(every) and steps_done % every == 0 and iteration < self.plan.iters_per_epoch
 
     def _is_stopped(self) -> bool:
         return distributed.any_rank(bool(self.stop_request.name))[0]

@@ -94,6 +94,7 @@ class RunConfig:
     log_freq: int = 5  # iterations between log lines; each waits for the end of its step
     epoch_based: bool = False  # True: an epoch is one pass over the data
     iters_per_epoch: int = 3000
+    valid_every_steps: int = 0  # optimiser steps between validations inside an epoch; 0 = only after epochs
     accum_grad_iters: int = 1
     loss_average: str = "token"  # over all target tokens of a step | batch: of batch means, as published
     batch_size_train: int = 8  # per process
