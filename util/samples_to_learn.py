@@ -1,0 +1,57 @@
+"""After how many samples does a model listen? Recipes of stage 1 side by side, on the miniature world.
+
+  python util/samples_to_learn.py                            all recipes of configs/mini/recipes.yaml, 3 seeds
+  python util/samples_to_learn.py --only published half_batch --seeds 4 5
+  python util/samples_to_learn.py --report-only              from the runs that are there
+
+Each run is stage 1 by the real Runner, validated often beside the control with shuffled audio, and ended when the
+plateau is left and half of the accuracy is gained. Finished runs are kept in --out and not made again; the tables
+there (report.md, report.json, report.png) are of all of them. The miniature world must be there: make quickstart.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from salmonn.errors import UserError, run_cli  # noqa: E402
+from salmonn.run_log import write_json  # noqa: E402
+from util.sample_efficiency.experiment import measure, read_curves  # noqa: E402
+from util.sample_efficiency.recipes import load_study  # noqa: E402
+from util.sample_efficiency.report import markdown, plot, summarise  # noqa: E402
+
+
+def main() -> None:
+    """Make the runs that are missing, then the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", default=ROOT / "configs/mini/recipes.yaml", type=Path, metavar="FILE")
+    parser.add_argument("--out", default=Path("output/samples_to_learn"), type=Path, metavar="DIR")
+    parser.add_argument("--only", nargs="+", default=[], metavar="RECIPE", help="make only these runs (default: all)")
+    parser.add_argument("--seeds", nargs="+", default=[1, 2, 3], type=int)
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for all runs")
+    parser.add_argument("--report-only", action="store_true", help="make no run")
+    args = parser.parse_args()
+
+    study = load_study(args.recipes)
+    if unknown := set(args.only) - set(study.recipes):
+        raise UserError(f"--only {' '.join(sorted(unknown))}: {args.recipes} has {', '.join(study.recipes)}")
+    if not args.report_only:
+        for seed in args.seeds:  # seed by seed: what is there when it is stopped can be compared
+            for name in args.only or study.recipes:
+                measure(study, name, seed, args.out, args.options)
+    curves = read_curves(study, args.out)
+    if not curves:
+        raise UserError(f"{args.out} holds no finished run of {args.recipes}")
+    summary = summarise(study, curves)
+    write_json(args.out / "report.json", summary)
+    (args.out / "report.md").write_text(markdown(summary), encoding="utf-8")
+    plot(summary, args.out / "report.png")
+    print(markdown(summary))
+
+
+if __name__ == "__main__":
+    run_cli(main)
