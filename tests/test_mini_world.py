@@ -120,7 +120,7 @@ def trained(mini_world, tmp_path_factory):
 
 def evaluate(mode, *options):
     arguments = ["evaluate.py", "--mode", mode, "--cfg-path", "configs/mini/evaluate.yaml", "--options", *options]
-    return run_command(*launcher, *arguments)
+    return run_command(*arguments)
 
 
 def results_folder(trained, name):
