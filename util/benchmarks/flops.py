@@ -52,11 +52,8 @@ def _beats(model: SALMONN, patches: float) -> float:
 
 def _qformer(model: SALMONN, patches: float) -> Flops:
     """With the projection into the LLM's space."""
-    config = model.config
-    frames, queries = max(model.speech_encoder.config.max_source_positions, patches), config.num_speech_query_token
-    kernel, stride = (window_frames(config[key]) for key in ("second_per_window", "second_stride"))
-    windows = 1 + (frames - kernel) // stride if config.window_level_Qformer else 1
-    kernel = kernel if config.window_level_Qformer else frames
+    config, queries = model.config, model.config.num_speech_query_token
+    windows, kernel = windows_of(model, patches)
     forward = 2 * queries * _weights(model.speech_llama_proj)
     for layer in model.speech_Qformer.bert.encoder.layer:
         cross = layer.crossattention.self
@@ -65,6 +62,15 @@ def _qformer(model: SALMONN, patches: float) -> Flops:
         forward += _attention(queries, queries, config.qformer_hidden_size)
         forward += _attention(queries, kernel, config.qformer_hidden_size)
     return Flops(windows * forward, 2 * windows * forward)
+
+
+def windows_of(model: SALMONN, patches: float) -> tuple[float, float]:
+    """Number of a clip's windows, and the frames in each."""
+    config, frames = model.config, max(model.speech_encoder.config.max_source_positions, patches)
+    if not config.window_level_Qformer:
+        return 1, frames
+    kernel, stride = (window_frames(config[key]) for key in ("second_per_window", "second_stride"))
+    return 1 + (frames - kernel) // stride, kernel
 
 
 def _llm(model: SALMONN, tokens: float, targets: float) -> Flops:

@@ -82,17 +82,18 @@ SIZES = {
 }
 
 
-def build(name: str, device: torch.device, dtype: str = "float32", quantization: str = "none") -> SALMONN:
+def build(name: str, device: torch.device, dtype: str = "float32", quantization: str = "none", **more: Any) -> SALMONN:
     """The model of a size with its frozen parts in `dtype`; the same values each time, but for their rounding.
 
-    On a GPU they are drawn in `dtype` right there. Raises UserError for a size that a CPU cannot train.
+    `more`: other keys of the `model` section. On a GPU the weights are drawn in `dtype` right there.
+    Raises UserError for a size that a CPU cannot train.
     """
     size = SIZES[name]
     if size.needs_gpu and device.type == "cpu":
         raise UserError(f"--size {name} needs a GPU: give --device cuda, or --size mini or small")
     config = model_config(
         {"prompt_path": str(PROMPT_PATH), "encoder_dtype": dtype, "llm_dtype": dtype}
-        | {"llm_quantization": quantization, **size.model}
+        | {"llm_quantization": quantization, **size.model, **more}
     )
     torch.manual_seed(0)
     with device:
