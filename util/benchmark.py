@@ -6,6 +6,7 @@
   python util/benchmark.py inspector   readiness of 2.4 million entries (takes some minutes)
   python util/benchmark.py workers     memory of loader workers on 2.4 million entries
   python util/benchmark.py train       a training step: speed, where the time goes, memory, share of the matmul peak
+  python util/benchmark.py memory      predicted memory of a training step on a GPU by part, and the largest batch
 
 Times are medians of alternated repeats; a ratio above 1 means that ours is better.
 """
@@ -27,6 +28,7 @@ from util.benchmarks.annotation_files import bench_inspector, bench_workers  # n
 from util.benchmarks.big_file import N_ENTRIES  # noqa: E402
 from util.benchmarks.frontends import bench_frontends  # noqa: E402
 from util.benchmarks.loading import bench_hour, bench_load  # noqa: E402
+from util.benchmarks.memory import bench_memory  # noqa: E402
 from util.benchmarks.sizes import SIZES  # noqa: E402
 from util.benchmarks.training import bench_train  # noqa: E402
 
@@ -37,6 +39,7 @@ BENCHMARKS = {
     "inspector": bench_inspector,
     "workers": bench_workers,
     "train": bench_train,
+    "memory": bench_memory,
 }
 QUICK = ("load", "hour", "frontends")  # what runs when none is named
 
@@ -46,14 +49,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", choices=[*BENCHMARKS, []], help=f"default: {' '.join(QUICK)}")
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 180.0], help="load: lengths of the clips")
-    parser.add_argument("--batch", type=int, help="frontends, train: clips per batch (default 8; train: 4)")
-    parser.add_argument("--size", choices=SIZES, default="mini", help="train: random weights of this size (mini)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="train (default cpu)")
+    parser.add_argument("--batch", type=int, help="frontends, train, memory: clips per batch (default 8; else 4)")
+    parser.add_argument("--size", choices=SIZES, default="mini", help="train, memory: random weights (mini)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="train, memory (default cpu)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32",
-        help="train: frozen weights and autocast of ours; on a CPU the plain step stays in float32",
+        help="train, memory: frozen weights and autocast of ours; on a CPU the plain step stays in float32",
     )  # fmt: skip
-    parser.add_argument("--quant", choices=("none", "8bit", "nf4"), default="none", help="train: LLM of both sides")
+    parser.add_argument("--quant", choices=("none", "8bit", "nf4"), default="none", help="train, memory: LLM")
+    parser.add_argument("--cfg-path", type=Path, metavar="YAML", help="memory: of this run instead of a size")
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="memory: override keys of it")
+    parser.add_argument("--gpu-gb", type=float, default=32.0, help="memory: of the GPU, in 10^9 bytes (default 32)")
+    parser.add_argument("--answer-tokens", type=int, help="memory: of each answer (default: the most, max_txt_len)")
     parser.add_argument("--entries", type=int, default=N_ENTRIES, help="inspector, workers: size of the file")
     parser.add_argument("--repeats", type=int, default=3, help="timed repeats (default 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE, too")
@@ -75,7 +82,16 @@ def text_line(row: dict) -> str:
     """One line of the table."""
     what = f"{row['what']:58}"
     if "value" in row:
-        return f"{what}{row['value']:10.1f} {row['unit']}"
+        return f"{what}{row['value']:10.{0 if isinstance(row['value'], int) else 1}f} {row['unit']}"
+    if row.keys() == {"what"}:
+        return row["what"]
+    if "columns" in row:
+        return f"{row['what']:44}{''.join(f'{name:>10}' for name in row['columns'])}"
+    if "gb" in row:
+        return f"{row['what']:44}{''.join(f'{value:10.2f}' for value in row['gb'].values())}"
+    if "measured" in row:
+        predicted, measured = row["predicted"], row["measured"]
+        return f"{what}predicted {predicted:8.3f} GB  measured {measured:8.3f} GB  {100 * row['deviation']:+.1f} %"
     if "plain" not in row:
         value = f"{row['seconds']:.3f} s" if "seconds" in row else f"{row['mb']:.1f} MB"
         return f"{what}{value:>12}"

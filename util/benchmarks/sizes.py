@@ -67,6 +67,9 @@ BEATS_BASE = BEATS_CONFIG | {  # the published iter3+ files
     "encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072, "encoder_attention_heads": 12,
     "embed_dim": 512, "conv_pos": 128,
 }  # fmt: skip
+LLAMA_3B = _llama(  # Llama 3.2
+    3072, 28, 24, 8192, vocab_size=128_256, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True
+)
 WHISPER_LARGE = _whisper(1280, 32, 20, 5120)
 SIZES = {
     "mini": Size(  # as in the miniature world; larger random weights, so that everything matters for the loss

@@ -1,0 +1,267 @@
+"""How much memory a training step takes on one device, by formula: nothing is allocated.
+
+What autograd keeps for the backward pass follows from which weights are frozen. A frozen linear layer
+keeps nothing of its input, since only its weights' gradient would need it; an adapter, a norm, an
+activation function, a product and the attention keep theirs. Added to this is what lives only for a
+moment where the step is at its highest: the widest layer of a frozen encoder, the gradients of the
+logits, those inside one block of the LLM. Counted are blocks of the LLaMA kind with fused attention.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from salmonn.errors import UserError
+from salmonn.features import FBANK_FFT, FBANK_FRAME, FBANK_SHIFT, fbank_lengths
+from salmonn.llm import lora_layers
+from salmonn.model import SALMONN
+from util.benchmarks.flops import windows_of
+
+NF4_BLOCK = 64  # weights that share a float32 constant
+FLOAT, DOUBLE, COMPLEX = 4, 8, 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """Under what conditions a model is trained."""
+
+    device: str  # cpu | cuda
+    llm_bytes: int  # of a weight that is not quantised
+    quantization: str = "none"  # none | 8bit | nf4
+    amp: bool = False
+    checkpointing: bool = False
+    gradients_stay: bool = False  # between micro-batches: accumulated, or in DDP's buckets
+
+    @property
+    def llm_compute(self) -> int:
+        """Bytes of a number in the LLM's blocks."""
+        return 2 if self.amp else self.llm_bytes
+
+    @property
+    def trained_compute(self) -> int:
+        """Bytes of a number that enters a trained matrix."""
+        return 2 if self.amp else FLOAT
+
+    @property
+    def dropout_mask(self) -> int:
+        """Bytes kept for each number that dropout has seen: CPUs keep the factors, GPUs whether it stays."""
+        return FLOAT if self.device == "cpu" else 1
+
+
+class Batch(NamedTuple):
+    """Sizes of what is trained on."""
+
+    clips: int
+    samples: int  # of the longest clip
+    tokens: int  # of the longest row
+    targets: int  # of all rows
+
+
+def frozen_weights(model: SALMONN, case: Case) -> dict[str, float]:
+    """Bytes of the frozen weights by part, quantised ones with their constants."""
+    llm = model.llama_model.get_base_model() if model.config.lora else model.llama_model
+    encoders = {"Whisper": model.speech_encoder, "BEATs": model.beats}
+    return {"LLM": llm_weights(llm, case)} | {
+        name: sum(p.numel() * p.element_size() for p in encoder.parameters())
+        for name, encoder in encoders.items()
+        if encoder is not None
+    }
+
+
+def llm_weights(llm: nn.Module, case: Case) -> float:
+    """Bytes of an LLM without its adapters; bitsandbytes leaves embeddings, norms and the vocabulary as they are."""
+    everything = sum(p.numel() for name, p in llm.named_parameters() if "lora_" not in name)
+    if case.quantization == "none":
+        return case.llm_bytes * everything
+    linear = [m for m in _frozen_linear(llm) if m is not llm.get_output_embeddings()]
+    weights = sum(m.weight.numel() for m in linear)
+    if case.quantization == "8bit":
+        small = weights + FLOAT * sum(m.out_features for m in linear)
+    else:
+        small = weights / 2 + FLOAT * weights / NF4_BLOCK
+    return small + case.llm_bytes * (everything - weights)
+
+
+def _frozen_linear(llm: nn.Module) -> list[nn.Linear]:
+    return [m for name, m in llm.named_modules() if isinstance(m, nn.Linear) and "lora_" not in name]
+
+
+def trained_weights(model: nn.Module) -> int:
+    """Bytes of the trained parameters, which are float32; their gradients take as much, AdamW's moments twice that."""
+    return FLOAT * sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def phases(model: SALMONN, case: Case, batch: Batch) -> dict[str, dict[str, float]]:
+    """Bytes above weights and AdamW's moments at each point of a step that may be its highest, by part."""
+    trained = trained_weights(model)
+    llm = llm_kept(model, case, batch)
+    qformer = {"Q-Former": qformer_kept(model, case, batch) + half_copies(model, case)}
+    gradients = {"gradients": trained}
+    before = gradients if case.gradients_stay else {}
+    block = batch.clips * batch.tokens * block_bytes(model, case)
+    in_block = {"LLM": llm + (block if case.checkpointing else 0), "backward": block_backward(model, case, batch)}
+    return {
+        "encoders": before | {"encoders": encoders_peak(model, case, batch)},
+        "loss": before | qformer | {"LLM": llm, "logits": logits_peak(model, batch)},
+        "LLM backward": before | qformer | in_block,
+        "Q-Former backward": gradients | qformer | {"backward": qformer_backward(model, batch)},
+        # several parameters at once on a GPU: with a temporary copy of all
+        "optimiser": gradients | {"backward": trained if case.device == "cuda" else 0},
+    }
+
+
+# ---- LLM
+
+
+def llm_kept(model: SALMONN, case: Case, batch: Batch) -> float:
+    """Bytes that the LLM's blocks and last norm keep; with checkpointing of each block only its input."""
+    config = model.llama_model.config
+    each = case.llm_compute * config.hidden_size if case.checkpointing else block_bytes(model, case)
+    return batch.clips * batch.tokens * (config.num_hidden_layers * each + FLOAT * config.hidden_size)
+
+
+def block_bytes(model: SALMONN, case: Case) -> float:
+    """Bytes that a block keeps of each token."""
+    widths = _block_widths(model)
+    kept = widths.norms * FLOAT * (widths.hidden + 1)  # a norm's input and its scale, always in float32
+    kept += case.llm_compute * (2 * widths.queries + 2 * widths.keys) + FLOAT * widths.heads  # q, out, k, v, log-sums
+    kept += case.llm_compute * 3 * widths.mlp  # what enters the activation function, and both factors behind it
+    mask = case.dropout_mask if model.config.lora_dropout else 0
+    for width in widths.adapted:
+        kept += width * (case.trained_compute + mask) + model.config.lora_rank * case.trained_compute
+    if case.quantization == "8bit" and case.device == "cuda":
+        # bitsandbytes holds its layers' inputs, although only trained weights would need them
+        kept += case.llm_compute * (2 * widths.hidden + widths.mlp)
+    return kept
+
+
+class _Widths(NamedTuple):
+    """Numbers per token in a block."""
+
+    hidden: int
+    queries: int
+    keys: int
+    mlp: int
+    heads: int
+    norms: int  # how many, not how wide
+    adapted: list[int]  # inputs of the adapters
+
+
+def _block_widths(model: SALMONN) -> _Widths:
+    llm = model.llama_model.get_base_model() if model.config.lora else model.llama_model
+    block = llm.get_decoder().layers[0]
+    try:
+        q, k, gate = block.self_attn.q_proj, block.self_attn.k_proj, block.mlp.gate_proj
+    except AttributeError as error:
+        raise UserError(f"memory: the blocks of {type(llm).__name__} are not of the LLaMA kind ({error})") from error
+    norms = sum(name.endswith("norm") for name, _ in block.named_modules())
+    adapted = [layer.in_features for layer in lora_layers(block)]
+    heads = llm.config.num_attention_heads
+    return _Widths(q.in_features, q.out_features, k.out_features, gate.out_features, heads, norms, adapted)
+
+
+def logits_peak(model: SALMONN, batch: Batch) -> float:
+    """Bytes of the vocabulary's log-probabilities at the targets, and of two gradients of their size."""
+    return 3 * FLOAT * batch.targets * model.llama_model.config.vocab_size
+
+
+def block_backward(model: SALMONN, case: Case, batch: Batch) -> float:
+    """Bytes of the gradients at a block's widest point, the two factors and their product; of a weight made whole."""
+    widths = _block_widths(model)
+    whole = case.llm_compute * widths.hidden * widths.mlp if case.quantization != "none" else 0
+    return batch.clips * batch.tokens * case.llm_compute * 3 * widths.mlp + whole
+
+
+# ---- Q-Former and what is before it
+
+
+def qformer_kept(model: SALMONN, case: Case, batch: Batch) -> float:
+    """Bytes that norms, windows, Q-Former and projection keep."""
+    config, number = model.config, case.trained_compute
+    windows, kernel = windows_of(model, _patches(model, batch))
+    hidden, layers, queries = config.qformer_hidden_size, config.qformer_num_layers, config.num_speech_query_token
+    width = model.speech_encoder.config.d_model + (model.beats.width if model.beats is not None else 0)
+    # autocast makes a copy for each matrix that reads the windows; else all read the same ones
+    frame = width * (2 * layers * number if case.amp else number)
+    # a CPU has no fused attention with dropout: float32, with weights before and behind dropout, and its factors
+    attended = FLOAT if case.device == "cpu" else number
+    weights = 3 * FLOAT * config.qformer_num_heads * (kernel + queries) if case.device == "cpu" else 0
+    frame += layers * 2 * hidden * attended  # keys and values
+    inputs = 3 if case.amp else 1  # of queries, keys and values in self-attention
+    # norms, dropout; self-attention, cross-attention (input, query), what both give, what the last part reads
+    query = hidden * (3 * FLOAT + 3 * case.dropout_mask + number * (inputs + 1 + 2 + 1) + 4 * attended)
+    query += 2 * config.qformer_intermediate_size * number + weights
+    per_window = kernel * frame + queries * (layers * query + hidden * number)
+    return batch.clips * (windows * per_window + FLOAT * _features(model, batch))
+
+
+def audio_tokens(model: SALMONN) -> int:
+    """Tokens that stand for a clip in the LLM's input."""
+    windows, _ = windows_of(model, 0)  # Whisper's frames, which are always all there, are the more
+    return windows * model.config.num_speech_query_token
+
+
+def _features(model: SALMONN, batch: Batch) -> float:
+    """Numbers of a clip that both encoders give."""
+    whisper = model.speech_encoder.config
+    audio = _patches(model, batch) * model.beats.width if model.beats is not None else 0
+    return whisper.max_source_positions * whisper.d_model + audio
+
+
+def half_copies(model: SALMONN, case: Case) -> float:
+    """Bytes of the half-precision copies of float32 matrices that autocast makes and the backward pass needs."""
+    if not case.amp:
+        return 0
+    copied = sum(p.numel() for p in model.parameters() if p.requires_grad and p.ndim == 2)
+    if case.llm_bytes == FLOAT and case.quantization == "none":
+        copied += sum(m.weight.numel() for m in _frozen_linear(model.llama_model))
+    return 2 * copied
+
+
+def qformer_backward(model: SALMONN, batch: Batch) -> float:
+    """Bytes of the windows' gradients, the sum so far and what the next matrix adds."""
+    windows, kernel = windows_of(model, _patches(model, batch))
+    width = model.speech_encoder.config.d_model + (model.beats.width if model.beats is not None else 0)
+    return 2 * FLOAT * batch.clips * windows * kernel * width
+
+
+# ---- encoders
+
+
+def encoders_peak(model: SALMONN, case: Case, batch: Batch) -> float:
+    """Bytes of the widest of Whisper's layers, of the filter bank and of BEATs' layers, which come in turn."""
+    config = model.speech_encoder.config
+    stream = model.speech_encoder.dtype.itemsize
+    inner = 2 if case.amp else stream
+    # the block's input, the residual, its norm; before and behind the activation function
+    frame = 3 * stream * config.d_model + 2 * inner * config.encoder_ffn_dim
+    whisper = batch.clips * config.max_source_positions * frame
+    if model.beats is None:
+        return whisper
+    # Whisper's output, kept by its norm, and what the norm makes of it
+    held = 2 * FLOAT * batch.clips * config.max_source_positions * config.d_model
+    return max(whisper, held + _fbank_peak(batch), held + _beats_peak(model, batch))
+
+
+def _fbank_peak(batch: Batch) -> float:
+    bins = FBANK_FFT // 2 + 1
+    # a frame, the one shifted by a sample, the spectrum, and its power from two squares
+    frame = DOUBLE * 2 * FBANK_FRAME + COMPLEX * bins + DOUBLE * 3 * bins
+    return batch.clips * batch.samples // FBANK_SHIFT * frame
+
+
+def _beats_peak(model: SALMONN, batch: Batch) -> float:
+    encoder, number = model.beats.encoder, model.beats.dtype.itemsize
+    patches = _patches(model, batch)
+    bias = encoder.heads * patches**2
+    # one bias for all, with each clip's gates, and again with the mask of its padding; input, queries, keys, values
+    return number * (bias + 2 * batch.clips * bias + 4 * batch.clips * patches * model.beats.width)
+
+
+def _patches(model: SALMONN, batch: Batch) -> int:
+    if model.beats is None:
+        return 0
+    frames = int(fbank_lengths(torch.tensor(batch.samples)))
+    return frames // model.beats.patch_size * model.beats.patches_per_step
