@@ -12,7 +12,7 @@ from salmonn.evaluation import efficiency
 
 
 def of_length(new_tokens: int, **settings):
-    return efficiency._of_length(generate_config(settings), new_tokens)
+    return efficiency.of_length(generate_config(settings), new_tokens)
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])

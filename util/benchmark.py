@@ -7,6 +7,8 @@
   python util/benchmark.py workers     memory of loader workers on 2.4 million entries
   python util/benchmark.py train       a training step: speed, where the time goes, memory, share of the matmul peak
   python util/benchmark.py memory      predicted memory of a training step on a GPU by part, and the largest batch
+  python util/benchmark.py generate    answers of a batch against one by one: speed, same tokens, where the time goes
+  python util/benchmark.py scaling     training steps on two ranks against one, a thread each
 
 Times are medians of alternated repeats; a ratio above 1 means that ours is better.
 """
@@ -27,8 +29,10 @@ from salmonn.errors import run_cli  # noqa: E402
 from util.benchmarks.annotation_files import bench_inspector, bench_workers  # noqa: E402
 from util.benchmarks.big_file import N_ENTRIES  # noqa: E402
 from util.benchmarks.frontends import bench_frontends  # noqa: E402
+from util.benchmarks.generation import BEAMS, bench_generate  # noqa: E402
 from util.benchmarks.loading import bench_hour, bench_load  # noqa: E402
 from util.benchmarks.memory import bench_memory  # noqa: E402
+from util.benchmarks.scaling import bench_scaling  # noqa: E402
 from util.benchmarks.sizes import SIZES  # noqa: E402
 from util.benchmarks.training import bench_train  # noqa: E402
 
@@ -40,6 +44,8 @@ BENCHMARKS = {
     "workers": bench_workers,
     "train": bench_train,
     "memory": bench_memory,
+    "generate": bench_generate,
+    "scaling": bench_scaling,
 }
 QUICK = ("load", "hour", "frontends")  # what runs when none is named
 
@@ -49,18 +55,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", choices=[*BENCHMARKS, []], help=f"default: {' '.join(QUICK)}")
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 180.0], help="load: lengths of the clips")
-    parser.add_argument("--batch", type=int, help="frontends, train, memory: clips per batch (default 8; else 4)")
-    parser.add_argument("--size", choices=SIZES, default="mini", help="train, memory: random weights (mini)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="train, memory (default cpu)")
-    parser.add_argument(
+    add = parser.add_argument_group("of the benchmarks of models: train, memory, generate, scaling").add_argument
+    add("--size", choices=SIZES, default="mini", help="random weights of this size (default mini)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="not scaling (default cpu)")
+    add(
         "--dtype", choices=("float32", "bfloat16"), default="float32",
-        help="train, memory: frozen weights and autocast of ours; on a CPU the plain step stays in float32",
+        help="frozen weights and autocast of ours; on a CPU train's plain step stays in float32 (default float32)",
     )  # fmt: skip
-    parser.add_argument("--quant", choices=("none", "8bit", "nf4"), default="none", help="train, memory: LLM")
-    parser.add_argument("--cfg-path", type=Path, metavar="YAML", help="memory: of this run instead of a size")
-    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="memory: override keys of it")
-    parser.add_argument("--gpu-gb", type=float, default=32.0, help="memory: of the GPU, in 10^9 bytes (default 32)")
-    parser.add_argument("--answer-tokens", type=int, help="memory: of each answer (default: the most, max_txt_len)")
+    add("--quant", choices=("none", "8bit", "nf4"), default="none", help="LLM (default none)")
+    add("--batch", type=int, help="clips per batch (default 4); frontends, too (default 8)")
+    add("--batches", type=int, nargs="+", default=[1, 8, 32], help="generate (default 1 8 32)")
+    add("--beams", type=int, nargs="+", default=BEAMS, help="generate: 1 is greedy (default 1 4)")
+    add("--tokens", type=int, default=32, help="generate: length of all answers (default 32)")
+    add("--cfg-path", type=Path, metavar="YAML", help="memory: of this run instead of a size")
+    add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="memory: override keys of it")
+    add("--gpu-gb", type=float, default=32.0, help="memory: of the GPU, in 10^9 bytes (default 32)")
+    add("--answer-tokens", type=int, help="memory: of each answer (default: the most, max_txt_len)")
     parser.add_argument("--entries", type=int, default=N_ENTRIES, help="inspector, workers: size of the file")
     parser.add_argument("--repeats", type=int, default=3, help="timed repeats (default 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE, too")
@@ -98,8 +108,10 @@ def text_line(row: dict) -> str:
     scale, unit, digits = (1, row["unit"], 4) if "unit" in row else (1000, "ms", 1)
     ours, plain = (f"{scale * row[side]:9.{digits}f} {unit}" for side in ("ours", "plain"))
     verdict = f"{row['ratio']:7.2f}x" if "ratio" in row else f"{100 * row['difference']:.5f} % apart"
-    speed = f"  {row['clips_per_second']:.1f} clips/s" if "clips_per_second" in row else ""
-    return f"{what}ours {ours}  plain {plain}  {verdict}{speed}"
+    speeds = {"clips_per_second": "clips/s", "tokens_per_second": "tokens/s"}
+    speed = "".join(f"  {row[key]:.1f} {name}" for key, name in speeds.items() if key in row)
+    same = f"  same ids: {row['same']} of {row['of']}" if "same" in row else ""
+    return f"{what}ours {ours}  plain {plain}  {verdict}{speed}{same}"
 
 
 def _processor() -> str:

@@ -83,7 +83,7 @@ def measure(
         raise UserError(f"evaluate.efficiency.seconds = {seconds:g}: {heard}")
     if new_tokens < 2 or runs < 1:
         raise UserError(f"{runs} runs of {new_tokens} new tokens: measuring needs 1 run of 2 tokens or more")
-    settings = _of_length(generate_config(settings), new_tokens)
+    settings = of_length(generate_config(settings), new_tokens)
     for _ in range(warmup):
         time_tokens(model, settings, seconds)
     on_gpu = model.device.type == "cuda"
@@ -146,7 +146,7 @@ def comparison(result: Mapping[str, Any]) -> str:
     return f"{table(['', 'this run', *HACKATHON], rows)}\n\n{what}"
 
 
-def _of_length(settings: DictConfig, new_tokens: int) -> DictConfig:
+def of_length(settings: DictConfig, new_tokens: int) -> DictConfig:
     """The settings with answers of exactly that length; `min_length` counts BOS, as published."""
     return OmegaConf.merge(settings, {"max_new_tokens": new_tokens, "min_length": new_tokens + 1})
 

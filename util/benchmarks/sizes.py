@@ -168,6 +168,13 @@ def make_batch(model: SALMONN, n: int) -> dict[str, Any]:
     }
 
 
+def rows_of(samples: dict[str, Any], rows: slice) -> dict[str, Any]:
+    """Some samples of a batch, as they would be collated alone."""
+    chosen = {key: values[rows] for key, values in samples.items()}
+    longest = (~chosen["padding_mask"]).sum(dim=1).max()
+    return chosen | {key: chosen[key][:, :longest] for key in ("raw_wav", "padding_mask")}
+
+
 def _evenly(first: float, last: float, n: int) -> list[float]:
     return torch.linspace(first, last, n).tolist()
 

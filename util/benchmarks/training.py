@@ -54,13 +54,15 @@ class Setup:
         return STEPS[side](model, run, make_batch(model, self.batch))
 
 
-def our_step(model: SALMONN, run: DictConfig, samples: dict[str, Any]) -> Step:
-    """A step as the runner takes it."""
+def our_step(
+    model: SALMONN, run: DictConfig, samples: dict[str, Any], ddp_model: torch.nn.Module | None = None
+) -> Step:
+    """A step as the runner takes it; on several ranks `ddp_model` wraps the model."""
     step = TrainingStep(model, run, model.device)
 
     def forward() -> dict[str, torch.Tensor]:
         with distributed.autocast(run, model.device):
-            return model(samples, verbose=True)
+            return (ddp_model or model)(samples, verbose=True)
 
     return Step(forward, lambda result: step.backward(result, samples["id"], 1), lambda: step.finish(1))
 
