@@ -34,6 +34,7 @@ from salmonn.llm import (
 )
 from salmonn.qformer import WHISPER_FRAMES_PER_SECOND, QFormer, split_windows, window_frames
 from salmonn.sequence import Layout, lay_out, tokenize
+from salmonn.shared_prompt import read_prompts
 
 
 class SALMONN(nn.Module):
@@ -349,11 +350,15 @@ class SALMONN(nn.Module):
 
         `chosen`: one complete templated string per row; the rest and the details returned as for `generate`.
         """
+        settings = generate_config(settings)
         layout = lay_out(self.tokenizer, embeds.shape[1], chosen, [[]] * len(embeds), left_padded=True)
+        inputs, is_used = self._embed(layout, embeds), layout.is_used.to(self.device)
+        if settings.num_beams > 1:
+            library["past_key_values"] = read_prompts(self._causal_lm(), inputs, is_used, settings.num_beams)
         output = self.llama_model.generate(
-            inputs_embeds=self._embed(layout, embeds),
-            attention_mask=layout.is_used.to(self.device).long(),
-            **search_settings(generate_config(settings), self.tokenizer.bos_token_id, self.end_id),
+            inputs_embeds=inputs,
+            attention_mask=is_used.long(),
+            **search_settings(settings, self.tokenizer.bos_token_id, self.end_id),
             **library,
         )
         return [answer(ids, self.tokenizer, self.end_id) for ids in output.tolist()]

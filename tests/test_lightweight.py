@@ -133,6 +133,23 @@ def test_a_row_is_what_it_is_alone(build, name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_beams_that_share_their_prompt_find_what_the_library_finds(build, name, monkeypatch):
+    """Also with a sliding window that is shorter than the prompt (gemma2)."""
+    model, settings = build(name), {"num_beams": 3, "max_new_tokens": 10, "min_length": 11}
+    llm, rows = model.llama_model.get_base_model(), []
+    hook = llm.get_decoder().register_forward_pre_hook(
+        lambda _module, _args, inputs: rows.append(inputs["inputs_embeds"]), with_kwargs=True
+    )  # fmt: skip
+    samples = samples_of(model, [0, 1])
+    shared = model.generate(samples, settings, return_details=True)
+    hook.remove()
+    assert len(rows[0]) == 2  # each prompt is read once, all but its last position
+    assert rows[1].shape[:2] == (2 * 3, 1)
+    monkeypatch.setattr("salmonn.model.read_prompts", lambda *_: None)
+    assert model.generate(samples, settings, return_details=True) == shared
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_learned_sentence_ends_at_end_sym(section, name):
     torch.manual_seed(0)
     model = SALMONN.from_config(section(name, lora_dropout=0.0)).train()
