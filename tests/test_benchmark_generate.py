@@ -98,7 +98,8 @@ def test_time_of_answers_is_booked_where_it_is_spent(monkeypatch, model, slow, e
     assert (taken.encoding, taken.prefill, taken.token) == expected
 
 
-def test_ranks_work_and_tell_their_seconds():
+def test_ranks_work_and_tell_their_seconds(monkeypatch):
+    monkeypatch.setattr(scaling, "TURN", 0.01)
     args = Namespace(size="mini", batch=1, repeats=1)
     rows = list(scaling.bench_scaling(args))
     assert rows[0]["ratio"] == pytest.approx(rows[0]["ours"] / rows[0]["plain"])
