@@ -23,6 +23,14 @@ CASES = ("base", "no_beats")
 pytest_plugins = ["stub_model", "convert_fixtures"]
 
 
+# These start many processes, and come first: else a worker may be alone with one of them at the end.
+LONG_FILES = {f"test_{name}.py" for name in ("resume", "stages", "distributed", "damaged_media", "train", "table3")}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
+
 def golden_config(case: str):
     """The `model` section of a golden case with its paths made absolute."""
     config = OmegaConf.load(GOLDEN / case / "config.yaml").model
