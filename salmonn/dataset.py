@@ -94,6 +94,13 @@ class SALMONNDataset(Dataset):
         return {**item, "raw_wav": torch.from_numpy(wav)}
 
 
+def pad_wavs(wavs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """[N] each -> raw_wav [B, N] zero-padded, padding_mask [B, N] True = padding."""
+    raw_wav = pad_sequence(wavs, batch_first=True)
+    lengths = torch.tensor([len(wav) for wav in wavs])
+    return raw_wav, torch.arange(raw_wav.shape[1])[None, :] >= lengths[:, None]
+
+
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Batch of the readable items.
 
@@ -103,11 +110,10 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """
     readable = [item for item in items if item["raw_wav"] is not None]
     wavs = [item["raw_wav"] for item in readable]
-    raw_wav = pad_sequence(wavs, batch_first=True) if wavs else torch.zeros(0, 0)
-    lengths = torch.tensor([len(wav) for wav in wavs])
+    raw_wav, padding_mask = pad_wavs(wavs) if wavs else (torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.bool))
     samples: dict[str, Any] = {
         "raw_wav": raw_wav,
-        "padding_mask": torch.arange(raw_wav.shape[1])[None, :] >= lengths[:, None],
+        "padding_mask": padding_mask,
         "broken": [verdict for item in items for verdict in item["broken"]],
         "unreadable": {item["index"]: item["broken"][-1].reason for item in items if item["raw_wav"] is None},
         "tried": sum(item["tried"] for item in items),

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers.generation.streamers import BaseStreamer
 
 from salmonn import SALMONN, distributed, prompts
 from salmonn.audio import SAMPLE_RATE, AudioError, load_clip, stream_audio
+from salmonn.dataset import pad_wavs
 from salmonn.errors import UserError
 from salmonn.long_audio import Span, cut_windows, join_transcripts, list_answers
 from salmonn.preflight import find_problems, refuse
@@ -112,9 +112,7 @@ class Listener:
     @torch.no_grad()
     def _encode(self, wavs: Sequence[np.ndarray]) -> Tensor:
         """[N] each -> [B, A, H]; a row is that of the wav alone."""
-        raw_wav = pad_sequence([torch.from_numpy(wav) for wav in wavs], batch_first=True)
-        lengths = torch.tensor([len(wav) for wav in wavs])
-        padding_mask = torch.arange(raw_wav.shape[1])[None, :] >= lengths[:, None]
+        raw_wav, padding_mask = pad_wavs([torch.from_numpy(wav) for wav in wavs])
         with distributed.autocast(self.config.run, self.model.device):
             return self.model.encode_speech(raw_wav, padding_mask)[0]
 

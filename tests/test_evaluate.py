@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from salmonn import distributed
 from salmonn.annotations import Annotations
 from salmonn.dataset import SALMONNDataset
 from salmonn.errors import UserError
-from salmonn.evaluation.generation import generate_outputs
+from salmonn.evaluation.generation import answer_all, generate_batch
 from salmonn.evaluation.jobs import Job, Output, plan_jobs, swap_audio
 from salmonn.evaluation.runner import evaluate
 from salmonn.evaluation.submission import check_submission, submission_csv
@@ -159,16 +160,17 @@ def test_two_ranks_answer_every_clip_exactly_once(
     annotations = Annotations(config.datasets.valid_ann_path_asr)
     dataset = SALMONNDataset.from_config(annotations, config.datasets, replace_broken=False)
     jobs = [Job(position, position, "p") for position in range(5)]
+    ask = partial(generate_batch, stub_model, config)
     shares: dict[int, list] = {}
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "gather_objects", lambda share: [*shares.values(), share])
 
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     with pytest.raises(RuntimeError, match="5 clips were to be answered, 2 answers came back"):
-        generate_outputs(stub_model, dataset, jobs, config, "rank 1 alone")
+        answer_all(ask, dataset, jobs, config, "rank 1 alone")
     shares[1] = [(1, Output("red dog")), (3, Output("green dog"))]
     monkeypatch.setattr(distributed, "rank", lambda: 0)
-    outputs = generate_outputs(stub_model, dataset, jobs, config, "with rank 0")
+    outputs = answer_all(ask, dataset, jobs, config, "with rank 0")
     assert [outputs[position].text for position in range(5)] == [f"{word} dog" for word in WORDS[:5]]
     assert [word for _, word in stub_model.heard] == ["red", "green", "zero", "blue", "grey"]
 

@@ -1,7 +1,6 @@
 """Answers of the model to a list of jobs: batched, shared among the ranks, every job exactly once."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig
@@ -15,18 +14,6 @@ from salmonn.evaluation.jobs import Answer, Job, Output
 from salmonn.model import SALMONN
 
 Ask = Callable[[dict[str, Any], Sequence[Job]], Sequence[Answer]]  # (batch, its jobs) -> an answer to each
-
-
-def generate_outputs(
-    model: SALMONN,
-    dataset: SALMONNDataset,
-    jobs: Sequence[Job],
-    config: DictConfig,
-    description: str,
-    store: AnswerStore | None = None,
-) -> dict[int, Output]:
-    """{position: generated text} of all jobs, as `answer_all` gives them."""
-    return answer_all(partial(generate_batch, model, config), dataset, jobs, config, description, store)
 
 
 def answer_all(

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from salmonn.config import generate_config
 from salmonn.dataset import SALMONNDataset
 from salmonn.errors import UserError
 from salmonn.evaluation.answers import AnswerStore
-from salmonn.evaluation.generation import generate_outputs
+from salmonn.evaluation.generation import answer_all, generate_batch
 from salmonn.evaluation.jobs import Job, Output, plan_jobs, swap_audio
 from salmonn.evaluation.judge import Judgement, judge_answers
 from salmonn.evaluation.provenance import earlier_commits, fingerprint, provenance
@@ -223,7 +224,8 @@ def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -
     card = provenance(config, task.annotation, model.lora_scaling)
     name = f"answers-{fingerprint(card, [job.prompt for job in jobs])}"
     store = AnswerStore(folder / "answers", name, card["commit"])
-    outputs = generate_outputs(model, one.dataset, jobs, config, task.name, store)
+    ask = partial(generate_batch, model, config)
+    outputs = answer_all(ask, one.dataset, jobs, config, task.name, store)
     heard = [job for job in jobs if not outputs[job.position].unreadable]
     if not heard:
         raise NothingHeardError(
@@ -235,7 +237,7 @@ def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -
         exchanged = swap_audio(heard)  # who hears whom depends on which clips can be read
         pairs = [f"{job.audio_index} {job.prompt}" for job in exchanged]
         control = AnswerStore(folder / "answers", f"shuffled-{fingerprint(card, pairs)}", card["commit"])
-        swapped = generate_outputs(model, one.dataset, exchanged, config, f"{task.name}, shuffled audio", control)
+        swapped = answer_all(ask, one.dataset, exchanged, config, f"{task.name}, shuffled audio", control)
         commits = commits | control.commits
     card |= earlier_commits(card, commits)
     answered = Answered(one, outputs, swapped, config, card, folder, {})
