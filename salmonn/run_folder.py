@@ -16,6 +16,7 @@ from salmonn import checkpoint, distributed
 from salmonn.config import BEST
 from salmonn.errors import UserError
 from salmonn.files import replacing
+from salmonn.schema import Config
 
 logger = logging.getLogger(__name__)
 
@@ -239,6 +240,8 @@ def _read_state(path: Path) -> dict[str, Any]:
         Progress(**state["progress"])
     except TypeError as error:
         raise UserError(f"{path} was written by another version of this code ({error})") from error
+    defaults = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(Config)))
+    state["config"] = OmegaConf.to_container(OmegaConf.merge(defaults, state["config"]))  # keys that came later
     return state
 
 

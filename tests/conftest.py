@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import warm
 from filelock import FileLock
 from omegaconf import OmegaConf
 
@@ -107,12 +108,11 @@ def mini_options(world: Path, output: Path) -> list[str]:
     ]
 
 
-def run_command(*arguments: str, cwd: Path = ROOT, timeout: float = 240, **env: str) -> subprocess.CompletedProcess:
-    """Run a command as a user would, with the tests' Python."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
-    )
+def run_command(
+    *arguments: str, cwd: Path = ROOT, timeout: float = 240, ranks: int = 1, **env: str
+) -> subprocess.CompletedProcess:
+    """Run a command to its end as a user would, in processes of its own (`warm.py`: without its start's 7 s)."""
+    return warm.run(arguments, cwd, {**os.environ, "OMP_NUM_THREADS": "1", **env}, timeout, ranks)
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def log_lines(runner: Runner) -> list[dict]:
     return [json.loads(line) for line in (runner.folder / "log.jsonl").read_text().splitlines()]
 
 
-# Runs Runner without dropout under torchrun; the batches of 2 ranks x 2 are those of 1 rank x 4.
+# Runs Runner without dropout; the batches of 2 ranks x 2 are those of 1 rank x 4.
 WITHOUT_DROPOUT = """
 import sys
 from salmonn import distributed
@@ -76,10 +76,9 @@ def test_a_batch_gives_the_same_gradient_however_it_is_cut(plain_options, tmp_pa
     script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{WITHOUT_DROPOUT}")
     gradients = []
     for name, processes, batch, accumulate in (("one", 1, 4, 1), ("ranks", 2, 2, 1), ("accumulated", 1, 2, 2)):
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if processes == 2 else []
         options = [f"run.exp_name={name}", f"run.batch_size_train={batch}", f"run.accum_grad_iters={accumulate}"]
         options += [f"run.iters_per_epoch={accumulate}", "run.optims.max_epoch=1"]
-        result = run_command(*launcher, str(script), *plain_options, *options, cwd=ROOT)
+        result = run_command(str(script), *plain_options, *options, ranks=processes)
         assert result.returncode == 0, result.stderr
         state = checkpoint.read(tmp_path / name / "checkpoint_last.pth")["optimizer"]["state"]
         gradients.append(torch.cat([values["exp_avg"].flatten() for values in state.values()]).double())
@@ -114,10 +113,9 @@ distributed.shutdown()
 def test_gradients_are_exchanged_once_per_step_and_not_per_micro_batch(plain_options, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{COUNTED_ALL_REDUCES}")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     options = ["run.accum_grad_iters=4", "run.iters_per_epoch=6", "run.batch_size_train=1"]
     options += ["model.gradient_checkpointing=True", "model.llm_quantization=8bit"]
-    result = run_command(*launcher, str(script), *plain_options, *options)
+    result = run_command(str(script), *plain_options, *options, ranks=2)
     assert result.returncode == 0, result.stderr
     assert [(tmp_path / f"stage1/reduced{rank}").read_text() for rank in (0, 1)] == ["2", "2"]  # groups of 4 and 2
 
@@ -153,9 +151,8 @@ run_cli(main)
 def test_a_loss_that_is_not_finite_names_its_rank_and_samples(plain_options, tmp_path, average):
     script = tmp_path / "run.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{NAN_ON_RANK_1}")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     options = [f"run.loss_average={average}", "run.iters_per_epoch=2", "run.batch_size_train=1"]
-    result = run_command(*launcher, str(script), *plain_options, *options)
+    result = run_command(str(script), *plain_options, *options, ranks=2)
     assert result.returncode == 1
     samples = result.stdout.partition("SAMPLES OF RANK 1: ")[2].splitlines()[0]
     assert f"RuntimeError: loss is nan on rank 1, epoch 0, iteration 0, samples {samples}" in result.stderr

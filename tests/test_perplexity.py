@@ -111,25 +111,10 @@ def test_two_ranks_and_a_rerun_tell_the_same_and_measure_nothing_twice(setting, 
     (tmp_path / "tasks.yaml").write_text(
         lines.replace("output/mini/world/ann", str(Path(setting[1][0].annotation).parent))
     )
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "evaluate.py",
-        "--mode",
-        "perplexity",
-    ]
-    command += [
-        "--cfg-path",
-        "configs/mini/evaluate.yaml",
-        "--tasks",
-        ",".join(NAMES),
-        "--checkpoints",
-        ",".join(files),
-    ]
+    command = ["evaluate.py", "--mode", "perplexity", "--cfg-path", "configs/mini/evaluate.yaml"]
+    command += ["--tasks", ",".join(NAMES), "--checkpoints", ",".join(files)]
     command += ["--options", *options, tasks, f"evaluate.results_dir={tmp_path}"]
-    result = run_command(*command)
+    result = run_command(*command, ranks=2)
     assert result.returncode == 0, result.stderr
     config = config_of(setting)
     measure_perplexity(config, setting[1], points_of(config, files, []), tmp_path / "perplexity")  # again, alone

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 from kill_runs import command, family, run_killed, same_state, start
 
-from conftest import ROOT, mini_options
+from conftest import ROOT, mini_options, run_command
 from salmonn import checkpoint
 
 # One process, two short epochs, a checkpoint after each step.
@@ -23,12 +23,14 @@ SHORT = ["run.iters_per_epoch=4", "run.optims.max_epoch=2", "run.batch_size_trai
 SHORT += ["run.log_freq=1", "run.save_every_steps=1"]
 
 
-def train(world: Path, output: Path, *options: str, **kwargs) -> subprocess.CompletedProcess:
+def arguments(world: Path, output: Path, *options: str) -> list[str]:
     ann = [f"datasets.{split}_ann_path={world}/ann/stage1_{split}.json" for split in ("train", "valid")]
-    arguments = [sys.executable, "train.py", "--cfg-path", "configs/mini/stage1.yaml", "--options"]
-    arguments += [*mini_options(world, output), *ann, *SHORT, *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, **kwargs)
+    config = ["train.py", "--cfg-path", "configs/mini/stage1.yaml", "--options"]
+    return [*config, *mini_options(world, output), *ann, *SHORT, *options]
+
+
+def train(world: Path, output: Path, *options: str) -> subprocess.CompletedProcess:
+    return run_command(*arguments(world, output, *options))
 
 
 def log_steps(output: Path, kind: str = "train") -> list[int]:
@@ -82,9 +84,9 @@ def test_a_signal_to_every_process_stops_the_run_after_saving_and_it_goes_on(min
 
 
 def test_torchrun_restarts_a_run_that_lost_a_rank_from_its_last_checkpoint(mini_world, whole, tmp_path):
-    arguments = command(mini_world, tmp_path)
-    arguments.insert(arguments.index("--standalone"), "--max-restarts=1")
-    process = start(arguments)
+    launched = command(mini_world, tmp_path)
+    launched.insert(launched.index("--standalone"), "--max-restarts=1")
+    process = start(launched)
     last = tmp_path / "stage1/checkpoint_last.pth"
     while process.poll() is None and not last.exists():
         time.sleep(0.02)
@@ -160,7 +162,8 @@ def test_a_full_disk_loses_no_checkpoint_and_is_told(mini_world, short, tmp_path
     last = tmp_path / "stage1/checkpoint_last.pth"
     before = last.read_bytes()
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))  # noqa: E731
-    result = train(mini_world, tmp_path, preexec_fn=limit)
+    cold = [sys.executable, *arguments(mini_world, tmp_path)]
+    result = subprocess.run(cold, cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, timeout=240)
     assert "NO CHECKPOINT WAS WRITTEN" in result.stderr
     assert "could not be written" in result.stderr
     assert result.returncode == 2

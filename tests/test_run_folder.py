@@ -55,6 +55,17 @@ def test_a_command_that_names_a_checkpoint_goes_on_with_what_it_has_saved_itself
     assert epoch_of(folder_of(named).checkpoint_to_resume()) == 9
 
 
+def test_a_key_that_came_after_a_run_is_no_change_of_it(folder_of):
+    """Code that was updated in the middle of a run: the run had what is the default now."""
+    folder = folder_of()
+    folder.save(nn.Linear(2, 2), Progress(epoch=1), **STATE)
+    state = torch.load(folder.kept()[0], weights_only=True)
+    del state["config"]["run"]["valid_every_steps"]
+    torch.save(state, folder.kept()[0])
+    assert folder_of().checkpoint_to_resume().changes == []
+    assert folder_of("run.valid_every_steps=3").checkpoint_to_resume().changes == ["run.valid_every_steps: 0 -> 3"]
+
+
 def test_a_named_checkpoint_does_not_push_another_run_aside(folder_of, tmp_path):
     model, elsewhere = nn.Linear(2, 2), tmp_path / "elsewhere.pth"
     checkpoint.save(elsewhere, model, progress={"epoch": 7}, config={}, **STATE)

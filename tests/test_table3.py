@@ -43,12 +43,11 @@ def command(mini_world, tmp_path_factory):
     config = load_config("configs/mini/evaluate.yaml", [*options, "model.ckpt="])
     checkpoint.save(folder / "random.pth", SALMONN.from_config(config.model))
 
-    def make(results: Path, *more: str, names=NAMES_OF_ROWS, processes: int = 1) -> list[str]:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    def make(results: Path, *more: str, names=NAMES_OF_ROWS) -> list[str]:
         chosen = ["--tasks", ",".join(names)] if names else []
         arguments = ["evaluate.py", "--mode", "table3", "--cfg-path", "configs/mini/evaluate.yaml", *chosen]
         arguments += ["--options", *options, f"evaluate.results_dir={results}", *more]
-        return [*(launcher if processes > 1 else []), *arguments]
+        return arguments
 
     return make
 
@@ -75,7 +74,7 @@ def whole(command, tmp_path_factory):
 
 @pytest.mark.parametrize(("batch_size", "processes"), [(1, 1), (3, 2)])
 def test_batch_size_and_number_of_ranks_change_no_answer(command, whole, tmp_path, batch_size, processes):
-    result = run_command(*command(tmp_path, f"run.batch_size_eval={batch_size}", processes=processes))
+    result = run_command(*command(tmp_path, f"run.batch_size_eval={batch_size}"), ranks=processes)
     assert result.returncode == 0, result.stderr
     assert predictions(tmp_path) == predictions(whole)
     assert report(tmp_path) == report(whole)

@@ -16,15 +16,16 @@ SHORT = [
 ]  # fmt: skip
 
 
-def train(world, output, *options, config="configs/mini/stage1.yaml", processes=1):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def train(world, output, *options, config="configs/mini/stage1.yaml", launcher=(), ranks=1):
     ann = [f"datasets.{split}_ann_path={world}/ann/stage1_{split}.json" for split in ("train", "valid")]
     if config != "configs/mini/stage1.yaml":
         stage = config.split("/")[-1].removesuffix(".yaml")
         ann = [option.replace("stage1", stage) for option in ann]
-    return run_command(
-        *launcher, "train.py", "--cfg-path", config, "--options", *mini_options(world, output), *ann, *SHORT, *options
-    )
+    arguments = ["--cfg-path", config, "--options", *mini_options(world, output), *ann, *SHORT, *options]
+    return run_command(*launcher, "train.py", *arguments, ranks=ranks)
 
 
 def log_lines(folder, kind):
@@ -43,7 +44,7 @@ def one_process(mini_world, tmp_path_factory):
 @pytest.fixture(scope="module")
 def two_processes(mini_world, tmp_path_factory):
     output = tmp_path_factory.mktemp("two")
-    result = train(mini_world, output, processes=2)
+    result = train(mini_world, output, launcher=TORCHRUN)
     assert result.returncode == 0, result.stderr
     return output / "stage1"
 
@@ -96,7 +97,7 @@ def test_validation_does_not_depend_on_the_number_of_processes(mini_world, one_p
         output = tmp_path / str(processes)
         ann = [f"datasets.test_ann_path={mini_world}/ann/stage1_valid.json", "run.evaluate=True"]
         ckpt = f"model.ckpt={one_process}/checkpoint_last.pth"
-        result = train(mini_world, output, *ann, ckpt, processes=processes)
+        result = train(mini_world, output, *ann, ckpt, ranks=processes)
         assert result.returncode == 0, result.stderr
         results.append(log_lines(output / "stage1/evaluate", "valid")[0])
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], abs=1e-4)
@@ -154,8 +155,7 @@ def test_real_configs_without_weights_say_what_is_missing_in_one_screen():
 
 
 def test_under_torchrun_the_message_is_the_last_thing_on_the_screen():
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    result = run_command(*launcher, "train.py", "--cfg-path", "configs/stage1.yaml")
+    result = run_command(*TORCHRUN, "train.py", "--cfg-path", "configs/stage1.yaml")
     assert result.returncode == 1  # torchrun's own
     last_screen = "\n".join(result.stderr.splitlines()[-24:])
     assert "this run cannot start:" in last_screen
