@@ -67,16 +67,16 @@ def open_index(source: Path) -> Index:
     for place in _places(source):
         if index := _read_index(place, source, status):
             return index
-    place = next((place for place in _places(source) if _writable(place.parent)), None)
-    if place is None:
+    new = next((place for place in _places(source) if _writable(place.parent)), None)
+    if new is None:
         raise UserError(
             f"no room for the index of {source}: neither its folder nor {_places(source)[1].parent} can be written; "
             f"set XDG_CACHE_HOME to a folder that can"
         )
-    with _lock(place):
-        if not (index := _read_index(place, source, status)):
-            _build(source, status, place)
-            index = _read_index(place, source, source.stat())
+    with _lock(new):
+        if not (index := _read_index(new, source, status)):
+            _build(source, status, new)
+            index = _read_index(new, source, source.stat())
     if index is None:
         raise UserError(f"annotation file {source} changed while it was read; start again")
     return index
@@ -172,7 +172,7 @@ def _plain_text(source: Path, folder: Path) -> Iterator[BinaryIO]:
     """The file's text; a compressed file is unpacked into a temporary one."""
     try:
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(source.open("rb"))
+            file: BinaryIO = stack.enter_context(source.open("rb"))
             if source.suffix == ".gz":
                 unpacked = stack.enter_context(tempfile.TemporaryFile(dir=folder))
                 shutil.copyfileobj(stack.enter_context(gzip.open(file)), unpacked)

@@ -27,9 +27,9 @@ Range = tuple[int, int]  # bytes of a file
 
 
 class Entry(msgspec.Struct, gc=False):
-    """The fields of an entry that have a meaning; null stands for an absent key."""
+    """The fields of an entry that have a meaning; null stands for an absent key, but every entry has a path."""
 
-    path: str | None = None
+    path: str = ""
     text: str | None = None
     task: str | None = None
     Q: str | None = None

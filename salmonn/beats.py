@@ -102,14 +102,13 @@ class Encoder(nn.Module):
             PositionalConv(width, cfg.get("conv_pos", 128), cfg.get("conv_pos_groups", 16)), nn.GELU()
         )
         self.layer_norm = nn.LayerNorm(width)
-        self.layers = nn.ModuleList(
-            Layer(width, cfg["encoder_ffn_embed_dim"], heads, gated, alpha, self.dropout) for _ in range(layers)
-        )
+        blocks = [Layer(width, cfg["encoder_ffn_embed_dim"], heads, gated, alpha, self.dropout) for _ in range(layers)]
         if cfg.get("relative_position_embedding", False):
             # One table for all layers; the published files keep it with every layer's attention.
             table = nn.Embedding(self.buckets, heads)
-            for layer in self.layers:
-                layer.self_attn.relative_attention_bias = table
+            for block in blocks:
+                block.self_attn.relative_attention_bias = table
+        self.layers = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
         """x [B, T, D], zero where padded; padding [B, T] True where padded -> [B, T, D]."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
+    from matplotlib.typing import ColorType
 
 BLUE, ORANGE, GREY = "#1f77b4", "#ff7f0e", "#9e9e9e"
 LIGHT_ORANGE = "#ffbb78"
@@ -22,10 +23,10 @@ LIGHT_ORANGE = "#ffbb78"
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of this size in inches that makes room for whatever is put into it; needs no display."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # inches, also at the edges
-    return figure
+    room = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches, also at the edges
+    return Figure(figsize=(width, height), layout=room)
 
 
 def grid_shape(n: int, at_most: int) -> tuple[int, int]:
@@ -34,11 +35,11 @@ def grid_shape(n: int, at_most: int) -> tuple[int, int]:
     return columns, math.ceil(n / columns)
 
 
-def distinct_colours(n: int) -> Sequence[tuple[float, float, float]]:
+def distinct_colours(n: int) -> "Sequence[ColorType]":
     """Colours for n things that are to be told apart: ten dark ones, then ten light ones, then all over again."""
-    from matplotlib import colormaps
+    from matplotlib import color_sequences
 
-    pairs = colormaps["tab20"].colors  # dark, light, dark, light, ...
+    pairs = color_sequences["tab20"]  # dark, light, dark, light, ...
     palette = pairs[::2] + pairs[1::2]
     return [palette[i % len(palette)] for i in range(n)]
 

@@ -14,6 +14,7 @@ overlapping windows share, other answers as a line per window.
 """
 
 import difflib
+import io
 import json
 import logging
 import os
@@ -231,7 +232,8 @@ def converse(chat: Chat, audio: Sequence[str]) -> None:
     """Read lines and obey them until /quit or Ctrl-D; nothing that is typed ends it otherwise."""
     with suppress(ImportError):
         import readline  # noqa: F401  (gives `input` arrow keys and a history where the system has it)
-    sys.stdin.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     tell("Ask about a clip; /help shows what else can be typed.")
     lines = [f"/audio {path}" for path in audio]
     while True:

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def require_fit(
     return found
 
 
-def _other_width(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+def _other_width(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """The usual reason why nothing fits, if it is that."""
     theirs, ours = (parameters.get("speech_llama_proj.bias") for parameters in (found, wanted))
     if theirs is None or ours is None or theirs.shape == ours.shape:

@@ -10,7 +10,7 @@ import math
 import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -201,8 +201,8 @@ def _unknown_keys(values: Any, schema: type, prefix: str, where: str, problems: 
     for key, value in values.items():
         if key not in known:
             problems.append(f"{where}: {prefix}{key}{_nearest(prefix, str(key), list(known))}")
-        elif is_dataclass(known[key].type):
-            _unknown_keys(value, known[key].type, f"{prefix}{key}.", where, problems)
+        elif section := _section(known[key]):
+            _unknown_keys(value, section, f"{prefix}{key}.", where, problems)
         elif isinstance(value, dict) and get_origin(known[key].type) is not dict:
             problems.append(f"{where}: {prefix}{key} takes a value, not a section")
 
@@ -224,9 +224,14 @@ def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
     keys = []
     for f in fields(schema):
         keys.append(prefix + f.name)
-        if is_dataclass(f.type):
-            keys += known_keys(f.type, f"{prefix}{f.name}.")
+        if section := _section(f):
+            keys += known_keys(section, f"{prefix}{f.name}.")
     return keys
+
+
+def _section(field: Field) -> type | None:
+    """The schema of a key that is a section; None for one that takes a value."""
+    return field.type if isinstance(field.type, type) and is_dataclass(field.type) else None
 
 
 def _merge_typed(config: DictConfig, values: DictConfig, where: str, problems: list[str]) -> DictConfig:
@@ -249,7 +254,7 @@ def _merge_typed(config: DictConfig, values: DictConfig, where: str, problems: l
     return config
 
 
-def leaves(values: dict[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def leaves(values: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """(dotted key, value) of all values of nested dicts."""
     found: list[tuple[str, Any]] = []
     for key, value in values.items():

@@ -23,6 +23,7 @@ _LOST = ("gloo/transport", "Application timeout caused pair closure", "ncclRemot
 
 _control: dist.ProcessGroup | None = None  # of the CPUs: what ranks agree on must not wait for GPUs
 _store: dist.Store | None = None  # how ranks find each other, also when a group is broken
+_timeout = datetime.timedelta()  # how long ranks wait for each other
 
 
 def device_of(config: DictConfig) -> torch.device:
@@ -55,7 +56,8 @@ def _join(backend: str, dist_url: str, timeout: datetime.timedelta) -> None:
 
     With gloo a wait that is too long raises, with NCCL its watchdog ends the process.
     """
-    global _control, _store
+    global _control, _store, _timeout
+    _timeout = timeout
     _store, rank, world_size = _meeting_point(dist_url, timeout)
     dist.init_process_group(backend, store=_store, rank=rank, world_size=world_size, timeout=timeout)
     _control = dist.new_group(backend="gloo", timeout=timeout)
@@ -172,7 +174,7 @@ def lost_contact(error: Exception, seconds: float) -> str:
     who = f"no contact any more with rank {', '.join(map(str, absent))}" if absent else "a rank was too slow"
     return (
         f"rank {os.environ['RANK']}: {who}. It has ended, or did not answer within run.timeout_minutes = "
-        f"{_store.timeout / datetime.timedelta(minutes=1):g}. ({reason.splitlines()[0]})"
+        f"{_timeout / datetime.timedelta(minutes=1):g}. ({reason.splitlines()[0]})"
     )
 
 

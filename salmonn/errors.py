@@ -51,7 +51,7 @@ def _tell(message: str) -> None:
     the message of the rank that failed first as the last thing in it, where it is seen.
     """
     environment = os.environ
-    if int(environment.get("RANK") or environment.get("SLURM_PROCID", 0)) > 0:
+    if int(environment.get("RANK") or environment.get("SLURM_PROCID", "0")) > 0:
         time.sleep(_OTHERS_WAIT)
     handover = environment.get("TORCHELASTIC_ERROR_FILE")
     if not handover or _will_be_restarted():
@@ -62,5 +62,5 @@ def _tell(message: str) -> None:
 
 def _will_be_restarted() -> bool:
     """Whether torchrun starts the ranks again: then it reports nothing."""
-    restarts, most = (int(os.environ.get(f"TORCHELASTIC_{name}", 0)) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    restarts, most = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
     return restarts < most

@@ -5,10 +5,14 @@ row equals what the row gives alone, because padding never enters a frame that i
 """
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import WhisperFeatureExtractor
 
 # Kaldi filter bank as BEATs was trained with it: 25 ms frames every 10 ms at 16 kHz, FFT of 512
 FBANK_FRAME = 400  # samples
@@ -24,13 +28,16 @@ PCM_SCALE = 2.0**15  # BEATs was trained on 16-bit sample values
 class LogMel(nn.Module):
     """Whisper's log-mel spectrogram, with the settings of a Hugging Face feature extractor."""
 
-    def __init__(self, feature_extractor) -> None:
+    mel_filters: Tensor  # [n_fft // 2 + 1, n_mels]
+    window: Tensor  # [n_fft]
+
+    def __init__(self, feature_extractor: "WhisperFeatureExtractor") -> None:
         super().__init__()
         self.n_fft: int = feature_extractor.n_fft
         self.hop: int = feature_extractor.hop_length
         self.n_samples: int = feature_extractor.n_samples
         self.sampling_rate: int = feature_extractor.sampling_rate
-        filters = torch.as_tensor(feature_extractor.mel_filters, dtype=torch.float32)  # [n_fft // 2 + 1, n_mels]
+        filters = torch.as_tensor(feature_extractor.mel_filters, dtype=torch.float32)
         self.register_buffer("mel_filters", filters, persistent=False)
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
 

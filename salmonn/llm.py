@@ -23,8 +23,10 @@ from transformers.utils import ModelOutput
 
 from salmonn.errors import UserError
 
-if TYPE_CHECKING:  # peft takes its time: imported where it is used
+if TYPE_CHECKING:  # these take their time: imported where they are used
     from peft import LoraConfig, PeftModel
+    from peft.tuners.lora import LoraLayer
+    from transformers import BitsAndBytesConfig
 
 # Checkpoints that are already quantised and run by gptqmodel: the packages that transformers needs, by their method.
 _GPTQMODEL = {"gptq": ("optimum", "gptqmodel"), "awq": ("gptqmodel",)}
@@ -125,7 +127,8 @@ def llm_dtype(config: DictConfig, device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
-def quantization_config(config: DictConfig, device: torch.device):
+def quantization_config(config: DictConfig, device: torch.device) -> "BitsAndBytesConfig":
+    """How bitsandbytes is to quantise the weights as they are loaded."""
     from transformers import BitsAndBytesConfig
 
     if llm_quantization(config) == "8bit":
@@ -158,7 +161,7 @@ def add_lora(llm: PreTrainedModel, config: DictConfig) -> "PeftModel":
         raise UserError(f"model.lora_target_modules = {list(config.lora_target_modules)}: {error}") from error
 
 
-def lora_layers(llm: nn.Module) -> list[nn.Module]:
+def lora_layers(llm: nn.Module) -> "list[LoraLayer]":
     """The modules that carry an adapter; empty without LoRA."""
     return [module for module in llm.modules() if hasattr(module, "lora_A")]
 

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ def _leave_signals_to_the_run(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _loader(dataset: SALMONNDataset, num_workers: int, **kwargs) -> DataLoader:
+def _loader(dataset: SALMONNDataset, num_workers: int, **kwargs: Any) -> DataLoader:
     return DataLoader(
         dataset,
         num_workers=num_workers,

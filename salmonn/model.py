@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class SALMONN(nn.Module):
         self,
         config: DictConfig,
         log_mel: LogMel,
-        speech_encoder: nn.Module,
+        speech_encoder: PreTrainedModel,
         beats: BEATs | None,
         llm: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
@@ -205,7 +206,7 @@ class SALMONN(nn.Module):
             speech = self.speech_encoder(log_mel.to(self.speech_encoder.dtype)).last_hidden_state  # [B, T, D_whisper]
         features = self.ln_speech(speech.float())
         if self.beats is not None:
-            features = self._append_audio(features, raw_wav, lengths)
+            features = self._append_audio(self.beats, features, raw_wav, lengths)
         embeds = self._window_qformer(features)
         return embeds, torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
 
@@ -223,11 +224,11 @@ class SALMONN(nn.Module):
         lengths = (~padding_mask).sum(dim=1).clamp(min=shortest, max=self.log_mel.n_samples)
         return raw_wav, lengths
 
-    def _append_audio(self, speech: Tensor, raw_wav: Tensor, lengths: Tensor) -> Tensor:
+    def _append_audio(self, beats: BEATs, speech: Tensor, raw_wav: Tensor, lengths: Tensor) -> Tensor:
         """Concatenate BEATs features on the width, the shorter of the two zero-padded in time."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_beats):
-            fbank = kaldi_fbank(raw_wav).to(self.beats.dtype)  # [B, T, 128]
-            audio, padding = self.beats(fbank, fbank_lengths(lengths))  # [B, P, D_beats]
+            fbank = kaldi_fbank(raw_wav).to(beats.dtype)  # [B, T, 128]
+            audio, padding = beats(fbank, fbank_lengths(lengths))  # [B, P, D_beats]
         audio = self.ln_audio(audio.float()).masked_fill(padding[..., None], 0.0)
         frames = max(speech.shape[1], audio.shape[1])
         speech = F.pad(speech, (0, 0, 0, frames - speech.shape[1]))
@@ -258,7 +259,7 @@ class SALMONN(nn.Module):
         result = self.answer_loss(embeds, chosen, samples["text"])
         return result if verbose else {"loss": result["loss"]}
 
-    def choose_prompts(self, samples: Mapping[str, Any], rng=None) -> list[str] | None:
+    def choose_prompts(self, samples: Mapping[str, Any], rng: Random | None = None) -> list[str] | None:
         """A random training prompt per sample; None without prompt_path (then no prompt, as published)."""
         if not self.train_prompts:
             return None
@@ -324,7 +325,7 @@ class SALMONN(nn.Module):
         prompts: Sequence[str] | None = None,
         return_details: bool = False,
         **library: Any,
-    ) -> list[str] | list[dict[str, Any]]:
+    ) -> list[Any]:
         """Answer each sample; every row ends by itself.
 
         `settings`: a `generate` section. `prompts`: complete templated strings; else samples["prompts"],
@@ -332,7 +333,6 @@ class SALMONN(nn.Module):
         `return_details` {"text", "token_ids" (the end symbol included), "finished" (it was seen)}.
         `library` goes to transformers' generate as it is, e.g. stopping_criteria or, for one beam, a streamer.
         """
-        settings = generate_config(settings)
         chosen = prompts or samples.get("prompts") or self._test_prompts(samples)
         embeds, _ = self.encode_speech(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
         details = self.answer_embeds(embeds, chosen, settings, **library)
@@ -350,15 +350,15 @@ class SALMONN(nn.Module):
 
         `chosen`: one complete templated string per row; the rest and the details returned as for `generate`.
         """
-        settings = generate_config(settings)
+        search = generate_config(settings)
         layout = lay_out(self.tokenizer, embeds.shape[1], chosen, [[]] * len(embeds), left_padded=True)
         inputs, is_used = self._embed(layout, embeds), layout.is_used.to(self.device)
-        if settings.num_beams > 1:
-            library["past_key_values"] = read_prompts(self._causal_lm(), inputs, is_used, settings.num_beams)
+        if search.num_beams > 1:
+            library["past_key_values"] = read_prompts(self._causal_lm(), inputs, is_used, search.num_beams)
         output = self.llama_model.generate(
             inputs_embeds=inputs,
             attention_mask=is_used.long(),
-            **search_settings(settings, self.tokenizer.bos_token_id, self.end_id),
+            **search_settings(search, self.tokenizer.bos_token_id, self.end_id),
             **library,
         )
         return [answer(ids, self.tokenizer, self.end_id) for ids in output.tolist()]

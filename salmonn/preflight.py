@@ -86,7 +86,7 @@ def _require_prompts(config: DictConfig, annotations: Sequence[str]) -> None:
     problems = []
     for path in (config.datasets[key] for key in annotations):
         tasks = Annotations(path).tasks  # {task: its first entry}
-        if missing := sorted(tasks.keys() - known, key=tasks.get):
+        if missing := sorted(tasks.keys() - known, key=tasks.__getitem__):
             named = ", ".join(f"{task!r} (first in entry {tasks[task]})" for task in missing[:_TASKS_SHOWN])
             problems.append(
                 f"annotation file {path}: {len(missing)} values of 'task' have no prompt in "

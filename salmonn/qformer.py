@@ -3,6 +3,8 @@
 A post-LayerNorm BERT over query tokens only; parameter names are those of the published checkpoints.
 """
 
+from collections.abc import Iterable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -104,20 +106,30 @@ class Embeddings(nn.Module):
         return self.dropout(self.LayerNorm(query_tokens))
 
 
+class Encoder(nn.Module):
+    """The layers one behind another; no LayerNorm at the end."""
+
+    def __init__(self, layers: Iterable[Layer]) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x [W, Q, D], context [W, K, C] -> [W, Q, D]."""
+        for layer in self.layer:
+            x = layer(x, context)
+        return x
+
+
 class Bert(nn.Module):
-    """Query tokens without positions, through the layers; no LayerNorm at the end."""
+    """Query tokens without positions, through the layers."""
 
     def __init__(self, hidden: int, layers: int, heads: int, width: int, context_width: int) -> None:
         super().__init__()
         self.embeddings = Embeddings(hidden)
-        self.encoder = nn.Module()
-        self.encoder.layer = nn.ModuleList(Layer(hidden, heads, width, context_width) for _ in range(layers))
+        self.encoder = Encoder(Layer(hidden, heads, width, context_width) for _ in range(layers))
 
     def forward(self, query_tokens: Tensor, context: Tensor) -> Tensor:
-        x = self.embeddings(query_tokens)
-        for layer in self.encoder.layer:
-            x = layer(x, context)
-        return x
+        return self.encoder(self.embeddings(query_tokens), context)
 
 
 class QFormer(nn.Module):

@@ -7,10 +7,13 @@ import math
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from salmonn import distributed
 from salmonn.files import replacing
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 logger = logging.getLogger("salmonn")
 
@@ -39,36 +42,39 @@ class RunLog:
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         self.folder = folder
-        self._lines = self._tensorboard = None
+        self._lines: TextIO | None = None
+        self._tensorboard: SummaryWriter | None = None
         self._told: set[str] = set()
         if distributed.is_main():
-            from tensorboardX import SummaryWriter
+            import tensorboardX
 
             path = folder / "log.jsonl"
             _keep_until(path, step)
             self._lines = path.open("a", encoding="utf-8")
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+            self._tensorboard = tensorboardX.SummaryWriter(
+                str(folder / "tensorboard"), purge_step=step + 1 if step else None
+            )
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Add a line `{"kind", "step", **values}`, and a curve `kind/name` per number, `kind/task/name` per task."""
-        if self._lines is None:
+        if self._lines is None or self._tensorboard is None:
             return
         try:
             self._lines.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self._lines.flush()
         except OSError as error:
             self._warn_once(f"a line of {self.folder / 'log.jsonl'} could not be written: {error}")
-        self._draw(kind, step, values)
+        self._draw(self._tensorboard, kind, step, values)
 
-    def _draw(self, kind: str, step: int, values: dict[str, Any]) -> None:
+    def _draw(self, tensorboard: "SummaryWriter", kind: str, step: int, values: dict[str, Any]) -> None:
         # the library's thread dies of a full disk, and its queue then blocks whoever adds to it
-        if not self._tensorboard.file_writer.event_writer._worker.is_alive():
+        if not tensorboard.file_writer.event_writer._worker.is_alive():
             self._warn_once("TensorBoard's curves stop here: its files cannot be written (disk full?)")
             return
         of_tasks = {f"{task}/{name}": v for task, of in values.get("tasks", {}).items() for name, v in of.items()}
         for name, value in {**values, **of_tasks}.items():
             if isinstance(value, int | float):
-                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+                tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
     def _warn_once(self, message: str) -> None:
         if message not in self._told:
@@ -77,7 +83,7 @@ class RunLog:
 
     def close(self) -> None:
         """Flush and close the files."""
-        if self._lines is None:
+        if self._lines is None or self._tensorboard is None:
             return
         with contextlib.suppress(OSError):  # told when the line was written
             self._lines.close()

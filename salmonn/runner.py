@@ -7,10 +7,12 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from salmonn import checkpoint, distributed
@@ -40,6 +42,9 @@ MEASURED_STEPS = 10  # after which the speed is believed and the hours that are 
 class Runner:
     """Trains (or only evaluates) the model that a config describes; `Runner(config).run()` is all."""
 
+    ddp_model: torch.nn.Module  # there from `prepare` to `close`
+    log: RunLog  # there once the run writes
+
     def __init__(self, config: DictConfig) -> None:
         """Check all that the config names, join the process group, find where to go on. Raises UserError."""
         self.config, self.run_config = config, config.run
@@ -50,13 +55,13 @@ class Runner:
             refuse(run_problems(config))
         self.device = distributed.init(config)
         self.run_folder.claim()
-        found = self.run_folder.checkpoint_to_resume() if distributed.is_main() else None
-        new_run = Resumed(Progress(processes=distributed.world_size()), None, [])
-        self.progress, self.resume_from, self.changes = distributed.from_main(found) or new_run
+        newest = self.run_folder.checkpoint_to_resume() if distributed.is_main() else None
+        found: Resumed | None = distributed.from_main(newest)  # None: a new run
+        self.progress = found.progress if found else Progress(processes=distributed.world_size())
+        self.resume_from = found.path if found else None
+        self.changes = found.changes if found else []
         self.quarantine = Quarantine(self.folder, config.datasets.max_bad_fraction)
         self.stop_request = StopRequest()
-        self.ddp_model: torch.nn.Module | None = None
-        self.log: RunLog | None = None
         self.is_saved = False  # all that was done up to the last attempt
 
     def run(self) -> bool:
@@ -82,10 +87,11 @@ class Runner:
 
     def close(self) -> None:
         """Let go of the log, the folder and the processes' reducer."""
-        if self.log is not None:
+        if hasattr(self, "log"):
             self.log.close()
-        # DDP's reducer must go before its process group: taken down together, gloo can deadlock.
-        self.ddp_model = None
+        if hasattr(self, "ddp_model"):
+            # DDP's reducer must go before its process group: taken down together, gloo can deadlock.
+            del self.ddp_model
         self.run_folder.release()
 
     def train(self) -> bool:
@@ -171,9 +177,9 @@ class Runner:
         """Only validate, on the test set."""
         self._load()
         self._open_log()
-        result = self.validate(self.datasets["test_ann_path"], epoch=0, step=0) | self.quarantine.sync()
-        if distributed.is_main():
-            write_json(self.folder / "summary.json", result)
+        result, counts = self.validate(self.datasets["test_ann_path"], epoch=0, step=0), self.quarantine.sync()
+        if distributed.is_main() and result:
+            write_json(self.folder / "summary.json", result | counts)
 
     def autocast(self) -> torch.autocast:
         """Mixed precision as configured."""
@@ -195,7 +201,7 @@ class Runner:
         run = self.run_config
         self.step = TrainingStep(self.model, run, self.device)
         if self.resume_from:
-            self._restore()
+            self._restore(self.resume_from)
         # an encoder that is trained drops layers, each rank others
         drops_layers = not (self.config.model.freeze_whisper and self.config.model.freeze_beats)
         self.ddp_model = distributed.wrap(self.model, self.device, find_unused_parameters=drops_layers)
@@ -247,9 +253,8 @@ class Runner:
         for dataset in self.datasets.values():
             dataset.max_seconds = self.model.max_seconds
 
-    def _restore(self) -> None:
+    def _restore(self, path: Path) -> None:
         """Take up the run that a checkpoint holds: parameters, optimiser, scaler, and where it was."""
-        path = self.resume_from
         state = self.run_folder.take_state(path)
         checkpoint.take_parameters(self.model, state["model"], path)
         try:
@@ -307,7 +312,8 @@ class Runner:
 
     def _no_sync(self) -> contextlib.AbstractContextManager:
         """No all-reduce while a group of micro-batches is still being accumulated."""
-        return self.ddp_model.no_sync() if self.ddp_model is not self.model else contextlib.nullcontext()
+        model = self.ddp_model
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
     def _finish_step(self, epoch: int, i: int, group_size: int) -> StepResult:
         """Raises RuntimeError, after saving what led to it, when loss or gradients are not finite."""

@@ -65,7 +65,7 @@ def _whisper_encoder(model: DictConfig) -> WhisperEncoder:
         return WhisperEncoder(config)
 
 
-def _from_folder(kind: type, key: str, model: DictConfig) -> Any:
+def _from_folder(kind: type[Any], key: str, model: DictConfig) -> Any:
     with loading(f"model.{key}", model[key]):
         return kind.from_pretrained(model[key], token=model.token or None)
 

@@ -30,7 +30,7 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def first_node(nodes: str) -> str:
     """The first host of a compressed list: "node[003-006,9]-ib,gpu1" gives "node003-ib"."""
-    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)[0]
+    first = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes)[0]
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first)
 
 

@@ -40,7 +40,8 @@ def run_stages(configs: Sequence[DictConfig]) -> None:
 
 def require_all_ready(configs: Sequence[DictConfig]) -> None:
     """Raise one UserError with the problems of all stages, each told once."""
-    problems, made = [], []
+    problems: list[str] = []
+    made: list[str] = []
     for config in configs:
         problems += run_problems(config, made)
         made.append(best_checkpoint(config.run))

@@ -50,7 +50,7 @@ def validate(model: SALMONN, batches: Iterable[dict[str, Any]], quarantine: Quar
     if not everywhere:
         return None
     tasks = {task: _means(everywhere[task]) for task in sorted(everywhere)}
-    return {**_means(sum(everywhere.values())), "tasks": tasks}
+    return {**_means(sum(everywhere.values(), start=_zeros())), "tasks": tasks}
 
 
 def swap_partners(clips: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -105,7 +105,7 @@ def _add(
 
 
 def _means(sums: np.ndarray) -> dict[str, float | None]:
-    means = {}
+    means: dict[str, float | None] = {}
     for suffix, (loss, n, correct, tokens) in zip(("", "_shuffled"), sums.tolist(), strict=True):
         means |= {f"loss{suffix}": loss / n if n else None, f"accuracy{suffix}": correct / tokens if n else None}
     return means

@@ -182,7 +182,7 @@ def _row(name: str, metric_name: str, first: Mapping[str, Any], second: Mapping[
 
 def _differences(names: Sequence[str], a: Result, b: Result) -> str:
     """A table of what the cards of the two results do not share, or "Nothing."."""
-    tasks_of: dict[tuple[str, str, str], list[str]] = {}
+    tasks_of: dict[tuple[str, ...], list[str]] = {}
     for name in names:
         cards = [_card(one.reports[name]) for one in (a, b)]
         for key in dict.fromkeys([*cards[0], *cards[1]]):

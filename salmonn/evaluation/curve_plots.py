@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FILLED = {"linestyle": "-", "marker": "o", "markersize": 4}
-HOLLOW = {"linestyle": "--", "marker": "o", "markersize": 4, "markerfacecolor": "white"}
+FILLED: dict[str, Any] = {"linestyle": "-", "marker": "o", "markersize": 4}
+HOLLOW: dict[str, Any] = {"linestyle": "--", "marker": "o", "markersize": 4, "markerfacecolor": "white"}
 PERPLEXITY_LINES = {"P(Y|X,I): given audio and instruction": FILLED, "P(Y|X): given the audio only": HOLLOW}
 
 
@@ -90,10 +90,12 @@ def perplexity(curves: Sequence[PerplexityCurve]) -> "Figure | None":
     points = list(dict.fromkeys(x for curve in curves for x in curve.x))
     if not points:
         return None
-    named = isinstance(points[0], str)
-    place_of = {x: place if named else x for place, x in enumerate(points)}
-    labels = distinct_parts(points) if named else [f"{x:g}" for x in points]
-    slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, labels)) > 24 else {}
+    names = [x for x in points if isinstance(x, str)]  # all or none
+    place_of = {x: place if isinstance(x, str) else x for place, x in enumerate(points)}
+    labels = distinct_parts(names) if names else [f"{x:g}" for x in points]
+    slanted: dict[str, Any] = (
+        {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, labels)) > 24 else {}
+    )
     colours = _colour_of(curve.task for curve in curves)
     columns, rows = grid_shape(len(curves), at_most=4)
     figure = new_figure(max(6.5, columns * max(3.2, 0.7 * len(points))), 1.3 + 2.4 * rows)
@@ -105,7 +107,7 @@ def perplexity(curves: Sequence[PerplexityCurve]) -> "Figure | None":
         leftmost, lowest = place % columns == 0, place + columns >= len(curves)
         panel.tick_params(labelleft=leftmost, labelbottom=lowest)
         panel.set_ylabel("perplexity" if leftmost else "")
-        panel.set_xlabel(("checkpoint" if named else "LoRA scaling") if lowest else "")
+        panel.set_xlabel(("checkpoint" if names else "LoRA scaling") if lowest else "")
     kinds = [Line2D([], [], color=GREY, label=kind, **style) for kind, style in PERPLEXITY_LINES.items()]
     figure.legend(handles=kinds, loc="outside upper center", ncols=2, frameon=False)
     return figure

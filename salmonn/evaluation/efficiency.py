@@ -83,19 +83,19 @@ def measure(
         raise UserError(f"evaluate.efficiency.seconds = {seconds:g}: {heard}")
     if new_tokens < 2 or runs < 1:
         raise UserError(f"{runs} runs of {new_tokens} new tokens: measuring needs 1 run of 2 tokens or more")
-    settings = of_length(generate_config(settings), new_tokens)
+    search = of_length(generate_config(settings), new_tokens)
     for _ in range(warmup):
-        time_tokens(model, settings, seconds)
+        time_tokens(model, search, seconds)
     on_gpu = model.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(model.device)
-    times = [time_tokens(model, settings, seconds) for _ in range(runs)]
+    times = [time_tokens(model, search, seconds) for _ in range(runs)]
     return {
         "device": torch.cuda.get_device_name(model.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads",
         "precision": _precision(model),
         "audio_seconds": seconds,
         "new_tokens": new_tokens,
-        "num_beams": settings.num_beams,
+        "num_beams": search.num_beams,
         "runs": runs,
         "warmup": warmup,
         "ttft_s": _spread([run[0] for run in times]),

@@ -23,8 +23,8 @@ def answer_all(
     config: DictConfig,
     description: str,
     store: AnswerStore | None = None,
-) -> dict[int, Answer]:
-    """{position: answer} of all jobs in their order, the same on every rank.
+) -> dict[int, Any]:
+    """{position: answer} of all jobs in their order, of the kind that `ask` gives, the same on every rank.
 
     What `store` holds is not asked again. The longest clips come first: too little memory shows
     at once, and batches hold clips of like length. Raises RuntimeError if a job has no answer or

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
 
 from salmonn.errors import UserError
 from salmonn.schema import JudgeConfig
@@ -33,7 +34,7 @@ class _TryAgainError(Exception):
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """Redirects are errors: urllib would take the key along to any other host, and lose the question."""
 
-    def redirect_request(self, *_args, **_kwargs) -> None:
+    def redirect_request(self, *_args: Any, **_kwargs: Any) -> None:
         return None
 
 

@@ -4,7 +4,13 @@ import logging
 from collections.abc import Iterator, Sequence
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BatchEncoding,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
 
 from salmonn.llm import loading, require_all_weights
 from salmonn.schema import JudgeConfig
@@ -43,7 +49,7 @@ def ask_local(prompts: Sequence[str], config: JudgeConfig, device: str) -> Itera
         yield from zip(batch, tokenizer.batch_decode(replies, skip_special_tokens=True), strict=True)
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]):
+def _tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> BatchEncoding:
     if not tokenizer.chat_template:
         return tokenizer([f"{prompt}\n" for prompt in prompts], padding=True, return_tensors="pt")
     texts = [

@@ -60,7 +60,8 @@ def write_sweep(
         for scaling, by_name in reports.items()
     }
     write_text(folder / "report.json", json.dumps(of_scaling, ensure_ascii=False, indent=2) + "\n")
-    write_png(curve_plots.sweep(curves), folder / "lora_sweep.png")
+    if figure := curve_plots.sweep(curves):
+        write_png(figure, folder / "lora_sweep.png")
     cards = [report["provenance"] for by_name in reports.values() for report in by_name.values()]
     parts = ["# Scores over the LoRA scaling", shown, "![curves](lora_sweep.png)", "Full reports: scaling_*/<task>/."]
     parts += ["## What all of this depends on", card_table(cards)]

@@ -61,7 +61,8 @@ def points_of(config: DictConfig, checkpoints: Sequence[str], scalings: Sequence
 
     Raises UserError for several of both: a curve has one axis.
     """
-    files, values = list(checkpoints) or [config.model.ckpt], list(scalings) or [None]
+    files = list(checkpoints) or [config.model.ckpt]
+    values: Sequence[float | None] = scalings or [None]
     if len(files) > 1 and len(values) > 1:
         raise UserError("several --checkpoints or several --scalings, not both: the curves are over one of them")
     if len(files) > 1 or values == [None]:
@@ -143,8 +144,8 @@ def write_perplexity(folder: Path, tasks: Sequence[EvalTask], results: Mapping[s
     header = ["task", "n", "perplexity", *results]
     shown = table(header, [row for task in tasks for row in _rows(task.name, results)])
     write_text(folder / "report.json", json.dumps(results, ensure_ascii=False, indent=2) + "\n")
-    figure = curve_plots.perplexity([_curve(task.name, results) for task in tasks])
-    write_png(figure, folder / "perplexity.png")
+    if figure := curve_plots.perplexity([_curve(task.name, results) for task in tasks]):
+        write_png(figure, folder / "perplexity.png")
     explained = (
         f"Perplexity per target token of the right answers (of several references the first), 95 % intervals over "
         f"clips. {WITH}: audio and instruction. {WITHOUT}: the audio alone."

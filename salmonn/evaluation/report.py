@@ -134,7 +134,7 @@ def prediction_lines(
     """One JSON object per clip, in the order of the set."""
     lines = []
     for position, (clip, job) in enumerate(zip(clips, jobs, strict=True)):
-        line = {"id": clip.id, "path": clip.path, "task": clip.task, "prompt": job.prompt}
+        line: dict[str, Any] = {"id": clip.id, "path": clip.path, "task": clip.task, "prompt": job.prompt}
         line |= {"references": list(clip.references), **asdict(outputs[position])}
         if swapped is not None and position in swapped:
             line["text_shuffled"] = swapped[position].text

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,8 @@ def load_tasks(path: str | Path, names: Sequence[str] = ()) -> list[EvalTask]:
 
 def check_names(task: EvalTask, source: str) -> None:
     """Raise UserError for a normaliser, metric or judge's question that there is not."""
-    known = {"normaliser": NAMES, "judge": JUDGED_TASKS}
-    known |= dict.fromkeys(("metrics", "paper", "reproduced", "by_scaling"), METRICS)
+    known: dict[str, Collection[str]] = {"normaliser": NAMES, "judge": JUDGED_TASKS}
+    known |= {key: METRICS.keys() for key in ("metrics", "paper", "reproduced", "by_scaling")}
     for key, names in known.items():
         value = getattr(task, key)
         for name in [value] if isinstance(value, str) and value else value:

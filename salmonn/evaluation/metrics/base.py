@@ -107,7 +107,7 @@ def measure(metric: Metric, texts: Texts, finished: Sequence[bool]) -> Measured:
     of_finished = value_of(metric, statistics[ended]) if ended else None
     if metric.corpus:
         whole = metric.corpus(scored)
-        edges = edges and [edge + whole - value for edge in edges]
+        edges = [edge + whole - value for edge in edges] if edges and value is not None else None
         value, of_finished = whole, metric.corpus(scored.take(ended)) if ended else None
     details = metric.details(statistics.sum(axis=0)) if metric.details else {}
     return Measured(value, of_finished, edges, rows, statistics, details)
@@ -140,7 +140,10 @@ def paired_interval_of(
     values = _resampled(metric, second) - _resampled(metric, first)  # one seed: both draw the same clips
     edges = _percentiles(values)
     if metric.corpus and edges:
-        shift = (scores[1] - value_of(metric, second)) - (scores[0] - value_of(metric, first))
+        of_first, of_second = value_of(metric, first), value_of(metric, second)
+        if of_first is None or of_second is None:
+            return None
+        shift = (scores[1] - of_second) - (scores[0] - of_first)
         edges = [edge + shift for edge in edges]
     return edges
 
