@@ -1,0 +1,27 @@
+"""The commands as an installation has them (pyproject.toml, scripts): each module's `main` with its exit codes.
+
+Nothing heavy loads before a command is chosen and its command line read.
+"""
+
+from salmonn.errors import run_cli
+
+
+def train() -> None:
+    """salmonn-train, and train.py."""
+    from salmonn.train import main
+
+    run_cli(main)
+
+
+def evaluate() -> None:
+    """salmonn-evaluate, and evaluate.py."""
+    from salmonn.evaluate import main
+
+    run_cli(main)
+
+
+def chat() -> None:
+    """salmonn-chat, and python -m salmonn.chat."""
+    from salmonn.chat import main
+
+    run_cli(main)
