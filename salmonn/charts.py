@@ -5,6 +5,7 @@ matplotlib is imported inside functions: seconds that only who draws should wait
 
 import math
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,16 +39,41 @@ def grid_shape(n: int, at_most: int) -> tuple[int, int]:
 def distinct_colours(n: int) -> "Sequence[ColorType]":
     """Colours for n things that are to be told apart: ten dark ones, then ten light ones, then all over again."""
     from matplotlib import color_sequences
+    from matplotlib.colors import to_rgb
 
-    pairs = color_sequences["tab20"]  # dark, light, dark, light, ...
-    palette = pairs[::2] + pairs[1::2]
+    dark = [to_rgb(name) for name in color_sequences["petroff10"]]  # chosen for colour-blind readers, too
+    palette = dark + [tuple((1 + part) / 2 for part in colour) for colour in dark]
     return [palette[i % len(palette)] for i in range(n)]
+
+
+def distinct_parts(paths: Sequence[str]) -> list[str]:
+    """Paths of checkpoints or runs without the leading and trailing parts that all share; a part of each is left."""
+    parts = [path.removesuffix(".pth").split("/") for path in paths]
+    head = _shared(parts)
+    tail = _shared([path[head:][::-1] for path in parts])
+    return ["/".join(path[head : len(path) - tail]) for path in parts]
+
+
+def _shared(paths: Sequence[Sequence[str]]) -> int:
+    """How many parts all paths begin with, without the last part of any."""
+    columns = zip(*(path[:-1] for path in paths), strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def style_panel(panel: "Axes") -> None:
     """A panel as all pictures have it: no frame, a faint grid."""
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(alpha=0.25)
+
+
+def logarithmic(panel: "Axes") -> None:
+    """A logarithmic vertical axis with plain numbers at 1, 2 and 5 of each decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def percent_labels() -> "PercentFormatter":

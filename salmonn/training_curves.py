@@ -1,18 +1,22 @@
-"""The curves of a training run as one picture, from its `log.jsonl`."""
+"""The curves of a training run, or of several, as one picture, from their `log.jsonl`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from salmonn.charts import BLUE, GREY, ORANGE, distinct_colours, new_figure, style_panel, write_png
+from salmonn.charts import BLUE, GREY, ORANGE, distinct_colours, logarithmic, new_figure, style_panel, write_png
 from salmonn.errors import UserError
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log.jsonl. Raises UserError where it is absent or not such a file."""
+    """The whole lines of a log.jsonl; a run may be writing the last one.
+
+    Raises UserError where the file is absent or not such a file.
+    """
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        content = path.read_bytes()
+        return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"training log {path} cannot be read: {error}") from error
 
@@ -51,6 +55,43 @@ def plot_curves(lines: Sequence[dict[str, Any]], out: Path, title: str) -> None:
     for panel in (loss, accuracy, tasks):
         if panel.lines:
             panel.legend(frameon=False, fontsize="small")
+    write_png(figure, out)
+
+
+def plot_runs(runs: Mapping[str, Sequence[dict[str, Any]]], out: Path) -> None:
+    """Write one picture with six panels and a colour for each of several runs, {name: lines of its log}."""
+    from matplotlib.lines import Line2D
+
+    figure = new_figure(13, 7)
+    (loss, valid_loss, accuracy), (rate, norm, speed) = figure.subplots(2, 3)
+    panels = (  # panel, kind of line, key, key of the control, label
+        (loss, "train", "loss", "", "training loss per target token"),
+        (valid_loss, "valid", "loss", "loss_shuffled", "validation loss per target token"),
+        (accuracy, "valid", "accuracy", "accuracy_shuffled", "validation token accuracy"),
+        (rate, "train", "lr", "", "learning rate"),
+        (norm, "train", "grad_norm", "", "norm of the gradients"),
+        (speed, "train", "samples_per_second", "", "samples/s"),
+    )
+    handles = []
+    for (name, lines), colour in zip(runs.items(), distinct_colours(len(runs)), strict=True):
+        handles.append(Line2D([], [], color=colour, label=name))
+        for panel, kind, key, control, _ in panels:
+            of_kind = [line for line in lines if line["kind"] == kind]
+            marker = {"marker": "o"} if kind == "valid" else {"linewidth": 1.0}
+            _curve(panel, of_kind, key, name, color=colour, **marker)
+            if control:
+                _curve(panel, of_kind, control, name, color=colour, linestyle="--", markerfacecolor="white", **marker)
+    for panel, _, _, _, label in panels:
+        panel.set(xlabel="step", ylabel=label, xlim=(0, None))
+        if panel in (loss, valid_loss, norm):
+            logarithmic(panel)
+        else:
+            panel.set_ylim(0, 1.02 if panel is accuracy else None)  # a marker at 1 is whole
+        style_panel(panel)
+        if not any(len(line.get_xdata()) for line in panel.lines):
+            panel.annotate("nothing logged yet", (0.5, 0.5), xycoords="axes fraction", ha="center", color="dimgrey")
+    handles.append(Line2D([], [], color=GREY, linestyle="--", label="audio shuffled"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 5), frameon=False)
     write_png(figure, out)
 
 

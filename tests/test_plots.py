@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from salmonn.charts import write_png
+from salmonn.charts import distinct_parts, write_png
 from salmonn.evaluation import curve_plots, plots
-from salmonn.evaluation.curve_plots import Curve, PerplexityCurve, distinct_parts
+from salmonn.evaluation.curve_plots import Curve, PerplexityCurve
 from salmonn.evaluation.metrics import METRICS, Texts, measure
 from salmonn.evaluation.plots import PAPER, REPRODUCED, SHUFFLED, THIS_RUN
 from salmonn.evaluation.tasks import EvalTask, load_tasks

@@ -6,12 +6,20 @@ A value that is None leaves a gap in its curve.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from salmonn.charts import GREY, distinct_colours, grid_shape, new_figure, percent_labels, style_panel
+from salmonn.charts import (
+    GREY,
+    distinct_colours,
+    distinct_parts,
+    grid_shape,
+    logarithmic,
+    new_figure,
+    percent_labels,
+    style_panel,
+)
 from salmonn.evaluation.metrics import METRICS, Metric
 
 if TYPE_CHECKING:
@@ -114,30 +122,11 @@ def perplexity(curves: Sequence[PerplexityCurve]) -> "Figure | None":
 
 
 def _draw_perplexities(panel: "Axes", curve: PerplexityCurve, x: Sequence[float], colour: Any) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     for (kind, style), values in zip(PERPLEXITY_LINES.items(), (curve.conditioned, curve.unconditioned), strict=True):
         panel.plot(x, _with_gaps(values), color=colour, label=kind, **style)
-    panel.set_yscale("log")
-    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    panel.yaxis.set_major_formatter("{x:g}")
-    panel.yaxis.set_minor_formatter(NullFormatter())
+    logarithmic(panel)
     panel.set_title(curve.task, loc="left", fontsize=9.5, fontweight="bold")
     style_panel(panel)
-
-
-def distinct_parts(paths: Sequence[str]) -> list[str]:
-    """Paths of checkpoints without the leading and trailing parts that all of them share; a part of each is left."""
-    parts = [path.removesuffix(".pth").split("/") for path in paths]
-    head = _shared(parts)
-    tail = _shared([path[head:][::-1] for path in parts])
-    return ["/".join(path[head : len(path) - tail]) for path in parts]
-
-
-def _shared(paths: Sequence[Sequence[str]]) -> int:
-    """How many parts all paths begin with, without the last part of any."""
-    columns = zip(*(path[:-1] for path in paths), strict=False)
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _colour_of(tasks: Iterable[str]) -> dict[str, Any]:

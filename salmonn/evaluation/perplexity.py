@@ -16,11 +16,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from salmonn import checkpoint, distributed
-from salmonn.charts import write_png
+from salmonn.charts import distinct_parts, write_png
 from salmonn.errors import UserError
 from salmonn.evaluation import curve_plots
 from salmonn.evaluation.answers import AnswerStore
-from salmonn.evaluation.curve_plots import PerplexityCurve, distinct_parts
+from salmonn.evaluation.curve_plots import PerplexityCurve
 from salmonn.evaluation.generation import answer_all
 from salmonn.evaluation.jobs import Answer, Job
 from salmonn.evaluation.metrics.base import Metric, interval_of, ratio, value_of

@@ -1,0 +1,60 @@
+"""Draw the curves of training runs that are done or still going on; several runs in the same panels.
+
+  python util/plot_runs.py output/stage1
+  python util/plot_runs.py output/stage1 output/half_batch/log.jsonl --out compared.png
+
+A run is its folder or the log.jsonl in it. One run is drawn as its training_curves.png, with the accuracy per task;
+several have a colour each, and dashed the control with shuffled audio.
+"""
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from salmonn.charts import distinct_parts
+from salmonn.errors import UserError, run_cli
+from salmonn.training_curves import plot_curves, plot_runs, read_log
+
+
+def main() -> None:
+    """Read the logs and write the picture."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a training run, or its log.jsonl")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs.png"), metavar="FILE", help="picture (default: runs.png)"
+    )
+    args = parser.parse_args()
+    runs = read_runs(args.runs)
+    if len(runs) == 1:
+        [(name, lines)] = runs.items()
+        plot_curves(lines, args.out, title=name)
+    else:
+        plot_runs(runs, args.out)
+    print(args.out)
+
+
+def read_runs(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
+    """{short name: lines of the log}, each run once. Raises UserError that names every run without a line."""
+    folders = [(path.parent if path.is_file() else path).resolve() for path in paths]
+    logs = {folder: [] for folder in folders}
+    problems = []
+    for folder in logs:
+        try:
+            logs[folder] = read_log(folder / "log.jsonl")
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            if not logs[folder]:
+                problems.append(f"training log {folder / 'log.jsonl'} is empty: the run has logged nothing yet")
+    if problems:
+        raise UserError("\n".join(problems))
+    names = distinct_parts([folder.as_posix() for folder in logs])
+    return dict(zip(names, logs.values(), strict=True))
+
+
+if __name__ == "__main__":
+    run_cli(main)
