@@ -3,6 +3,7 @@
 A post-LayerNorm BERT over query tokens only; parameter names are those of the published checkpoints.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch.nn.functional as F
@@ -36,12 +37,18 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x [W, Q, D], context [W, K, C] -> [W, Q, D]."""
-        q, k, v = (
-            projection(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [W, H, *, D / H]
-            for projection, source in ((self.query, x), (self.key, context), (self.value, context))
-        )
+        q, k, v = self._heads(self.query, x), self._heads(self.key, context), self._heads(self.value, context)
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=DROPOUT if self.training else 0.0)
         return y.transpose(1, 2).flatten(2)
+
+    def weights(self, x: Tensor, context: Tensor) -> Tensor:
+        """What `forward` multiplies the values with: x [W, Q, D], context [W, K, C] -> [W, H, Q, K]."""
+        q, k = self._heads(self.query, x), self._heads(self.key, context)
+        return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1)
+
+    def _heads(self, projection: nn.Linear, source: Tensor) -> Tensor:
+        """[W, N, *] -> [W, H, N, D / H]."""
+        return projection(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class Output(nn.Module):

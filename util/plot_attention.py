@@ -1,0 +1,158 @@
+"""Draw where the model looks while it answers a question about a clip.
+
+  python util/plot_attention.py --audio clip.wav --task asr
+  python util/plot_attention.py --audio clip.wav --prompt "Who speaks?" --out who.png
+  python util/plot_attention.py --cfg-path configs/mini/decode.yaml --audio clip.wav --task QA --question "What colour?"
+
+Three panels on one axis of time: the log-mel spectrogram; where within its window the Q-Former looks (mean over
+its heads, queries and layers); and which windows the language model looks at before it writes each word (mean over
+the quarter of all its heads that attend most to the audio; each row sums to 1). The clip is cut to what the model
+hears.
+"""
+
+import os
+import sys
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+
+from salmonn import distributed
+from salmonn.attention import answer_attention, loudest_heads, qformer_attention, split_words
+from salmonn.audio import SAMPLE_RATE, AudioError, load_clip
+from salmonn.charts import new_figure, write_png
+from salmonn.config import argument_parser, load_config
+from salmonn.errors import UserError, run_cli
+from salmonn.qformer import WHISPER_FRAMES_PER_SECOND, window_frames
+from salmonn.run_log import setup_logging
+from salmonn.session import Listener, Question
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = "viridis"  # even steps of lightness, for every eye
+SHARE_OF_HEADS = 0.25
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What the picture shows of one clip; windows begin every `stride` seconds and last `window` seconds."""
+
+    seconds: float  # of the clip
+    log_mel: np.ndarray  # [mels, frames], `log_mel_seconds` long
+    log_mel_seconds: float
+    window: float
+    stride: float
+    frames: np.ndarray  # [W, F] sums over F are 1
+    words: list[str]
+    windows: np.ndarray  # [words, W] sums over W are 1
+
+
+def main() -> None:
+    """Answer the question, and write the picture of the attention."""
+    args = parse_arguments()
+    config = load_config(args.cfg_path, args.options)
+    setup_logging()
+    listener = Listener.load(config)
+    question = listener.task_question(args.task, args.question) if args.task else listener.question(args.prompt)
+    with distributed.autocast(config.run, listener.model.device):
+        attention = look(listener, args.audio, question)
+    title = f"{Path(args.audio).name}: {args.question or args.prompt or args.task}"
+    write_png(draw(attention, title), args.out)
+    print(f"{' '.join(attention.words)}\n{args.out}")
+
+
+def parse_arguments() -> Namespace:
+    """The command line."""
+    parser = argument_parser(__doc__, default_cfg_path="configs/decode.yaml")
+    add = parser.add_argument
+    add("--audio", required=True, metavar="FILE", help="clip")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--prompt", default="", metavar="TEXT", help="question in your own words")
+    asked.add_argument("--task", default="", metavar="NAME", help="this task's test prompt")
+    add("--question", default="", metavar="TEXT", help="fills {} in the prompt of --task")
+    add("--out", type=Path, default=Path("attention.png"), metavar="FILE", help="picture (default: attention.png)")
+    return parser.parse_args()
+
+
+def look(listener: Listener, path: str, question: Question) -> Attention:
+    """Answer the question about a clip and find where the model looked. Raises UserError for what cannot be heard."""
+    model = listener.model
+    try:
+        wav = load_clip(path, model.max_seconds, listener.config.datasets.channel)
+    except AudioError as error:
+        raise UserError(str(error)) from error
+    embeds = listener.hear([wav]).embeds  # [1, A, H]
+    raw_wav = torch.from_numpy(wav)[None]
+    [details] = model.answer_embeds(embeds, [question.prompt], listener.config.generate)
+    words = split_words(model.tokenizer, details["token_ids"])
+    if not words:
+        raise UserError(f"{path}: the model answers {question.prompt!r} with nothing, so there is nothing to draw")
+
+    frames = qformer_attention(model, raw_wav).mean(dim=(0, 2))  # [W, F]
+    weights = loudest_heads(answer_attention(model, embeds, question.prompt, details["token_ids"]), SHARE_OF_HEADS)
+    of_windows = weights.unflatten(-1, (len(frames), -1)).sum(dim=-1)  # [T, W]
+    of_words = torch.stack([of_windows[places].mean(dim=0) for _, places in words])
+    stride = window_frames(model.config.second_stride) if model.config.window_level_Qformer else frames.shape[1]
+    return Attention(
+        seconds=len(wav) / SAMPLE_RATE,
+        log_mel=model.log_mel(raw_wav.to(model.device))[0].cpu().numpy(),
+        log_mel_seconds=model.max_seconds,
+        window=frames.shape[1] / WHISPER_FRAMES_PER_SECOND,
+        stride=stride / WHISPER_FRAMES_PER_SECOND,
+        frames=frames.cpu().numpy(),
+        words=[word for word, _ in words],
+        windows=(of_words / of_words.sum(dim=-1, keepdim=True)).cpu().numpy(),
+    )
+
+
+def draw(attention: Attention, title: str) -> "Figure":
+    """Spectrogram, Q-Former's attention and language model's attention over the same seconds."""
+    n_windows, n_frames = attention.frames.shape
+    starts = attention.stride * np.arange(n_windows + 1)  # s, edges of the windows
+    behind = attention.windows[:, starts[:-1] >= attention.seconds].sum(axis=1).mean()
+    heights = [2.0, 1.2, 0.3 + 0.26 * len(attention.words)]
+    figure = new_figure(11, 1.8 + sum(heights))
+    figure.suptitle(fill(title, 100))
+    mel, inside, words = figure.subplots(3, 1, sharex=True, height_ratios=heights)
+
+    n_mels, n_mel_frames = attention.log_mel.shape
+    _heat(mel, np.linspace(0, attention.log_mel_seconds, n_mel_frames + 1), np.arange(n_mels + 1), attention.log_mel)
+    mel.set(ylabel="mel band")
+    _name(mel, "log-mel spectrogram")
+    _heat(inside, starts, np.linspace(0, attention.window, n_frames + 1), attention.frames.T, "share")
+    inside.set(ylabel="s in the window")
+    _name(inside, "Q-Former: where in its window each audio token looks")
+    _heat(words, starts, np.arange(len(attention.words) + 1), attention.windows, "share")
+    words.set_yticks(np.arange(len(attention.words)) + 0.5, attention.words)
+    words.invert_yaxis()
+    words.set(xlabel="time in s", xlim=(0, min(starts[-1], attention.seconds)))
+    _name(
+        words,
+        f"language model: the windows it looks at before it writes each word ({behind:.0%} behind the clip's end)",
+    )
+    return figure
+
+
+def _heat(panel: "Axes", x: np.ndarray, y: np.ndarray, values: np.ndarray, label: str = "") -> None:
+    """Values [rows, columns] between the edges x [columns + 1] and y [rows + 1]; a label adds the scale of colours."""
+    image = panel.pcolormesh(x, y, values, cmap=COLOURS)
+    if label:
+        image.set_clim(0, None)
+        panel.figure.colorbar(image, ax=panel, label=label, pad=0.01)
+
+
+def _name(panel: "Axes", text: str) -> None:
+    panel.set_title(text, loc="left", fontsize="medium")
+
+
+if __name__ == "__main__":
+    run_cli(main)
