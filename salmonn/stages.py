@@ -40,9 +40,14 @@ def run_stages(configs: Sequence[DictConfig]) -> None:
 
 def require_all_ready(configs: Sequence[DictConfig]) -> None:
     """Raise one UserError with the problems of all stages, each told once."""
+    refuse(all_problems(configs))
+
+
+def all_problems(configs: Sequence[DictConfig]) -> list[str]:
+    """What keeps each stage from starting, if those before it have left their checkpoints."""
     problems: list[str] = []
     made: list[str] = []
     for config in configs:
         problems += run_problems(config, made)
         made.append(best_checkpoint(config.run))
-    refuse(problems)
+    return problems

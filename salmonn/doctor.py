@@ -1,0 +1,150 @@
+"""Is all there that this project needs? What is missing or broken, and what that costs.
+
+  python -m salmonn.doctor
+  python -m salmonn.doctor --cfg-path configs/stage1.yaml --options datasets.prefix=/corpora
+
+Prints a block to be pasted into a bug report: versions beside those that were tested, GPUs, attention and quantised
+layers tried out, Java, disk; with --cfg-path also whether all that a config names is there and fits. The home folder
+is written as ~. Exit code 0: all that is needed works (a `note` costs what it says); 2: something is `wrong`.
+"""
+
+import os
+import re
+import shutil
+import sys
+import warnings
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from salmonn.errors import UserError, run_cli
+from salmonn.findings import BROKEN, NOTE, OK, WRONG, Finding, attempt, reason
+from salmonn.hardware import check_attention, check_gpus, check_quantised
+from salmonn.installed import COSTS, check_packages, check_system, check_torch_pair
+
+if TYPE_CHECKING:  # everything from outside the standard library may be broken: each check imports its own
+    from omegaconf import DictConfig
+
+GB = 1e9
+
+
+def main() -> None:
+    """Print each finding as soon as it is there."""
+    args = parse_arguments()
+    warnings.simplefilter("ignore")
+    print("```")
+    wrong = 0
+    for finding in examine(args.cfg_path, args.options):
+        wrong += finding.state == WRONG
+        print(shown(finding), flush=True)
+    print(f"{wrong} wrong\n```" if wrong else "all that is needed works\n```")
+    sys.exit(2 if wrong else 0)
+
+
+def parse_arguments() -> Namespace:
+    """The command line; `config.argument_parser` needs packages that may be broken."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg-path", default="", metavar="FILE", help="also check all that this config names")
+    parser.add_argument("--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides")
+    return parser.parse_args()
+
+
+def shown(finding: Finding) -> str:
+    """The finding as lines of the block, without the user's name."""
+    indent = " " * 22
+    text = f"{finding.state:5} {finding.name:15} {finding.says}"
+    text += f"\ncosts: {finding.costs}" if finding.costs and finding.state != OK else ""
+    for home in {str(Path.home()), str(Path.home().resolve())} - {"/"}:
+        text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
+    return text.replace("\n", f"\n{indent}")
+
+
+def examine(cfg_path: str = "", options: Sequence[str] = ()) -> Iterator[Finding]:
+    """All findings, one check after the other; a check that fails is a finding too."""
+    configs, problems = _load(cfg_path, options) if cfg_path else ([], [])
+    quantised = any(config.model.low_resource or config.model.llm_quantization != "none" for config in configs)
+    yield from attempt("system", check_system, "")
+    yield from attempt("packages", check_packages, "packages and versions are not checked")
+    yield from attempt("torch pair", check_torch_pair, COSTS["torchaudio"], NOTE)
+    yield from attempt("GPU", check_gpus, "nothing runs")
+    yield from attempt("attention", check_attention, "nothing runs")
+    state = WRONG if quantised else NOTE  # as the config asks for it
+    yield from attempt("quantised", lambda: check_quantised(state), COSTS["bitsandbytes"], state)
+    yield from attempt("scores", check_scores, "evaluate.py scores nothing")
+    yield from attempt("ffmpeg", check_ffmpeg, "")
+    for folder in {config.run.output_dir: None for config in configs} or ["output"]:
+        yield from attempt("disk", lambda folder=folder: check_disk(Path(folder)), "nothing can be written")
+    yield from problems
+    if configs:
+        yield from attempt("config", lambda: check_configs(cfg_path, configs), "this config cannot be used")
+
+
+# ---- programs, disk, a config
+
+
+def check_scores() -> Iterator[Finding]:
+    """What scores need besides packages: Java programs and a Japanese tokenizer."""
+    from salmonn.evaluation.metrics import METRICS
+    from salmonn.evaluation.metrics.base import UnavailableError
+    from salmonn.evaluation.metrics.captions import METEOR_FILE, PTB_FILE, SPICE_FILE, java_for
+    from salmonn.evaluation.metrics.translation import MECAB_MISSING
+
+    programs = {
+        "METEOR": (METEOR_FILE, "METEOR is not scored"),
+        "SPICE": (SPICE_FILE, "SPICE and SPIDEr are not scored"),
+        "PTB tokens": (PTB_FILE, "captions are scored on other tokens, and not compared with published scores"),
+    }
+    for name, (file, costs) in programs.items():
+        try:
+            yield Finding(OK, name, f"runs with {java_for(file)}")
+        except UnavailableError as error:
+            yield Finding(NOTE, name, str(error), costs)
+    if METRICS["bleu_ja"].substitute:
+        yield Finding(NOTE, "MeCab", MECAB_MISSING, "En2Ja is not compared with published scores")
+    else:
+        yield Finding(OK, "MeCab", "Japanese words")
+
+
+def check_ffmpeg() -> Iterator[Finding]:
+    """The project never calls it, but what libsndfile cannot read has to be converted by something."""
+    path = shutil.which("ffmpeg")
+    costs = "m4a and video files have to be converted elsewhere; wav, flac, mp3, ogg and opus are read without it"
+    yield Finding(OK, "ffmpeg", path) if path else Finding(NOTE, "ffmpeg", "not found", costs)
+
+
+def check_disk(folder: Path) -> Iterator[Finding]:
+    """Whether runs can write, and how much."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    says = f"{shutil.disk_usage(there).free / GB:.1f} GB free for {folder}"
+    writable = os.access(there, os.W_OK)
+    yield Finding(OK if writable else WRONG, "disk", says + ("" if writable else f"; {there} is not yours to write to"))
+
+
+def _load(path: str, options: Sequence[str]) -> "tuple[list[DictConfig], list[Finding]]":
+    """The configs of a file, or what is wrong with it."""
+    try:
+        from salmonn.config import load_stages
+
+        return load_stages(path, options), []
+    except (UserError, *BROKEN) as error:
+        return [], [Finding(WRONG, "config", reason(error), "this config cannot be used")]
+
+
+def check_configs(path: str, configs: "Sequence[DictConfig]") -> Iterator[Finding]:
+    """All that keeps the configs from being used: to train where they name training data, else to answer."""
+    from salmonn.preflight import find_problems
+    from salmonn.stages import all_problems
+
+    if configs[0].datasets.train_ann_path:
+        problems = all_problems(configs)
+    else:
+        problems = find_problems(configs[0], (), training=False)
+    for problem in dict.fromkeys(problems):
+        yield Finding(WRONG, "config", problem)
+    if not problems:
+        yield Finding(OK, "config", f"{path}: all that it names is there and fits")
+
+
+if __name__ == "__main__":
+    run_cli(main)
