@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from salmonn.model import SALMONN
+from salmonn.qformer import Layer, MultiHeadAttention
 from salmonn.sequence import lay_out
 
 
@@ -23,10 +24,10 @@ def qformer_attention(model: SALMONN, raw_wav: Tensor) -> Tensor:
     """
     found: list[Tensor] = []
 
-    def keep(attention: torch.nn.Module, inputs: tuple[Tensor, Tensor], _output: Tensor) -> None:
+    def keep(attention: MultiHeadAttention, inputs: tuple[Tensor, Tensor], _output: Tensor) -> None:
         found.append(attention.weights(*inputs).mean(dim=1).float())
 
-    layers = model.speech_Qformer.bert.encoder.layer
+    layers = [module for module in model.speech_Qformer.modules() if isinstance(module, Layer)]
     hooks = [layer.crossattention.self.register_forward_hook(keep) for layer in layers]
     try:
         model.encode_speech(raw_wav)

@@ -42,7 +42,7 @@ def distinct_colours(n: int) -> "Sequence[ColorType]":
     from matplotlib.colors import to_rgb
 
     dark = [to_rgb(name) for name in color_sequences["petroff10"]]  # chosen for colour-blind readers, too
-    palette = dark + [tuple((1 + part) / 2 for part in colour) for colour in dark]
+    palette = dark + [((1 + r) / 2, (1 + g) / 2, (1 + b) / 2) for r, g, b in dark]
     return [palette[i % len(palette)] for i in range(n)]
 
 

@@ -15,6 +15,7 @@ import sys
 import warnings
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,7 @@ def examine(cfg_path: str = "", options: Sequence[str] = ()) -> Iterator[Finding
     yield from attempt("scores", check_scores, "evaluate.py scores nothing")
     yield from attempt("ffmpeg", check_ffmpeg, "")
     for folder in {config.run.output_dir: None for config in configs} or ["output"]:
-        yield from attempt("disk", lambda folder=folder: check_disk(Path(folder)), "nothing can be written")
+        yield from attempt("disk", partial(check_disk, Path(folder)), "nothing can be written")
     yield from problems
     if configs:
         yield from attempt("config", lambda: check_configs(cfg_path, configs), "this config cannot be used")
