@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from salmonn.audio import MIN_SECONDS, SAMPLE_RATE
 from salmonn.beats import BEATs, load_beats
 from salmonn.config import generate_config, model_config
 from salmonn.decoding import answer, search_settings
+from salmonn.encoded import Encoded
 from salmonn.errors import UserError
 from salmonn.features import LogMel, fbank_lengths, kaldi_fbank
 from salmonn.llm import (
@@ -36,6 +37,9 @@ from salmonn.llm import (
 from salmonn.qformer import WHISPER_FRAMES_PER_SECOND, QFormer, split_windows, window_frames
 from salmonn.sequence import Layout, lay_out, tokenize
 from salmonn.shared_prompt import read_prompts
+
+if TYPE_CHECKING:  # it is made from a model
+    from salmonn.encoder_cache import EncoderCache
 
 
 class SALMONN(nn.Module):
@@ -60,6 +64,7 @@ class SALMONN(nn.Module):
         self.log_mel = log_mel
         self.speech_encoder = speech_encoder
         self.beats = beats
+        self.encoder_cache: EncoderCache | None = None  # of a run that hears its clips again
         encoder_dtype = getattr(torch, config.encoder_dtype)
         if config.freeze_whisper:
             speech_encoder.requires_grad_(False).to(encoder_dtype)
@@ -201,13 +206,11 @@ class SALMONN(nn.Module):
         Returns embeddings [B, A, H] and their mask [B, A] of ones; A = 88 for the published 30 s.
         """
         raw_wav, lengths = self._clean_audio(raw_wav, padding_mask)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_whisper):
-            log_mel = self.log_mel(raw_wav) if spectrogram is None else spectrogram.to(self.device, non_blocking=True)
-            speech = self.speech_encoder(log_mel.to(self.speech_encoder.dtype)).last_hidden_state  # [B, T, D_whisper]
-        features = self.ln_speech(speech.float())
-        if self.beats is not None:
-            features = self._append_audio(self.beats, features, raw_wav, lengths)
-        embeds = self._window_qformer(features)
+        if self.encoder_cache is None or spectrogram is not None:
+            encoded = self.run_encoders(raw_wav, lengths, spectrogram)
+        else:
+            encoded = self.encoder_cache.encode(raw_wav, lengths, self.run_encoders)
+        embeds = self._window_qformer(self._fuse(encoded))
         return embeds, torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
 
     def _clean_audio(self, raw_wav: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -224,16 +227,26 @@ class SALMONN(nn.Module):
         lengths = (~padding_mask).sum(dim=1).clamp(min=shortest, max=self.log_mel.n_samples)
         return raw_wav, lengths
 
-    def _append_audio(self, beats: BEATs, speech: Tensor, raw_wav: Tensor, lengths: Tensor) -> Tensor:
-        """Concatenate BEATs features on the width, the shorter of the two zero-padded in time."""
+    def run_encoders(self, raw_wav: Tensor, lengths: Tensor, spectrogram: Tensor | None = None) -> Encoded:
+        """Whisper and BEATs on clips [B, N], zero behind their lengths [B], in samples."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_whisper):
+            log_mel = self.log_mel(raw_wav) if spectrogram is None else spectrogram.to(self.device, non_blocking=True)
+            speech = self.speech_encoder(log_mel.to(self.speech_encoder.dtype)).last_hidden_state  # [B, T, D_whisper]
+        if self.beats is None:
+            return Encoded(speech)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_beats):
-            fbank = kaldi_fbank(raw_wav).to(beats.dtype)  # [B, T, 128]
-            audio, padding = beats(fbank, fbank_lengths(lengths))  # [B, P, D_beats]
-        audio = self.ln_audio(audio.float()).masked_fill(padding[..., None], 0.0)
+            fbank = kaldi_fbank(raw_wav).to(self.beats.dtype)  # [B, T, 128]
+            return Encoded(speech, *self.beats(fbank, fbank_lengths(lengths)))
+
+    def _fuse(self, encoded: Encoded) -> Tensor:
+        """Both normalised, the shorter one zero-padded in time, concatenated on the width: [B, T, D]."""
+        speech = self.ln_speech(encoded.speech.float())
+        if encoded.audio is None or encoded.padding is None:
+            return speech
+        audio = self.ln_audio(encoded.audio.float()).masked_fill(encoded.padding[..., None], 0.0)
         frames = max(speech.shape[1], audio.shape[1])
-        speech = F.pad(speech, (0, 0, 0, frames - speech.shape[1]))
-        audio = F.pad(audio, (0, 0, 0, frames - audio.shape[1]))
-        return torch.cat([speech, audio.to(speech.dtype)], dim=-1)
+        both = (F.pad(x, (0, 0, 0, frames - x.shape[1])) for x in (speech, audio.to(speech.dtype)))
+        return torch.cat([*both], dim=-1)
 
     def _window_qformer(self, features: Tensor) -> Tensor:
         """[B, T, D] -> [B, windows * queries, H], window-major."""

@@ -1,0 +1,41 @@
+"""What the two encoders say about clips, before anything that is trained behind them."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+Row = dict[str, Tensor]  # of one clip: "speech" [T, D_whisper] and, with BEATs, "audio" [its own patches, D_beats]
+
+
+class Encoded(NamedTuple):
+    """Outputs of Whisper and BEATs for a batch; `audio` and `padding` are None in models without BEATs."""
+
+    speech: Tensor  # [B, T, D_whisper]
+    audio: Tensor | None = None  # [B, P, D_beats]
+    padding: Tensor | None = None  # [B, P] True where padded
+
+    def rows(self) -> list[Row]:
+        """Each clip alone."""
+        if self.audio is None or self.padding is None:
+            return [{"speech": speech} for speech in self.speech]
+        patches = (~self.padding).sum(dim=1).tolist()
+        return [
+            {"speech": speech, "audio": audio[:n]}
+            for speech, audio, n in zip(self.speech, self.audio, patches, strict=True)
+        ]
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Row], device: torch.device) -> "Encoded":
+        """The batch of clips that came alone, each from any device; zero where padded."""
+        speech = torch.stack([row["speech"].to(device) for row in rows])
+        if "audio" not in rows[0]:
+            return cls(speech)
+        audio = pad_sequence([row["audio"].to(device) for row in rows], batch_first=True)
+        patches = torch.tensor([len(row["audio"]) for row in rows], device=device)
+        return cls(speech, audio, torch.arange(audio.shape[1], device=device)[None, :] >= patches[:, None])
+
+
+RunEncoders = Callable[[Tensor, Tensor], Encoded]  # clips [B, N] and their lengths [B] in samples -> Encoded
