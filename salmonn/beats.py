@@ -152,6 +152,7 @@ class BEATs(nn.Module):
             raise UserError(f"this BEATs configuration lacks {', '.join(missing)}")
         if cfg.get("layer_norm_first", False) or cfg.get("activation_fn", "gelu") != "gelu":
             raise UserError("only BEATs with layer_norm_first False and activation_fn gelu, as published, is supported")
+        self.cfg = cfg
         patch, width = cfg.get("input_patch_size", 16), cfg["encoder_embed_dim"]
         self.patch_size, self.width = patch, width
         self.patches_per_step = FBANK_BINS // patch

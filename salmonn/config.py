@@ -279,9 +279,10 @@ def _impossible_values(config: DictConfig) -> list[str]:
         value = OmegaConf.select(config, key)
         if value is not None and not 0 <= value < math.inf:  # nan, too
             problems.append(f"{key} = {value}: must be 0 or more")
-    minutes = OmegaConf.select(config, "run.timeout_minutes")
-    if minutes is not None and not 0 < minutes < math.inf:
-        problems.append(f"run.timeout_minutes = {minutes}: must be more than 0")
+    for key in ("run.timeout_minutes", "run.encoder_cache_gb"):
+        value = OmegaConf.select(config, key)
+        if value is not None and not 0 < value < math.inf:
+            problems.append(f"{key} = {value}: must be more than 0")
     share = OmegaConf.select(config, "datasets.max_bad_fraction")
     if share is not None and share > 1:
         problems.append(f"datasets.max_bad_fraction = {share}: a share, at most 1 (5 % is 0.05)")
@@ -295,6 +296,12 @@ def _impossible_values(config: DictConfig) -> list[str]:
     model = OmegaConf.select(config, "model")
     if model is not None:
         problems += _impossible_model(model)
+    if model is not None and OmegaConf.select(config, "run.encoder_cache"):
+        problems += [
+            f"model.{key} = False does not go with run.encoder_cache: what is trained gives something else each time"
+            for key in ("freeze_whisper", "freeze_beats")
+            if not model[key]
+        ]
     judge = OmegaConf.select(config, "evaluate.judge")
     if judge is not None:
         problems += _impossible_judge(judge)

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from salmonn import checkpoint, distributed, prompts
 from salmonn.annotations import Annotations
+from salmonn.encoder_cache import folder_bytes
 from salmonn.errors import UserError
 from salmonn.missing_files import missing_files
 from salmonn.run_folder import RunFolder
@@ -36,7 +37,8 @@ def run_problems(config: DictConfig, made_before: Sequence[str] = ()) -> list[st
     folder, unread = RunFolder(config), list(made_before)
     if folder.continues():  # then these are not read any more
         unread += [config.model.ckpt, config.model.speech_llama_proj_model]
-    return folder.problems() + find_problems(config, annotation_keys(config), unread, goes_on=folder.candidates())
+    problems = folder.problems() + find_problems(config, annotation_keys(config), unread, goes_on=folder.candidates())
+    return problems + _problem_of(_require_cache_room, config.run)
 
 
 def find_problems(
@@ -123,10 +125,28 @@ def _require_disk(config: DictConfig, size: int) -> None:
     folder = Path(run.output_dir)
     there = sum(file.stat().st_size for file in (folder / run.exp_name).glob("checkpoint_*.pth"))
     n_files = run.keep_checkpoints + 2  # the best, and the one being written
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = _free_bytes(folder)
     if free + there < n_files * size:
         raise UserError(
             f"run.output_dir = {folder}: {free / GB:.1f} GB are free, but this run's {n_files} checkpoints take "
             f"{n_files * size / GB:.1f} GB (run.keep_checkpoints = {run.keep_checkpoints}, the best, one being written)"
         )
+
+
+def _require_cache_room(run: DictConfig) -> None:
+    """Raise UserError when the disk is too full for the encoder cache to grow to its bound."""
+    if not run.encoder_cache:
+        return
+    folder = Path(run.encoder_cache)
+    room = (_free_bytes(folder) + folder_bytes(folder)) / GB
+    if room < run.encoder_cache_gb:
+        raise UserError(
+            f"run.encoder_cache = {folder}: this disk has {room:.1f} GB for it, fewer than run.encoder_cache_gb = "
+            f"{run.encoder_cache_gb:g}; set that lower, or name a folder of another disk"
+        )
+
+
+def _free_bytes(folder: Path) -> int:
+    """What its disk has left, also where the folder is still to be made."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free

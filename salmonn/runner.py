@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from salmonn import checkpoint, distributed
 from salmonn.dataset import SALMONNDataset
+from salmonn.encoder_cache import open_cache
 from salmonn.errors import UserError
 from salmonn.loader import eval_loader, train_loader
 from salmonn.meter import Meter, shown_duration, shown_values
@@ -252,6 +253,7 @@ class Runner:
         self.model = SALMONN.from_config(model, self.device)
         for dataset in self.datasets.values():
             dataset.max_seconds = self.model.max_seconds
+        self.model.encoder_cache = open_cache(self.config, self.model, sum(map(len, self.datasets.values())))
 
     def _restore(self, path: Path) -> None:
         """Take up the run that a checkpoint holds: parameters, optimiser, scaler, and where it was."""
@@ -390,6 +392,8 @@ class Runner:
         """
         result = self.validate(self.datasets["valid_ann_path"], epoch, self.progress.step)
         counts = self.quarantine.sync()
+        if self.model.encoder_cache:
+            self.model.encoder_cache.report()
         if result is None:
             self._stop(epoch)
             return False

@@ -71,17 +71,23 @@ distributed.shutdown()
 
 
 def test_a_batch_gives_the_same_gradient_however_it_is_cut(plain_options, tmp_path):
-    """1 rank x 4, 2 ranks x 2 and 2 accumulated x 2: targets of different lengths, averaged over all tokens."""
+    """1 rank x 4, 2 ranks x 2 and 2 accumulated x 2: targets of different lengths, averaged over all tokens.
+
+    What the two ranks have encoded, the last run finds in the encoder cache.
+    """
     script = tmp_path / "run.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{WITHOUT_DROPOUT}")
     gradients = []
     for name, processes, batch, accumulate in (("one", 1, 4, 1), ("ranks", 2, 2, 1), ("accumulated", 1, 2, 2)):
         options = [f"run.exp_name={name}", f"run.batch_size_train={batch}", f"run.accum_grad_iters={accumulate}"]
         options += [f"run.iters_per_epoch={accumulate}", "run.optims.max_epoch=1"]
+        if name != "one":
+            options += [f"run.encoder_cache={tmp_path}/cache", "run.encoder_cache_gb=0.5"]
         result = run_command(str(script), *plain_options, *options, ranks=processes)
         assert result.returncode == 0, result.stderr
         state = checkpoint.read(tmp_path / name / "checkpoint_last.pth")["optimizer"]["state"]
         gradients.append(torch.cat([values["exp_avg"].flatten() for values in state.values()]).double())
+    assert "clips found, 0 encoded" in result.stderr
     for other in gradients[1:]:
         assert (other - gradients[0]).norm() < 1e-6 * gradients[0].norm()
 
