@@ -17,6 +17,7 @@ from salmonn.meter import GB
 from salmonn.schema import RunConfig
 from util.benchmark import text_line
 from util.benchmarks import plain_step, training
+from util.benchmarks.encoder_cache import bench_cache
 from util.benchmarks.flops import sample_flops
 from util.benchmarks.measure import in_own_process, peak_growth
 from util.benchmarks.sizes import SIZES, build, make_batch
@@ -223,3 +224,11 @@ def test_a_gpu_that_is_not_there_is_told(monkeypatch):
     args = Namespace(size="mini", device="cuda", dtype="float32", quant="none", batch=1, repeats=1)
     with pytest.raises(UserError, match="no GPU"):
         next(training.bench_train(args))
+
+
+def test_a_step_that_finds_its_clips_in_the_encoder_cache_has_the_same_loss_and_gradient():
+    args = Namespace(size="mini", device="cpu", dtype="float32", quant="none", batch=2, repeats=1)
+    rows = list(bench_cache(args))
+    assert [row["difference"] for row in rows if "difference" in row] == [0, 0]
+    assert all(text_line(row) for row in rows)
+    assert rows[-1]["mb"] > 0.1

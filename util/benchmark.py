@@ -6,6 +6,7 @@
   python util/benchmark.py inspector   readiness of 2.4 million entries (takes some minutes)
   python util/benchmark.py workers     memory of loader workers on 2.4 million entries
   python util/benchmark.py train       a training step: speed, where the time goes, memory, share of the matmul peak
+  python util/benchmark.py cache       a training step whose clips are in the encoder cache, against encoding them
   python util/benchmark.py memory      predicted memory of a training step on a GPU by part, and the largest batch
   python util/benchmark.py generate    answers of a batch against one by one: speed, same tokens, where the time goes
   python util/benchmark.py scaling     training steps on two ranks against one, a thread each
@@ -28,6 +29,7 @@ import torch  # noqa: E402
 from salmonn.errors import run_cli  # noqa: E402
 from util.benchmarks.annotation_files import bench_inspector, bench_workers  # noqa: E402
 from util.benchmarks.big_file import N_ENTRIES  # noqa: E402
+from util.benchmarks.encoder_cache import bench_cache  # noqa: E402
 from util.benchmarks.frontends import bench_frontends  # noqa: E402
 from util.benchmarks.generation import BEAMS, bench_generate  # noqa: E402
 from util.benchmarks.loading import bench_hour, bench_load  # noqa: E402
@@ -43,6 +45,7 @@ BENCHMARKS = {
     "inspector": bench_inspector,
     "workers": bench_workers,
     "train": bench_train,
+    "cache": bench_cache,
     "memory": bench_memory,
     "generate": bench_generate,
     "scaling": bench_scaling,
@@ -55,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", choices=[*BENCHMARKS, []], help=f"default: {' '.join(QUICK)}")
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 180.0], help="load: lengths of the clips")
-    add = parser.add_argument_group("of the benchmarks of models: train, memory, generate, scaling").add_argument
+    add = parser.add_argument_group("of the benchmarks of models: train, cache, memory, generate, scaling").add_argument
     add("--size", choices=SIZES, default="mini", help="random weights of this size (default mini)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="not scaling (default cpu)")
     add(
