@@ -1,7 +1,8 @@
 """Which rank sees which sample when: an endless, resumable stream for training, each sample once for evaluation."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ class TrainBatches(Sampler[list[int]]):
 
     The stream depends on the seed alone; from `first_sample` on, each batch of all ranks is its next
     stretch of B * W samples, cut among the W ranks. So a run goes on at any sample, on any number of
-    ranks, with no sample repeated or left out. With `lengths` [n], samples of like length come together: less padding.
+    ranks, with no sample repeated or left out. With `lengths` [n], samples of like length come together:
+    less padding. With `steps`, too, the number of batches in each coming step of the optimiser, they do
+    so within a step alone, which then holds the samples that it would hold without.
     """
 
     def __init__(
@@ -33,28 +36,31 @@ class TrainBatches(Sampler[list[int]]):
         seed: int,
         first_sample: int = 0,
         lengths: np.ndarray | None = None,
+        steps: Iterable[int] | None = None,
     ) -> None:
         self.n, self.batch_size, self.rank, self.world_size = n, batch_size, rank, world_size
-        self.seed, self.first_sample, self.lengths = seed, first_sample, lengths
+        self.seed, self.first_sample, self.lengths, self.steps = seed, first_sample, lengths, steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        position = self.first_sample + self.rank * self.batch_size
-        epoch, order = -1, torch.empty(0)
+        stream, size = self._stream(), self.batch_size
+        for n_batches in self.steps or repeat(1):
+            step = [next(stream) for _ in range(n_batches * self.world_size * size)]
+            if self.steps:  # the longest first: too little memory shows at once
+                step.sort(key=lambda i: self.lengths[i], reverse=True)
+            for start in range(self.rank * size, len(step), self.world_size * size):
+                yield step[start : start + size]
+
+    def _stream(self) -> Iterator[int]:
+        epoch, offset = divmod(self.first_sample, self.n)
         while True:
-            batch = []
-            for p in range(position, position + self.batch_size):
-                if p // self.n != epoch:
-                    epoch = p // self.n
-                    order = self._order(epoch)
-                batch.append(int(order[p % self.n]))
-            yield batch
-            position += self.batch_size * self.world_size
+            yield from map(int, self._order(epoch)[offset:].numpy())
+            epoch, offset = epoch + 1, 0
 
     def _order(self, epoch: int) -> torch.Tensor:
         """[n] all samples once."""
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
         order = torch.randperm(self.n, generator=generator)
-        if self.lengths is None:
+        if self.lengths is None or self.steps:
             return order
         groups = []
         for block in order.split(LENGTH_BLOCK):
@@ -73,10 +79,11 @@ def train_loader(
     seed: int,
     first_sample: int = 0,
     length_grouped: bool = False,
+    steps: Iterable[int] | None = None,
 ) -> DataLoader:
-    """Endless loader of training batches, from a sample of the stream on."""
-    lengths = dataset.text_lengths if length_grouped else None
-    batches = TrainBatches(len(dataset), batch_size, rank, world_size, seed, first_sample, lengths)
+    """Endless loader of training batches, from a sample of the stream on; `steps` as for `TrainBatches`."""
+    lengths = dataset.text_lengths if length_grouped or steps else None
+    batches = TrainBatches(len(dataset), batch_size, rank, world_size, seed, first_sample, lengths, steps)
     return _loader(dataset, num_workers, batch_sampler=batches)
 
 

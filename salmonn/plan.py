@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from omegaconf import DictConfig
@@ -42,6 +42,13 @@ class Plan:
     def effective_batch(self) -> int:
         """Samples of a full step."""
         return self.batch_size * self.accumulation * self.processes
+
+    def step_sizes(self, iteration: int) -> Iterator[int]:
+        """Micro-batches of each step from an epoch's iteration on, without end; an epoch's last step may have fewer."""
+        while True:
+            for i in range(iteration, self.iters_per_epoch, self.accumulation):
+                yield min(self.accumulation, self.iters_per_epoch - i)
+            iteration = 0
 
     def __str__(self) -> str:
         factors = f"{self.batch_size} x accumulation {self.accumulation} x {_counted(self.processes, 'process', 'es')}"

@@ -209,6 +209,8 @@ class Runner:
         train_set = self.datasets["train_ann_path"]
         rank, world_size = distributed.rank(), distributed.world_size()
         self.plan = make_plan(run, len(train_set), world_size)
+        # the mean over a step's tokens is the same however the step is cut into micro-batches
+        sorts_steps = run.accum_grad_iters > 1 and run.loss_average == "token" and not run.length_grouped
         loader = train_loader(
             train_set,
             run.batch_size_train,
@@ -218,6 +220,7 @@ class Runner:
             run.seed,
             first_sample=self.progress.samples,
             length_grouped=run.length_grouped,
+            steps=self.plan.step_sizes(self.progress.iteration) if sorts_steps else None,
         )
         self.batches: Iterator[dict[str, Any]] = iter(loader)
         self._open_log()

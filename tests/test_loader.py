@@ -5,8 +5,11 @@ from itertools import chain, islice
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from salmonn.loader import TrainBatches, eval_loader
+from salmonn.plan import make_plan
+from salmonn.schema import RunConfig
 
 
 def stream(n_batches, **kwargs):
@@ -80,3 +83,36 @@ def test_length_grouping_depends_on_neither_ranks_nor_where_a_run_goes_on():
     ranks = [grouped(20, rank=r, world_size=2) for r in range(2)]
     assert [batch for pair in zip(*ranks, strict=True) for batch in pair] == alone
     assert grouped(10, first_sample=240) == alone[30:]
+
+
+# ---- like lengths within a step of the optimiser
+
+
+def sorted_steps(steps, **kwargs):
+    return stream(sum(steps), n=len(LENGTHS), lengths=LENGTHS, batch_size=4, **kwargs, steps=steps)
+
+
+def test_a_step_sorted_by_length_holds_the_samples_that_it_holds_unsorted():
+    batches, plain = sorted_steps([16, 16, 5]), stream(37, n=len(LENGTHS), batch_size=4)
+    for step in (slice(0, 16), slice(16, 32), slice(32, 37)):
+        assert sorted(chain(*batches[step])) == sorted(chain(*plain[step]))
+        lengths = LENGTHS[list(chain(*batches[step]))]
+        assert (np.diff(lengths) <= 0).all()
+
+
+def test_the_ranks_of_a_sorted_step_have_like_lengths_at_the_same_time():
+    alone = sorted_steps([8])
+    ranks = [sorted_steps([4], rank=r, world_size=2) for r in range(2)]
+    assert [batch for pair in zip(*ranks, strict=True) for batch in pair] == alone
+
+
+def test_sorted_steps_go_on_where_a_run_stopped():
+    assert sorted_steps([3, 6], first_sample=4 * 10) == sorted_steps([8, 2, 3, 6])[10:]
+
+
+def test_steps_are_counted_anew_in_each_epoch_whose_last_step_may_be_smaller():
+    run = OmegaConf.structured(RunConfig(batch_size_train=2, accum_grad_iters=4, iters_per_epoch=10))
+    plan = make_plan(run, n_train=100, world_size=1)
+    assert list(islice(plan.step_sizes(0), 7)) == [4, 4, 2, 4, 4, 2, 4]
+    assert list(islice(plan.step_sizes(8), 3)) == [2, 4, 4]  # inside an epoch
+    assert list(islice(plan.step_sizes(10), 2)) == [4, 4]  # at its end, before it is validated
