@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import islice
 
 import pytest
 import torch
@@ -166,12 +167,12 @@ def test_a_loss_that_is_not_finite_names_its_rank_and_samples(plain_options, tmp
 
 def test_gradients_of_accumulated_batches_are_averaged(make_runner, monkeypatch):
     """Four micro-batches of the same samples give the step of one of them (the published code sums)."""
-    norms = []
+    samples, norms = None, []
     for accumulate in (1, 4):
         runner = make_runner(
             f"run.accum_grad_iters={accumulate}", f"run.iters_per_epoch={accumulate}", "run.batch_size_train=2"
         )
-        samples = next(runner.batches)
+        samples = samples or next(runner.batches)
         monkeypatch.setattr(runner, "_next_samples", lambda samples=samples: samples)
         updates(runner)
         norms.append(log_lines(runner)[-1]["grad_norm"])
@@ -188,6 +189,15 @@ def test_the_last_partial_group_steps_with_its_own_mean(make_runner, monkeypatch
     assert [line["step"] for line in log_lines(runner)] == [2, 3]  # each group has one line
     norms = [line["grad_norm"] for line in log_lines(runner)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_steps_are_sorted_by_length_where_the_average_does_not_depend_on_it(make_runner, monkeypatch):
+    sizes = []
+    monkeypatch.setattr("salmonn.runner.train_loader", lambda *_, steps, **__: sizes.append(steps) or [])
+    for options in (["run.loss_average=token"], ["run.loss_average=batch"], ["run.length_grouped=True"]):
+        make_runner("run.accum_grad_iters=4", "run.iters_per_epoch=6", *options).close()
+    assert list(islice(sizes[0], 3)) == [4, 2, 4]
+    assert sizes[1:] == [None, None]
 
 
 def test_clipping_limits_the_global_norm(make_runner):
