@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import trange
 
 from salmonn.evaluation.efficiency import now
 
@@ -22,7 +23,7 @@ _M_MMAP_THRESHOLD = -3  # malloc.h
 def alternate(ours: Callable[[], object], plain: Callable[[], object], repeats: int) -> tuple[float, float]:
     """Median seconds of both, run in turns so that a noisy machine disturbs both alike; a first round warms up."""
     times: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats + 1):
+    for repeat in trange(repeats + 1, desc="rounds", leave=False, disable=None):
         for way, measured in zip((ours, plain), times, strict=True):
             started = time.perf_counter()
             way()
