@@ -19,7 +19,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput
 
 from salmonn.errors import UserError
 
@@ -176,19 +175,6 @@ def enable_recomputation(llm: nn.Module, mode: bool) -> None:
             module.training = mode
 
 
-def logits_at(llm: PreTrainedModel, inputs: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Vocabulary logits [N, V] in float32 at N positions of the input embeddings [B, L, H].
-
-    By the model's own forward, for some families scale or cap their logits; all other positions are
-    left out before the vocabulary, where they would take the most memory.
-    """
-
-    def keep(_decoder: nn.Module, _inputs: tuple, output: ModelOutput) -> ModelOutput:
-        output.last_hidden_state = output.last_hidden_state[rows, columns][None]
-        return output
-
-    hook = llm.get_decoder().register_forward_hook(keep)
-    try:
-        return llm(inputs_embeds=inputs, use_cache=False).logits[0].float()
-    finally:
-        hook.remove()
+def hidden_at(llm: PreTrainedModel, inputs: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Hidden states [N, H] before the vocabulary, at N positions of the input embeddings [B, L, H]."""
+    return llm.get_decoder()(inputs_embeds=inputs, use_cache=False).last_hidden_state[rows, columns]

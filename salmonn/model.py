@@ -27,16 +27,17 @@ from salmonn.features import LogMel, fbank_lengths, kaldi_fbank
 from salmonn.llm import (
     add_lora,
     enable_recomputation,
+    hidden_at,
     load_llm,
     load_tokenizer,
     loading,
-    logits_at,
     lora_layers,
     require_all_weights,
 )
 from salmonn.qformer import WHISPER_FRAMES_PER_SECOND, QFormer, split_windows, window_frames
 from salmonn.sequence import Layout, lay_out, tokenize
 from salmonn.shared_prompt import read_prompts
+from salmonn.target_loss import target_loss
 
 if TYPE_CHECKING:  # it is made from a model
     from salmonn.encoder_cache import EncoderCache
@@ -294,16 +295,15 @@ class SALMONN(nn.Module):
         row, column = (index.to(self.device) for index in layout.is_target.nonzero(as_tuple=True))
         # Padding stands behind every token that counts, so causal attention needs no mask for it.
         # The position before a token predicts it.
-        logits = self._logits(self._embed(layout, embeds), row, column - 1)  # [targets of the batch, V]
-        token_loss = F.cross_entropy(logits, target_ids, reduction="none")
-
-        is_correct = logits.argmax(-1) == target_ids
+        llm = self._causal_lm()
+        hidden = hidden_at(llm, self._embed(layout, embeds), row, column - 1)  # [targets of the batch, H]
+        loss, token_loss, is_correct = target_loss(llm, hidden, target_ids)
         sample_sum, sample_correct, sample_total = (
             torch.zeros(len(texts), device=row.device).index_add_(0, row, values)
-            for values in (token_loss.detach(), is_correct.float(), torch.ones_like(token_loss))
+            for values in (token_loss, is_correct.float(), torch.ones_like(token_loss))
         )
         return {
-            "loss": token_loss.mean(),
+            "loss": loss,
             "correct": is_correct.sum(),
             "total": torch.tensor(target_ids.numel(), device=row.device),
             "cut": torch.tensor(cut, device=row.device),
@@ -323,10 +323,6 @@ class SALMONN(nn.Module):
 
     def _causal_lm(self) -> PreTrainedModel:
         return self.llama_model.get_base_model() if self.config.lora else self.llama_model
-
-    def _logits(self, inputs: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Vocabulary logits [N, V] in float32 at N positions of the inputs [B, L, H]."""
-        return logits_at(self._causal_lm(), inputs, rows, columns)
 
     # ---- embeddings -> text
 

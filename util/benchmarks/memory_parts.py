@@ -17,6 +17,7 @@ from salmonn.errors import UserError
 from salmonn.features import FBANK_FFT, FBANK_FRAME, FBANK_SHIFT, fbank_lengths
 from salmonn.llm import lora_layers
 from salmonn.model import SALMONN
+from salmonn.target_loss import rows_at_once
 from util.benchmarks.flops import windows_of
 
 NF4_BLOCK = 64  # weights that share a float32 constant
@@ -104,7 +105,7 @@ def phases(model: SALMONN, case: Case, batch: Batch) -> dict[str, dict[str, floa
     in_block = {"LLM": llm + (block if case.checkpointing else 0), "backward": block_backward(model, case, batch)}
     return {
         "encoders": before | {"encoders": encoders_peak(model, case, batch)},
-        "loss": before | qformer | {"LLM": llm, "logits": logits_peak(model, batch)},
+        "loss": before | qformer | {"LLM": llm, "logits": logits_peak(model, case, batch)},
         "LLM backward": before | qformer | in_block,
         "Q-Former backward": gradients | qformer | {"backward": qformer_backward(model, batch)},
         # several parameters at once on a GPU: with a temporary copy of all
@@ -162,9 +163,16 @@ def _block_widths(model: SALMONN) -> _Widths:
     return _Widths(q.in_features, q.out_features, k.out_features, gate.out_features, heads, norms, adapted)
 
 
-def logits_peak(model: SALMONN, batch: Batch) -> float:
-    """Bytes of the vocabulary's log-probabilities at the targets, and of two gradients of their size."""
-    return 3 * FLOAT * batch.targets * model.llama_model.config.vocab_size
+def logits_peak(model: SALMONN, case: Case, batch: Batch) -> float:
+    """Bytes of the log-probabilities of a chunk of the targets, of two gradients of their size, and of what is kept."""
+    llm = model.llama_model
+    chunk = 3 * FLOAT * min(batch.targets, rows_at_once(llm)) * llm.config.vocab_size
+    return chunk + target_gradients(model, case, batch)
+
+
+def target_gradients(model: SALMONN, case: Case, batch: Batch) -> float:
+    """Bytes of the gradients of the LLM's hidden states at the targets, which wait for the backward pass."""
+    return batch.targets * case.llm_bytes * model.llama_model.config.hidden_size
 
 
 def block_backward(model: SALMONN, case: Case, batch: Batch) -> float:
@@ -216,7 +224,8 @@ def half_copies(model: SALMONN, case: Case) -> float:
         return 0
     copied = sum(p.numel() for p in model.parameters() if p.requires_grad and p.ndim == 2)
     if case.llm_bytes == FLOAT and case.quantization == "none":
-        copied += sum(m.weight.numel() for m in _frozen_linear(model.llama_model))
+        head = model.llama_model.get_output_embeddings()  # its copy lives only while a chunk of the targets does
+        copied += sum(m.weight.numel() for m in _frozen_linear(model.llama_model) if m is not head)
     return 2 * copied
 
 

@@ -144,9 +144,15 @@ def _parts(side: str, model: SALMONN) -> dict[str, list[tuple[Any, str]]]:
         "Whisper": model.speech_encoder,
         "BEATs": model.beats,
         "Q-Former": model.speech_Qformer,
-        "LLM forward": model.llama_model.get_base_model(),
     }
-    return {"frontends": frontends[side]} | {name: [(module, "forward")] for name, module in modules.items()}
+    llm = model.llama_model.get_base_model()
+    # ours makes the gradients of the logits together with them
+    blocks_and_vocabulary = {"ours": [(llm.get_decoder(), "forward"), (salmonn.model, "target_loss")]}
+    return (
+        {"frontends": frontends[side]}
+        | {name: [(module, "forward")] for name, module in modules.items()}
+        | {"LLM forward": blocks_and_vocabulary.get(side, [(llm, "forward")])}
+    )
 
 
 def _flops_rows(model: SALMONN, setup: Setup, seconds: float) -> list[dict]:
