@@ -38,6 +38,7 @@ from salmonn.qformer import WHISPER_FRAMES_PER_SECOND, QFormer, split_windows, w
 from salmonn.sequence import Layout, lay_out, tokenize
 from salmonn.shared_prompt import read_prompts
 from salmonn.target_loss import target_loss
+from salmonn.transfer import to_device
 
 if TYPE_CHECKING:  # it is made from a model
     from salmonn.encoder_cache import EncoderCache
@@ -218,10 +219,10 @@ class SALMONN(nn.Module):
         """Zeroes in the padding, at least 1 s, at most what Whisper hears; with the lengths [B] in samples."""
         if raw_wav.ndim != 2:
             raise UserError(f"raw_wav must be [batch, samples], got shape {list(raw_wav.shape)}")
-        raw_wav = raw_wav.to(self.device, non_blocking=True)
+        raw_wav = to_device(raw_wav, self.device)
         if padding_mask is None:
             padding_mask = torch.zeros_like(raw_wav, dtype=torch.bool)
-        padding_mask = padding_mask.to(self.device, non_blocking=True)
+        padding_mask = to_device(padding_mask, self.device)
         raw_wav = raw_wav.masked_fill(padding_mask, 0.0)[:, : self.log_mel.n_samples]
         shortest = int(MIN_SECONDS * SAMPLE_RATE)
         raw_wav = F.pad(raw_wav, (0, max(0, shortest - raw_wav.shape[1])))
@@ -231,7 +232,7 @@ class SALMONN(nn.Module):
     def run_encoders(self, raw_wav: Tensor, lengths: Tensor, spectrogram: Tensor | None = None) -> Encoded:
         """Whisper and BEATs on clips [B, N], zero behind their lengths [B], in samples."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_whisper):
-            log_mel = self.log_mel(raw_wav) if spectrogram is None else spectrogram.to(self.device, non_blocking=True)
+            log_mel = self.log_mel(raw_wav) if spectrogram is None else to_device(spectrogram, self.device)
             speech = self.speech_encoder(log_mel.to(self.speech_encoder.dtype)).last_hidden_state  # [B, T, D_whisper]
         if self.beats is None:
             return Encoded(speech)
@@ -291,8 +292,8 @@ class SALMONN(nn.Module):
         cut = sum(len(ids) > self.config.max_txt_len for ids in targets)
         targets = [ids[: self.config.max_txt_len] for ids in targets]
         layout = lay_out(self.tokenizer, embeds.shape[1], chosen, targets)
-        target_ids = layout.token_ids[layout.is_target].to(self.device)
-        row, column = (index.to(self.device) for index in layout.is_target.nonzero(as_tuple=True))
+        target_ids = to_device(layout.token_ids[layout.is_target], self.device)
+        row, column = self._places(layout.is_target)
         # Padding stands behind every token that counts, so causal attention needs no mask for it.
         # The position before a token predicts it.
         llm = self._causal_lm()
@@ -305,8 +306,8 @@ class SALMONN(nn.Module):
         return {
             "loss": loss,
             "correct": is_correct.sum(),
-            "total": torch.tensor(target_ids.numel(), device=row.device),
-            "cut": torch.tensor(cut, device=row.device),
+            "total": torch.full((), target_ids.numel(), device=row.device),
+            "cut": torch.full((), cut, device=row.device),
             "sample_loss": sample_sum / sample_total,
             "sample_correct": sample_correct,
             "sample_total": sample_total,
@@ -318,8 +319,13 @@ class SALMONN(nn.Module):
         Where a family scales its embeddings (Gemma: by sqrt(H)), its embedding module has done so for the
         text; the audio is not scaled: its projection learns the size that the first layer wants.
         """
-        inputs = self.llama_model.get_input_embeddings()(layout.token_ids.to(self.device))
-        return inputs.masked_scatter(layout.is_audio.to(self.device)[..., None], embeds.to(inputs.dtype))
+        inputs = self.llama_model.get_input_embeddings()(to_device(layout.token_ids, self.device))
+        return inputs.index_put(self._places(layout.is_audio), embeds.to(inputs.dtype).flatten(0, 1))
+
+    def _places(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns [N] of a mask [B, L], counted on the host: the device would have to be waited for."""
+        rows, columns = mask.nonzero(as_tuple=True)
+        return to_device(rows, self.device), to_device(columns, self.device)
 
     def _causal_lm(self) -> PreTrainedModel:
         return self.llama_model.get_base_model() if self.config.lora else self.llama_model

@@ -1,0 +1,53 @@
+"""A micro-batch is queued without waiting for the device: nothing asks for its values before the step's end.
+
+No GPU is needed: tensors of the meta device have no values, so asking for them fails there.
+"""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import masking_utils
+
+from salmonn.schema import RunConfig
+from salmonn.training_step import TrainingStep
+from util.benchmarks.sizes import build, make_batch
+
+META = torch.device("meta")
+
+
+class Copies(TorchDispatchMode):
+    """Copies to or from the device that the host would wait for."""
+
+    def __init__(self):
+        super().__init__()
+        self.waited_for, self.all = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func is torch.ops.aten._to_copy.default and args[0].device != result.device:
+            self.all += 1
+            if not kwargs.get("non_blocking"):
+                self.waited_for.append(result.shape)
+        return result
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["all", "checkpointing"])
+def test_a_micro_batch_asks_the_device_for_nothing(checkpointing, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none of this device
+    # the one look that the library takes, whether positions begin anew within a row: there is no way around it
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda _positions: None)
+    model = build("mini", META, gradient_checkpointing=checkpointing).train()
+    samples = make_batch(model, 3)
+    step = TrainingStep(model, OmegaConf.structured(RunConfig(amp=False, batch_size_train=3)), META)
+    model.encode_speech(samples["raw_wav"])  # the first time makes the filter banks
+    with Copies() as copies:
+        step.backward(model(samples, verbose=True), samples["id"], 1)
+    assert copies.all > 0
+    assert copies.waited_for == []
+    assert all(p.grad is not None for p in step.trainable)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        step.finish(1)  # which reads the counts and the gradients' norm
