@@ -1,8 +1,11 @@
 """Schedule and weight-decay groups as recorded from the published code."""
 
+import copy
 import json
 
 import pytest
+import torch
+from torch import nn
 
 from conftest import CASES, GOLDEN
 from salmonn.optim import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
@@ -53,3 +56,32 @@ def test_a_restored_optimizer_keeps_what_is_configured_now(golden):
     assert {group["weight_decay"] for group in after.param_groups} == {0.0, 0.02}
     with pytest.raises(ValueError, match="group"):
         restore_optimizer(build_optimizer(model, OptimsConfig()), before.state_dict())
+
+
+def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> None:
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+def test_the_fused_optimizer_moves_as_the_plain_one_and_goes_on_with_its_state():
+    torch.manual_seed(0)
+    models = [nn.Linear(33, 65)]
+    models += [copy.deepcopy(models[0]) for _ in range(2)]
+    fused, resumed = (build_optimizer(model, OptimsConfig(init_lr=1e-2)) for model in (models[0], models[2]))
+    parameters = zip(fused.param_groups, models[1].parameters(), strict=True)
+    plain = torch.optim.AdamW([{**group, "params": [p], "fused": False} for group, p in parameters])
+    assert all(group["fused"] for group in fused.param_groups)
+    take_steps(models[0], fused, range(3))
+    take_steps(models[1], plain, range(3))
+    for ours, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    models[2].load_state_dict(models[0].state_dict())
+    restore_optimizer(resumed, copy.deepcopy(fused.state_dict()))
+    take_steps(models[0], fused, range(3, 6))
+    take_steps(models[2], resumed, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[2].parameters(), strict=True))
+    restore_optimizer(resumed, plain.state_dict())  # of a checkpoint from before
+    assert all(group["fused"] for group in resumed.param_groups)
