@@ -18,6 +18,7 @@ from salmonn.features import FBANK_BINS
 
 # Settings of the published fine-tuned files that this encoder relies on.
 _REQUIRED = ("encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads", "encoder_layers", "embed_dim")
+QUERIES = 256  # of a clip that attend at a time
 
 
 class PositionalConv(nn.Module):
@@ -50,22 +51,25 @@ class Attention(nn.Module):
             self.grep_linear = nn.Linear(width // heads, 8)
             self.grep_a = nn.Parameter(torch.ones(1, heads, 1, 1))
 
-    def forward(self, x: Tensor, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None, key_mask: Tensor) -> Tensor:
         """x [B, T, D], bias [H, T, T], key_mask [B, 1, 1, T] added to the scores -> [B, T, D]."""
         B, T, D = x.shape
         q, k, v = (p(x).view(B, T, self.heads, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        mask = None
-        if bias is not None:
-            mask = bias.unsqueeze(0)
-            if self.gated:
-                a, b = torch.sigmoid(self.grep_linear(q).view(B, self.heads, T, 2, 4).sum(-1)).chunk(2, dim=-1)
-                mask = (a * (b * self.grep_a - 1.0) + 2.0) * mask  # [B, H, T, T]
-        if key_mask is not None:
-            mask = key_mask if mask is None else mask + key_mask
-        if mask is not None:
-            mask = mask.to(q.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if bias is None:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask.to(q.dtype))
+        else:  # some queries at a time, which stay in the cache: the masks of all are larger than anything else here
+            parts = zip(q.split(QUERIES, dim=2), bias.split(QUERIES, dim=1), strict=True)
+            masked = ((part, self._mask(part, rows, key_mask)) for part, rows in parts)
+            y = torch.cat([F.scaled_dot_product_attention(part, k, v, attn_mask=m) for part, m in masked], dim=2)
         return self.out_proj(y.transpose(1, 2).reshape(B, T, D))
+
+    def _mask(self, q: Tensor, bias: Tensor, key_mask: Tensor) -> Tensor:
+        """What is added to the scores of queries [B, H, Q, D] with bias [H, Q, T]: [B, H, Q, T]."""
+        if not self.gated:
+            return (bias + key_mask).to(q.dtype)
+        a, b = torch.sigmoid(self.grep_linear(q).unflatten(-1, (2, 4)).sum(-1)).chunk(2, dim=-1)
+        gate = a * (b * self.grep_a - 1.0) + 2.0  # [B, H, Q, 1]
+        return torch.addcmul(key_mask.to(gate.dtype), gate, bias.to(gate.dtype)).to(q.dtype)
 
 
 class Layer(nn.Module):
@@ -79,7 +83,7 @@ class Layer(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, ffn), nn.Linear(ffn, width)
         self.final_layer_norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None, key_mask: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]; bias and key_mask as in `Attention`."""
         attended = F.dropout(self.self_attn(x, bias, key_mask), self.dropout, self.training)
         x = self.self_attn_layer_norm(self.alpha * x + attended)
@@ -110,13 +114,11 @@ class Encoder(nn.Module):
                 block.self_attn.relative_attention_bias = table
         self.layers = nn.ModuleList(blocks)
 
-    def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
         """x [B, T, D], zero where padded; padding [B, T] True where padded -> [B, T, D]."""
         x = self.layer_norm(x + self.pos_conv(x.transpose(1, 2)).transpose(1, 2))
         x = F.dropout(x, self.dropout, self.training)
-        key_mask = None
-        if padding is not None:
-            key_mask = torch.zeros_like(padding, dtype=x.dtype).masked_fill_(padding, -torch.inf)[:, None, None, :]
+        key_mask = torch.zeros_like(padding, dtype=x.dtype).masked_fill_(padding, -torch.inf)[:, None, None, :]
         bias = self.position_bias(x.shape[1], x.device)
         for layer in self.layers:
             if not self.training or torch.rand(()) >= self.layerdrop:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from salmonn.beats import QUERIES
 from salmonn.errors import UserError
 from salmonn.features import FBANK_FFT, FBANK_FRAME, FBANK_SHIFT, fbank_lengths
 from salmonn.llm import lora_layers
@@ -264,8 +265,9 @@ def _beats_peak(model: SALMONN, batch: Batch) -> float:
     encoder, number = model.beats.encoder, model.beats.dtype.itemsize
     patches = _patches(model, batch)
     bias = encoder.heads * patches**2
-    # one bias for all, with each clip's gates, and again with the mask of its padding; input, queries, keys, values
-    return number * (bias + 2 * batch.clips * bias + 4 * batch.clips * patches * model.beats.width)
+    gated = encoder.heads * patches * min(patches, QUERIES)
+    # one bias for all, some rows with each clip's gates; input, queries, keys, values, what was attended to
+    return number * (bias + batch.clips * gated + 5 * batch.clips * patches * model.beats.width)
 
 
 def _patches(model: SALMONN, batch: Batch) -> int:
