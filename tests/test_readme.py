@@ -1,4 +1,4 @@
-"""What the README tells a user to type about evaluation fits the commands and the configuration."""
+"""What the documents tell a user to type fits the commands and the configuration."""
 
 import re
 import shlex
@@ -13,12 +13,12 @@ from salmonn.evaluation.tasks import load_tasks
 from util import prepare_eval_sets
 from util.eval_sets.catalogue import SETS
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+EVALUATION = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
 TASKS = {task.name: task for task in load_tasks(ROOT / "configs/eval_tasks.yaml")}
 
 
 def row(name: str) -> list[str]:
-    (line,) = re.findall(rf"^\| `{name}` \|.*$", README, re.MULTILINE)
+    (line,) = re.findall(rf"^\| `{name}` \|.*$", EVALUATION, re.MULTILINE)
     return [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
