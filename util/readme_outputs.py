@@ -3,21 +3,9 @@
   python util/readme_outputs.py            rewrite the outputs in README.md and README.ko.md (after `make quickstart`)
   python util/readme_outputs.py --check    change nothing; show what differs, and exit 1 if anything does
 
-A block of output stands below the command that it is the output of, behind a marker; lines in the marker are typed:
-
-  ```bash
-  python -m salmonn.chat --cfg-path configs/mini/decode.yaml --audio clip.ogg
-  ```
-  <!-- output, typed:
-  /task asr
-  -->
-  ```
-  > /task asr
-  a bell rings
-  ```
-
-Below `<!-- scores: KEY KEY -->` stands a table with a row per key of the quickstart's scores; its header and first
-column stay as they are, so that they can be in any language.
+A block of output stands below a block of commands, behind `<!-- output -->`. Where lines are to be typed they stand in
+the marker, one a line: `<!-- output, typed:` LINES `-->`. Below `<!-- scores: KEY KEY -->` stands a table with a row
+per score of the quickstart; header and first column stay as they are, so that they can be in any language.
 """
 
 import difflib
