@@ -115,11 +115,21 @@ def test_every_module_has_one_line_in_the_file_tree():
         assert sorted(named) == sorted(f.name for f in (ROOT / folder).glob("*.py") if f.name != "__init__.py")
 
 
-def test_both_languages_show_the_same_blocks():
-    english, korean = (
-        re.findall(r"^```.*?^```$", read(name), re.DOTALL | re.M) for name in ("README.md", "README.ko.md")
+def test_both_languages_show_the_same_blocks_and_numbers():
+    english, korean = read("README.md"), read("README.ko.md")
+    assert re.findall(r"^```.*?^```$", english, re.DOTALL | re.M) == re.findall(
+        r"^```.*?^```$", korean, re.DOTALL | re.M
     )
-    assert english == korean
+    for rows in zip(english.splitlines(), korean.splitlines(), strict=True):
+        if rows[0].startswith("|"):
+            assert len({tuple(re.findall(r"\d[\d.]*", row)) for row in rows}) == 1, rows
+
+
+def test_memory_in_the_readme_is_that_of_the_training_guide():
+    shown = re.findall(r"\| \*{0,2}([\d.]+)\*{0,2} / ([\d.]+) \| ([\d.]+) / ([\d.]+) \|$", read("README.md"), re.M)
+    assert len(shown) == 6
+    for numbers in shown:
+        assert f"| {' | '.join(numbers)} |" in read("docs/training.md")
 
 
 # ---- docs/extending.md
