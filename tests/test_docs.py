@@ -32,7 +32,8 @@ def read(name: str | Path) -> str:
 
 
 def blocks(page: str | Path, language: str) -> list[str]:
-    return re.findall(rf"^ *```{language}\n(.*?)^ *```$", read(page), re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", read(page), re.DOTALL | re.MULTILINE)
+    return [block for name, block in found if name == language]
 
 
 def anchors(page: Path) -> set[str]:
