@@ -45,8 +45,8 @@ class TrainBatches(Sampler[list[int]]):
         stream, size = self._stream(), self.batch_size
         for n_batches in self.steps or repeat(1):
             step = [next(stream) for _ in range(n_batches * self.world_size * size)]
-            if self.steps:  # the longest first: too little memory shows at once
-                step.sort(key=lambda i: self.lengths[i], reverse=True)
+            if self.steps and self.lengths is not None:  # the longest first: too little memory shows at once
+                step.sort(key=self.lengths.__getitem__, reverse=True)
             for start in range(self.rank * size, len(step), self.world_size * size):
                 yield step[start : start + size]
 
