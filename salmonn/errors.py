@@ -11,7 +11,7 @@ from pathlib import Path
 # Of several ranks one speaks, and its launcher ends the others while they wait: rank 0 first, then
 # the others, which may have the same to say; last who only noticed that another rank is gone.
 _OTHERS_WAIT = 5  # s
-_WITNESSES_WAIT = 10  # s
+_WITNESSES_WAIT = 15  # s
 
 
 class UserError(Exception):

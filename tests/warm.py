@@ -82,6 +82,15 @@ def _become(arguments: list[str], cwd: str, env: dict[str, str], files: tuple[st
     os.chdir(cwd)
     for folder in reversed(env.get("PYTHONPATH", "").split(os.pathsep)):
         sys.path.insert(0, folder)
+    try:
+        _run(arguments, cwd)
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    sys.exit(code)  # only now: as at a process's own end, what the command held has been let go
+
+
+def _run(arguments: list[str], cwd: str) -> None:
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         sys.path.insert(0, cwd)
