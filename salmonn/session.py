@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,11 +149,13 @@ class Listener:
         question: Question,
         settings: DictConfig | None = None,
         streamer: BaseStreamer | None = None,
+        **library: Any,
     ) -> list[Answer]:
         """Answer a question about each clip; one answer about a long clip, put together from its windows.
 
         `settings`: a `generate` section instead of the config's. `streamer` (of transformers) is given the
-        tokens as they come: for one row and one beam. Raises UserError when the memory does not suffice.
+        tokens as they come: for one row and one beam. `library` goes to transformers' generate, as in
+        `SALMONN.generate`. Raises UserError when the memory does not suffice.
         """
         settings = self.config.generate if settings is None else settings
         step = self.config.run.batch_size_eval if heard.spans else len(heard.embeds)
@@ -161,7 +164,7 @@ class Listener:
             with distributed.autocast(self.config.run, self.model.device):
                 for embeds in heard.embeds.split(step):
                     chosen = [question.prompt] * len(embeds)
-                    details += self.model.answer_embeds(embeds, chosen, settings, streamer=streamer)
+                    details += self.model.answer_embeds(embeds, chosen, settings, streamer=streamer, **library)
         except torch.OutOfMemoryError as error:
             raise UserError("out of GPU memory: try fewer beams, a shorter answer or fewer clips") from error
         if len(heard.spans) < 2:
