@@ -58,8 +58,7 @@ def main() -> None:
     setup_logging()
     logging.getLogger().setLevel(logging.WARNING)
     listener = Listener.load(config)
-    if not config.model.ckpt:
-        tell("note: no checkpoint is given (--ckpt FILE): the connector is untrained, its answers mean nothing")
+    tell_if_untrained(config)
     if args.task or args.prompt is not None:
         answer_once(listener, args)
     else:
@@ -253,6 +252,12 @@ def converse(chat: Chat, audio: Sequence[str]) -> None:
             tell(f"error: {error}")
         except KeyboardInterrupt:
             tell("\n(stopped)")
+
+
+def tell_if_untrained(config: DictConfig) -> None:
+    """Without a checkpoint nothing answers that has learned to."""
+    if not config.model.ckpt:
+        tell("note: no checkpoint is given (--ckpt FILE): the connector is untrained, its answers mean nothing")
 
 
 def number(text: str, kind: type[int] | type[float], least: float, most: float) -> float:

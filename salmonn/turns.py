@@ -65,13 +65,14 @@ class Turns:
 def lora_scaling(model: SALMONN, scaling: float | None) -> Iterator[None]:
     """Another weight of the adapters for a while; None leaves it."""
     before = model.lora_scaling
-    if scaling is not None:
-        model.lora_scaling = scaling
+    if scaling in (None, before):  # a model without LoRA has nothing to set
+        yield
+        return
+    model.lora_scaling = scaling
     try:
         yield
     finally:
-        if scaling is not None:
-            model.lora_scaling = before
+        model.lora_scaling = before
 
 
 class _Written(TextStreamer):

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from salmonn.chat import tell_if_untrained
 from salmonn.config import argument_parser, load_config
 from salmonn.errors import UserError, run_cli
 from salmonn.paths import OTHER_EXTENSIONS
@@ -45,6 +46,7 @@ def main() -> None:
 
     setup_logging()
     turns = Turns(Listener.load(config))
+    tell_if_untrained(config)
     blocks = build(Page(turns, examples))
     try:
         url = serve(blocks, args.host, args.port, args.share, args.max_upload_mb, list(examples.values()))

@@ -94,7 +94,7 @@ def build(page: Page) -> gr.Blocks:
                 clip_note = gr.HTML()
             with gr.Column(min_width=300):
                 chat = gr.Chatbot(
-                    label="Answers", height=340, buttons=[], feedback_options=None, layout="bubble",
+                    label="Answers", height=400, buttons=[], feedback_options=None, layout="bubble",
                     render_markdown=False, placeholder="Choose a clip, then ask.",
                 )  # fmt: skip
                 answer_note = gr.HTML()

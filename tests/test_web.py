@@ -27,6 +27,7 @@ from salmonn.turns import Turns
 from salmonn.web_look import build, serve
 from salmonn.web_page import Page, Talk
 
+VERY_LONG = {"max_new_tokens": 10_000, "min_length": 10_000}
 SEARCH = (1, False, 1.0, 0.9)  # beams, sample, temperature, top-p
 
 
@@ -60,6 +61,15 @@ def broken(tmp_path: Path) -> str:
     path = tmp_path / "broken <b>.wav"
     path.write_text("this is not audio")
     return str(path)
+
+
+@pytest.fixture
+def written(monkeypatch) -> list[Answer]:
+    """Every answer that the model has brought to its end."""
+    answers: list[Answer] = []
+    ask = Listener.ask
+    monkeypatch.setattr(Listener, "ask", lambda *args, **library: answers.append(ask(*args, **library)) or answers[-1])
+    return answers
 
 
 def asked(page: Page, talk: Talk, text: str, scaling: float | None = None, task: str = "") -> tuple:
@@ -101,13 +111,13 @@ def test_the_last_answer_is_that_of_the_listener(turns: Turns, listener: Listene
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_the_model_stops_for_whoever_leaves(turns: Turns, listener: Listener, clip, beams):
-    endless = {"max_new_tokens": 1_000_000, "min_length": 1_000_000, "num_beams": beams}
-    settings = OmegaConf.merge(listener.config.generate, endless)
+def test_the_model_stops_for_whoever_leaves(turns: Turns, listener: Listener, clip, beams, written):
+    settings = OmegaConf.merge(listener.config.generate, VERY_LONG, {"num_beams": beams})
     answers = turns.answer(listener.hear([clip]), listener.question("What is said?"), settings)
     next(answers)
     answers.close()
-    assert turns._thread.submit(int).result(timeout=60) == 0  # the thread is free again
+    turns.run(int)  # the thread is free again
+    assert written == []
 
 
 def test_nobody_has_the_scaling_of_another(turns: Turns, listener: Listener, clip, monkeypatch):
@@ -270,7 +280,7 @@ _BEYOND_THE_EDGE = """return [...document.querySelectorAll("h1, p, img, button, 
     .filter(part => part.getBoundingClientRect().right > innerWidth).map(part => part.outerHTML)"""
 
 
-def test_a_visit(browser, address: str, page: Page, clip, tmp_path):
+def test_a_visit(browser, address: str, page: Page, clip, written, tmp_path):
     from selenium.webdriver.support.ui import WebDriverWait
 
     def find(selector: str) -> list:
@@ -279,12 +289,13 @@ def test_a_visit(browser, address: str, page: Page, clip, tmp_path):
     def until(condition) -> None:
         WebDriverWait(browser, 60, 0.1).until(lambda _: condition())
 
-    def text_of(selector: str) -> list[str]:
-        return [element.text for element in find(selector)]
+    def text_of(selector: str) -> list[str]:  # in one go: while it is read, the page may put other elements there
+        script = "return [...document.querySelectorAll(arguments[0])].map(element => element.innerText.trim())"
+        return browser.execute_script(script, selector)
 
     def press(label: str) -> None:
-        [button] = [button for button in find("button") if button.text == label]
-        browser.execute_script("arguments[0].click()", button)
+        script = "[...document.querySelectorAll('button')].find(part => part.innerText.trim() == arguments[0]).click()"
+        browser.execute_script(script, label)
 
     browser.get(address)
     until(lambda: find("input[type=file]") and find("textarea"))
@@ -324,10 +335,15 @@ def test_a_visit(browser, address: str, page: Page, clip, tmp_path):
     requests = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
     assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
 
-    # whoever leaves in the middle of an answer leaves the model to others
-    endless = {"max_new_tokens": 1_000_000, "min_length": 1_000_000}
-    page.listener = Listener(listener.model, OmegaConf.merge(listener.config, {"generate": endless}))
-    press("Describe the sound")
-    until(lambda: text_of(".message.user")[-1:] == ["Describe the sound"])
-    browser.get("about:blank")
-    assert page.turns._thread.submit(int).result(timeout=60) == 0
+    # who presses Stop, or leaves in the middle of an answer, leaves the model to others
+    page.listener = Listener(listener.model, OmegaConf.merge(listener.config, {"generate": VERY_LONG}))
+    n_written = len(written)
+    for stop in (lambda: press("Stop"), lambda: browser.get("about:blank")):
+        rounds = len(text_of(".message.user"))
+        press("Describe the sound")
+        until(
+            lambda rounds=rounds: len(text_of(".message.bot")) > rounds and text_of(".message.bot")[-1] not in ("", "…")
+        )
+        stop()
+        page.turns.run(int)
+    assert len(written) == n_written
