@@ -1,6 +1,8 @@
 """One model for several people: requests take turns on one thread, and nobody's settings outlast a request."""
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from salmonn import SALMONN
 from salmonn.session import Answer, Heard, Listener, Question
 
 _EVERY = 0.1  # s, between two looks at what is written
+_PATIENCE = 20.0  # s without such a look: the reader is gone, though nobody closed the answer
 
 Result = TypeVar("Result")
 
@@ -38,7 +41,8 @@ class Turns:
         for this answer alone. Whoever stops reading (`close` of the iterator) stops the model at its next token.
         """
         left = threading.Event()
-        stopping = StoppingCriteriaList([_Leaving(left, self._closed)])
+        leaving = _Leaving(left, self._closed)
+        stopping = StoppingCriteriaList([leaving])
         written = _Written(self.listener.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
         streamer = written if settings.num_beams == 1 and len(heard.embeds) == 1 else None
 
@@ -49,6 +53,7 @@ class Turns:
         writing = self._thread.submit(write)
         try:
             while not wait([writing], _EVERY).done:
+                leaving.last_look = time.monotonic()
                 yield Answer(written.text.strip(), finished=False)
             yield writing.result()[0]
         finally:
@@ -85,12 +90,13 @@ class _Written(TextStreamer):
 
 
 class _Leaving(StoppingCriteria):
-    """Ends a search from within when one of the events is set: nobody reads the answer."""
+    """Ends a search from within when one of the events is set, or nobody looks at the answer any more."""
 
     def __init__(self, *events: threading.Event) -> None:
         self.events = events
+        self.last_look = math.inf  # before the first look nobody can have gone
 
     def __call__(self, *_: Any, **__: Any) -> bool:
-        if any(event.is_set() for event in self.events):
+        if any(event.is_set() for event in self.events) or time.monotonic() - self.last_look > _PATIENCE:
             raise CancelledError
         return False

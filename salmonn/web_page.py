@@ -4,6 +4,7 @@ import base64
 import html
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -117,10 +118,11 @@ class Page:
                 raise UserError("No clip yet: upload or record one first.")
             question, shown = self._question(text, task)
             generate = answer_settings(self.listener.config.generate, *search)
-            for answer in self.turns.answer(talk.heard, question, generate, scaling):
-                now = replace(talk, rounds=(*talk.rounds, (shown, answer.text or "…")))
-                yield now, now.messages(), field, "", ""
-                field = gr.skip()  # the next question may be in it already
+            with closing(self.turns.answer(talk.heard, question, generate, scaling)) as answers:
+                for answer in answers:
+                    now = replace(talk, rounds=(*talk.rounds, (shown, answer.text or "…")))
+                    yield now, now.messages(), field, "", ""
+                    field = gr.skip()  # the next question may be in it already
             if not answer.finished:
                 note = f"The answer was cut off after {generate.max_new_tokens} tokens (generate.max_new_tokens)."
                 yield now, now.messages(), field, note_box(note), ""

@@ -120,6 +120,15 @@ def test_the_model_stops_for_whoever_leaves(turns: Turns, listener: Listener, cl
     assert written == []
 
 
+def test_the_model_stops_when_nobody_looks_any_more(turns: Turns, listener: Listener, clip, monkeypatch, written):
+    monkeypatch.setattr(turns_module, "_PATIENCE", 0.2)
+    settings = OmegaConf.merge(listener.config.generate, VERY_LONG)
+    answers = turns.answer(listener.hear([clip]), listener.question("What is said?"), settings)
+    next(answers)  # and the reader is gone, without a word
+    turns.run(int)
+    assert written == []
+
+
 def test_nobody_has_the_scaling_of_another(turns: Turns, listener: Listener, clip, monkeypatch):
     seen = []
     answer = listener.model.answer_embeds
@@ -280,8 +289,10 @@ _BEYOND_THE_EDGE = """return [...document.querySelectorAll("h1, p, img, button, 
     .filter(part => part.getBoundingClientRect().right > innerWidth).map(part => part.outerHTML)"""
 
 
-def test_a_visit(browser, address: str, page: Page, clip, written, tmp_path):
+def test_a_visit(browser, address: str, page: Page, clip, written, monkeypatch, tmp_path):
     from selenium.webdriver.support.ui import WebDriverWait
+
+    monkeypatch.setattr(turns_module, "_PATIENCE", 5.0)
 
     def find(selector: str) -> list:
         return browser.find_elements("css selector", selector)
@@ -325,7 +336,9 @@ def test_a_visit(browser, address: str, page: Page, clip, written, tmp_path):
         [answer] = listener.ask(listener.hear([clip]), listener.question(text))
         until(lambda answer=answer: text_of(".message.bot")[-1:] == [answer.text])
     press("Transcribe")
-    until(lambda: text_of(".message.user")[-1:] == ["Transcribe"])
+    [answer] = listener.ask(listener.hear([clip]), listener.task_question("asr"))
+    until(lambda: text_of(".message.bot")[2:] == [answer.text])
+    assert text_of(".message.user")[-1] == "Transcribe"
 
     for width in (400, 1280):
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
@@ -335,15 +348,13 @@ def test_a_visit(browser, address: str, page: Page, clip, written, tmp_path):
     requests = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
     assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
 
-    # who presses Stop, or leaves in the middle of an answer, leaves the model to others
     page.listener = Listener(listener.model, OmegaConf.merge(listener.config, {"generate": VERY_LONG}))
     n_written = len(written)
-    for stop in (lambda: press("Stop"), lambda: browser.get("about:blank")):
-        rounds = len(text_of(".message.user"))
-        press("Describe the sound")
-        until(
-            lambda rounds=rounds: len(text_of(".message.bot")) > rounds and text_of(".message.bot")[-1] not in ("", "…")
-        )
-        stop()
-        page.turns.run(int)
+    press("Describe the sound")
+    until(lambda: len(text_of(".message.bot")) == 4 and text_of(".message.bot")[-1] not in ("", "…"))
+    press("Stop")
+    page.turns.run(int)  # the model is free for others
     assert len(written) == n_written
+    page.listener = listener
+    press("Transcribe")
+    until(lambda: text_of(".message.bot")[4:] == [answer.text])
