@@ -33,15 +33,21 @@ class Turns:
         return self._thread.submit(job).result()
 
     def answer(
-        self, heard: Heard, question: Question, settings: DictConfig, scaling: float | None = None
+        self,
+        heard: Heard,
+        question: Question,
+        settings: DictConfig,
+        scaling: float | None = None,
+        stop: threading.Event | None = None,
     ) -> Iterator[Answer]:
         """Answer a question about one clip: what is written so far, several times a second; last the whole answer.
 
         With one beam and one window the text grows, else it comes at the end. `scaling`: of the LoRA adapters,
-        for this answer alone. Whoever stops reading (`close` of the iterator) stops the model at its next token.
+        for this answer alone. Whoever stops reading (`close` of the iterator) stops the model at its next token;
+        so does `stop`, which raises CancelledError here.
         """
         left = threading.Event()
-        leaving = _Leaving(left, self._closed)
+        leaving = _Leaving(left, stop or left, self._closed)
         stopping = StoppingCriteriaList([leaving])
         written = _Written(self.listener.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
         streamer = written if settings.num_beams == 1 and len(heard.embeds) == 1 else None

@@ -8,7 +8,7 @@ from gradio.themes import Base, colors, sizes
 
 from salmonn.chat import MOST_BEAMS
 from salmonn.errors import UserError
-from salmonn.web_page import Page, Talk, task_label
+from salmonn.web_page import Page, task_label
 
 _MOST_WAITING = 32  # requests in the queue; a further one is told to come again
 _DAY = 24 * 3600  # s, that an upload is kept at most
@@ -75,7 +75,7 @@ def build(page: Page) -> gr.Blocks:
     """The parts of the page and what each of them sets off."""
     listener = page.listener
     with gr.Blocks(title="SALMONN", analytics_enabled=False, delete_cache=(_DAY, _DAY)) as blocks:
-        talk = gr.State(Talk())
+        talk = gr.State(None)
         gr.HTML(
             "<h1>SALMONN</h1><p>Give it a clip of speech, sounds or music, and ask about what it hears.</p>",
             elem_id="heading",
@@ -122,9 +122,11 @@ def build(page: Page) -> gr.Blocks:
             "outputs": [talk, chat, question, answer_note, error],
             "show_progress_on": [chat],
         }
-        events = [event(page.ask, **asking, **shared) for event in (ask.click, question.submit)]
-        events += [button.click(partial(page.ask, task=name), **asking, **shared) for name, button in tasks.items()]
-        stop.click(None, cancels=events, api_visibility="private")
+        for event in (ask.click, question.submit):
+            event(page.ask, **asking, **shared)
+        for name, button in tasks.items():
+            button.click(partial(page.ask, task=name), **asking, **shared)
+        stop.click(page.stop, talk, None, queue=False, **aside)
     return blocks.queue(max_size=_MOST_WAITING)
 
 

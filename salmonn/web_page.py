@@ -3,9 +3,11 @@
 import base64
 import html
 import logging
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import CancelledError
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,7 @@ class Talk:
 
     heard: Heard | None = None
     rounds: tuple[tuple[str, str], ...] = ()  # (question, answer)
+    stop: threading.Event = field(default_factory=threading.Event, compare=False)  # ends the answer under way
 
     def messages(self) -> list[dict[str, str]]:
         """As the chat shows it."""
@@ -102,30 +105,42 @@ class Page:
         """The file of an example."""
         return self.examples.get(name or "")
 
-    def clear(self, talk: Talk) -> Talk:
+    def clear(self, talk: Talk | None) -> Talk:
         """Forget what was asked; the clip stays."""
-        return Talk(talk.heard)
+        return replace(talk, rounds=()) if talk else Talk()
 
-    def ask(self, talk: Talk, text: str, *settings: Any, task: str = "") -> Iterator[tuple[Talk, list, Any, str, str]]:
+    def stop(self, talk: Talk | None) -> None:
+        """End the answer under way."""
+        if talk:
+            talk.stop.set()
+
+    def ask(
+        self, talk: Talk | None, text: str, *settings: Any, task: str = ""
+    ) -> Iterator[tuple[Talk, list, Any, str, str]]:
         """Answer a question, piece by piece: (talk, chat, what the question's field holds now, note, error).
 
         `settings`: those of `answer_settings`, then the LoRA scaling.
         """
         *search, scaling = settings
-        field = "" if self._takes_text(task) else gr.skip()
+        talk = talk or Talk()
+        talk.stop.clear()
+        left = "" if self._takes_text(task) else gr.skip()
         try:
             if talk.heard is None:
                 raise UserError("No clip yet: upload or record one first.")
             question, shown = self._question(text, task)
             generate = answer_settings(self.listener.config.generate, *search)
-            with closing(self.turns.answer(talk.heard, question, generate, scaling)) as answers:
+            now = talk
+            with closing(self.turns.answer(talk.heard, question, generate, scaling, talk.stop)) as answers:
                 for answer in answers:
                     now = replace(talk, rounds=(*talk.rounds, (shown, answer.text or "…")))
-                    yield now, now.messages(), field, "", ""
-                    field = gr.skip()  # the next question may be in it already
+                    yield now, now.messages(), left, "", ""
+                    left = gr.skip()  # the next question may be in it already
             if not answer.finished:
                 note = f"The answer was cut off after {generate.max_new_tokens} tokens (generate.max_new_tokens)."
-                yield now, now.messages(), field, note_box(note), ""
+                yield now, now.messages(), left, note_box(note), ""
+        except CancelledError:
+            yield now, now.messages(), left, note_box("Stopped."), ""
         except Exception as error:
             yield talk, talk.messages(), gr.skip(), "", error_box(error)
 

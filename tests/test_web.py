@@ -298,7 +298,7 @@ def test_a_visit(browser, address: str, page: Page, clip, written, monkeypatch, 
         return browser.find_elements("css selector", selector)
 
     def until(condition) -> None:
-        WebDriverWait(browser, 60, 0.1).until(lambda _: condition())
+        WebDriverWait(browser, 20, 0.1).until(lambda _: condition())
 
     def text_of(selector: str) -> list[str]:  # in one go: while it is read, the page may put other elements there
         script = "return [...document.querySelectorAll(arguments[0])].map(element => element.innerText.trim())"
