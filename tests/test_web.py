@@ -27,7 +27,8 @@ from salmonn.turns import Turns
 from salmonn.web_look import build, serve
 from salmonn.web_page import Page, Talk
 
-VERY_LONG = {"max_new_tokens": 10_000, "min_length": 10_000}
+VERY_LONG = {"max_new_tokens": 2000, "min_length": 2000}  # half a minute
+WAITING = ("", "…", "Loading content")  # what gradio shows while nothing is written yet
 SEARCH = (1, False, 1.0, 0.9)  # beams, sample, temperature, top-p
 
 
@@ -351,8 +352,9 @@ def test_a_visit(browser, address: str, page: Page, clip, written, monkeypatch, 
     page.listener = Listener(listener.model, OmegaConf.merge(listener.config, {"generate": VERY_LONG}))
     n_written = len(written)
     press("Describe the sound")
-    until(lambda: len(text_of(".message.bot")) == 4 and text_of(".message.bot")[-1] not in ("", "…"))
+    until(lambda: len(text_of(".message.bot")) == 4 and text_of(".message.bot")[-1] not in WAITING)
     press("Stop")
+    until(lambda: text_of(".note") == ["Stopped."])
     page.turns.run(int)  # the model is free for others
     assert len(written) == n_written
     page.listener = listener
