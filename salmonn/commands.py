@@ -25,3 +25,17 @@ def chat() -> None:
     from salmonn.chat import main
 
     run_cli(main)
+
+
+def web() -> None:
+    """salmonn-web, and python -m salmonn.web."""
+    from salmonn.web import main
+
+    run_cli(main)
+
+
+def doctor() -> None:
+    """salmonn-doctor, and python -m salmonn.doctor."""
+    from salmonn.doctor import main
+
+    run_cli(main)

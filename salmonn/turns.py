@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -39,7 +39,7 @@ class Turns:
         settings: DictConfig,
         scaling: float | None = None,
         stop: threading.Event | None = None,
-    ) -> Iterator[Answer]:
+    ) -> Generator[Answer, None, None]:
         """Answer a question about one clip: what is written so far, several times a second; last the whole answer.
 
         With one beam and one window the text grows, else it comes at the end. `scaling`: of the LoRA adapters,

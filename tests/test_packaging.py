@@ -38,7 +38,7 @@ def test_a_console_script_shows_its_help(name, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith(f"usage: {name} ")
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "salmonn-doctor"])  # tells it in its block
 def test_a_console_script_tells_bad_input_in_one_line(name, monkeypatch, capsys):
     mode = ["--mode", "valid_asr"] if name == "salmonn-evaluate" else []
     assert run_script(name, monkeypatch, *mode, "--cfg-path", "nowhere.yaml") == 2
@@ -56,7 +56,8 @@ def test_an_installation_takes_its_versions_from_requirements_txt():
     assert dynamic["dependencies"] == {"file": ["requirements.txt"]}
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if line.startswith("-")] == []  # setuptools takes no options of pip
-    assert all(str(requirement.specifier).startswith("==") for requirement in requirements("requirements.txt").values())
+    for requirement in requirements("requirements.txt").values():  # one version, or all of a major one
+        assert {specifier.operator for specifier in requirement.specifier} in ({"=="}, {">=", "<"})
 
 
 def test_one_version_everywhere():
