@@ -32,7 +32,7 @@ from omegaconf import DictConfig
 
 from salmonn import slurm
 from salmonn.config import argument_parser, load_config
-from salmonn.errors import UserError
+from salmonn.errors import UserError, run_cli
 from salmonn.evaluation.tasks import MODES, load_tasks
 
 # Which operands a mode takes.
@@ -130,3 +130,7 @@ def _scalings(text: str) -> list[float]:
     if not all(0 <= scaling < math.inf for scaling in scalings) or len(set(scalings)) < len(scalings):
         raise argparse.ArgumentTypeError(f"{text!r}: scalings are 0 or more, each once")
     return scalings
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -25,7 +25,7 @@ def attempt(name: str, check: Callable[[], Iterable[Finding]], costs: str, state
     """The findings of a check; how it fails is one of them."""
     try:
         yield from check()
-    except (UserError, *BROKEN) as error:
+    except Exception as error:  # whatever a broken package raises: the other checks are still wanted
         yield Finding(state, name, reason(error), costs)
 
 

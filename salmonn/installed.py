@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 GB = 1e9
 
-OPTIONAL = ("gradio",)  # not declared, but used where it is there
 IMPORT_NAMES = {"protobuf": "google.protobuf"}  # where it is not the package's name
 
 # What is lost without a package; without any other one the commands do not run.
@@ -80,7 +79,6 @@ def check_packages() -> Iterator[Finding]:
     wanted = [one for one in map(Requirement, declared()[1]) if not one.marker or one.marker.evaluate({"extra": ""})]
     if not wanted:
         raise RuntimeError("the installed salmonn declares no packages; run this in the repository")
-    wanted += [Requirement(name) for name in OPTIONAL if name not in {one.name for one in wanted}]
     yield from map(check_package, wanted)
 
 
@@ -96,7 +94,7 @@ def check_package(requirement: "Requirement") -> Finding:
         return Finding(state, name, f"not installed; get it: pip install {wanted}", costs)
     try:
         importlib.import_module(IMPORT_NAMES.get(name, name.replace("-", "_")))
-    except BROKEN as error:
+    except Exception as error:  # code of others, perhaps for another Python: a SyntaxError, too
         return Finding(state, name, f"{found} cannot be loaded: {reason(error)}", costs)
     if not requirement.specifier.contains(found, prereleases=True):
         return Finding(NOTE, name, f"{found}; tested: {wanted}", "this version was not tried")

@@ -114,8 +114,11 @@ class Listener:
     def _encode(self, wavs: Sequence[np.ndarray]) -> Tensor:
         """[N] each -> [B, A, H]; a row is that of the wav alone."""
         raw_wav, padding_mask = pad_wavs([torch.from_numpy(wav) for wav in wavs])
-        with distributed.autocast(self.config.run, self.model.device):
-            return self.model.encode_speech(raw_wav, padding_mask)[0]
+        try:
+            with distributed.autocast(self.config.run, self.model.device):
+                return self.model.encode_speech(raw_wav, padding_mask)[0]
+        except torch.OutOfMemoryError as error:
+            raise UserError("out of GPU memory while hearing: try fewer clips at a time") from error
 
     # ---- questions
 

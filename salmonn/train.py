@@ -13,6 +13,7 @@ import os
 
 from salmonn import slurm
 from salmonn.config import argument_parser, load_stages
+from salmonn.errors import run_cli
 
 
 def main() -> None:
@@ -36,3 +37,7 @@ def main() -> None:
         from salmonn.stages import run_stages
 
         run_stages(configs)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -63,7 +63,12 @@ def parse_arguments() -> Namespace:
     parser = argument_parser(__doc__, default_cfg_path="configs/decode.yaml")
     add = parser.add_argument
     add("--ckpt", default="", metavar="FILE", help="checkpoint, instead of the config's model.ckpt")
-    add("--host", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0 lets other machines in (default: 127.0.0.1)")
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="IPv4; 0.0.0.0 lets other machines in (default: 127.0.0.1)",
+    )
     add("--port", type=int, default=7860, metavar="NUMBER", help="default: 7860")
     add("--share", action="store_true", help="also a public address, through gradio's servers, for a week")
     add("--examples", nargs="+", default=[], metavar="PATH", help="clips, or folders of clips, to choose from")

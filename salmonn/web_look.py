@@ -11,7 +11,7 @@ from salmonn.errors import UserError
 from salmonn.web_page import Page, task_label
 
 _MOST_WAITING = 32  # requests in the queue; a further one is told to come again
-_DAY = 24 * 3600  # s, that an upload is kept at most
+_HOUR, _DAY = 3600, 24 * 3600  # s; an upload is kept for a day, and removed within the next hour
 _LONGEST_QUESTION = 2000  # characters
 
 THEME = Base(
@@ -74,7 +74,7 @@ HEAD = f'<link rel="icon" href="{_ICON}"><script>{_MOVE_NOTICES}</script>'
 def build(page: Page) -> gr.Blocks:
     """The parts of the page and what each of them sets off."""
     listener = page.listener
-    with gr.Blocks(title="SALMONN", analytics_enabled=False, delete_cache=(_DAY, _DAY)) as blocks:
+    with gr.Blocks(title="SALMONN", analytics_enabled=False, delete_cache=(_HOUR, _DAY)) as blocks:
         talk = gr.State(None)
         gr.HTML(
             "<h1>SALMONN</h1><p>Give it a clip of speech, sounds or music, and ask about what it hears.</p>",

@@ -1,4 +1,4 @@
-"""A micro-batch is queued without waiting for the device: nothing asks for its values before the step's end.
+"""A micro-batch is queued without our code waiting for the device: it asks for no value before the step's end.
 
 No GPU is needed: tensors of the meta device have no values, so asking for them fails there.
 """
@@ -36,9 +36,10 @@ class Copies(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["all", "checkpointing"])
-def test_a_micro_batch_asks_the_device_for_nothing(checkpointing, monkeypatch):
+def test_our_code_asks_the_device_for_nothing_in_a_micro_batch(checkpointing, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none of this device
-    # the one look that the library takes, whether positions begin anew within a row: there is no way around it
+    # One look is left, the library's: whether positions begin anew within a row. So the host does wait for the encoders
+    # once per micro-batch.
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda _positions: None)
     model = build("mini", META, gradient_checkpointing=checkpointing).train()
     samples = make_batch(model, 3)

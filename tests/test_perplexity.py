@@ -114,7 +114,7 @@ def test_two_ranks_and_a_rerun_tell_the_same_and_measure_nothing_twice(setting, 
     command = ["evaluate.py", "--mode", "perplexity", "--cfg-path", "configs/mini/evaluate.yaml"]
     command += ["--tasks", ",".join(NAMES), "--checkpoints", ",".join(files)]
     command += ["--options", *options, tasks, f"evaluate.results_dir={tmp_path}"]
-    result = run_command(*command, ranks=2)
+    result = run_command("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command)
     assert result.returncode == 0, result.stderr
     config = config_of(setting)
     measure_perplexity(config, setting[1], points_of(config, files, []), tmp_path / "perplexity")  # again, alone

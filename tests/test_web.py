@@ -238,6 +238,12 @@ def test_what_cannot_be_served_is_told_before_the_model_is_loaded(monkeypatch, t
         web.find_examples(["/nowhere"])
 
 
+def test_nobody_else_can_reach_the_page_unless_asked(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["web"])
+    args = web.parse_arguments()
+    assert (args.host, args.share) == ("127.0.0.1", False)
+
+
 def test_examples_are_files_and_all_of_a_folder(tmp_path):
     for name in ("a/x.wav", "a/deep/y.FLAC", "a/notes.txt", "b/z.mp3"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
