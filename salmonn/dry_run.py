@@ -124,7 +124,7 @@ def tiny_step(config: DictConfig) -> str:
             "datasets": {"integrity": "off"},  # looking at each file takes its time; the run does
             "run": {
                 "output_dir": folder, "resume": "none", "overwrite": True, "evaluate": False, "use_distributed": False,
-                "encoder_cache": "",
+                "encoder_cache": "", "compile": False,
                 "num_workers": 0, "epoch_based": False, "iters_per_epoch": config.run.accum_grad_iters,
                 "optims": {"max_epoch": 1, "warmup_steps": 0},
             },

@@ -249,7 +249,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 _NOT_OF_THE_RESULT = (
     "run.num_workers", "run.log_freq", "run.save_every", "run.keep_checkpoints", "run.timeout_minutes", "run.device",
     "run.batch_size_eval", "run.resume", "run.overwrite", "run.world_size", "run.dist_url", "generate.", "evaluate.",
-    "run.encoder_cache", "model.token", "model.device_8bit",
+    "run.encoder_cache", "run.compile", "model.token", "model.device_8bit",
 )  # fmt: skip
 
 

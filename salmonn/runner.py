@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from salmonn import checkpoint, distributed
+from salmonn.compiled import compile_blocks
 from salmonn.dataset import SALMONNDataset
 from salmonn.encoder_cache import open_cache
 from salmonn.errors import UserError
@@ -254,6 +255,8 @@ class Runner:
             model = OmegaConf.merge(model, {"ckpt": "", "speech_llama_proj_model": ""})
         seed_everything(self.run_config.seed)  # the same on every rank: all build the same model
         self.model = SALMONN.from_config(model, self.device)
+        if self.run_config.compile:
+            compile_blocks(self.model, self.device)
         for dataset in self.datasets.values():
             dataset.max_seconds = self.model.max_seconds
         self.model.encoder_cache = open_cache(self.config, self.model, sum(map(len, self.datasets.values())))

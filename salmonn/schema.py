@@ -108,6 +108,7 @@ class RunConfig:
     timeout_minutes: float = 30.0  # that ranks wait for each other: one that hangs ends the run after this
     amp: bool = True
     amp_dtype: str = "fp16"  # fp16 (with loss scaling) | bf16
+    compile: bool = False  # the layers of encoders, Q-Former and LLM (but not of a quantised one): slow first steps
     world_size: int = 1  # accepted as published; torchrun or srun decides
     dist_url: str = "env://"
     optims: OptimsConfig = field(default_factory=OptimsConfig)
