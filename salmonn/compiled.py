@@ -106,5 +106,5 @@ def _compile(stack: Stack, backend: Backend) -> None:
         return call
 
     for block in stack.blocks:
-        block.compile(backend=backend, dynamic=stack.dynamic)
-        block._compiled_call_impl = or_plain(block, block._compiled_call_impl)
+        compiled = torch.compile(block._call_impl, backend=backend, dynamic=stack.dynamic)  # as Module.compile does
+        block._compiled_call_impl = or_plain(block, compiled)
