@@ -8,6 +8,7 @@ layers tried out, Java, disk; with --cfg-path also whether all that a config nam
 is written as ~. Exit code 0: all that is needed works (a `note` costs what it says); 2: something is `wrong`.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -34,6 +35,7 @@ def main() -> None:
     """Print each finding as soon as it is there."""
     args = parse_arguments()
     warnings.simplefilter("ignore")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # what it says as it loads is not a finding
     print("```")
     wrong = 0
     for finding in examine(args.cfg_path, args.options):

@@ -132,13 +132,15 @@ def tiny_step(config: DictConfig) -> str:
         if config.run.evaluate:
             short["datasets"] |= {key: config.datasets.test_ann_path for key in ("train_ann_path", "valid_ann_path")}
         runner = Runner(OmegaConf.merge(config, short))
-        logging.getLogger("salmonn").setLevel(logging.WARNING)  # of the tiny model there is nothing to tell
-        began = time.monotonic()
+        log, began = logging.getLogger("salmonn"), time.monotonic()
+        level = log.level
+        log.setLevel(logging.WARNING)  # of the tiny model there is nothing to tell
         try:
             runner.prepare()
             runner.train_epoch(0)  # one step long
         finally:
             runner.close()
+            log.setLevel(level)
         line = read_log(runner.folder / "log.jsonl")[-1]
     return (
         f"one step    of a tiny model of this shape: loss {line['loss']:.2f}, gradient norm {line['grad_norm']:.2f}, "

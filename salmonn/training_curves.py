@@ -17,6 +17,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     try:
         content = path.read_bytes()
         return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: is {path.parent} the folder of a run?") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"training log {path} cannot be read: {error}") from error
 

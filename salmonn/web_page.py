@@ -152,6 +152,8 @@ class Page:
         if not task:
             return self.listener.question(text), text.strip()
         if self._takes_text(task):
+            if not text.strip():
+                raise UserError("Write a question first, then press this button.")
             return self.listener.task_question(task, text), text.strip()
         return self.listener.task_question(task), task_label(task)
 

@@ -192,7 +192,7 @@ def test_of_a_long_clip_it_is_told_what_was_heard(page: Page, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "task", "message"),
-    [(" ", "", "the question is empty"), ("", "QA", "the task QA needs a question"), ("?", "asr", "")],
+    [(" ", "", "the question is empty"), ("", "QA", "Write a question first"), ("?", "asr", "")],
 )
 def test_a_question_that_cannot_be_asked_leaves_the_talk(page: Page, clip, text, task, message):
     talk = dataclasses.replace(page.listen(clip, False)[0], rounds=(("Who?", "anna"),))
