@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from salmonn.errors import UserError, run_cli
+from salmonn.files import GB, existing_part
 from salmonn.findings import BROKEN, NOTE, OK, WRONG, Finding, attempt, reason
 from salmonn.hardware import check_attention, check_gpus, check_quantised
 from salmonn.installed import COSTS, check_packages, check_system, check_torch_pair
 
 if TYPE_CHECKING:  # everything from outside the standard library may be broken: each check imports its own
     from omegaconf import DictConfig
-
-GB = 1e9
 
 
 def main() -> None:
@@ -118,7 +117,7 @@ def check_ffmpeg() -> Iterator[Finding]:
 
 def check_disk(folder: Path) -> Iterator[Finding]:
     """Whether runs can write, and how much."""
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    there = existing_part(folder)
     says = f"{shutil.disk_usage(there).free / GB:.1f} GB free for {folder}"
     writable = os.access(there, os.W_OK)
     yield Finding(OK if writable else WRONG, "disk", says + ("" if writable else f"; {there} is not yours to write to"))

@@ -24,10 +24,11 @@ from transformers import (
 from salmonn.annotations import Annotations
 from salmonn.beats import BEATs, read_beats_file
 from salmonn.config import best_checkpoint
+from salmonn.files import GB
 from salmonn.llm import llm_quantization, quantised_by
 from salmonn.model import SALMONN
 from salmonn.plan import make_plan, shown, trainable_parameters
-from salmonn.preflight import GB, checkpoint_bytes
+from salmonn.preflight import checkpoint_bytes
 from salmonn.run_folder import RunFolder
 from salmonn.run_log import setup_logging
 from salmonn.runner import Runner

@@ -29,7 +29,7 @@ from torch import Tensor
 from salmonn import distributed
 from salmonn.encoded import Encoded, Row, RunEncoders
 from salmonn.errors import UserError
-from salmonn.files import replacing
+from salmonn.files import GB, replacing
 from salmonn.model import SALMONN
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 VERSION = 1  # of what is computed between samples and entry, features included: raise it when that changes
 THREADS = 8  # of each rank, for reading and writing the entries of a batch
 LOOKS = 100  # at the folder while it fills: what other runs add is seen at each hundredth of the bound
-GB = 1e9
 _NOT_OF_THE_OUTPUT = ("_name_or_path", "transformers_version")  # in Whisper's settings
 _FILE_OVERHEAD = 4096  # bytes of an entry beside its values: a header, and whole blocks of the disk
 

@@ -6,6 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+GB = 1e9  # bytes
+
+
+def existing_part(folder: Path) -> Path:
+    """The folder, or where it is still to be made the nearest one above that is there."""
+    return next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

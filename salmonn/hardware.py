@@ -5,12 +5,11 @@ import subprocess
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from salmonn.files import GB
 from salmonn.findings import BROKEN, NOTE, OK, WRONG, Finding, reason
 
 if TYPE_CHECKING:
     import torch
-
-GB = 1e9
 
 
 def check_gpus() -> Iterator[Finding]:

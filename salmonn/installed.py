@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from salmonn import __version__
+from salmonn.files import GB
 from salmonn.findings import BROKEN, NOTE, OK, WRONG, Finding, reason
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-GB = 1e9
 
 IMPORT_NAMES = {"protobuf": "google.protobuf"}  # where it is not the package's name
 

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from salmonn import distributed
+from salmonn.files import GB
 from salmonn.training_step import StepResult
-
-GB = 1e9
 
 
 class Meter:

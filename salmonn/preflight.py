@@ -10,6 +10,7 @@ from salmonn import checkpoint, distributed, prompts
 from salmonn.annotations import Annotations
 from salmonn.encoder_cache import folder_bytes
 from salmonn.errors import UserError
+from salmonn.files import GB, existing_part
 from salmonn.missing_files import missing_files
 from salmonn.run_folder import RunFolder
 from salmonn.skeleton import build_skeleton, require_checkpoint_fits
@@ -17,7 +18,6 @@ from salmonn.training_data import annotation_keys
 
 _TASKS_SHOWN = 5
 _ADAM_STATE = 2  # values that AdamW keeps beside each parameter
-GB = 1e9
 
 
 def refuse(problems: Sequence[str]) -> None:
@@ -148,5 +148,4 @@ def _require_cache_room(run: DictConfig) -> None:
 
 def _free_bytes(folder: Path) -> int:
     """What its disk has left, also where the folder is still to be made."""
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(existing_part(folder)).free

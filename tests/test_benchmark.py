@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from salmonn.errors import UserError
-from salmonn.meter import GB
+from salmonn.files import GB
 from salmonn.schema import RunConfig
 from util.benchmark import text_line
 from util.benchmarks import plain_step, training

@@ -38,6 +38,7 @@ TABLE = re.compile(r"(?P<above><!-- scores: (?P<keys>[^\n]+) -->\n\|[^\n]+\n\|[^
 
 
 def main() -> None:
+    """Bring the files up to date, or tell what differs."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", default=FILES, help="default: %(default)s")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if an output is another one now")

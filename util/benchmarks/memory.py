@@ -16,8 +16,8 @@ from salmonn.beats import BEATs
 from salmonn.config import load_config
 from salmonn.errors import UserError
 from salmonn.features import LogMel
+from salmonn.files import GB
 from salmonn.llm import llm_dtype, llm_quantization
-from salmonn.meter import GB
 from salmonn.model import SALMONN
 from salmonn.schema import RunConfig
 from salmonn.sequence import lay_out, tokenize

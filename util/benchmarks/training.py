@@ -13,7 +13,7 @@ from salmonn import distributed
 from salmonn.errors import UserError
 from salmonn.evaluation.efficiency import now
 from salmonn.features import fbank_lengths
-from salmonn.meter import GB
+from salmonn.files import GB
 from salmonn.model import SALMONN
 from salmonn.schema import RunConfig
 from salmonn.sequence import lay_out, tokenize
