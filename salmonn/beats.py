@@ -130,8 +130,8 @@ class Encoder(nn.Module):
         table = getattr(self.layers[0].self_attn, "relative_attention_bias", None)
         if table is None:
             return None
-        position = torch.arange(length, device=device)
-        return table(self.bucket(position[None, :] - position[:, None])).permute(2, 0, 1)
+        by_distance = table(self.bucket(torch.arange(1 - length, length, device=device))).T  # [H, 2T - 1]
+        return by_distance.unfold(1, length, 1).flip(1)  # query i takes the distances -i to T - 1 - i
 
     def bucket(self, distance: Tensor) -> Tensor:
         """Bucket of each key - query distance: half of them for each sign, exact near, logarithmic far."""
