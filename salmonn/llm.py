@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from salmonn.errors import UserError
 
@@ -163,16 +162,6 @@ def add_lora(llm: PreTrainedModel, config: DictConfig) -> "PeftModel":
 def lora_layers(llm: nn.Module) -> "list[LoraLayer]":
     """The modules that carry an adapter; empty without LoRA."""
     return [module for module in llm.modules() if hasattr(module, "lora_A")]
-
-
-def enable_recomputation(llm: nn.Module, mode: bool) -> None:
-    """Let the blocks recompute their activations in the backward pass (gradient checkpointing), or not.
-
-    The library asks a block's own training flag; the modules inside stay in eval mode, without dropout.
-    """
-    for module in llm.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = mode
 
 
 def hidden_at(llm: PreTrainedModel, inputs: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ from salmonn.errors import UserError
 from salmonn.features import LogMel, fbank_lengths, kaldi_fbank
 from salmonn.llm import (
     add_lora,
-    enable_recomputation,
     hidden_at,
     load_llm,
     load_tokenizer,
@@ -35,6 +34,7 @@ from salmonn.llm import (
     require_all_weights,
 )
 from salmonn.qformer import WHISPER_FRAMES_PER_SECOND, QFormer, split_windows, window_frames
+from salmonn.recomputation import enable_recomputation, keep_less
 from salmonn.sequence import Layout, lay_out, tokenize
 from salmonn.shared_prompt import read_prompts
 from salmonn.target_loss import target_loss
@@ -72,6 +72,7 @@ class SALMONN(nn.Module):
             speech_encoder.requires_grad_(False).to(encoder_dtype)
         if beats is not None and config.freeze_beats:
             beats.requires_grad_(False).to(encoder_dtype)
+        keep_less(llm)
         if config.gradient_checkpointing:
             llm.gradient_checkpointing_enable({"use_reentrant": False})
         self.llama_model = add_lora(llm, config) if config.lora else llm

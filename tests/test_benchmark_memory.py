@@ -106,7 +106,7 @@ def test_a_smaller_llm_shares_its_keys_and_its_embeddings():
     case = Case("cuda", 2, amp=True)
     assert frozen_weights(model, case)["LLM"] / GIGA == pytest.approx(2 * 3.21, abs=0.01)
     attention = 2 * (2 * 3072 + 2 * 1024) + 4 * 24
-    norms, mlp, adapters = 2 * 4 * 3073, 2 * 3 * 8192, 2 * (3 * 3072 + 2 * 8)
+    norms, mlp, adapters = 2 * 2 * 3072, 2 * 2 * 8192, 2 * (3 * 3072 + 2 * 8)
     assert block_bytes(model, case) == attention + norms + mlp + adapters
 
 
@@ -122,13 +122,6 @@ def test_a_clip_more_is_too_big():
     assert totals[0] <= size < totals[1]
     assert memory.largest_batch(model, replace(case, checkpointing=True), 100, size) > 2 * most
     assert memory.largest_batch(model, case, 100, 10 * GIGA) == 0  # the weights alone are more
-
-
-def test_quantised_blocks_keep_their_inputs_in_8_bits_only():
-    model = build("13b", META, "bfloat16")
-    none, int8, nf4 = (block_bytes(model, Case("cuda", 2, how, amp=True)) for how in ("none", "8bit", "nf4"))
-    assert int8 - none == 2 * (2 * 5120 + 13824)
-    assert nf4 == none
 
 
 def test_accumulated_gradients_count_at_every_point():

@@ -1,8 +1,8 @@
 """How much memory a training step takes on one device, by formula: nothing is allocated.
 
 What autograd keeps for the backward pass follows from which weights are frozen. A frozen linear layer
-keeps nothing of its input, since only its weights' gradient would need it; an adapter, a norm, an
-activation function, a product and the attention keep theirs. Added to this is what lives only for a
+keeps nothing of its input, since only its weights' gradient would need it; an adapter, a norm, a
+gated product and the attention keep theirs. Added to this is what lives only for a
 moment where the step is at its highest: the widest layer of a frozen encoder, the gradients of the
 logits, those inside one block of the LLM. Counted are blocks of the LLaMA kind with fused attention.
 """
@@ -120,21 +120,18 @@ def llm_kept(model: SALMONN, case: Case, batch: Batch) -> float:
     """Bytes that the LLM's blocks and last norm keep; with checkpointing of each block only its input."""
     config = model.llama_model.config
     each = case.llm_compute * config.hidden_size if case.checkpointing else block_bytes(model, case)
-    return batch.clips * batch.tokens * (config.num_hidden_layers * each + FLOAT * config.hidden_size)
+    return batch.clips * batch.tokens * (config.num_hidden_layers * each + case.llm_compute * config.hidden_size)
 
 
 def block_bytes(model: SALMONN, case: Case) -> float:
     """Bytes that a block keeps of each token."""
     widths = _block_widths(model)
-    kept = widths.norms * FLOAT * (widths.hidden + 1)  # a norm's input and its scale, always in float32
+    kept = widths.norms * case.llm_compute * widths.hidden  # what enters a norm
     kept += case.llm_compute * (2 * widths.queries + 2 * widths.keys) + FLOAT * widths.heads  # q, out, k, v, log-sums
-    kept += case.llm_compute * 3 * widths.mlp  # what enters the activation function, and both factors behind it
+    kept += case.llm_compute * 2 * widths.mlp  # what enters the activation function, and the other factor
     mask = case.dropout_mask if model.config.lora_dropout else 0
     for width in widths.adapted:
         kept += width * (case.trained_compute + mask) + model.config.lora_rank * case.trained_compute
-    if case.quantization == "8bit" and case.device == "cuda":
-        # bitsandbytes holds its layers' inputs, although only trained weights would need them
-        kept += case.llm_compute * (2 * widths.hidden + widths.mlp)
     return kept
 
 
@@ -203,12 +200,6 @@ def qformer_kept(model: SALMONN, case: Case, batch: Batch) -> float:
     query += 2 * config.qformer_intermediate_size * number + weights
     per_window = kernel * frame + queries * (layers * query + hidden * number)
     return batch.clips * (windows * per_window + FLOAT * _features(model, batch))
-
-
-def audio_tokens(model: SALMONN) -> int:
-    """Tokens that stand for a clip in the LLM's input."""
-    windows, _ = windows_of(model, 0)  # Whisper's frames, which are always all there, are the more
-    return windows * model.config.num_speech_query_token
 
 
 def _features(model: SALMONN, batch: Batch) -> float:
