@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import time
 from argparse import Namespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
+from salmonn import beats
 from salmonn.errors import UserError
 from salmonn.files import GB
 from salmonn.schema import RunConfig
@@ -19,11 +22,14 @@ from util.benchmark import text_line
 from util.benchmarks import plain_step, training
 from util.benchmarks.encoder_cache import bench_cache
 from util.benchmarks.flops import sample_flops
+from util.benchmarks.limits import bench_limits
 from util.benchmarks.measure import in_own_process, peak_growth
+from util.benchmarks.parts import bench_parts
 from util.benchmarks.sizes import SIZES, build, make_batch
 from util.benchmarks.step_split import REST, split_step
 
 CPU = torch.device("cpu")
+SDPA = F.scaled_dot_product_attention
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +207,7 @@ def test_a_process_of_its_own_is_another_one():
 def test_in_bfloat16_ours_is_compared_with_plain_float32(monkeypatch):
     monkeypatch.setattr(training, "in_own_process", lambda function, *args: function(*args))  # which takes long
     monkeypatch.setattr(training, "peak_growth", lambda work, _: 10**9 * len(work()))  # this one holds too much already
-    args = Namespace(size="mini", device="cpu", dtype="bfloat16", quant="none", batch=2, repeats=1)
+    args = Namespace(size="mini", device="cpu", dtype="bfloat16", quant="none", batch=2, repeats=1, recompute=False)
     rows = list(training.bench_train(args))
     assert rows[0]["precision"] == {"ours": "bfloat16", "plain": "float32"}
     by_name = {row["what"].strip(): row for row in rows}
@@ -223,9 +229,31 @@ def test_a_size_that_a_cpu_cannot_train_is_refused(size):
 
 def test_a_gpu_that_is_not_there_is_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    args = Namespace(size="mini", device="cuda", dtype="float32", quant="none", batch=1, repeats=1)
+    args = Namespace(size="mini", device="cuda", dtype="float32", quant="none", batch=1, repeats=1, recompute=False)
     with pytest.raises(UserError, match="no GPU"):
         next(training.bench_train(args))
+
+
+def test_limits_count_each_weight_of_the_llm_twice_for_each_token():
+    args = Namespace(size="13b", quant="none", batch=4)
+    by_name = {row["what"].strip(): row.get("value") for row in bench_limits(args)}
+    forward = by_name["LLM, forward"] * 1e9
+    tokens = re.search(r"rows of up to (\d+) tokens", " ".join(by_name))
+    assert 0.8 < forward / (2 * 13e9 * int(tokens[1])) < 1.05  # rows are of different length
+    assert by_name["LLM's weights, forward and backward"] == pytest.approx(2 * 26.03 / 4, rel=0.01)
+    speed = by_name["4 x A100 80 GB, ESTIMATED at 50% of its 312 TFLOP/s"]
+    assert speed == pytest.approx(4 * 500 / by_name["A100 80 GB, operations at its peak"])
+    less = {row["what"].strip(): row.get("value") for row in bench_limits(Namespace(size="13b", quant="nf4", batch=4))}
+    assert less["LLM's weights, forward and backward"] < 0.4 * by_name["LLM's weights, forward and backward"]
+
+
+def test_each_part_of_a_step_is_timed_against_the_other_way_and_attention_stays_as_it_was():
+    args = Namespace(size="mini", device="cpu", dtype="float32", batch=1, repeats=1)
+    _, *rows = bench_parts(args)
+    assert len(rows) == 7
+    assert all(row["ours"] > 0 and row["plain"] > 0 and text_line(row) for row in rows)
+    assert F.scaled_dot_product_attention is SDPA
+    assert beats.QUERIES == 256
 
 
 def test_a_step_that_finds_its_clips_in_the_encoder_cache_has_the_same_loss_and_gradient():

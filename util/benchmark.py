@@ -8,6 +8,8 @@
   python util/benchmark.py train       a training step: speed, where the time goes, memory, share of the matmul peak
   python util/benchmark.py cache       a training step whose clips are in the encoder cache, against encoding them
   python util/benchmark.py memory      predicted memory of a training step on a GPU by part, and the largest batch
+  python util/benchmark.py limits      operations and bytes of a training sample, and days on four GPUs, by count
+  python util/benchmark.py parts       the pieces of a training step one by one
   python util/benchmark.py generate    answers of a batch against one by one: speed, same tokens, where the time goes
   python util/benchmark.py scaling     training steps on two ranks against one, a thread each
 
@@ -32,8 +34,10 @@ from util.benchmarks.big_file import N_ENTRIES  # noqa: E402
 from util.benchmarks.encoder_cache import bench_cache  # noqa: E402
 from util.benchmarks.frontends import bench_frontends  # noqa: E402
 from util.benchmarks.generation import BEAMS, bench_generate  # noqa: E402
+from util.benchmarks.limits import bench_limits  # noqa: E402
 from util.benchmarks.loading import bench_hour, bench_load  # noqa: E402
 from util.benchmarks.memory import bench_memory  # noqa: E402
+from util.benchmarks.parts import bench_parts  # noqa: E402
 from util.benchmarks.scaling import bench_scaling  # noqa: E402
 from util.benchmarks.sizes import SIZES  # noqa: E402
 from util.benchmarks.training import bench_train  # noqa: E402
@@ -47,6 +51,8 @@ BENCHMARKS = {
     "train": bench_train,
     "cache": bench_cache,
     "memory": bench_memory,
+    "limits": bench_limits,
+    "parts": bench_parts,
     "generate": bench_generate,
     "scaling": bench_scaling,
 }
@@ -58,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", choices=[*BENCHMARKS, []], help=f"default: {' '.join(QUICK)}")
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 180.0], help="load: lengths of the clips")
-    add = parser.add_argument_group("of the benchmarks of models: train, cache, memory, generate, scaling").add_argument
+    add = parser.add_argument_group("of the benchmarks of models: all below hour").add_argument
     add("--size", choices=SIZES, default="mini", help="random weights of this size (default mini)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="not scaling (default cpu)")
     add(
@@ -66,6 +72,7 @@ def main() -> None:
         help="frozen weights and autocast of ours; on a CPU train's plain step stays in float32 (default float32)",
     )  # fmt: skip
     add("--quant", choices=("none", "8bit", "nf4"), default="none", help="LLM (default none)")
+    add("--recompute", action="store_true", help="train: ours with model.gradient_checkpointing=True")
     add("--batch", type=int, help="clips per batch (default 4); frontends, too (default 8)")
     add("--batches", type=int, nargs="+", default=[1, 8, 32], help="generate (default 1 8 32)")
     add("--beams", type=int, nargs="+", default=BEAMS, help="generate: 1 is greedy (default 1 4)")

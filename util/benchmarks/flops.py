@@ -73,6 +73,12 @@ def windows_of(model: SALMONN, patches: float) -> tuple[float, float]:
     return 1 + (frames - kernel) // stride, kernel
 
 
+def audio_tokens(model: SALMONN) -> int:
+    """Tokens that stand for a clip in the LLM's input."""
+    windows, _ = windows_of(model, 0)  # Whisper's frames, which are always all there, are the more
+    return windows * model.config.num_speech_query_token
+
+
 def _llm(model: SALMONN, tokens: float, targets: float) -> Flops:
     llm = model.llama_model.get_base_model()
     config, decoder = llm.config, llm.get_decoder()

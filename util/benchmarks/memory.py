@@ -22,8 +22,9 @@ from salmonn.model import SALMONN
 from salmonn.schema import RunConfig
 from salmonn.sequence import lay_out, tokenize
 from salmonn.skeleton import build_skeleton
+from util.benchmarks.flops import audio_tokens
 from util.benchmarks.measure import in_own_process, peak_growth
-from util.benchmarks.memory_parts import Batch, Case, audio_tokens, frozen_weights, phases, trained_weights
+from util.benchmarks.memory_parts import Batch, Case, frozen_weights, phases, trained_weights
 from util.benchmarks.sizes import BEATS_BASE, LLAMA_3B, SIZES, WHISPER_LARGE, build, make_batch, make_tokenizer
 from util.benchmarks.training import BATCH, MEMORY_STEPS, our_step
 

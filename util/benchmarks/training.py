@@ -19,7 +19,7 @@ from salmonn.schema import RunConfig
 from salmonn.sequence import lay_out, tokenize
 from salmonn.training_step import TrainingStep
 from util.benchmarks import plain_step
-from util.benchmarks.flops import sample_flops
+from util.benchmarks.flops import audio_tokens, sample_flops
 from util.benchmarks.measure import alternate, in_own_process, matmul_peak, peak_growth, row
 from util.benchmarks.plain_step import Step
 from util.benchmarks.sizes import build, make_batch, weight_bytes
@@ -38,6 +38,7 @@ class Setup:
     dtype: str
     quantization: str
     batch: int
+    recompute: bool = False  # ours: gradient checkpointing of the LLM
 
     def dtype_of(self, side: str) -> str:
         """On a CPU the plain step is always float32; on a GPU both sides share one model, as AMP is published there."""
@@ -45,7 +46,8 @@ class Setup:
 
     def model(self, side: str) -> SALMONN:
         """The model of a side, in training mode."""
-        return build(self.size, torch.device(self.device), self.dtype_of(side), self.quantization).train()
+        how = {"gradient_checkpointing": self.recompute and side == "ours"}
+        return build(self.size, torch.device(self.device), self.dtype_of(side), self.quantization, **how).train()
 
     def step(self, side: str, model: SALMONN) -> Step:
         """The step of a side, always on the same batch."""
@@ -77,19 +79,23 @@ def bench_train(args: argparse.Namespace) -> Iterator[dict]:
     """
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no GPU here")
-    setup = Setup(args.size, args.device, args.dtype, args.quant, args.batch or BATCH)
+    setup = Setup(args.size, args.device, args.dtype, args.quant, args.batch or BATCH, args.recompute)
     device = torch.device(setup.device)
     memory = _memory_rows(setup)  # while this process holds nothing
     models = {"ours": setup.model("ours")}
-    same = setup.dtype_of("ours") == setup.dtype_of("plain")
+    same = setup.dtype_of("ours") == setup.dtype_of("plain") and not setup.recompute
     models["plain"] = models["ours"] if same else setup.model("plain")
     steps = {side: setup.step(side, model) for side, model in models.items()}
 
     losses = {side: loss_and_gradient_norm(models[side], steps[side]) for side in STEPS}
+    # before and after: beside other work the machine's peak is not always the same
+    peaks = [matmul_peak(device, getattr(torch, setup.dtype))]
     seconds = alternate(*(_finished(steps[side], device) for side in STEPS), args.repeats)
+    peaks.append(matmul_peak(device, getattr(torch, setup.dtype)))
     quantised = "" if setup.quantization == "none" else f", {setup.quantization}"
+    recomputed = ", LLM recomputed" if setup.recompute else ""
     yield {
-        "what": f"train {setup.size}, {setup.dtype}{quantised}, batch {setup.batch}",
+        "what": f"train {setup.size}, {setup.dtype}{quantised}{recomputed}, batch {setup.batch}",
         "ours": setup.batch / seconds[0],
         "plain": setup.batch / seconds[1],
         "ratio": seconds[1] / seconds[0],
@@ -105,7 +111,7 @@ def bench_train(args: argparse.Namespace) -> Iterator[dict]:
             "unit": "",
         }
     yield from _split_rows(models, steps, args.repeats, device)
-    yield from _flops_rows(models["ours"], setup, seconds[0])
+    yield from _flops_rows(models["ours"], setup, seconds[0], max(peaks))
     yield from memory
 
 
@@ -155,11 +161,10 @@ def _parts(side: str, model: SALMONN) -> dict[str, list[tuple[Any, str]]]:
     )
 
 
-def _flops_rows(model: SALMONN, setup: Setup, seconds: float) -> list[dict]:
+def _flops_rows(model: SALMONN, setup: Setup, seconds: float, peak: float) -> list[dict]:
     """Operations of the mean sample, without padding, and the share of the machine's peak that ours reaches."""
     by_part = batch_flops(model, make_batch(model, setup.batch))
     total = sum(map(sum, by_part.values()))
-    peak = matmul_peak(torch.device(setup.device), getattr(torch, setup.dtype))
     rows = [
         {"what": f"   operations per sample, {part}", "value": sum(flops) / 1e9, "unit": "GFLOP", **flops._asdict()}
         for part, flops in by_part.items()
@@ -177,9 +182,7 @@ def batch_flops(model: SALMONN, samples: dict[str, Any]) -> dict[str, Any]:
     lengths = (~samples["padding_mask"]).sum(dim=1)
     patches = fbank_lengths(lengths) // model.beats.patch_size * model.beats.patches_per_step  # [B]
     targets = tokenize(model.tokenizer, [text + model.config.end_sym for text in samples["text"]])
-    with torch.no_grad():
-        n_audio = model.encode_speech(samples["raw_wav"][:1])[0].shape[1]
-    layout = lay_out(model.tokenizer, n_audio, samples["prompts"], targets)
+    layout = lay_out(model.tokenizer, audio_tokens(model), samples["prompts"], targets)
     counts = zip(patches.tolist(), layout.is_used.sum(1).tolist(), layout.is_target.sum(1).tolist(), strict=True)
     each = [sample_flops(model, *count) for count in counts]
     return {
