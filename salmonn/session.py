@@ -33,6 +33,7 @@ class Heard:
     """Encoded audio: a row for each of several clips, or for each window of a long one."""
 
     embeds: Tensor  # [B, A, H]
+    wav: np.ndarray  # [N] float32 at 16 kHz, of the first row
     cut: list[bool] = field(default_factory=list)  # per clip: it goes on after what was heard
     spans: list[Span] = field(default_factory=list)  # of the windows of a long clip
 
@@ -86,26 +87,34 @@ class Listener:
         if problems:
             raise UserError("\n".join(problems))
         limit = int(self.model.max_seconds * SAMPLE_RATE)
-        return Heard(self._encode([wav[:limit] for wav in wavs]), [len(wav) > limit for wav in wavs])
+        heard = [wav[:limit] for wav in wavs]
+        return Heard(self._encode(heard), heard[0], [len(wav) > limit for wav in wavs])
 
     def hear_long(self, path: str | Path, overlap: float | None = None) -> Heard:
         """Encode a file of any length, window by window; `overlap` in seconds, by default a sixth of a window.
 
         Raises UserError for a file that cannot be read and an overlap that leaves no window.
         """
+        return join_heard([self.hear_windows(batch) for batch in self.read_windows(path, overlap)])
+
+    def read_windows(self, path: str | Path, overlap: float | None = None) -> Iterator[list[tuple[Span, np.ndarray]]]:
+        """Read and cut a file as `hear_long` does: as many windows [N] at a time as are encoded together."""
         seconds = self.model.max_seconds
         overlap = seconds / 6 if overlap is None else overlap
         if not 0 <= overlap < seconds:
             raise UserError(f"an overlap of {overlap:g} s: 0 or more, and less than the window of {seconds:g} s")
-        spans, embeds = [], []
         try:
-            windows = cut_windows(stream_audio(path, self.config.datasets.channel), seconds, overlap)
-            for batch in _batches(windows, self.config.run.batch_size_eval):
-                spans += [span for span, _ in batch]
-                embeds.append(self._encode([wav for _, wav in batch]))
+            yield from _batches(
+                cut_windows(stream_audio(path, self.config.datasets.channel), seconds, overlap),
+                self.config.run.batch_size_eval,
+            )
         except AudioError as error:
             raise UserError(str(error)) from error
-        return Heard(torch.cat(embeds), spans=spans)
+
+    def hear_windows(self, windows: Sequence[tuple[Span, np.ndarray]]) -> Heard:
+        """Encode some windows of a long clip; `join_heard` puts all of it together."""
+        spans, wavs = zip(*windows, strict=True)
+        return Heard(self._encode(wavs), wavs[0], spans=list(spans))
 
     def _load(self, path: str | Path) -> np.ndarray:
         return load_clip(path, self.model.max_seconds + _BEYOND, self.config.datasets.channel)
@@ -160,21 +169,45 @@ class Listener:
         tokens as they come: for one row and one beam. `library` goes to transformers' generate, as in
         `SALMONN.generate`. Raises UserError when the memory does not suffice.
         """
+        *_, answers = self.ask_windows(heard, question, settings, streamer, **library)
+        return answers
+
+    def ask_windows(
+        self,
+        heard: Heard,
+        question: Question,
+        settings: DictConfig | None = None,
+        streamer: BaseStreamer | None = None,
+        **library: Any,
+    ) -> Iterator[list[Answer]]:
+        """As `ask`; of a long clip, after some windows at a time, the answer so far."""
         settings = self.config.generate if settings is None else settings
         step = self.config.run.batch_size_eval if heard.spans else len(heard.embeds)
-        details = []
-        try:
-            with distributed.autocast(self.config.run, self.model.device):
-                for embeds in heard.embeds.split(step):
+        details: list[dict[str, Any]] = []
+        for embeds in heard.embeds.split(step):
+            try:
+                with distributed.autocast(self.config.run, self.model.device):
                     chosen = [question.prompt] * len(embeds)
                     details += self.model.answer_embeds(embeds, chosen, settings, streamer=streamer, **library)
-        except torch.OutOfMemoryError as error:
-            raise UserError("out of GPU memory: try fewer beams, a shorter answer or fewer clips") from error
-        if len(heard.spans) < 2:
-            return [Answer(detail["text"], detail["finished"]) for detail in details]
-        parts = [detail["text"] for detail in details]
-        join = join_transcripts if question.task == TRANSCRIPT else list_answers
-        return [Answer(join(parts, heard.spans), all(detail["finished"] for detail in details), parts)]
+            except torch.OutOfMemoryError as error:
+                raise UserError("out of GPU memory: try fewer beams, a shorter answer or fewer clips") from error
+            yield _answers(details, heard.spans, question)
+
+
+def join_heard(parts: Sequence[Heard]) -> Heard:
+    """A long clip of which some windows at a time were heard."""
+    embeds = torch.cat([part.embeds for part in parts])
+    return Heard(embeds, parts[0].wav, spans=[span for part in parts for span in part.spans])
+
+
+def _answers(details: Sequence[dict[str, Any]], spans: Sequence[Span], question: Question) -> list[Answer]:
+    """An answer per clip, or the one about the windows of a long clip that are answered."""
+    if len(spans) < 2:
+        return [Answer(detail["text"], detail["finished"]) for detail in details]
+    parts = [detail["text"] for detail in details]
+    join = join_transcripts if question.task == TRANSCRIPT else list_answers
+    text = join(parts, spans[: len(parts)])
+    return [Answer(text, all(detail["finished"] for detail in details), parts)]
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:

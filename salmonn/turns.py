@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -12,10 +12,14 @@ from omegaconf import DictConfig
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from salmonn import SALMONN
+from salmonn.errors import UserError
 from salmonn.session import Answer, Heard, Listener, Question
 
-_EVERY = 0.1  # s, between two looks at what is written
-_PATIENCE = 20.0  # s without such a look: the reader is gone, though nobody closed the answer
+HEARTBEAT = 2.0  # s, between two yields to a reader for whom there is nothing new
+
+_EVERY = 0.1  # s, between two looks at what the model does
+_PATIENCE = 20.0  # s in which a reader takes none of them: it is gone, though nobody closed the answer
+_MOST_WAITING = 32  # jobs; gradio has 40 threads for those who read
 
 Result = TypeVar("Result")
 
@@ -26,11 +30,26 @@ class Turns:
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._jobs: set[Future] = set()  # the one under way, and those that wait
         self._closed = threading.Event()
+
+    def require_room(self) -> None:
+        """Raises UserError while too many wait for the model."""
+        if len(self._jobs) > _MOST_WAITING:
+            raise UserError(f"{_MOST_WAITING} requests are waiting already: try again in a minute.")
 
     def run(self, job: Callable[[], Result]) -> Result:
         """Do something with the model when it is free, and wait for it."""
-        return self._thread.submit(job).result()
+        return self._submit(job).result()
+
+    def take(self, job: Callable[[], Result], stop: threading.Event) -> Generator[None, None, Result]:
+        """As `run`, but yields every `HEARTBEAT`, and `stop` raises CancelledError without waiting for the model."""
+        taken, last = self._submit(job), time.monotonic()
+        for now in _looks(taken, stop):
+            if now - last > HEARTBEAT:
+                last = now
+                yield
+        return taken.result()
 
     def answer(
         self,
@@ -39,37 +58,67 @@ class Turns:
         settings: DictConfig,
         scaling: float | None = None,
         stop: threading.Event | None = None,
-    ) -> Generator[Answer, None, None]:
-        """Answer a question about one clip: what is written so far, several times a second; last the whole answer.
+    ) -> Generator[Answer | None, None, None]:
+        """Answer a question about one clip: None until its turn has come, then what is written so far; last the whole.
 
-        With one beam and one window the text grows, else it comes at the end. `scaling`: of the LoRA adapters,
-        for this answer alone. Whoever stops reading (`close` of the iterator) stops the model at its next token;
-        so does `stop`, which raises CancelledError here.
+        Yields what is new, or the same every `HEARTBEAT`. With one beam and one window the text grows word by word;
+        of a long clip it grows by some windows at a time, and others have a turn in between; else it comes at the end.
+        `scaling`: of the LoRA adapters, for this answer alone. Whoever stops reading (`close` of the iterator) stops
+        the model at its next token; so does `stop`, which raises CancelledError here.
         """
-        left = threading.Event()
-        leaving = _Leaving(left, stop or left, self._closed)
+        left, begun = threading.Event(), threading.Event()
+        leaving = _Leaving(left, self._closed)
         stopping = StoppingCriteriaList([leaving])
         written = _Written(self.listener.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
         streamer = written if settings.num_beams == 1 and len(heard.embeds) == 1 else None
+        windows = self.listener.ask_windows(heard, question, settings, streamer, stopping_criteria=stopping)
 
-        def write() -> list[Answer]:
+        def write() -> Answer:
+            begun.set()
             with lora_scaling(self.listener.model, scaling):
-                return self.listener.ask(heard, question, settings, streamer, stopping_criteria=stopping)
+                return next(windows)[0]
 
-        writing = self._thread.submit(write)
+        so_far: Answer | None = None
+        told, last = so_far, -math.inf
         try:
-            while not wait([writing], _EVERY).done:
-                leaving.last_look = time.monotonic()
-                yield Answer(written.text.strip(), finished=False)
-            yield writing.result()[0]
+            while so_far is None or len(so_far.parts) not in (0, len(heard.spans)):
+                writing = self._submit(write)
+                for now in _looks(writing, stop or left):
+                    leaving.last_look = now
+                    if begun.is_set() and (streamer or so_far is None):
+                        so_far = Answer(written.text.strip(), finished=False)
+                    if so_far != told or now - last > HEARTBEAT:
+                        told, last = so_far, now
+                        yield so_far
+                so_far = told = writing.result()
+                yield so_far
         finally:
             left.set()
-            writing.cancel()  # if its turn has not come
 
     def close(self) -> None:
         """End: the answer under way stops at its next token, those that wait do not begin."""
         self._closed.set()
         self._thread.shutdown(cancel_futures=True)
+
+    def _submit(self, job: Callable[[], Result]) -> "Future[Result]":
+        if self._closed.is_set():
+            raise CancelledError
+        future = self._thread.submit(job)
+        self._jobs.add(future)
+        future.add_done_callback(self._jobs.discard)
+        return future
+
+
+def _looks(job: Future, stop: threading.Event) -> Iterator[float]:
+    """The time, several times a second until a job is done; whoever stops does not wait for it."""
+    try:
+        while not stop.is_set():
+            if wait([job], _EVERY).done or job.cancelled():  # `wait` does not see what `close` cancels
+                return
+            yield time.monotonic()
+        raise CancelledError
+    finally:
+        job.cancel()
 
 
 @contextmanager

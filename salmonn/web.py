@@ -9,7 +9,7 @@ Only this machine can reach the page, unless --host or --share say otherwise: wh
 there is no password. One model serves all visitors, one request after the other. Ctrl-C ends it.
 """
 
-import importlib.util
+import gc
 import os
 import socket
 import threading
@@ -35,19 +35,18 @@ def main() -> None:
     config.model.ckpt = args.ckpt or config.model.ckpt
     examples = find_examples(args.examples)
     require_port(args.host, args.port)  # all that is wrong is known before the model is loaded
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError("the web page needs gradio: pip install -r requirements.txt")
+    require_gradio()
 
     from salmonn.run_log import setup_logging  # gradio, torch and transformers load only now
     from salmonn.session import Listener
     from salmonn.turns import Turns
-    from salmonn.web_look import build, serve
+    from salmonn.web_look import build, close, serve
     from salmonn.web_page import Page
 
     setup_logging()
     turns = Turns(Listener.load(config))
     tell_if_untrained(config)
-    blocks = build(Page(turns, examples))
+    blocks = build(Page(turns, examples, args.max_minutes))
     try:
         url = serve(blocks, args.host, args.port, args.share, args.max_upload_mb, list(examples.values()))
         print(f"SALMONN is at {url} (Ctrl-C ends it)", flush=True)
@@ -55,7 +54,8 @@ def main() -> None:
             threading.Event().wait()
     finally:
         turns.close()
-        blocks.close(verbose=False)
+        close(blocks)
+        gc.freeze()  # else the interpreter looks through all of it for garbage as it ends, for seconds
 
 
 def parse_arguments() -> Namespace:
@@ -73,11 +73,14 @@ def parse_arguments() -> Namespace:
     add("--share", action="store_true", help="also a public address, through gradio's servers, for a week")
     add("--examples", nargs="+", default=[], metavar="PATH", help="clips, or folders of clips, to choose from")
     add("--max-upload-mb", type=float, default=100, metavar="MB", help="largest file that is taken (default: 100)")
+    add("--max-minutes", type=float, default=60, metavar="MINUTES", help="longest clip heard in windows (default: 60)")
     args = parser.parse_args()
     if not 0 < args.port < 65536:
         raise UserError(f"--port {args.port}: a number from 1 to 65535")
     if not 0 < args.max_upload_mb < float("inf"):
         raise UserError(f"--max-upload-mb {args.max_upload_mb:g}: more than 0")
+    if not args.max_minutes > 0:
+        raise UserError(f"--max-minutes {args.max_minutes:g}: more than 0")
     return args
 
 
@@ -93,6 +96,14 @@ def find_examples(paths: Sequence[str]) -> dict[str, str]:
         return {}
     above = os.path.commonpath([path.parent for path in found])
     return {os.path.relpath(path, above): str(path.absolute()) for path in found}
+
+
+def require_gradio() -> None:
+    """Raises UserError where gradio is not there, or does not load."""
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"the web page needs gradio ({error}): pip install -r requirements.txt") from error
 
 
 def require_port(host: str, port: int) -> None:

@@ -4,23 +4,26 @@ import base64
 import html
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import closing
-from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, wraps
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import gradio as gr
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from salmonn.audio import AudioError, load_clip
+from salmonn.audio import AudioError, inspect_header
 from salmonn.errors import UserError
+from salmonn.long_audio import clock
 from salmonn.pictures import picture_clip
-from salmonn.session import Heard, Question
-from salmonn.turns import Turns
+from salmonn.session import Answer, Heard, Question, join_heard
+from salmonn.talk import UNWRITTEN, Hearing, Round, Talk
+from salmonn.turns import HEARTBEAT, Turns
+
+_NO_CLIP = "No clip yet: upload or record one first."
 
 # What a task is called on its button; others by their name
 TASK_LABELS = {
@@ -46,103 +49,177 @@ TASK_LABELS = {
 }
 
 
-@dataclass(frozen=True)
-class Talk:
-    """What one visitor hears and has asked about it; kept by the server."""
+Row = tuple[Any, ...]  # what the parts of the page show now; gr.skip() leaves one as it is
+Arguments = ParamSpec("Arguments")
 
-    heard: Heard | None = None
-    rounds: tuple[tuple[str, str], ...] = ()  # (question, answer)
-    stop: threading.Event = field(default_factory=threading.Event, compare=False)  # ends the answer under way
 
-    def messages(self) -> list[dict[str, str]]:
-        """As the chat shows it."""
-        return [
-            {"role": role, "content": text}
-            for round_ in self.rounds
-            for role, text in zip(("user", "assistant"), round_, strict=True)
-        ]
+def changes(rows: Callable[Arguments, Iterator[Row]]) -> Callable[Arguments, Iterator[Row]]:
+    """Send of each row what differs from the row before, so that nothing reaches the browser twice."""
+
+    @wraps(rows)
+    def changed(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Iterator[Row]:
+        before: Row = ()
+        for row in rows(*args, **kwargs):
+            yield tuple(gr.skip() if old == new else new for old, new in zip_longest(before, row))
+            before = row
+
+    return changed
 
 
 class Page:
-    """What the page does; every method that it calls ends with a message for the error box, "" for none."""
+    """What the page does; every request ends with a message for the error box, "" for none."""
 
-    def __init__(self, turns: Turns, examples: Mapping[str, str]) -> None:
+    def __init__(self, turns: Turns, examples: Mapping[str, str], max_minutes: float = 60) -> None:
         self.turns, self.listener = turns, turns.listener
         self.examples = examples
-
-    def listen(self, path: str | None, in_windows: bool) -> tuple[Talk, list, str, str, str]:
-        """Hear another clip, or none: (talk, chat, picture, note, error)."""
-        if path is None:
-            return Talk(), [], "", "", ""
-        try:
-            heard, picture, note = self.turns.run(partial(self._hear, path, in_windows))
-        except Exception as error:
-            return Talk(), [], "", "", error_box(error, path)
-        return Talk(heard), [], picture, note, ""
-
-    def _hear(self, path: str, in_windows: bool) -> tuple[Heard, str, str]:
-        seconds = self.listener.model.max_seconds
-        heard = self.listener.hear_long(path) if in_windows else self.listener.hear([path])
-        note = ""
-        if len(heard.spans) > 1:
-            note = f"{heard.spans[-1].end:.1f} s, heard in {len(heard.spans)} windows; the picture shows the first."
-        elif any(heard.cut):
-            note = f"Only the first {seconds:g} s are heard."
-        return heard, self._picture(path), note_box(note)
-
-    def _picture(self, path: str) -> str:
-        log_mel = self.listener.model.log_mel
-        try:
-            wav = load_clip(path, log_mel.max_seconds, self.listener.config.datasets.channel)
-        except AudioError as error:
-            raise UserError(str(error)) from error
-        bands = log_mel(torch.from_numpy(wav)[None].to(self.listener.model.device))[0].float().cpu().numpy()
-        png = picture_clip(wav, bands, log_mel.sampling_rate / log_mel.hop)
-        what = html.escape(f"Waveform and log-mel spectrogram of {Path(path).name}", quote=True)
-        return f'<img alt="{what}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+        self.max_minutes = max_minutes  # of a clip that is heard in windows
 
     def choose(self, name: str | None) -> str | None:
         """The file of an example."""
         return self.examples.get(name or "")
 
-    def clear(self, talk: Talk | None) -> Talk:
-        """Forget what was asked; the clip stays."""
-        return replace(talk, rounds=()) if talk else Talk()
+    def clear(self, talk: Talk) -> tuple[list, str]:
+        """Forget what was asked, and stop answering it: (chat, note)."""
+        talk.clear()
+        return talk.messages, ""
 
-    def stop(self, talk: Talk | None) -> None:
-        """End the answer under way."""
-        if talk:
-            talk.stop.set()
+    # ---- hearing
 
-    def ask(
-        self, talk: Talk | None, text: str, *settings: Any, task: str = ""
-    ) -> Iterator[tuple[Talk, list, Any, str, str]]:
-        """Answer a question, piece by piece: (talk, chat, what the question's field holds now, note, error).
+    @changes
+    def listen(self, talk: Talk, path: str | None, in_windows: bool) -> Iterator[Row]:
+        """Hear another clip, or none: (talk, chat, picture, note about it, note about answers, error)."""
+        hearing = talk.begin()
+        picture, note, error = "", "Listening …" if path else "", ""
+        yield talk, talk.messages, picture, note_box(note), "", error
+        try:
+            if path is not None:
+                self.turns.require_room()
+                hear = self._hear_in_windows if in_windows else self._hear_at_once
+                for news in hear(path, hearing):
+                    if talk.hearing is not hearing:  # another clip was chosen: this one is of the past
+                        return
+                    picture, note = news or (picture, note)
+                    yield talk, talk.messages, picture, note_box(note), "", error
+        except CancelledError:
+            note = "Stopped before anything was heard."
+        except Exception as problem:
+            picture, note, error = "", "", error_box(problem, path or "")
+        finally:
+            hearing.over.set()
+        if talk.hearing is hearing:
+            yield talk, talk.messages, picture, note_box(note), "", error
+
+    def _hear_at_once(self, path: str, hearing: Hearing) -> Iterator[tuple[str, str] | None]:
+        """Hear the beginning of a clip: (picture, note), or None while nothing is new."""
+        heard = yield from self.turns.take(partial(self.listener.hear, [path]), hearing.stop)
+        picture = yield from self.turns.take(partial(self._picture, path, heard), hearing.stop)
+        hearing.heard = heard
+        yield picture, f"Only the first {self.listener.model.max_seconds:g} s are heard." if any(heard.cut) else ""
+
+    def _hear_in_windows(self, path: str, hearing: Hearing) -> Iterator[tuple[str, str] | None]:
+        """Hear a clip of any length: as above. Others have their turn in between; stopped, it keeps what it heard."""
+        seconds = self._length(path)
+        parts: list[Heard] = []
+        picture, how = "", "heard"
+        try:
+            for windows in self.listener.read_windows(path):
+                parts.append((yield from self.turns.take(partial(self.listener.hear_windows, windows), hearing.stop)))
+                end = parts[-1].spans[-1].end
+                if end > 60 * self.max_minutes:
+                    raise self._too_long(path, f"more than {self.max_minutes:g}")
+                picture = picture or (yield from self.turns.take(partial(self._picture, path, parts[0]), hearing.stop))
+                yield picture, f"Heard {clock(end)}" + (f" of {clock(seconds)} …" if seconds else " …")
+        except CancelledError:
+            if not parts:
+                raise
+            how = "heard until it was stopped"
+        heard = hearing.heard = join_heard(parts)
+        end, n_windows = heard.spans[-1].end, len(heard.spans)
+        yield picture, f"{end:.1f} s, {how} in {n_windows} windows; the picture shows the first." * (n_windows > 1)
+
+    def _length(self, path: str) -> float:
+        """Seconds of a clip, 0 if its header does not tell. Raises UserError for one that is not heard in windows."""
+        try:
+            seconds = inspect_header(path).seconds
+        except AudioError as error:
+            raise UserError(str(error)) from error
+        if seconds > 60 * self.max_minutes:
+            raise self._too_long(path, f"{seconds / 60:.1f}")
+        return seconds
+
+    def _too_long(self, path: str, minutes: str) -> UserError:
+        return UserError(
+            f"{path}: {minutes} minutes long; in windows, up to {self.max_minutes:g} minutes are heard here. "
+            "Choose a part of it, or start the page with a larger --max-minutes."
+        )
+
+    def _picture(self, path: str, heard: Heard) -> str:
+        log_mel = self.listener.model.log_mel
+        bands = log_mel(torch.from_numpy(heard.wav)[None].to(self.listener.model.device))[0].float().cpu().numpy()
+        png = picture_clip(heard.wav, bands, log_mel.sampling_rate / log_mel.hop)
+        what = html.escape(f"Waveform and log-mel spectrogram of {Path(path).name}", quote=True)
+        return f'<img alt="{what}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+    # ---- answering
+
+    @changes
+    def ask(self, talk: Talk, text: str, *settings: Any, task: str = "") -> Iterator[Row]:
+        """Answer a question, piece by piece: (chat, what the question's field holds now, note, error).
 
         `settings`: those of `answer_settings`, then the LoRA scaling.
         """
-        *search, scaling = settings
-        talk = talk or Talk()
-        talk.stop.clear()
-        left = "" if self._takes_text(task) else gr.skip()
         try:
-            if talk.heard is None:
-                raise UserError("No clip yet: upload or record one first.")
-            question, shown = self._question(text, task)
-            generate = answer_settings(self.listener.config.generate, *search)
-            now = talk
-            with closing(self.turns.answer(talk.heard, question, generate, scaling, talk.stop)) as answers:
-                for answer in answers:
-                    now = replace(talk, rounds=(*talk.rounds, (shown, answer.text or "…")))
-                    yield now, now.messages(), left, "", ""
-                    left = gr.skip()  # the next question may be in it already
-            if not answer.finished:
-                note = f"The answer was cut off after {generate.max_new_tokens} tokens (generate.max_new_tokens)."
-                yield now, now.messages(), left, note_box(note), ""
+            round_, answers = self._begin(talk, text, task, *settings)
+        except Exception as problem:
+            yield talk.messages, gr.skip(), "", error_box(problem)
+            return
+        left, note, error = "" if self._takes_text(task) else gr.skip(), "", ""
+        yield talk.messages, left, note, error
+        try:
+            for note in self._write(round_, answers):
+                yield talk.messages, left, note_box(note), error
         except CancelledError:
-            yield now, now.messages(), left, note_box("Stopped."), ""
-        except Exception as error:
-            yield talk, talk.messages(), gr.skip(), "", error_box(error)
+            note = "Stopped." if round_ in talk.rounds else ""
+            if round_.answer == UNWRITTEN:
+                round_.answer = "(stopped)"
+        except Exception as problem:
+            note, error = "", error_box(problem)
+            talk.drop(round_)
+        yield talk.messages, left, note_box(note), error
+
+    def _begin(self, talk: Talk, text: str, task: str, *settings: Any) -> tuple[Round, Iterator[Answer | None]]:
+        """A round of the talk, and what is to be written into it. Raises UserError for what cannot be asked."""
+        *search, scaling = settings
+        if talk.hearing is None:
+            raise UserError(_NO_CLIP)
+        question, shown = self._question(text, task)
+        generate = answer_settings(self.listener.config.generate, *search)
+        self.turns.require_room()
+        round_ = talk.ask(shown)
+        return round_, self._answers(talk.hearing, question, generate, scaling, round_.stop)
+
+    def _write(self, round_: Round, answers: Iterator[Answer | None]) -> Iterator[str]:
+        """Write into a round what is answered as it comes; yields a note each time, "" for none."""
+        last = Answer("", finished=True)
+        for answer in answers:
+            last = answer or last
+            round_.answer = last.text or round_.answer
+            yield "" if answer else "Waiting: the model is busy with other requests."
+        round_.answer = last.text or "(no words)"
+        n_tokens = self.listener.config.generate.max_new_tokens
+        yield "" if last.finished else f"The answer was cut off after {n_tokens} tokens (generate.max_new_tokens)."
+
+    def _answers(
+        self, hearing: Hearing, question: Question, generate: DictConfig, scaling: float | None, stop: threading.Event
+    ) -> Iterator[Answer | None]:
+        """Answer as soon as the clip is heard; None now and then until it is, and until the model is free."""
+        while not hearing.over.wait(HEARTBEAT):
+            yield None
+        if stop.is_set():
+            raise CancelledError
+        if hearing.heard is None:
+            raise UserError(_NO_CLIP)
+        yield from self.turns.answer(hearing.heard, question, generate, scaling, stop)
 
     def _takes_text(self, task: str) -> bool:
         return not task or "{}" in self.listener.model.test_prompts[task]
