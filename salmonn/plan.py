@@ -1,5 +1,6 @@
 """What a run will do, in numbers that follow from its config: steps, samples, parameters, memory for them."""
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -7,6 +8,8 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 from torch import nn
+
+logger = logging.getLogger(__name__)
 
 # The trainable parts, by the beginning of their parameters' names.
 _PARTS = {
@@ -43,12 +46,20 @@ class Plan:
         """Samples of a full step."""
         return self.batch_size * self.accumulation * self.processes
 
+    def steps(self, iteration: int) -> Iterator[range]:
+        """Iterations of each step that is left of an epoch; its last step may have fewer."""
+        for i in range(iteration, self.iters_per_epoch, self.accumulation):
+            yield range(i, min(i + self.accumulation, self.iters_per_epoch))
+
     def step_sizes(self, iteration: int) -> Iterator[int]:
-        """Micro-batches of each step from an epoch's iteration on, without end; an epoch's last step may have fewer."""
+        """Micro-batches of each step from an epoch's iteration on, without end."""
         while True:
-            for i in range(iteration, self.iters_per_epoch, self.accumulation):
-                yield min(self.accumulation, self.iters_per_epoch - i)
+            yield from map(len, self.steps(iteration))
             iteration = 0
+
+    def is_multiple(self, iteration: int, steps: int) -> bool:
+        """Whether the steps that an epoch has done after so many iterations are a multiple; of 0 they never are."""
+        return bool(steps) and math.ceil(iteration / self.accumulation) % steps == 0
 
     def __str__(self) -> str:
         factors = f"{self.batch_size} x accumulation {self.accumulation} x {_counted(self.processes, 'process', 'es')}"
@@ -73,6 +84,22 @@ def make_plan(run: DictConfig, n_train: int, world_size: int) -> Plan:
         samples=samples,
         passes=samples / n_train,
     )
+
+
+def log_plan(plan: Plan, config: DictConfig, model: nn.Module) -> None:
+    """Log what a run will do, and what is unusual about it."""
+    scaling, warmup_steps = config.model.lora_scaling, config.run.optims.warmup_steps
+    logger.info("   %s", shown(trainable_parameters(model)))
+    logger.info("   %s", plan)
+    if scaling is not None:
+        logger.warning("training with model.lora_scaling = %g; checkpoints do not remember it", scaling)
+    if plan.iters_per_epoch < warmup_steps:
+        logger.warning(
+            "run.optims.warmup_steps = %d is longer than an epoch of %d iterations: the ramp begins anew in each, "
+            "as in the published code",
+            warmup_steps,
+            plan.iters_per_epoch,
+        )
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, int]:

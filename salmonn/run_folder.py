@@ -1,10 +1,10 @@
-"""A run's folder: where a run is, its checkpoints kept by count, and which of them to go on from."""
+"""A run's folder: its checkpoints kept by count, and which of them to go on from."""
 
 import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from salmonn import checkpoint, distributed
 from salmonn.config import BEST
 from salmonn.errors import UserError
 from salmonn.files import replacing
+from salmonn.progress import Progress
 from salmonn.schema import Config
 
 logger = logging.getLogger(__name__)
@@ -23,22 +24,6 @@ logger = logging.getLogger(__name__)
 LAST = "checkpoint_last.pth"
 _LOCK_SECONDS = 20  # for the ranks of a run that was killed to go
 _RUN_FILES = (BEST, "log.jsonl", "summary.json", "quarantine.jsonl", "training_curves.png", "not_finite.pth")
-
-
-@dataclass
-class Progress:
-    """Where a run is; with parameters, optimiser and scaler it is all that going on takes."""
-
-    epoch: int = 0  # that is being trained
-    iteration: int = 0  # micro-batches done in it, per process
-    step: int = 0  # the same since the run began, as the log counts
-    processes: int = 1  # that did it
-    samples: int = 0  # taken from the stream of training data, by all processes
-    best: dict[str, Any] = field(default_factory=dict)  # validation of the best epoch
-    valid: dict[str, Any] = field(default_factory=dict)  # the newest validation
-    seconds: float = 0.0  # of training
-    tried: int = 0  # entries
-    bad: int = 0  # of them
 
 
 class Resumed(NamedTuple):
@@ -218,11 +203,7 @@ class RunFolder:
         checkpoint.save(self.path / BEST, model, **self._state(progress, state))
 
     def _state(self, progress: Progress, state: dict[str, Any]) -> dict[str, Any]:
-        return {
-            **state,
-            "config": OmegaConf.to_container(self.config),
-            "progress": asdict(progress),
-        }
+        return {**state, "config": OmegaConf.to_container(self.config), "progress": asdict(progress)}
 
 
 def _is_restart() -> bool:

@@ -1,12 +1,15 @@
 """The curves of a training run, or of several, as one picture, from their `log.jsonl`."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from salmonn.charts import BLUE, GREY, ORANGE, distinct_colours, logarithmic, new_figure, style_panel, write_png
 from salmonn.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -21,6 +24,16 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} does not exist: is {path.parent} the folder of a run?") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"training log {path} cannot be read: {error}") from error
+
+
+def draw_curves(folder: Path) -> None:
+    """Write `training_curves.png` beside the log in a run's folder; a disk that is full is no reason to fail."""
+    log, picture = folder / "log.jsonl", folder / "training_curves.png"
+    if log.exists():
+        try:
+            plot_curves(read_log(log), picture, str(folder))
+        except (OSError, UserError) as error:  # a full disk, and what it left of the log
+            logger.warning("%s could not be drawn: %s", picture, error)
 
 
 def plot_curves(lines: Sequence[dict[str, Any]], out: Path, title: str) -> None:

@@ -1,10 +1,17 @@
-"""Which annotation files a run reads, and the data sets made of them."""
+"""Which annotation files a run reads, the data sets made of them, and the batches it trains on."""
+
+from collections.abc import Iterator
+from typing import Any
 
 from omegaconf import DictConfig
 
+from salmonn import distributed
 from salmonn.annotations import Annotations
 from salmonn.data_filter import usable_entries
 from salmonn.dataset import SALMONNDataset
+from salmonn.loader import train_loader
+from salmonn.plan import Plan
+from salmonn.progress import Progress
 
 
 def annotation_keys(config: DictConfig) -> tuple[str, ...]:
@@ -25,3 +32,23 @@ def open_datasets(config: DictConfig) -> dict[str, SALMONNDataset]:
             seed=config.run.seed,
         )
     return found
+
+
+def training_batches(
+    dataset: SALMONNDataset, run: DictConfig, plan: Plan, progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """This rank's micro-batches without end, from where the run is."""
+    # the mean over a step's tokens is the same however the step is cut into micro-batches
+    sorts_steps = run.accum_grad_iters > 1 and run.loss_average == "token" and not run.length_grouped
+    loader = train_loader(
+        dataset,
+        run.batch_size_train,
+        run.num_workers,
+        distributed.rank(),
+        distributed.world_size(),
+        run.seed,
+        first_sample=progress.samples,
+        length_grouped=run.length_grouped,
+        steps=plan.step_sizes(progress.iteration) if sorts_steps else None,
+    )
+    return iter(loader)

@@ -193,7 +193,7 @@ def test_the_last_partial_group_steps_with_its_own_mean(make_runner, monkeypatch
 
 def test_steps_are_sorted_by_length_where_the_average_does_not_depend_on_it(make_runner, monkeypatch):
     sizes = []
-    monkeypatch.setattr("salmonn.runner.train_loader", lambda *_, steps, **__: sizes.append(steps) or [])
+    monkeypatch.setattr("salmonn.training_data.train_loader", lambda *_, steps, **__: sizes.append(steps) or [])
     for options in (["run.loss_average=token"], ["run.loss_average=batch"], ["run.length_grouped=True"]):
         make_runner("run.accum_grad_iters=4", "run.iters_per_epoch=6", *options).close()
     assert list(islice(sizes[0], 3)) == [4, 2, 4]
@@ -402,10 +402,10 @@ def test_another_precision_or_batch_size_goes_on_with_the_same_run(make_runner):
     runner = make_runner(*shared, "run.batch_size_train=4")
     original = runner._finish_step
 
-    def stop_after_20(epoch, i, group_size):
-        if i == 19:
+    def stop_after_20(epoch, group):
+        if group[-1] == 19:
             runner.stop_request.name = "SIGTERM"
-        return original(epoch, i, group_size)
+        return original(epoch, group)
 
     runner._finish_step = stop_after_20
     assert not runner.train()

@@ -11,7 +11,8 @@ from torch import nn
 from salmonn import checkpoint, run_folder
 from salmonn.config import load_config
 from salmonn.errors import UserError
-from salmonn.run_folder import Progress, RunFolder
+from salmonn.progress import Progress
+from salmonn.run_folder import RunFolder
 from salmonn.run_log import RunLog
 
 STATE = {"optimizer": {}, "scaler": {}}
