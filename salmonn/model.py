@@ -9,12 +9,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    WhisperFeatureExtractor,
-    WhisperModel,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from salmonn import checkpoint, pretrained, prompts
 from salmonn.audio import MIN_SECONDS, SAMPLE_RATE
@@ -24,21 +19,14 @@ from salmonn.decoding import answer, search_settings
 from salmonn.encoded import Encoded
 from salmonn.errors import UserError
 from salmonn.features import LogMel, fbank_lengths, kaldi_fbank
-from salmonn.llm import (
-    add_lora,
-    hidden_at,
-    load_llm,
-    load_tokenizer,
-    loading,
-    lora_layers,
-    require_all_weights,
-)
+from salmonn.llm import add_lora, hidden_at, load_llm, load_tokenizer, lora_layers
 from salmonn.qformer import WHISPER_FRAMES_PER_SECOND, QFormer, split_windows, window_frames
 from salmonn.recomputation import enable_recomputation, keep_less
 from salmonn.sequence import Layout, lay_out, tokenize
 from salmonn.shared_prompt import read_prompts
 from salmonn.target_loss import target_loss
 from salmonn.transfer import to_device
+from salmonn.whisper import load_whisper
 
 if TYPE_CHECKING:  # it is made from a model
     from salmonn.encoder_cache import EncoderCache
@@ -67,22 +55,37 @@ class SALMONN(nn.Module):
         self.speech_encoder = speech_encoder
         self.beats = beats
         self.encoder_cache: EncoderCache | None = None  # of a run that hears its clips again
-        encoder_dtype = getattr(torch, config.encoder_dtype)
-        if config.freeze_whisper:
-            speech_encoder.requires_grad_(False).to(encoder_dtype)
-        if beats is not None and config.freeze_beats:
-            beats.requires_grad_(False).to(encoder_dtype)
+        self._freeze_encoders()
         keep_less(llm)
         if config.gradient_checkpointing:
             llm.gradient_checkpointing_enable({"use_reentrant": False})
         self.llama_model = add_lora(llm, config) if config.lora else llm
         if config.lora_scaling is not None:
             self.lora_scaling = config.lora_scaling
+        self._add_connector(llm.get_input_embeddings().embedding_dim)
 
-        speech_width, audio_width = speech_encoder.config.d_model, 0 if beats is None else beats.width
-        self._check_windows(speech_encoder.config.max_source_positions)
+        template = config.prompt_template
+        self.train_prompts = prompts.load_train_prompts(config.prompt_path, template) if config.prompt_path else {}
+        self.test_prompts = (
+            prompts.load_test_prompts(config.test_prompt_path, template) if config.test_prompt_path else {}
+        )
+        self.end_id: int = tokenizer.convert_tokens_to_ids(config.end_sym)
+        self.train(self.training)
+
+    def _freeze_encoders(self) -> None:
+        dtype = getattr(torch, self.config.encoder_dtype)
+        if self.config.freeze_whisper:
+            self.speech_encoder.requires_grad_(False).to(dtype)
+        if self.beats is not None and self.config.freeze_beats:
+            self.beats.requires_grad_(False).to(dtype)
+
+    def _add_connector(self, llm_width: int) -> None:
+        """Norms, Q-Former and projection: from what the encoders say to the LLM's input embeddings."""
+        config, encoder = self.config, self.speech_encoder.config
+        speech_width, audio_width = encoder.d_model, 0 if self.beats is None else self.beats.width
+        self._check_windows(encoder.max_source_positions)
         self.ln_speech = nn.LayerNorm(speech_width)
-        if beats is not None:
+        if self.beats is not None:
             self.ln_audio = nn.LayerNorm(audio_width)
         hidden = config.qformer_hidden_size
         self.speech_Qformer = QFormer(
@@ -93,20 +96,12 @@ class SALMONN(nn.Module):
             speech_width + audio_width,
         )
         self.speech_query_tokens = nn.Parameter(0.02 * torch.randn(1, config.num_speech_query_token, hidden))
-        self.speech_llama_proj = nn.Linear(hidden, llm.get_input_embeddings().embedding_dim)
+        self.speech_llama_proj = nn.Linear(hidden, llm_width)
         if config.freeze_speech_QFormer:
             self.speech_Qformer.requires_grad_(False)
             self.speech_query_tokens.requires_grad_(False)
         if config.freeze_speech_llama_proj:
             self.speech_llama_proj.requires_grad_(False)
-
-        template = config.prompt_template
-        self.train_prompts = prompts.load_train_prompts(config.prompt_path, template) if config.prompt_path else {}
-        self.test_prompts = (
-            prompts.load_test_prompts(config.test_prompt_path, template) if config.test_prompt_path else {}
-        )
-        self.end_id: int = tokenizer.convert_tokens_to_ids(config.end_sym)
-        self.train(self.training)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | DictConfig, device: str | torch.device = "cpu") -> "SALMONN":
@@ -119,17 +114,11 @@ class SALMONN(nn.Module):
         for path in (config.speech_llama_proj_model, config.ckpt):
             if path:
                 checkpoint.read(path, lazily=True)  # a wrong file is known before the big ones are loaded
-        token = config.token or None
-        with loading("model.whisper_path", config.whisper_path):
-            whisper, info = WhisperModel.from_pretrained(
-                config.whisper_path, token=token, dtype=torch.float32, output_loading_info=True
-            )
-            require_all_weights(info, config.whisper_path, unused="decoder.")
-            feature_extractor = WhisperFeatureExtractor.from_pretrained(config.whisper_path, token=token)
+        log_mel, speech_encoder = load_whisper(config)
         model = cls(
             config,
-            LogMel(feature_extractor),
-            whisper.get_encoder(),
+            log_mel,
+            speech_encoder,
             load_beats(config.beats_path) if config.beats_path else None,
             load_llm(config, device),
             load_tokenizer(config),
