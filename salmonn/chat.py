@@ -47,7 +47,6 @@ Plain text is a question about the clip. A line that begins with / is a command:
 def main() -> None:
     """Answer one question, or hold a conversation."""
     args = parse_arguments()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave shared cores to others
     config = load_config(args.cfg_path, args.options)
     config.model.ckpt = args.ckpt or config.model.ckpt
     require_audio(args.audio)  # a wrong path is known before the model is loaded

@@ -23,6 +23,7 @@ def run_cli(main: Callable[[], None]) -> None:
 
     Any other error is exit code 1; of several ranks the one that made it shows its traceback.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave shared cores to others
     try:
         main()
     except UserError as error:

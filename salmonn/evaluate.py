@@ -56,7 +56,6 @@ def main() -> None:
         print(compare(*map(Path, args.compare)))
         return
     os.environ.update(slurm.environment(os.environ))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave shared cores to others
     run_mode(args, load_config(args.cfg_path, args.options))
 
 

@@ -26,7 +26,6 @@ def main() -> None:
     )
     args = parser.parse_args()
     os.environ.update(slurm.environment(os.environ))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave shared cores to others
     configs = load_stages(args.cfg_path, args.options)
 
     if args.dry_run:
