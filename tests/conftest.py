@@ -115,6 +115,11 @@ def run_command(
     return warm.run(arguments, cwd, {**os.environ, "OMP_NUM_THREADS": "1", **env}, timeout, ranks)
 
 
+def torchrun(processes: int = 2) -> list[str]:
+    """The beginning of a command that torchrun starts."""
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+
+
 @pytest.fixture
 def judge(monkeypatch):
     """A small OpenAI-compatible endpoint on this machine, its key in the environment, and short waits between tries."""

@@ -14,14 +14,13 @@ from pathlib import Path
 import pytest
 from kill_runs import family, kill_all
 
-from conftest import ROOT, mini_options, run_command
+from conftest import ROOT, mini_options, run_command, torchrun
 from salmonn import checkpoint
 from salmonn.config import load_config
 from salmonn.errors import UserError
 from salmonn.loader import TrainBatches
 from salmonn.slurm import environment, first_node, tasks_on_node
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 SHORT = ["run.iters_per_epoch=6", "run.optims.max_epoch=1", "run.batch_size_train=2", "run.log_freq=1"]
 
 # train.py of which each rank writes down its batches, and meets a fate at the start of one: "RANK BATCH FATE".
@@ -73,7 +72,7 @@ def script(tmp_path_factory) -> str:
 def hanging(mini_world, script, tmp_path_factory) -> Iterator[subprocess.Popen]:
     """A run whose rank 1 stops answering; torchrun alone takes 30 s to end it, so it starts before the other tests."""
     output = tmp_path_factory.mktemp("hanging")
-    command = [*TORCHRUN, script, *arguments(mini_world, output, "run.timeout_minutes=0.2")]
+    command = [*torchrun(), script, *arguments(mini_world, output, "run.timeout_minutes=0.2")]
     process = start(command, RECORDS=str(output), FATE="1 2 hang")
     yield process
     kill_all(process.pid)
@@ -154,7 +153,7 @@ def test_processes_that_srun_starts_train_together(mini_world, tmp_path):
 
 
 def test_a_rank_that_raises_ends_the_run_and_its_traceback_is_shown_once_and_last(mini_world, script, tmp_path):
-    command = [*TORCHRUN, script, *arguments(mini_world, tmp_path)]
+    command = [*torchrun(), script, *arguments(mini_world, tmp_path)]
     result = run_command(*command, timeout=120, RECORDS=str(tmp_path), FATE="1 2 raise")
     error = str(ValueError("the", "reactor", "melted"))
     assert result.returncode == 1
@@ -165,7 +164,7 @@ def test_a_rank_that_raises_ends_the_run_and_its_traceback_is_shown_once_and_las
 
 
 def test_a_rank_that_is_killed_ends_the_run_without_a_traceback_of_the_other(mini_world, script, tmp_path):
-    command = [*TORCHRUN, script, *arguments(mini_world, tmp_path)]
+    command = [*torchrun(), script, *arguments(mini_world, tmp_path)]
     result = run_command(*command, timeout=120, RECORDS=str(tmp_path), FATE="1 2 die")
     assert result.returncode == 1
     assert "Signal 9 (SIGKILL)" in result.stderr.partition("Root Cause")[2]
@@ -192,7 +191,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_sees_the_same_samples(mi
     records = {name: tmp_path / "records" / name for name in ("two", "as_before", "half")}
     for folder in records.values():
         folder.mkdir(parents=True)
-    command = [*TORCHRUN, script, *arguments(mini_world, tmp_path / "two")]
+    command = [*torchrun(), script, *arguments(mini_world, tmp_path / "two")]
     result = run_command(*command, RECORDS=str(records["two"]), FATE="0 2 stop")
     assert result.returncode == 0, result.stderr
     n = json.loads((records["two"] / "0").read_text().splitlines()[0])["n"]

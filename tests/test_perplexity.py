@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import ROOT, mini_options, run_command
+from conftest import ROOT, mini_options, run_command, torchrun
 from salmonn import checkpoint
 from salmonn.config import load_config
 from salmonn.errors import UserError
@@ -114,7 +114,7 @@ def test_two_ranks_and_a_rerun_tell_the_same_and_measure_nothing_twice(setting, 
     command = ["evaluate.py", "--mode", "perplexity", "--cfg-path", "configs/mini/evaluate.yaml"]
     command += ["--tasks", ",".join(NAMES), "--checkpoints", ",".join(files)]
     command += ["--options", *options, tasks, f"evaluate.results_dir={tmp_path}"]
-    result = run_command("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command)
+    result = run_command(*torchrun(), *command)
     assert result.returncode == 0, result.stderr
     config = config_of(setting)
     measure_perplexity(config, setting[1], points_of(config, files, []), tmp_path / "perplexity")  # again, alone

@@ -12,7 +12,7 @@ import torch
 from kill_runs import start
 from omegaconf import OmegaConf
 
-from conftest import ROOT, mini_options, run_command
+from conftest import ROOT, mini_options, run_command, torchrun
 from salmonn import checkpoint
 from salmonn.config import load_config, load_stages
 from salmonn.errors import UserError
@@ -37,7 +37,7 @@ def stages(mini_world, tmp_path):
 
 
 def command(world, stages, *options, processes=1):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    launcher = torchrun(processes) if processes > 1 else []
     arguments = ["train.py", "--cfg-path", str(stages / "all.yaml"), "--options"]
     return [*launcher, *arguments, *mini_options(world, stages / "out"), *SHORT, *options]
 

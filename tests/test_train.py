@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from conftest import ROOT, mini_options, run_command
+from conftest import ROOT, mini_options, run_command, torchrun
 from salmonn import checkpoint
 from salmonn.config import argument_parser
 
@@ -14,9 +14,6 @@ SHORT = [
     "run.iters_per_epoch=3", "run.optims.max_epoch=2", "run.batch_size_train=2", "run.batch_size_eval=8",
     "run.log_freq=1", "run.optims.warmup_steps=0",
 ]  # fmt: skip
-
-
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 def train(world, output, *options, config="configs/mini/stage1.yaml", launcher=(), ranks=1):
@@ -44,7 +41,7 @@ def one_process(mini_world, tmp_path_factory):
 @pytest.fixture(scope="module")
 def two_processes(mini_world, tmp_path_factory):
     output = tmp_path_factory.mktemp("two")
-    result = train(mini_world, output, launcher=TORCHRUN)
+    result = train(mini_world, output, launcher=torchrun())
     assert result.returncode == 0, result.stderr
     return output / "stage1"
 
@@ -155,7 +152,7 @@ def test_real_configs_without_weights_say_what_is_missing_in_one_screen():
 
 
 def test_under_torchrun_the_message_is_the_last_thing_on_the_screen():
-    result = run_command(*TORCHRUN, "train.py", "--cfg-path", "configs/stage1.yaml")
+    result = run_command(*torchrun(), "train.py", "--cfg-path", "configs/stage1.yaml")
     assert result.returncode == 1  # torchrun's own
     last_screen = "\n".join(result.stderr.splitlines()[-24:])
     assert "this run cannot start:" in last_screen
