@@ -16,11 +16,12 @@ from salmonn.sequence import lay_out
 
 
 @torch.no_grad()
-def qformer_attention(model: SALMONN, raw_wav: Tensor) -> Tensor:
-    """How each window's queries share their attention among its frames, the mean over the heads.
+def encode_with_attention(model: SALMONN, raw_wav: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode a clip, and tell how each window's queries share their attention among its frames.
 
-    raw_wav [1, N] 16 kHz -> [layers, W, Q, F]; sums over the F frames of a window are 1. Whisper's and BEATs'
-    features are one key per frame, so there is one weight for both.
+    raw_wav [1, N] 16 kHz -> embeddings [1, A, H] of `encode_speech`, weights [layers, W, Q, F], the mean over the
+    heads; sums over the F frames of a window are 1. Whisper's and BEATs' features are one key per frame, so there
+    is one weight for both.
     """
     found: list[Tensor] = []
 
@@ -30,11 +31,11 @@ def qformer_attention(model: SALMONN, raw_wav: Tensor) -> Tensor:
     layers = [module for module in model.speech_Qformer.modules() if isinstance(module, Layer)]
     hooks = [layer.crossattention.self.register_forward_hook(keep) for layer in layers]
     try:
-        model.encode_speech(raw_wav)
+        embeds, _ = model.encode_speech(raw_wav)
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.stack(found)
+    return embeds, torch.stack(found)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from salmonn import distributed
-from salmonn.attention import answer_attention, loudest_heads, qformer_attention, split_words
+from salmonn.attention import answer_attention, encode_with_attention, loudest_heads, split_words
 from salmonn.audio import SAMPLE_RATE, AudioError, load_clip
 from salmonn.charts import new_figure, write_png
 from salmonn.config import argument_parser, load_config
@@ -90,16 +90,16 @@ def look(listener: Listener, path: str, question: Question) -> Attention:
         wav = load_clip(path, model.max_seconds, listener.config.datasets.channel)
     except AudioError as error:
         raise UserError(str(error)) from error
-    embeds = listener.hear([wav]).embeds  # [1, A, H]
     raw_wav = torch.from_numpy(wav)[None]
+    embeds, weights = encode_with_attention(model, raw_wav)
     [details] = model.answer_embeds(embeds, [question.prompt], listener.config.generate)
     words = split_words(model.tokenizer, details["token_ids"])
     if not words:
         raise UserError(f"{path}: the model answers {question.prompt!r} with nothing, so there is nothing to draw")
 
-    frames = qformer_attention(model, raw_wav).mean(dim=(0, 2))  # [W, F]
-    weights = loudest_heads(answer_attention(model, embeds, question.prompt, details["token_ids"]), SHARE_OF_HEADS)
-    of_windows = weights.unflatten(-1, (len(frames), -1)).sum(dim=-1)  # [T, W]
+    frames = weights.mean(dim=(0, 2))  # [W, F]
+    of_tokens = loudest_heads(answer_attention(model, embeds, question.prompt, details["token_ids"]), SHARE_OF_HEADS)
+    of_windows = of_tokens.unflatten(-1, (len(frames), -1)).sum(dim=-1)  # [T, W]
     of_words = torch.stack([of_windows[places].mean(dim=0) for _, places in words])
     stride = window_frames(model.config.second_stride) if model.config.window_level_Qformer else frames.shape[1]
     return Attention(
