@@ -16,6 +16,8 @@ from salmonn.evaluation.judge_prompts import JUDGED_TASKS
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.normalisers import NAMES
 
+_NAMED = 5  # of a list in a message
+
 
 @dataclass
 class EvalTask:
@@ -192,7 +194,7 @@ def _refuse(source: str, problem: str, found: Sequence[tuple[int, Any]], remedy:
         raise UserError(f"{source}: {len(found)} entries {problem}: {named}; {remedy}")
 
 
-def examples(names: Sequence[str], at_most: int = 5) -> str:
+def examples(names: Sequence[str]) -> str:
     """The first few of what is named in a message, and how many there are besides."""
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(names[:at_most]) + more
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

@@ -24,9 +24,9 @@ class Source(NamedTuple):
     rest: dict[str, Any]  # what a run goes on with: optimizer, scaler, progress, ...
 
 
-def read_source(path: Path, lazily: bool = False) -> Source:
+def read_source(path: Path) -> Source:
     """Read a checkpoint or a folder. Raises UserError for anything else."""
-    content = read_content(path, lazily)
+    content = read_content(path)
     if not is_salmonn(content["model"]):
         raise UserError(f"{path} is not a SALMONN checkpoint: {foreign(content['model'])}")
     return as_source(content)

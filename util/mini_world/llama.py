@@ -250,7 +250,7 @@ def make_llama(folder: Path, held_out: frozenset[str], scale: float, seed: int) 
     return evaluate(model, SampleMaker(tokenizer, frozenset(), seed + 1)) if steps else {}
 
 
-def embed(model: LlamaForCausalLM, batch: list[Sample], noise: float) -> Tensor:
+def embed(model: LlamaForCausalLM, batch: list[Sample]) -> Tensor:
     """Input embeddings [B, L, D] of samples, padded on the right, with the slots' blends in their places."""
     tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(s.tokens) for s in batch], batch_first=True)
     pieces = torch.from_numpy(np.stack([s.pieces for s in batch]))  # [B, SLOTS, BLEND]
@@ -259,16 +259,16 @@ def embed(model: LlamaForCausalLM, batch: list[Sample], noise: float) -> Tensor:
     blends = (table(pieces) * weights[..., None]).sum(dim=2)  # [B, SLOTS, D]
     # loudness and accuracy differ from clip to clip
     loudness = torch.exp(0.3 * torch.randn(len(batch), 1, 1))
-    blends = loudness * blends + noise * EMBEDDING_STD * torch.rand(len(batch), 1, 1) * torch.randn_like(blends)
+    blends = loudness * blends + EMBEDDING_STD * torch.rand(len(batch), 1, 1) * torch.randn_like(blends)
     inputs = table(tokens)
     rows = torch.arange(len(batch))[:, None]
     columns = torch.tensor([s.first_slot for s in batch])[:, None] + torch.arange(SLOTS)
     return inputs.index_put((rows, columns), blends)
 
 
-def _hidden_and_targets(model: LlamaForCausalLM, batch: list[Sample], noise: float = 1.0) -> tuple[Tensor, Tensor]:
+def _hidden_and_targets(model: LlamaForCausalLM, batch: list[Sample]) -> tuple[Tensor, Tensor]:
     """Hidden states that predict the answers' tokens, [N, D], and these tokens [N]."""
-    hidden = model.model(inputs_embeds=embed(model, batch, noise), use_cache=False).last_hidden_state
+    hidden = model.model(inputs_embeds=embed(model, batch), use_cache=False).last_hidden_state
     predicting = torch.zeros(hidden.shape[:2], dtype=torch.bool)
     for row, sample in enumerate(batch):
         end = len(sample.tokens) - 1

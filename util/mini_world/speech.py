@@ -11,7 +11,7 @@ from functools import cache
 import espeakng_loader
 import numpy as np
 
-RATE_PARAMETER, VOLUME_PARAMETER, PITCH_PARAMETER, RANGE_PARAMETER = 1, 2, 3, 4
+RATE_PARAMETER, PITCH_PARAMETER, RANGE_PARAMETER = 1, 3, 4
 SYNCHRONOUS_OUTPUT = 2  # espeak_AUDIO_OUTPUT
 PHONEME_EVENTS = 1  # option of espeak_Initialize
 UTF8 = 1  # character mode of espeak_Synth
