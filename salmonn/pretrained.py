@@ -17,7 +17,7 @@ from torch import Tensor
 from salmonn import checkpoint
 from salmonn.config import model_config
 from salmonn.errors import UserError
-from salmonn.files import replacing
+from salmonn.files import replacing, write_json
 from salmonn.missing_files import missing_model_files
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def save(
         temporary.write_bytes(
             safetensors.save(tensors, metadata={"format": "pt"})
         )  # save_file's are for the owner only
-    with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG, content)
 
 
 def save_model(model: "SALMONN", folder: str | Path) -> None:

@@ -103,9 +103,3 @@ def _step_of(line: bytes) -> float:
         return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file for people to read."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -7,12 +7,12 @@ from typing import Any
 
 from salmonn import checkpoint, distributed
 from salmonn.errors import UserError
+from salmonn.files import write_json
 from salmonn.model import SALMONN
 from salmonn.plan import trainable_parameters
 from salmonn.progress import Progress
 from salmonn.quarantine import Quarantine
 from salmonn.run_folder import Resumed, RunFolder
-from salmonn.run_log import write_json
 from salmonn.training_step import NotFiniteError, TrainingStep
 
 logger = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from salmonn.compiled import compile_blocks
 from salmonn.dataset import SALMONNDataset
 from salmonn.encoder_cache import open_cache
 from salmonn.errors import UserError
+from salmonn.files import write_json
 from salmonn.loader import eval_loader
 from salmonn.meter import Meter, shown_duration, shown_values
 from salmonn.model import SALMONN
@@ -25,7 +26,7 @@ from salmonn.preflight import refuse, run_problems
 from salmonn.progress import Progress
 from salmonn.quarantine import Quarantine
 from salmonn.run_folder import Resumed, RunFolder, changes_of_the_result
-from salmonn.run_log import RunLog, setup_logging, write_json
+from salmonn.run_log import RunLog, setup_logging
 from salmonn.run_state import RunState
 from salmonn.seeding import seed_everything, seed_step
 from salmonn.stop_request import StopRequest

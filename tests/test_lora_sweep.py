@@ -1,6 +1,7 @@
 """Scores over the LoRA scaling, Figure 3 of the paper: the scaling as trained, none at all, and what is between."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,17 @@ def test_the_page_shows_every_scaling_and_the_picture_is_there(swept):
     assert (swept / "lora_sweep.png").read_bytes().startswith(b"\x89PNG")
     reports = json.loads((swept / "report.json").read_text())
     assert [report["er"]["provenance"]["lora_scaling"] for report in reports.values()] == [0.0, 2.0, 4.0]
+
+
+def test_a_set_that_cannot_be_heard_is_told_after_the_others_are_done(setting, tmp_path):
+    config, tasks, _ = setting
+    absent = [{"path": f"/absent/{i}.wav", "text": "red", "testset_id": str(i)} for i in range(2)]
+    (tmp_path / "absent.json").write_text(json.dumps({"annotation": absent}))
+    silent = replace(tasks[1], name="silent", annotation=f"{tmp_path}/absent.json")
+    with pytest.raises(UserError, match=r"silent: .*none of the 2 clips can be read"):
+        sweep(config, [tasks[0], silent], [0.0, 4.0], tmp_path)
+    reports = json.loads((tmp_path / "report.json").read_text())
+    assert [list(by_task) for by_task in reports.values()] == [["er"], ["er"]]
 
 
 def test_published_scores_stand_at_their_scalings():

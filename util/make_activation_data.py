@@ -41,7 +41,7 @@ from salmonn.config import argument_parser, load_config
 from salmonn.errors import UserError, run_cli
 from salmonn.evaluation.jobs import Job, Output
 from salmonn.evaluation.tasks import examples
-from salmonn.files import replacing
+from salmonn.files import write_json
 from salmonn.paths import ClipPaths, FolderCache
 from salmonn.prompts import load_test_prompts
 
@@ -258,9 +258,7 @@ def story_entry(clip: Mapping[str, Any], text: str) -> Entry:
 def save(path: Path, stories: Sequence[Entry]) -> None:
     """Write an annotation file, whole or not at all."""
     try:
-        with replacing(path) as temporary:
-            content = json.dumps({"annotation": list(stories)}, ensure_ascii=False, indent=2)
-            temporary.write_text(f"{content}\n", encoding="utf-8")
+        write_json(path, {"annotation": list(stories)})
     except OSError as error:
         raise UserError(f"--out {path}: {error}") from error
 

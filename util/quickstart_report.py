@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from salmonn.evaluation.report import write_text
 from salmonn.evaluation.tables import table
+from salmonn.files import write_json, write_text
 
 STAGES = (1, 2, 3)
 EVALUATED_STAGES = (1, 3)
@@ -100,7 +100,7 @@ def _of_stage(summary: dict[str, Any], stage: int) -> dict[str, float]:
 
 def write_report(out: Path, summary: dict[str, Any], verdicts: Sequence[Verdict]) -> None:
     """Write summary.json and report.md, which shows the curves that each stage has drawn."""
-    write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_json(out / "summary.json", summary)
     parts = [
         "# SALMONN on the miniature world",
         "A small corpus was synthesised, tiny Whisper, BEATs and LLaMA were made and frozen, and SALMONN was trained "

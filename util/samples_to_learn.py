@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from salmonn.errors import UserError, run_cli  # noqa: E402
-from salmonn.run_log import write_json  # noqa: E402
+from salmonn.files import write_json, write_text  # noqa: E402
 from util.sample_efficiency.experiment import measure, read_curves  # noqa: E402
 from util.sample_efficiency.recipes import load_study  # noqa: E402
 from util.sample_efficiency.report import markdown, plot, summarise  # noqa: E402
@@ -48,7 +48,7 @@ def main() -> None:
         raise UserError(f"{args.out} holds no finished run of {args.recipes}")
     summary = summarise(study, curves)
     write_json(args.out / "report.json", summary)
-    (args.out / "report.md").write_text(markdown(summary), encoding="utf-8")
+    write_text(args.out / "report.md", markdown(summary))
     plot(summary, args.out / "report.png")
     print(markdown(summary))
 

@@ -1,6 +1,5 @@
 """How fast the model answers and what memory it takes, on synthetic audio through its own `generate`."""
 
-import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,9 @@ from salmonn import distributed
 from salmonn.audio import MIN_SECONDS, SAMPLE_RATE
 from salmonn.config import generate_config
 from salmonn.errors import UserError
-from salmonn.evaluation.report import write_text
 from salmonn.evaluation.runner import load_model, session
 from salmonn.evaluation.tables import table
+from salmonn.files import write_json, write_text
 from salmonn.llm import llm_quantization
 from salmonn.meter import peak_memory
 from salmonn.model import SALMONN
@@ -44,7 +43,7 @@ def run_efficiency(config: DictConfig, folder: Path) -> None:
         model = load_model(config, folder)
         with distributed.autocast(config.run, model.device):
             result = measure(model, settings, **of_run)
-    write_text(folder / "report.json", json.dumps(result, indent=2) + "\n")
+    write_json(folder / "report.json", result)
     shown = comparison(result)
     write_text(folder / "report.md", f"# Speed and memory of answers\n\n{shown}\n")
     print(f"\n{shown}\n\nResults: {folder}/", flush=True)

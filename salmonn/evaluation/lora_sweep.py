@@ -1,6 +1,5 @@
 """Scores over the LoRA scaling at test time, which the model was not trained with (paper, Figure 3)."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from salmonn.errors import UserError
 from salmonn.evaluation import curve_plots
 from salmonn.evaluation.curve_plots import Curve
 from salmonn.evaluation.metrics import METRICS
-from salmonn.evaluation.report import without_statistics, write_text
-from salmonn.evaluation.runner import Answered, answer_set, judge_sets, load_model, open_sets, scored_tasks, session
+from salmonn.evaluation.report import without_statistics
+from salmonn.evaluation.runner import Answered, answer_sets, judge_sets, load_model, open_sets, scored_tasks, session
 from salmonn.evaluation.tables import card_table, metrics_of, shown_interval, shown_score, table
 from salmonn.evaluation.tasks import EvalTask
+from salmonn.files import write_json, write_text
 
 SCALINGS = (0.0, 1.0, 2.0, 3.0, 4.0)  # of Figure 3; trained with 4
 
@@ -24,7 +24,8 @@ SCALINGS = (0.0, 1.0, 2.0, 3.0, 4.0)  # of Figure 3; trained with 4
 def sweep(config: DictConfig, tasks: Sequence[EvalTask], scalings: Sequence[float], folder: Path) -> None:
     """Answer and score every task at each scaling with one model; table and curves on one page.
 
-    Each scaling's results are complete ones, in `scaling_<s>/<task>`. Raises UserError for a model without LoRA.
+    Each scaling's results are complete ones, in `scaling_<s>/<task>`. Raises UserError for a model without LoRA; if
+    no clip of a set can be read or a judge fails, after all that goes without it has been written.
     """
     if not config.model.lora:
         raise UserError("model.lora = False: without adapters there is no scaling to vary")
@@ -35,15 +36,18 @@ def sweep(config: DictConfig, tasks: Sequence[EvalTask], scalings: Sequence[floa
         answered: dict[float, list[Answered]] = {}
         for scaling in scalings:
             model.lora_scaling = scaling
-            of_scaling = folder / f"scaling_{scaling:g}"
-            answered[scaling] = [answer_set(model, one, config, of_scaling / one.task.name) for one in sets]
+            # which sets can be heard does not depend on the scaling
+            answered[scaling], problems = answer_sets(model, sets, config, folder / f"scaling_{scaling:g}")
         is_main = distributed.is_main()
     del model
     if not is_main:
         return
-    problems = judge_sets([one for answers in answered.values() for one in answers])
+    if not any(answered.values()):
+        raise UserError("\n".join(problems))
+    problems += judge_sets([one for answers in answered.values() for one in answers])
     reports = {scaling: {one.set.task.name: one.report for one in answers} for scaling, answers in answered.items()}
-    print(write_sweep(folder, there, reports), flush=True)
+    heard = [one.set.task for one in answered[scalings[0]]]
+    print(write_sweep(folder, heard, reports), flush=True)
     if problems:
         raise UserError("\n".join(problems))
 
@@ -59,7 +63,7 @@ def write_sweep(
         f"{scaling:g}": {name: without_statistics(report) for name, report in by_name.items()}
         for scaling, by_name in reports.items()
     }
-    write_text(folder / "report.json", json.dumps(of_scaling, ensure_ascii=False, indent=2) + "\n")
+    write_json(folder / "report.json", of_scaling)
     if figure := curve_plots.sweep(curves):
         write_png(figure, folder / "lora_sweep.png")
     cards = [report["provenance"] for by_name in reports.values() for report in by_name.values()]

@@ -4,7 +4,6 @@ A model that transcribes or captions whatever it is asked finds the text of that
 an instruction as with it, and everything else unlikely (paper, sections 3.2 and 5.4, Figure 4).
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,10 +24,10 @@ from salmonn.evaluation.generation import answer_all
 from salmonn.evaluation.jobs import Answer, Job
 from salmonn.evaluation.metrics.base import Metric, interval_of, ratio, value_of
 from salmonn.evaluation.provenance import earlier_commits, fingerprint, provenance
-from salmonn.evaluation.report import write_text
 from salmonn.evaluation.runner import EvalSet, load_model, open_sets, scored_tasks, session
 from salmonn.evaluation.tables import card_table, shown_interval, shown_score, table
 from salmonn.evaluation.tasks import EvalTask
+from salmonn.files import write_json, write_text
 from salmonn.model import SALMONN
 from salmonn.prompts import SPEECH_MARKER
 
@@ -143,7 +142,7 @@ def write_perplexity(folder: Path, tasks: Sequence[EvalTask], results: Mapping[s
     """Write report.json, report.md and perplexity.png from {point: {task: result}}; returns the table."""
     header = ["task", "n", "perplexity", *results]
     shown = table(header, [row for task in tasks for row in _rows(task.name, results)])
-    write_text(folder / "report.json", json.dumps(results, ensure_ascii=False, indent=2) + "\n")
+    write_json(folder / "report.json", results)
     if figure := curve_plots.perplexity([_curve(task.name, results) for task in tasks]):
         write_png(figure, folder / "perplexity.png")
     explained = (

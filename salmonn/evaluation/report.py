@@ -15,7 +15,7 @@ from salmonn.evaluation.plots import confusion
 from salmonn.evaluation.scoring import score
 from salmonn.evaluation.tables import card_table, heard_clips, metrics_of, shown_interval, shown_score, table
 from salmonn.evaluation.tasks import Clip, EvalTask, examples
-from salmonn.files import replacing
+from salmonn.files import write_json, write_text
 
 CONFUSION_PNG = "confusion.png"
 SAMPLES_SHOWN = 12
@@ -144,19 +144,12 @@ def prediction_lines(
     return lines
 
 
-def write_text(path: Path, content: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(content, encoding="utf-8", newline="")
-
-
 def write_report(folder: Path, report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> None:
     """Write the four files; each is complete whenever it exists."""
     lines = (json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
     write_text(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
     write_text(folder / "statistics.json", json.dumps(report["statistics"], separators=(",", ":")) + "\n")
-    write_text(folder / "report.json", json.dumps(without_statistics(report), ensure_ascii=False, indent=2) + "\n")
+    write_json(folder / "report.json", without_statistics(report))
     write_text(folder / "report.md", markdown(report, predictions))
     if figure := confusion(report):
         write_png(figure, folder / CONFUSION_PNG)

@@ -21,7 +21,7 @@ from salmonn.evaluation.generation import answer_all, generate_batch
 from salmonn.evaluation.jobs import Job, Output, plan_jobs, swap_audio
 from salmonn.evaluation.judge import Judgement, judge_answers
 from salmonn.evaluation.provenance import earlier_commits, fingerprint, provenance
-from salmonn.evaluation.report import build_report, prediction_lines, summary, write_report, write_text
+from salmonn.evaluation.report import build_report, prediction_lines, summary, write_report
 from salmonn.evaluation.submission import submission_csv
 from salmonn.evaluation.table3 import earlier_reports, write_overview
 from salmonn.evaluation.tasks import (
@@ -34,6 +34,7 @@ from salmonn.evaluation.tasks import (
     load_tasks,
     task_of_mode,
 )
+from salmonn.files import write_text
 from salmonn.preflight import find_problems, refuse
 from salmonn.prompts import load_test_prompts
 from salmonn.run_log import setup_logging

@@ -8,7 +8,7 @@ from typing import Any
 from salmonn.charts import write_png
 from salmonn.evaluation.metrics import METRICS, Metric
 from salmonn.evaluation.plots import overview
-from salmonn.evaluation.report import summary, without_statistics, write_text
+from salmonn.evaluation.report import summary, without_statistics
 from salmonn.evaluation.tables import (
     card_table,
     heard_clips,
@@ -19,6 +19,7 @@ from salmonn.evaluation.tables import (
     table,
 )
 from salmonn.evaluation.tasks import EvalTask
+from salmonn.files import write_json, write_text
 
 HEADER = ["task", "metric", "n", "finished", "this run", "95 % interval", "finished only", "shuffled audio"]
 HEADER += ["paper", "reproduced"]
@@ -31,7 +32,7 @@ def write_overview(folder: Path, tasks: Sequence[EvalTask], reports: Mapping[str
     shown = table(HEADER, rows)
     found = {task.name: reports.get(task.name) for task in tasks}
     results = {name: report and without_statistics(report) for name, report in found.items()}
-    write_text(folder / "report.json", json.dumps(results, ensure_ascii=False, indent=2) + "\n")
+    write_json(folder / "report.json", results)
     parts = ["# All tasks", shown, READING]
     if figure := overview(tasks, found):
         write_png(figure, folder / "overview.png")

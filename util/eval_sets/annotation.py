@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from salmonn.errors import UserError
-from salmonn.files import replacing
+from salmonn.files import write_text
 from salmonn.paths import ClipPaths, FolderCache
 from util.eval_sets.base import Item
 
@@ -42,9 +42,7 @@ def write(path: Path, clips: Sequence[Clip]) -> None:
     """Write an annotation file, whole or not at all, an entry a line."""
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for clip in clips for entry in clip.entries)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_text(f'{{"annotation": [\n{lines}\n]}}\n', encoding="utf-8")
+        write_text(path, f'{{"annotation": [\n{lines}\n]}}\n')
     except OSError as error:
         raise UserError(f"--out {path}: {error}") from error
 

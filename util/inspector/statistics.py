@@ -3,25 +3,21 @@
 import math
 import re
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
-from salmonn.annotation_scan import DEFAULT_TASK, Entry
+from salmonn.annotation_scan import DEFAULT_TASK
 from salmonn.annotations import Annotations
 from salmonn.audio import AudioError
+from salmonn.charts import BLUE, ORANGE, new_figure, write_png
 from salmonn.errors import UserError
-from salmonn.files import replacing
 from salmonn.paths import ClipPaths, FolderCache, corpus_of
 from util.inspector.duplicates import token_ids
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,16 +36,13 @@ def count_words(text: str) -> int:
     return len(text.split()) if text.isascii() else len(_WORD.findall(text))
 
 
-def text_lengths(
-    annotations: Annotations, usable: np.ndarray | None = None, tokenizer: "PreTrainedTokenizerBase | None" = None
-) -> dict[str, Groups]:
+def text_lengths(annotations: Annotations, tokenizer: "PreTrainedTokenizerBase | None" = None) -> dict[str, Groups]:
     """Words, characters and, with a tokenizer, tokens of each text: {quantity: {task: [texts]}}.
 
-    `usable`: [entries] which of them count. Entries without a text do not. Tokens are counted as
-    in training, without special tokens.
+    Entries without a text do not count. Tokens are counted as in training, without special tokens.
     """
     lengths: dict[str, dict[str, array]] = {}
-    entries = (entry for entry in _chosen(annotations, usable) if entry.text is not None)
+    entries = (entry for entry in annotations.entries() if entry.text is not None)
     while batch := list(islice(entries, _BATCH)):
         texts = [entry.text for entry in batch]
         counts = {"words": map(count_words, texts), "characters": map(len, texts)}
@@ -81,9 +74,7 @@ def summarise(values: np.ndarray) -> dict[str, float]:
     }
 
 
-def clip_values(
-    annotations: Annotations, clip_paths: ClipPaths, value_of: Mapping[str, float], usable: np.ndarray | None = None
-) -> dict[str, Groups]:
+def clip_values(annotations: Annotations, clip_paths: ClipPaths, value_of: Mapping[str, float]) -> dict[str, Groups]:
     """A value of each distinct clip, NaN where it is not known: {"task" | "corpus": {group: [clips]}}.
 
     `value_of`: by file, such as the seconds of verdicts; 0 is not known. The clips of expand_wav
@@ -91,7 +82,7 @@ def clip_values(
     """
     exists = FolderCache().exists
     found: dict[str, dict[str, tuple[array, array]]] = {"task": {}, "corpus": {}}
-    for entry in _chosen(annotations, usable):
+    for entry in annotations.entries():
         try:
             files = clip_paths.of(entry.path, entry.expand_wav, exists)
         except AudioError:  # leads out of the prefix
@@ -119,11 +110,6 @@ def duration_statistics(seconds: Mapping[str, Groups]) -> list[dict[str, Any]]:
             row = {"by": kind, "group": group, "clips": len(known), "unknown": len(values) - len(known)}
             rows.append(row | ({"hours": float(known.sum()) / 3600, **summarise(known)} if len(known) else {}))
     return rows
-
-
-def _chosen(annotations: Annotations, usable: np.ndarray | None) -> Iterator[Entry]:
-    chosen = np.ones(len(annotations), bool) if usable is None else usable
-    return (entry for entry, is_chosen in zip(annotations.entries(), chosen.tolist(), strict=True) if is_chosen)
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -157,7 +143,7 @@ def _plot(quantity: str, groups: Groups, file: Path) -> None:
     """Panels share neither axis: tasks differ by orders of magnitude. The last bin takes what is beyond 99 %."""
     columns = min(4, len(groups))
     rows = math.ceil(len(groups) / columns)
-    figure = plt.figure(figsize=(3.4 * columns, 0.4 + 2.3 * rows), layout="constrained")
+    figure = new_figure(3.4 * columns, 0.4 + 2.3 * rows)
     for place, (task, values) in enumerate(groups.items(), 1):
         panel = figure.add_subplot(rows, columns, place)
         end = max(float(np.percentile(values, 99)), 1.0)
@@ -166,16 +152,12 @@ def _plot(quantity: str, groups: Groups, file: Path) -> None:
             step = math.ceil((end + 1) / 40)
             edges = np.arange(0, end + 1 + step, step) - 0.5
             panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        panel.hist(np.minimum(values, edges[-1] - 1e-6), edges, color="#1f77b4")
-        panel.axvline(float(np.median(values)), color="#ff7f0e", linewidth=1.2)
+        panel.hist(np.minimum(values, edges[-1] - 1e-6), edges, color=BLUE)
+        panel.axvline(float(np.median(values)), color=ORANGE, linewidth=1.2)
         panel.set_title(f"{task} ({len(values):,}; median {np.median(values):.1f})", fontsize=9)
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=8)
     what = f"{quantity} per {'clip' if quantity == 'seconds' else 'text'}"
     figure.supxlabel(f"{what} (orange: median; the last bar holds all that is beyond the 99 % quantile)", fontsize=9)
     figure.supylabel(f"{'clips' if quantity == 'seconds' else 'texts'}", fontsize=9)
-    try:
-        with replacing(file) as temporary:
-            figure.savefig(temporary, dpi=110, format="png")
-    finally:
-        plt.close(figure)
+    write_png(figure, file)

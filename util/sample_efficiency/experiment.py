@@ -12,7 +12,7 @@ from torch import nn
 from salmonn.annotations import Annotations
 from salmonn.dataset import SALMONNDataset
 from salmonn.errors import UserError
-from salmonn.run_log import write_json
+from salmonn.files import write_json
 from salmonn.runner import Runner
 from util.sample_efficiency.criterion import Point, says_enough
 from util.sample_efficiency.recipes import Recipe, Study, recipe_config
