@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 CASES = ("base", "no_beats")
-pytest_plugins = ["stub_model", "convert_fixtures"]
+pytest_plugins = ["stub_model", "convert_fixtures", "runners"]
 
 
 # These start many processes, and come first: else a worker may be alone with one of them at the end.

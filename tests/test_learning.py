@@ -1,45 +1,15 @@
-"""What a training step does: averaging over ranks and groups, clipping, schedule, best checkpoint, the control."""
+"""What a training step does: averaging over ranks and groups, clipping, schedule."""
 
-import json
 import math
 from itertools import islice
 
 import pytest
 import torch
+from runners import log_lines
 
-from conftest import ROOT, mini_options, run_command
+from conftest import ROOT, run_command
 from salmonn import checkpoint, training_step
-from salmonn.config import load_config
-from salmonn.errors import UserError
 from salmonn.runner import Runner
-from salmonn.validation import report_listening, swap_partners, validate
-
-# No dropout and one prompt per task: what is left is determined by the samples alone.
-PLAIN = ["model.lora_dropout=0", "run.log_freq=1", "run.optims.max_epoch=1", "run.optims.warmup_steps=0"]
-PLAIN += ["run.optims.grad_clip_norm=0"]  # clipping would hide a wrong scale
-
-
-@pytest.fixture
-def plain_options(mini_world, tmp_path):
-    prompts = tmp_path / "prompts.json"
-    prompts.write_text(json.dumps({task: "<SpeechHere> what?" for task in ("asr", "audiocaption")}))
-    ann = [f"datasets.{split}_ann_path={mini_world}/ann/stage1_{split}.json" for split in ("train", "valid")]
-    return [*mini_options(mini_world, tmp_path), *ann, *PLAIN, f"model.prompt_path={prompts}"]
-
-
-@pytest.fixture
-def make_runner(plain_options, monkeypatch):
-    """A prepared Runner in this process, with the Q-Former's dropout off, too."""
-    monkeypatch.chdir(ROOT)
-
-    def make(*options: str) -> Runner:
-        runner = Runner(load_config("configs/mini/stage1.yaml", ["run.overwrite=True", *plain_options, *options]))
-        runner.prepare()
-        runner.model.eval()
-        monkeypatch.setattr(runner.model, "train", lambda *_: runner.model)
-        return runner
-
-    return make
 
 
 def updates(runner: Runner) -> torch.Tensor:
@@ -49,10 +19,6 @@ def updates(runner: Runner) -> torch.Tensor:
     runner.log.close()
     runner.run_folder.release()
     return torch.cat([(p.detach() - b).flatten() for p, b in zip(runner.step.trainable, before, strict=True)])
-
-
-def log_lines(runner: Runner) -> list[dict]:
-    return [json.loads(line) for line in (runner.folder / "log.jsonl").read_text().splitlines()]
 
 
 # Runs Runner without dropout; the batches of 2 ranks x 2 are those of 1 rank x 4.
@@ -232,42 +198,6 @@ def test_the_schedule_reaches_the_optimizer(make_runner):
     assert [line["lr"] for line in log_lines(runner)] == [lrs[0] for lrs in seen]
 
 
-def test_the_best_checkpoint_is_that_of_highest_accuracy(make_runner, monkeypatch):
-    runner = make_runner("run.iters_per_epoch=1", "run.optims.max_epoch=3", "run.batch_size_train=1")
-    accuracies = iter([0.2, 0.5, 0.4])
-    monkeypatch.setattr(
-        runner, "validate", lambda *_: {"loss": 1.0, "accuracy": next(accuracies), "loss_shuffled": 2.0}
-    )
-    assert runner.train()
-    runner.close()
-    assert checkpoint.read(runner.folder / "checkpoint_best.pth")["epoch"] == 1
-    assert checkpoint.read(runner.folder / "checkpoint_last.pth")["epoch"] == 2
-    assert checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]["best"]["epoch"] == 1
-
-
-def test_a_signal_in_validation_is_heard_and_the_run_goes_on_with_that_validation(make_runner, monkeypatch):
-    options = "run.iters_per_epoch=2", "run.optims.max_epoch=1", "run.batch_size_train=1"
-    runner = make_runner(*options)
-    encode = runner.model.encode_speech
-
-    def encode_then_hear_the_signal(*args):
-        if not torch.is_grad_enabled():
-            runner.stop_request.name = "SIGTERM"
-        return encode(*args)
-
-    monkeypatch.setattr(runner.model, "encode_speech", encode_then_hear_the_signal)
-    assert not runner.train()
-    runner.close()
-    progress = checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]
-    assert (progress["epoch"], progress["iteration"], progress["samples"]) == (0, 2, 2)
-    assert not (runner.folder / "checkpoint_best.pth").exists()
-    runner = make_runner(*options, "run.overwrite=False")
-    assert runner.train()
-    runner.close()
-    assert [(line["kind"], line["step"]) for line in log_lines(runner)] == [("train", 1), ("train", 2), ("valid", 2)]
-    assert (runner.folder / "checkpoint_best.pth").exists()
-
-
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(make_runner, monkeypatch):
     runner = make_runner("run.iters_per_epoch=1", "run.batch_size_train=1")
     nan = torch.tensor(math.nan, requires_grad=True)
@@ -332,158 +262,3 @@ def test_the_published_average_gives_each_micro_batch_the_same_weight(make_runne
         runner.log.close()
         runner.run_folder.release()
     assert gradients == {"batch": pytest.approx((1 + 3) / 2), "token": pytest.approx((1 * 1 + 3 * 9) / 10)}
-
-
-def test_a_best_checkpoint_that_could_not_be_written_does_not_count(make_runner, monkeypatch):
-    runner = make_runner("run.iters_per_epoch=1", "run.optims.max_epoch=3", "run.batch_size_train=1")
-    accuracies = iter([0.2, 0.5, 0.4])
-    monkeypatch.setattr(
-        runner, "validate", lambda *_: {"loss": 1.0, "accuracy": next(accuracies), "loss_shuffled": 2.0}
-    )
-    save_best, calls = runner.run_folder.save_best, []
-
-    def full_the_second_time(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
-            raise OSError("No space left on device")
-        save_best(*args, **kwargs)
-
-    monkeypatch.setattr(runner.run_folder, "save_best", full_the_second_time)
-    assert runner.train()
-    runner.close()
-    best = checkpoint.read(runner.folder / "checkpoint_best.pth")
-    assert best["progress"]["best"]["epoch"] == best["epoch"] == 2  # of those that could be kept
-    assert json.loads((runner.folder / "summary.json").read_text())["best"]["epoch"] == 2
-
-
-def test_a_stop_that_could_not_save_is_an_error(make_runner, monkeypatch):
-    runner = make_runner("run.iters_per_epoch=2", "run.batch_size_train=1")
-    runner.stop_request.name = "SIGTERM"
-    monkeypatch.setattr(checkpoint, "write", lambda *_a, **_k: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(UserError, match=r"nothing could be written to .* make room"):
-        runner.train()
-
-
-def test_a_signal_between_micro_batches_drops_the_unfinished_step(make_runner, monkeypatch):
-    options = "run.accum_grad_iters=2", "run.iters_per_epoch=4", "run.batch_size_train=1"
-    runner = make_runner(*options)
-    backward, calls = runner.step.backward, []
-
-    def backward_then_signal(*args):
-        calls.append(1)
-        if len(calls) == 3:  # the first micro-batch of the second step
-            runner.stop_request.name = "SIGTERM"
-        return backward(*args)
-
-    monkeypatch.setattr(runner.step, "backward", backward_then_signal)
-    assert not runner.train()
-    runner.close()
-    progress = checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]
-    assert (progress["iteration"], progress["step"], progress["samples"]) == (2, 2, 2)
-
-
-def test_a_signal_during_the_last_save_ends_a_list_of_stages(make_runner, monkeypatch):
-    runner = make_runner("run.iters_per_epoch=1", "run.batch_size_train=1")
-    save = runner.run_folder.save
-
-    def save_and_signal(model, progress, **state):
-        save(model, progress, **state)
-        if progress.epoch == 1:
-            runner.stop_request.name = "SIGTERM"
-
-    monkeypatch.setattr(runner.run_folder, "save", save_and_signal)
-    assert not runner.train()
-    assert checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]["epoch"] == 1
-
-
-def test_another_precision_or_batch_size_goes_on_with_the_same_run(make_runner):
-    """No loss scaler's state to take up; in a pass over the data the place is found again, and no log line is lost."""
-    shared = ["run.epoch_based=True", "run.optims.max_epoch=2", "run.save_every_steps=20"]
-    runner = make_runner(*shared, "run.batch_size_train=4")
-    original = runner._finish_step
-
-    def stop_after_20(epoch, group):
-        if group[-1] == 19:
-            runner.stop_request.name = "SIGTERM"
-        return original(epoch, group)
-
-    runner._finish_step = stop_after_20
-    assert not runner.train()
-    runner.close()
-    steps = [line["step"] for line in log_lines(runner)]
-    runner = make_runner(*shared, "run.overwrite=False", "run.batch_size_train=8", "run.amp=True")
-    assert (runner.progress.iteration, runner.progress.step, runner.progress.samples) == (10, 20, 80)
-    assert runner.step.scaler.is_enabled()
-    assert runner.train()
-    runner.close()
-    after = [line["step"] for line in log_lines(runner) if line["kind"] == "train"]
-    assert after[:20] == steps
-    assert after == list(range(1, len(after) + 1))
-
-
-def test_shuffled_control_pairs_each_clip_with_another_one():
-    assert swap_partners(["a", "b", "c"]) == ([0, 1, 2], [1, 2, 0])
-    assert swap_partners(["a", "a", "b", "b"]) == ([0, 1, 2, 3], [2, 2, 0, 0])  # never the same recording
-    assert swap_partners(["a", "a"]) == ([], [])
-    assert swap_partners([]) == ([], [])
-
-
-class HearsItsNumber:
-    """A model whose loss is 0 when text and audio belong together and 1 when not."""
-
-    device, train_prompts = torch.device("cpu"), {}
-
-    def eval(self):
-        return self
-
-    def encode_speech(self, raw_wav, _padding_mask):
-        return raw_wav, None
-
-    def answer_loss(self, embeds, _prompts, texts):
-        wrong = torch.tensor([float(e[0].item() != float(t)) for e, t in zip(embeds, texts, strict=True)])
-        return {"sample_loss": wrong, "sample_correct": 1 - wrong, "sample_total": torch.ones(len(texts))}
-
-
-def test_validation_scores_the_right_audio_and_the_swapped():
-    class Ignored:
-        def add(self, _samples, judged):
-            pass
-
-    def batch(*numbers):
-        wav = torch.tensor([[float(n)] for n in numbers])
-        texts = [str(n) for n in numbers]
-        tasks = ["odd" if n % 2 else "even" for n in numbers]
-        return {"raw_wav": wav, "padding_mask": wav > 99, "text": texts, "id": texts, "task": tasks, "broken": []}
-
-    result = validate(HearsItsNumber(), [batch(1, 2), batch(3)], Ignored())
-    tasks = result.pop("tasks")
-    assert result == {"loss": 0.0, "accuracy": 1.0, "loss_shuffled": 1.0, "accuracy_shuffled": 0.0}
-    assert tasks == {"even": result, "odd": result}
-    alone = validate(HearsItsNumber(), [batch(3)], Ignored())
-    assert alone["loss_shuffled"] is None
-
-
-def test_a_model_that_does_not_listen_is_called_out(caplog):
-    deaf = {"loss": 3.05, "accuracy": 0.4, "loss_shuffled": 3.06, "accuracy_shuffled": 0.4}
-    deaf["tasks"] = {"asr": dict(deaf)}
-    report_listening(deaf, 0, past_warmup=False)
-    assert "NOT LISTENING" not in caplog.text  # it may still learn to
-    report_listening(deaf, 0, past_warmup=True)
-    assert "NOT LISTENING" in caplog.text
-    caplog.clear()
-    report_listening({**deaf, "loss": 1.0}, 0, past_warmup=True)
-    assert "NOT LISTENING" not in caplog.text
-    report_listening({**deaf, "loss_shuffled": None, "accuracy_shuffled": None}, 0, past_warmup=True)
-    assert "run.batch_size_eval" in caplog.text
-
-
-def test_a_run_does_not_replace_the_checkpoint_it_starts_from(plain_options, tmp_path):
-    (tmp_path / "stage1").mkdir()
-    ckpt = tmp_path / "stage1" / "checkpoint_best.pth"
-    ckpt.touch()
-    result = run_command(
-        "train.py", "--cfg-path", "configs/mini/stage1.yaml", "--options", *plain_options, f"model.ckpt={ckpt}"
-    )
-    assert result.returncode == 2
-    assert "lies in the folder" in result.stderr
-    assert ckpt.exists()
