@@ -1,13 +1,10 @@
 """Read configuration files: typed, complete, with everything that is wrong told at once.
 
-A config file may start from another one (`base: base.yaml`, relative to the file itself) or from
-several, of which the later win;
-`--options a.b=c` come last. Unknown keys and wrong types are collected and told together.
+A config file may start from another one (`base: base.yaml`, relative to the file itself) or from several, of which
+the later win; `--options a.b=c` come last. Unknown keys and wrong types are collected and told together.
 """
 
 import difflib
-import math
-import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
@@ -18,59 +15,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from salmonn.config_values import CHOICES, impossible_values
 from salmonn.errors import UserError
 from salmonn.schema import Config, GenerateConfig, ModelConfig
 
 BEST = "checkpoint_best.pth"
-
-CHOICES = {
-    "model.llm_quantization": ("none", "8bit", "nf4"),
-    "model.llm_dtype": ("auto", "float16", "bfloat16", "float32"),
-    "model.encoder_dtype": ("float32", "float16", "bfloat16"),
-    "run.amp_dtype": ("fp16", "bf16"),
-    "run.loss_average": ("token", "batch"),
-    "datasets.channel": ("first", "mean"),
-    "datasets.expand_cut": ("head", "share"),
-    "datasets.integrity": ("off", "header", "decode", "verified"),
-    "evaluate.judge.kind": ("containment", "openai", "local"),
-}
-AT_LEAST_ONE = (
-    "model.num_speech_query_token",
-    "model.qformer_hidden_size",
-    "model.qformer_num_layers",
-    "model.qformer_num_heads",
-    "model.qformer_intermediate_size",
-    "model.lora_rank",
-    "model.max_txt_len",
-    "run.accum_grad_iters",
-    "run.keep_checkpoints",
-    "run.batch_size_train",
-    "run.batch_size_eval",
-    "run.iters_per_epoch",
-    "run.log_freq",
-    "run.optims.max_epoch",
-    "generate.max_new_tokens",
-    "generate.num_beams",
-    "evaluate.judge.max_tokens",
-    "evaluate.judge.concurrency",
-    "evaluate.judge.max_tries",
-)
-NOT_NEGATIVE = (
-    "run.seed",
-    "run.num_workers",
-    "run.optims.warmup_steps",
-    "run.optims.init_lr",
-    "run.optims.lora_lr_factor",
-    "run.optims.min_lr",
-    "run.optims.weight_decay",
-    "run.optims.grad_clip_norm",
-    "datasets.max_bad_fraction",
-    "run.valid_every_steps",
-    "run.save_every_steps",
-    "run.save_every_minutes",
-    "generate.min_length",
-    "model.lora_scaling",
-)
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
@@ -95,7 +44,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
 
     config = _merge_typed(OmegaConf.structured(Config), source, str(path), problems)
     config = _merge_typed(config, overrides, "--options", problems)
-    problems += _impossible_values(config)
+    problems += impossible_values(config)
     if problems:
         raise UserError("\n  ".join(["the configuration is not usable:", *problems]))
     if config.model.llm_dtype == "auto" and config.run.amp and config.run.amp_dtype == "bf16" and not _on_cpu(config):
@@ -165,7 +114,7 @@ def typed_section(values: Any, schema: type, section: str) -> DictConfig:
     _unknown_keys(values, schema, f"{section}.", "given values", problems)
     if not problems:
         config = _merge_typed(OmegaConf.structured(schema), OmegaConf.create(values), section, problems)
-        problems += _impossible_values(OmegaConf.create({section: config}))
+        problems += impossible_values(OmegaConf.create({section: config}))
     if problems:
         raise UserError("\n  ".join([f"the section {section} is not usable:", *problems]))
     return config
@@ -263,84 +212,6 @@ def leaves(values: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]
         else:
             found.append((f"{prefix}{key}", value))
     return found
-
-
-def _impossible_values(config: DictConfig) -> list[str]:
-    problems = []
-    for key, choices in CHOICES.items():
-        value = OmegaConf.select(config, key)
-        if value is not None and value not in choices:
-            problems.append(f"{key} = {value!r}: choose one of {', '.join(choices)}")
-    for key in AT_LEAST_ONE:
-        value = OmegaConf.select(config, key)
-        if value is not None and value < 1:
-            problems.append(f"{key} = {value}: must be at least 1")
-    for key in NOT_NEGATIVE:
-        value = OmegaConf.select(config, key)
-        if value is not None and not 0 <= value < math.inf:  # nan, too
-            problems.append(f"{key} = {value}: must be 0 or more")
-    for key in ("run.timeout_minutes", "run.encoder_cache_gb"):
-        value = OmegaConf.select(config, key)
-        if value is not None and not 0 < value < math.inf:
-            problems.append(f"{key} = {value}: must be more than 0")
-    share = OmegaConf.select(config, "datasets.max_bad_fraction")
-    if share is not None and share > 1:
-        problems.append(f"datasets.max_bad_fraction = {share}: a share, at most 1 (5 % is 0.05)")
-    device = OmegaConf.select(config, "run.device")
-    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        problems.append(f"run.device = {device}: choose cpu, cuda or cuda:N")
-    if OmegaConf.select(config, "generate.do_sample") and config.generate.temperature <= 0:
-        problems.append(f"generate.temperature = {config.generate.temperature}: sampling needs more than 0")
-    if OmegaConf.select(config, "run.amp") and (config.run.amp_dtype, config.model.llm_dtype) == ("bf16", "float16"):
-        problems.append("run.amp_dtype = bf16 does not go with model.llm_dtype = float16: make both one kind")
-    model = OmegaConf.select(config, "model")
-    if model is not None:
-        problems += _impossible_model(model)
-    if model is not None and OmegaConf.select(config, "run.encoder_cache"):
-        problems += [
-            f"model.{key} = False does not go with run.encoder_cache: what is trained gives something else each time"
-            for key in ("freeze_whisper", "freeze_beats")
-            if not model[key]
-        ]
-    judge = OmegaConf.select(config, "evaluate.judge")
-    if judge is not None:
-        problems += _impossible_judge(judge)
-    return problems
-
-
-def _impossible_model(model: DictConfig) -> list[str]:
-    problems = []
-    if not model.use_speech_Qformer:
-        problems.append("model.use_speech_Qformer = False: no other connector exists (nor in the published code)")
-    if model.qformer_hidden_size % max(1, model.qformer_num_heads):
-        problems.append(
-            f"model.qformer_hidden_size = {model.qformer_hidden_size} is not a multiple of "
-            f"model.qformer_num_heads = {model.qformer_num_heads}"
-        )
-    if "{}" not in model.prompt_template:
-        problems.append(f"model.prompt_template = {model.prompt_template!r}: needs {{}} where the prompt goes")
-    for key in ("second_per_window", "second_stride"):
-        if round(50 * model[key]) < 1:
-            problems.append(f"model.{key} = {model[key]}: shorter than one 20 ms frame of Whisper")
-    if model.low_resource and model.llm_quantization == "nf4":
-        problems.append("model.low_resource = True means 8bit, model.llm_quantization says nf4: drop one of them")
-    return problems
-
-
-def _impossible_judge(judge: DictConfig) -> list[str]:
-    problems = []
-    needed = {"openai": ("base_url", "model"), "local": ("local_path",)}.get(judge.kind, ())
-    problems += [f"evaluate.judge.{key} is empty: kind = {judge.kind} needs it" for key in needed if not judge[key]]
-    if not 0 < judge.timeout_s < math.inf:
-        problems.append(f"evaluate.judge.timeout_s = {judge.timeout_s}: must be more than 0")
-    # These two values are not repeated: what stands there by mistake may be a secret.
-    if judge.base_url and not re.fullmatch(r"https?://[!-~]+", judge.base_url):
-        problems.append("evaluate.judge.base_url: must start with http:// or https:// and hold no spaces")
-    elif re.search(r"[@?#]|/chat/completions", judge.base_url):
-        problems.append("evaluate.judge.base_url: the plain address, without password, ?, # and /chat/completions")
-    if not re.fullmatch(r"([A-Za-z_]\w*)?", judge.key_variable, re.ASCII):
-        problems.append("evaluate.judge.key_variable: the name of an environment variable, not the key itself")
-    return problems
 
 
 def argument_parser(description: str, default_cfg_path: str | None = None) -> ArgumentParser:
