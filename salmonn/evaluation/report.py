@@ -10,9 +10,9 @@ from salmonn.charts import write_png
 from salmonn.evaluation.jobs import Job, Output
 from salmonn.evaluation.judge import Judgement
 from salmonn.evaluation.metrics import METRICS
-from salmonn.evaluation.normalisers import normaliser
+from salmonn.evaluation.normalisers import Normaliser, normaliser
 from salmonn.evaluation.plots import confusion
-from salmonn.evaluation.scoring import score
+from salmonn.evaluation.scoring import Scores, score
 from salmonn.evaluation.tables import card_table, heard_clips, metrics_of, shown_interval, shown_score, table
 from salmonn.evaluation.tasks import Clip, EvalTask, examples
 from salmonn.files import write_json, write_text
@@ -97,22 +97,37 @@ def _add_scores(
         },
         "statistics": scores.statistics,
     }
-    report["notes"].append(normaliser_note)
-    report["notes"] += [f"{METRICS[name].title} has no score: {why}." for name, why in scores.unavailable.items()]
+    report["notes"] += [normaliser_note, *_notes_on(scores)]
+    if swapped is not None:
+        _add_control(report, task, clips, swapped, normalise)
+
+
+def _notes_on(scores: Scores) -> list[str]:
+    notes = [f"{METRICS[name].title} has no score: {why}." for name, why in scores.unavailable.items()]
     noted = {name: details["note"] for name, details in scores.details.items() if "note" in details}
-    report["notes"] += [f"{METRICS[name].title}: {note}." for name, note in noted.items()]
+    notes += [f"{METRICS[name].title}: {note}." for name, note in noted.items()]
     if scores.empty_references:
-        report["notes"].append(
+        notes.append(
             f"Clips without a reference word after normalisation: {scores.empty_references}; they are left out of "
             f"scores against references, and were answered with {scores.words_without_reference} words."
         )
-    if swapped is not None:
-        # a judge is asked about real answers only, and what needs no truth is the same for answers in another order
-        compared = [name for name in task.metrics if METRICS[name].needs in ("references", "spoken")]
-        control = score(replace(task, metrics=compared), clips, swapped, normalise)
-        report["scores"] |= {f"{name}_shuffled": value for name, value in control.all.items()}
-        report["notes"].append("Shuffled audio: every prompt answered once more, hearing another clip of the set.")
-        report["notes"] += filter(None, (_deafness(report, name) for name in control.all))
+    return notes
+
+
+def _add_control(
+    report: dict[str, Any],
+    task: EvalTask,
+    clips: Sequence[Clip],
+    swapped: Mapping[int, Output],
+    normalise: Normaliser,
+) -> None:
+    """Scores of the answers to other clips' audio; says where they are as good."""
+    # a judge is asked about real answers only, and what needs no truth is the same for answers in another order
+    compared = [name for name in task.metrics if METRICS[name].needs in ("references", "spoken")]
+    control = score(replace(task, metrics=compared), clips, swapped, normalise)
+    report["scores"] |= {f"{name}_shuffled": value for name, value in control.all.items()}
+    report["notes"].append("Shuffled audio: every prompt answered once more, hearing another clip of the set.")
+    report["notes"] += filter(None, (_deafness(report, name) for name in control.all))
 
 
 def _deafness(report: Mapping[str, Any], name: str) -> str:

@@ -58,25 +58,28 @@ def score(
         if judgement.problem:
             _no_score(scores, ["judged"], judgement.problem)
     for name in names:
-        if name in scores.unavailable:
-            continue
-        try:
-            measured = measure(METRICS[name], texts, finished)
-        except UnavailableError as error:
-            _no_score(scores, [name], str(error))
-            continue
-        scores.all[name], scores.finished[name] = measured.value, measured.finished
-        scores.intervals[name], scores.clips[name] = measured.interval, measured.clips
-        scores.statistics[name] = {
-            "score": measured.value,
-            "rows": [positions[row] for row in measured.rows],
-            "values": measured.statistics.tolist(),
-        }
-        if measured.value is None:
-            scores.unavailable[name] = "there is nothing to count in these outputs and references"
-        if measured.details:
-            scores.details[name] = measured.details
+        if name not in scores.unavailable:
+            _add_metric(scores, name, texts, finished, positions)
     return scores
+
+
+def _add_metric(scores: Scores, name: str, texts: Texts, finished: Sequence[bool], positions: Sequence[int]) -> None:
+    try:
+        measured = measure(METRICS[name], texts, finished)
+    except UnavailableError as error:
+        _no_score(scores, [name], str(error))
+        return
+    scores.all[name], scores.finished[name] = measured.value, measured.finished
+    scores.intervals[name], scores.clips[name] = measured.interval, measured.clips
+    scores.statistics[name] = {
+        "score": measured.value,
+        "rows": [positions[row] for row in measured.rows],
+        "values": measured.statistics.tolist(),
+    }
+    if measured.value is None:
+        scores.unavailable[name] = "there is nothing to count in these outputs and references"
+    if measured.details:
+        scores.details[name] = measured.details
 
 
 def _no_score(scores: Scores, names: Sequence[str], reason: str) -> Scores:
