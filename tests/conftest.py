@@ -108,6 +108,17 @@ def mini_options(world: Path, output: Path) -> list[str]:
     ]
 
 
+def train_options(world: Path, output: Path, stage: str = "stage1") -> list[str]:
+    """`mini_options`, and the annotation files of a stage of that world."""
+    ann = (f"datasets.{split}_ann_path={world}/ann/{stage}_{split}.json" for split in ("train", "valid"))
+    return [*mini_options(world, output), *ann]
+
+
+def json_lines(path: Path) -> list[dict]:
+    """What the lines of a file hold."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def run_command(
     *arguments: str, cwd: Path = ROOT, timeout: float = 240, ranks: int = 1, **env: str
 ) -> subprocess.CompletedProcess:

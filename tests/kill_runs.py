@@ -20,7 +20,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from conftest import mini_options, torchrun  # noqa: E402
+from conftest import torchrun, train_options  # noqa: E402
 
 STEPS = ["run.iters_per_epoch=20", "run.optims.max_epoch=2", "run.batch_size_train=2", "run.batch_size_eval=4"]
 STEPS += ["run.accum_grad_iters=2", "run.log_freq=1", "run.save_every_steps=1", "run.num_workers=1"]
@@ -28,9 +28,8 @@ STEPS += ["run.accum_grad_iters=2", "run.log_freq=1", "run.save_every_steps=1", 
 
 def command(world: Path, output: Path, processes: int = 2, *options: str) -> list[str]:
     """The same for the first start and for every other."""
-    ann = [f"datasets.{split}_ann_path={world}/ann/stage1_{split}.json" for split in ("train", "valid")]
     config = ["train.py", "--cfg-path", "configs/mini/stage1.yaml", "--options"]
-    return [sys.executable, *torchrun(processes), *config, *mini_options(world, output), *ann, *STEPS, *options]
+    return [sys.executable, *torchrun(processes), *config, *train_options(world, output), *STEPS, *options]
 
 
 def start(arguments: list[str], **kwargs) -> subprocess.Popen:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from conftest import ROOT, mini_options
+from conftest import ROOT, json_lines, train_options
 from salmonn.config import load_config
 from salmonn.runner import Runner
 
@@ -17,8 +17,7 @@ PLAIN += ["run.optims.grad_clip_norm=0"]  # clipping would hide a wrong scale
 def plain_options(mini_world, tmp_path):
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps({task: "<SpeechHere> what?" for task in ("asr", "audiocaption")}))
-    ann = [f"datasets.{split}_ann_path={mini_world}/ann/stage1_{split}.json" for split in ("train", "valid")]
-    return [*mini_options(mini_world, tmp_path), *ann, *PLAIN, f"model.prompt_path={prompts}"]
+    return [*train_options(mini_world, tmp_path), *PLAIN, f"model.prompt_path={prompts}"]
 
 
 @pytest.fixture
@@ -37,4 +36,4 @@ def make_runner(plain_options, monkeypatch):
 
 
 def log_lines(runner: Runner) -> list[dict]:
-    return [json.loads(line) for line in (runner.folder / "log.jsonl").read_text().splitlines()]
+    return json_lines(runner.folder / "log.jsonl")

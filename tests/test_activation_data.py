@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from conftest import ROOT, mini_options, run_command
+from conftest import ROOT, json_lines, mini_options, run_command
 from salmonn import SALMONN, checkpoint
 from salmonn.audio import load_clip
 from salmonn.config import load_config
@@ -202,7 +202,7 @@ def test_stage_3_trains_on_the_stories_one_a_step(mini_world: Path, options: lis
         f"run.output_dir={tmp_path}", timeout=240,
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
-    log = [json.loads(line) for line in (tmp_path / "stage3/log.jsonl").read_text().splitlines()]
+    log = json_lines(tmp_path / "stage3/log.jsonl")
     assert [line["step"] for line in log if line["kind"] == "train"] == [1, 2, 3, 4]
     summary = json.loads((tmp_path / "stage3/summary.json").read_text())
     assert (summary["tried"], summary["bad"]) == (4, 0)

@@ -4,7 +4,6 @@ Most tests use torch.compile's backend "eager", which traces and guards but leav
 """
 
 import functools
-import json
 import logging
 
 import pytest
@@ -14,7 +13,7 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
-from conftest import ROOT, mini_options, run_command
+from conftest import ROOT, json_lines, run_command, train_options
 from salmonn import checkpoint, compiled, runner
 from salmonn.compiled import compile_blocks, compiler_problem, repeated_blocks
 from salmonn.config import load_config
@@ -172,8 +171,7 @@ def options(mini_world, tmp_path, monkeypatch):
     """Of a run of two steps."""
     monkeypatch.chdir(ROOT)
     return [
-        *mini_options(mini_world, tmp_path),
-        *(f"datasets.{split}_ann_path={mini_world}/ann/stage1_{split}.json" for split in ("train", "valid")),
+        *train_options(mini_world, tmp_path),
         "run.iters_per_epoch=2", "run.batch_size_train=2", "run.accum_grad_iters=1", "run.optims.max_epoch=1",
         "run.optims.warmup_steps=0", "run.log_freq=1", "run.overwrite=True",
     ]  # fmt: skip
@@ -185,7 +183,7 @@ def test_a_run_with_compiled_blocks_trains_validates_and_saves_the_same(options,
     for option in ("run.compile=False", "run.compile=True"):
         run = runner.Runner(load_config("configs/mini/stage1.yaml", [*options, option]))
         assert run.run()
-        logs.append([json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()])
+        logs.append(json_lines(run.folder / "log.jsonl"))
         states.append(checkpoint.read(run.folder / "checkpoint_best.pth")["model"])
     assert counters["stats"]["unique_graphs"] > 4
     for plain, ours in zip(*logs, strict=True):

@@ -10,7 +10,7 @@ import pytest
 from damaged_media import ALL_KINDS, flac_without_length, make_damaged, make_good, must_fail
 from omegaconf import OmegaConf
 
-from conftest import ROOT, mini_options, run_command
+from conftest import ROOT, json_lines, mini_options, run_command
 from salmonn import integrity
 from salmonn.annotations import Annotations
 from salmonn.audio import decode_all, inspect_header, load_audio
@@ -231,7 +231,7 @@ def train(mini_world, corpus, output, *datasets):
         str(output / "train.py"), "--cfg-path", "configs/mini/stage1.yaml", "--options", *options,
         RECORDS=str(records), PYTHONPATH=str(ROOT), timeout=200, ranks=2,
     )  # fmt: skip
-    ranks = [[json.loads(line) for line in (records / rank).read_text().splitlines()] for rank in ("0", "1")]
+    ranks = [json_lines(records / rank) for rank in ("0", "1")]
     quarantine = output / "stage1/quarantine.jsonl"
     listed = quarantine.read_text().splitlines() if quarantine.exists() else []
     config = load_config(str(ROOT / "configs/mini/stage1.yaml"), options)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from kill_runs import family, kill_all
 
-from conftest import ROOT, mini_options, run_command, torchrun
+from conftest import ROOT, json_lines, run_command, torchrun, train_options
 from salmonn import checkpoint
 from salmonn.config import load_config
 from salmonn.errors import UserError
@@ -50,8 +50,7 @@ runpy.run_path("train.py", run_name="__main__")
 
 
 def arguments(world: Path, output: Path, *options: str) -> list[str]:
-    ann = [f"datasets.{split}_ann_path={world}/ann/stage1_{split}.json" for split in ("train", "valid")]
-    return ["--cfg-path", "configs/mini/stage1.yaml", "--options", *mini_options(world, output), *ann, *SHORT, *options]
+    return ["--cfg-path", "configs/mini/stage1.yaml", "--options", *train_options(world, output), *SHORT, *options]
 
 
 def start(command: list[str], **env: str) -> subprocess.Popen:
@@ -145,7 +144,7 @@ def test_processes_that_srun_starts_train_together(mini_world, tmp_path):
     assert [rank.returncode for rank in ranks] == [0, 0], messages
     assert "effective batch 4 (2 x accumulation 1 x 2 processes)" in messages[0]
     assert messages[1] == ""
-    lines = [json.loads(line) for line in (tmp_path / "stage1/log.jsonl").read_text().splitlines()]
+    lines = json_lines(tmp_path / "stage1/log.jsonl")
     assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2]
 
 
@@ -182,7 +181,7 @@ def test_the_time_that_ranks_wait_is_checked():
 
 def seen(folder: Path) -> list[int]:
     """What the ranks of a run trained on, in the order of the stream."""
-    ranks = [[json.loads(line) for line in path.read_text().splitlines()] for path in sorted(folder.iterdir())]
+    ranks = [json_lines(path) for path in sorted(folder.iterdir())]
     return [index for step in zip(*ranks, strict=True) for line in step for index in line["batch"]]
 
 

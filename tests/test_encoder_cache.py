@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from conftest import CASES, ROOT, mini_options
+from conftest import CASES, ROOT, json_lines, mini_options
 from salmonn import encoder_cache, model
 from salmonn.config import load_config
 from salmonn.dataset import pad_wavs
@@ -250,7 +250,7 @@ def train(options, heard: list, monkeypatch) -> list[dict]:
         )
         assert runner.train()
     runner.close()
-    return [json.loads(line) for line in (runner.folder / "log.jsonl").read_text().splitlines()]
+    return json_lines(runner.folder / "log.jsonl")
 
 
 def test_the_second_epoch_of_a_run_calls_no_encoder_and_learns_the_same(options, tmp_path, monkeypatch, capsys):

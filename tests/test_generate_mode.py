@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from stub_model import StubModel, config_for, entry
 
+from conftest import json_lines
 from salmonn.errors import UserError
 from salmonn.evaluation import METRICS, EvalTask, Metric, evaluate_tasks, provenance
 from salmonn.evaluation.runner import evaluate, generate_answers
@@ -17,7 +18,7 @@ def test_any_annotation_file_is_answered_each_entry_by_its_own_prompt(stub_world
     config = config_for(stub_world, entries)
     generate_answers(config, f"{stub_world}/ann.json")
     folder = stub_world / "results/generate_ann"
-    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    lines = json_lines(folder / "predictions.jsonl")
     assert [line["text"] for line in lines] == ["red dog", "blue dog", ""]
     assert "Write it." in lines[0]["prompt"]
     assert "Describe: now" in lines[1]["prompt"]

@@ -1,7 +1,6 @@
 """Judged answers: the three judges, and that no verdict is asked for twice."""
 
 import hashlib
-import json
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from dataclasses import replace
 import pytest
 from judge_server import KEY, QUESTIONS, completion, endpoint, expect_right, settings
 
-from conftest import GOLDEN, ROOT
+from conftest import GOLDEN, ROOT, json_lines
 from salmonn.errors import UserError
 from salmonn.evaluation import judge_prompts
 from salmonn.evaluation.judge import Question, judge_all, judge_name, tally
@@ -26,7 +25,7 @@ def test_an_endpoint_is_asked_once_per_answer(judge, tmp_path):
     first = judge.requests[0]
     assert (first["path"], first["model"], first["temperature"]) == ("/v1/chat/completions", "tiny-judge", 0)
     assert {headers["Authorization"] for headers in judge.headers} == {f"Bearer {KEY}"}
-    lines = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
+    lines = json_lines(tmp_path / "verdicts.jsonl")
     assert {line["raw"] for line in lines} == {"Yes.", "no"}
     assert {line["judge"] for line in lines} == {f"tiny-judge at {judge.url}, prompt {judge_prompts.PROMPT_VERSION}"}
 
@@ -62,7 +61,7 @@ def test_a_half_written_last_line_is_dropped(judge, tmp_path):
     judge.requests.clear()
     expect_right(judge_all(QUESTIONS, config, tmp_path))
     assert len(judge.requests) == 1
-    assert len([json.loads(line) for line in path.read_text().splitlines()]) == len(QUESTIONS)
+    assert len(json_lines(path)) == len(QUESTIONS)
 
     path.write_text("{}\n" + path.read_text())
     with pytest.raises(UserError, match=r"verdicts\.jsonl, line 1 is not a verdict"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from stub_model import StubModel, config_for, entry
 
+from conftest import json_lines
 from salmonn.errors import UserError
 from salmonn.evaluation.runner import evaluate_tasks
 from salmonn.evaluation.tasks import EvalTask
@@ -29,7 +30,7 @@ def run(world: Path, *options: str) -> tuple[dict, list[dict]]:
         evaluate_tasks(config, [task, other], folder)
     finally:
         report = json.loads((folder / "sqqa/report.json").read_text())
-        lines = [json.loads(line) for line in (folder / "sqqa/predictions.jsonl").read_text().splitlines()]
+        lines = json_lines(folder / "sqqa/predictions.jsonl")
         assert "wer" in json.loads((folder / "asr/report.json").read_text())["scores"]  # whatever the judge does
     return report, lines
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from conftest import mini_options, run_command
+from conftest import mini_options, run_command, train_options
 from salmonn.annotations import Annotations
 from salmonn.audio import AudioError, load_clip
 from salmonn.paths import ClipPaths
@@ -109,13 +109,13 @@ def test_good_clips_decode_and_one_in_ten_is_broken_as_listed(mini_world):
 def trained(mini_world, tmp_path_factory):
     """A checkpoint of a short run, and the options that point the mini configs here."""
     output = tmp_path_factory.mktemp("trained")
-    options = mini_options(mini_world, output)
-    ann = [f"datasets.{split}_ann_path={mini_world}/ann/stage1_{split}.json" for split in ("train", "valid")]
     short = ["run.iters_per_epoch=2", "run.optims.max_epoch=1", "run.batch_size_train=2"]
-    result = run_command("train.py", "--cfg-path", "configs/mini/stage1.yaml", "--options", *options, *ann, *short)
+    options = ["--options", *train_options(mini_world, output), *short]
+    result = run_command("train.py", "--cfg-path", "configs/mini/stage1.yaml", *options)
     assert result.returncode == 0, result.stderr
-    return [*options, f"model.ckpt={output}/stage1/checkpoint_best.pth", f"evaluate.results_dir={output}/results",
-            "generate.max_new_tokens=8", "run.batch_size_eval=8"]  # fmt: skip
+    here = [*mini_options(mini_world, output), f"evaluate.results_dir={output}/results"]
+    short = ["generate.max_new_tokens=8", "run.batch_size_eval=8"]
+    return [*here, f"model.ckpt={output}/stage1/checkpoint_best.pth", *short]
 
 
 def evaluate(mode, *options):

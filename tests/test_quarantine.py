@@ -1,9 +1,8 @@
 """Files that break in training: listed once, counted over all, and too many of them stop the run."""
 
-import json
-
 import pytest
 
+from conftest import json_lines
 from salmonn.errors import UserError
 from salmonn.integrity import Verdict
 from salmonn.quarantine import MIN_TRIED, Quarantine
@@ -14,7 +13,7 @@ def batch(n_tried, *broken):
 
 
 def listed(folder):
-    return [json.loads(line)["path"] for line in (folder / "quarantine.jsonl").read_text().splitlines()]
+    return [line["path"] for line in json_lines(folder / "quarantine.jsonl")]
 
 
 def test_a_file_is_listed_once_however_often_it_is_met(tmp_path):

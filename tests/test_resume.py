@@ -1,6 +1,5 @@
 """A run goes on where it was: after kill -9, a signal, a restart by torchrun, a full disk, a damaged checkpoint."""
 
-import json
 import os
 import random
 import resource
@@ -15,7 +14,7 @@ import torch
 from filelock import FileLock
 from kill_runs import command, family, run_killed, same_state, start
 
-from conftest import ROOT, mini_options, run_command
+from conftest import ROOT, json_lines, run_command, train_options
 from salmonn import checkpoint
 
 # One process, two short epochs, a checkpoint after each step.
@@ -24,9 +23,8 @@ SHORT += ["run.log_freq=1", "run.save_every_steps=1"]
 
 
 def arguments(world: Path, output: Path, *options: str) -> list[str]:
-    ann = [f"datasets.{split}_ann_path={world}/ann/stage1_{split}.json" for split in ("train", "valid")]
     config = ["train.py", "--cfg-path", "configs/mini/stage1.yaml", "--options"]
-    return [*config, *mini_options(world, output), *ann, *SHORT, *options]
+    return [*config, *train_options(world, output), *SHORT, *options]
 
 
 def train(world: Path, output: Path, *options: str) -> subprocess.CompletedProcess:
@@ -34,7 +32,7 @@ def train(world: Path, output: Path, *options: str) -> subprocess.CompletedProce
 
 
 def log_steps(output: Path, kind: str = "train") -> list[int]:
-    lines = [json.loads(line) for line in (output / "stage1/log.jsonl").read_text().splitlines()]
+    lines = json_lines(output / "stage1/log.jsonl")
     return [line["step"] for line in lines if line["kind"] == kind]
 
 

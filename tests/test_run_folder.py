@@ -1,6 +1,5 @@
 """What a run's folder allows, keeps and goes on from; what its log survives."""
 
-import json
 import zipfile
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import json_lines
 from salmonn import checkpoint, run_folder
 from salmonn.config import load_config
 from salmonn.errors import UserError
@@ -152,7 +152,7 @@ def test_a_full_disk_stops_neither_the_log_nor_the_run(tmp_path, caplog):
     log._lines = lines
     log.write("train", 60, loss=1.0)
     log.close()
-    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in json_lines(tmp_path / "log.jsonl")]
     assert steps == [1, 60]
     assert caplog.text.count("could not be written") == 1
     assert caplog.text.count("TensorBoard's curves stop here") == 1

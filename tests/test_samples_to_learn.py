@@ -2,13 +2,12 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from conftest import ROOT, mini_options, run_command
+from conftest import ROOT, json_lines, run_command, train_options
 from salmonn.config import load_config
 from salmonn.errors import UserError
 from salmonn.runner import Runner
@@ -113,8 +112,7 @@ def test_recipes_are_run_once_and_reported(mini_world, tmp_path, monkeypatch):
     study = {"config": "configs/mini/stage1.yaml", "max_samples": 16, "valid_every_samples": 8, "valid_clips": 8}
     study |= {"options": ["run.batch_size_train=4"], "recipes": {"asr_only": {"tasks": ["asr"]}}}
     recipes.write_text(json.dumps(study))
-    ann = [f"datasets.{split}_ann_path={mini_world}/ann/stage1_{split}.json" for split in ("train", "valid")]
-    options = [*ann, *(option for option in mini_options(mini_world, tmp_path) if "output_dir" not in option)]
+    options = [option for option in train_options(mini_world, tmp_path) if "output_dir" not in option]
     arguments = ["--recipes", str(recipes), "--out", str(out), "--seeds", "7", "--only", "asr_only"]
     result = run_command("util/samples_to_learn.py", *arguments, "--options", *options)
     assert result.returncode == 0, result.stderr
@@ -136,15 +134,14 @@ def test_recipes_are_run_once_and_reported(mini_world, tmp_path, monkeypatch):
 
 def test_validations_inside_an_epoch_leave_the_training_as_it_is(mini_world, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    ann = [f"datasets.{split}_ann_path={mini_world}/ann/stage1_{split}.json" for split in ("train", "valid")]
     short = ["run.iters_per_epoch=6", "run.accum_grad_iters=2", "run.optims.max_epoch=1", "run.batch_size_train=2"]
 
     def trained(name: str, *options: str) -> tuple[list[int], dict]:
-        places = [*mini_options(mini_world, tmp_path), f"run.exp_name={name}"]
-        runner = Runner(load_config("configs/mini/stage1.yaml", [*places, *ann, *short, *options]))
+        places = [*train_options(mini_world, tmp_path), f"run.exp_name={name}"]
+        runner = Runner(load_config("configs/mini/stage1.yaml", [*places, *short, *options]))
         assert runner.run()
-        lines = Path(tmp_path, name, "log.jsonl").read_text().splitlines()
-        validated = [line["step"] for line in map(json.loads, lines) if line["kind"] == "valid"]
+        lines = json_lines(tmp_path / name / "log.jsonl")
+        validated = [line["step"] for line in lines if line["kind"] == "valid"]
         return validated, runner.model.state_dict()
 
     at_the_end, expected = trained("plain")

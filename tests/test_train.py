@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from conftest import ROOT, mini_options, run_command, torchrun
+from conftest import ROOT, json_lines, run_command, torchrun, train_options
 from salmonn import checkpoint
 from salmonn.config import argument_parser
 
@@ -17,16 +17,13 @@ SHORT = [
 
 
 def train(world, output, *options, config="configs/mini/stage1.yaml", launcher=(), ranks=1):
-    ann = [f"datasets.{split}_ann_path={world}/ann/stage1_{split}.json" for split in ("train", "valid")]
-    if config != "configs/mini/stage1.yaml":
-        stage = config.split("/")[-1].removesuffix(".yaml")
-        ann = [option.replace("stage1", stage) for option in ann]
-    arguments = ["--cfg-path", config, "--options", *mini_options(world, output), *ann, *SHORT, *options]
+    stage = config.split("/")[-1].removesuffix(".yaml")
+    arguments = ["--cfg-path", config, "--options", *train_options(world, output, stage), *SHORT, *options]
     return run_command(*launcher, "train.py", *arguments, ranks=ranks)
 
 
 def log_lines(folder, kind):
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = json_lines(folder / "log.jsonl")
     return [line for line in lines if line["kind"] == kind]
 
 
@@ -105,7 +102,7 @@ def test_broken_files_are_skipped_counted_and_listed(mini_world, tmp_path):
     result = train(mini_world, tmp_path, "run.iters_per_epoch=20", "run.optims.max_epoch=1", "run.batch_size_train=8")
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "stage1/summary.json").read_text())
-    listed = [json.loads(line) for line in (tmp_path / "stage1/quarantine.jsonl").read_text().splitlines()]
+    listed = json_lines(tmp_path / "stage1/quarantine.jsonl")
     assert summary["bad_files"] == len(listed) > 0
     assert all(entry["path"] and entry["reason"] for entry in listed)
     counts = [(line["tried"], line["bad"], line["bad_files"]) for line in log_lines(tmp_path / "stage1", "train")]
