@@ -1,4 +1,4 @@
-"""LLMs of other families with tiny random weights, and tokenizers in each family's manner; nothing is downloaded."""
+"""LLMs of other families, tiny and random, with tokenizers in each family's manner, and clips to ask them about."""
 
 import json
 from collections.abc import Sequence
@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -19,6 +21,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from salmonn import SALMONN
 from salmonn.dry_run import shrink_llm
 
 CORPUS = [
@@ -160,3 +163,24 @@ def _trained(tokenizer: Tokenizer, texts: Sequence[str], alphabet: Sequence[str]
 
 def _bos_in_front(tokenizer: Tokenizer, bos: str) -> processors.TemplateProcessing:
     return processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
+
+
+QUESTIONS = ["Write.", "Please write down what you hear, word by word."]
+TEXTS = ["a red dog", "the rain falls while a bell rings four times"]
+SECONDS = [1.3, 2.9]
+
+
+def samples_of(model: SALMONN, rows: list[int]) -> dict:
+    """Clips of different length with prompts and texts of different length."""
+    generators = [torch.Generator().manual_seed(i) for i in rows]
+    wavs = [0.1 * torch.randn(int(16_000 * SECONDS[i]), generator=g) for i, g in zip(rows, generators, strict=True)]
+    raw_wav = pad_sequence(wavs, batch_first=True)
+    lengths = torch.tensor([len(wav) for wav in wavs])
+    template = model.config.prompt_template
+    return {
+        "raw_wav": raw_wav,
+        "padding_mask": torch.arange(raw_wav.shape[1])[None] >= lengths[:, None],
+        "text": [TEXTS[i] for i in rows],
+        "task": ["asr"] * len(rows),
+        "prompts": [template.replace("{}", f"<Speech><SpeechHere></Speech> {QUESTIONS[i]}") for i in rows],
+    }

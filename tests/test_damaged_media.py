@@ -7,8 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from damaged_media import ALL_KINDS, flac_without_length, make_damaged, make_good, must_fail
+from damaged_media import ALL_KINDS, make_damaged, must_fail
 from omegaconf import OmegaConf
+from whole_media import flac_without_length, make_good
 
 from conftest import ROOT, json_lines, mini_options, run_command
 from salmonn import integrity

@@ -1,4 +1,4 @@
-"""Other LLMs than Vicuna, other Whispers, less precision: the families of tests/lightweight.py, tiny and random."""
+"""Other LLMs than Vicuna, less precision: the families of tests/lightweight.py, tiny and random."""
 
 import json
 import shutil
@@ -6,10 +6,9 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
-from lightweight import FAMILIES, write_llm
+from lightweight import FAMILIES, samples_of, write_llm
 from omegaconf import OmegaConf
-from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers import AutoConfig
 
 from conftest import golden_config
 from salmonn import SALMONN
@@ -19,9 +18,6 @@ from salmonn.errors import UserError
 from salmonn.prompts import split_prompt
 from salmonn.skeleton import build_skeleton
 
-QUESTIONS = ["Write.", "Please write down what you hear, word by word."]
-TEXTS = ["a red dog", "the rain falls while a bell rings four times"]
-SECONDS = [1.3, 2.9]
 GREEDY = {"num_beams": 1, "max_new_tokens": 12}
 CHAT = {
     "llama3.2": "<|start_header_id|>system<|end_header_id|>\n\nListen.<|eot_id|>"
@@ -60,22 +56,6 @@ def build(section):
         return loaded[name]
 
     return load
-
-
-def samples_of(model: SALMONN, rows: list[int]) -> dict:
-    """Clips of different length with prompts and texts of different length."""
-    generators = [torch.Generator().manual_seed(i) for i in rows]
-    wavs = [0.1 * torch.randn(int(16_000 * SECONDS[i]), generator=g) for i, g in zip(rows, generators, strict=True)]
-    raw_wav = pad_sequence(wavs, batch_first=True)
-    lengths = torch.tensor([len(wav) for wav in wavs])
-    template = model.config.prompt_template
-    return {
-        "raw_wav": raw_wav,
-        "padding_mask": torch.arange(raw_wav.shape[1])[None] >= lengths[:, None],
-        "text": [TEXTS[i] for i in rows],
-        "task": ["asr"] * len(rows),
-        "prompts": [template.replace("{}", f"<Speech><SpeechHere></Speech> {QUESTIONS[i]}") for i in rows],
-    }
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -320,47 +300,6 @@ def test_a_checkpoint_quantised_by_bitsandbytes_loads_as_it_is(section, tmp_path
     with torch.no_grad():
         torch.testing.assert_close(loaded(samples)["loss"], quantised(samples)["loss"])
     assert "quantization_config" not in shrink_llm(AutoConfig.from_pretrained(tmp_path / "llm")).to_dict()
-
-
-# ---- Whispers
-
-
-def write_whisper(folder, n_mels: int, width: int, decoder_layers: int) -> str:
-    config = WhisperConfig(
-        num_mel_bins=n_mels, d_model=width, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=64,
-        decoder_layers=decoder_layers, decoder_attention_heads=4, decoder_ffn_dim=64, vocab_size=60,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=3,
-    )  # fmt: skip
-    WhisperModel(config).save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=n_mels).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.mark.parametrize("beats", [True, False])
-@pytest.mark.parametrize(("n_mels", "width", "decoder_layers"), [(128, 40, 4), (80, 24, 1)])
-def test_a_whisper_of_another_kind_is_heard(tmp_path, beats, n_mels, width, decoder_layers):
-    """128 mel bins and a short decoder as in large-v3-turbo, or a small one."""
-    changes = {"whisper_path": write_whisper(tmp_path / "whisper", n_mels, width, decoder_layers), "ckpt": ""}
-    if not beats:
-        changes["beats_path"] = ""
-    model = SALMONN.from_config({**OmegaConf.to_container(golden_config("base")), **changes}).train()
-    samples = samples_of(model, [0, 1])
-    spectrogram = model.log_mel(samples["raw_wav"])
-    assert spectrogram.shape == (2, n_mels, 3000)
-    expected = WhisperFeatureExtractor.from_pretrained(tmp_path / "whisper")(
-        samples["raw_wav"][1].numpy(), sampling_rate=16_000, return_tensors="pt"
-    ).input_features
-    torch.testing.assert_close(spectrogram[1:], expected, rtol=0, atol=1e-4)
-    loss = model(samples)["loss"]
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert model.ln_speech.weight.grad.abs().max() > 0
-    model.eval()
-    with torch.no_grad():
-        together = model.encode_speech(samples["raw_wav"], samples["padding_mask"])[0]
-        alone = model.encode_speech(samples_of(model, [0])["raw_wav"])[0]
-    assert together.shape == (2, 88, 48)
-    torch.testing.assert_close(together[:1], alone, rtol=0, atol=1e-4)
 
 
 # ---- the two setups of the hackathon

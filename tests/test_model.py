@@ -296,16 +296,6 @@ def test_a_folder_that_lacks_a_weight_is_refused(tmp_path, part, key, name):
         SALMONN.from_config({**OmegaConf.to_container(golden_config("base")), key: str(tmp_path / part)})
 
 
-def test_a_whisper_folder_in_half_precision_runs_in_float32(tmp_path):
-    shutil.copytree(GOLDEN / "base/whisper", tmp_path / "whisper")
-    weights = load_file(GOLDEN / "base/whisper/model.safetensors")
-    half = {k: v.half() for k, v in weights.items()}
-    save_file(half, tmp_path / "whisper/model.safetensors", metadata={"format": "pt"})
-    config = {**OmegaConf.to_container(golden_config("base")), "whisper_path": str(tmp_path / "whisper")}
-    model = SALMONN.from_config(config)
-    assert {p.dtype for p in model.speech_encoder.parameters()} == {torch.float32}
-
-
 def test_a_checkpoint_of_a_frozen_encoder_starts_a_run_that_trains_it(caplog):
     config = {**OmegaConf.to_container(golden_config("base")), "freeze_whisper": False}
     with caplog.at_level("INFO"):
