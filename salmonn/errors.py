@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # Of several ranks one speaks, and its launcher ends the others while they wait: rank 0 first, then
@@ -13,9 +13,17 @@ from pathlib import Path
 _OTHERS_WAIT = 5  # s
 _WITNESSES_WAIT = 15  # s
 
+_NAMED = 5  # of a list in a message
+
 
 class UserError(Exception):
     """Bad input: the message names the file, key or entry, what is wrong and what to do."""
+
+
+def examples(names: Sequence[str]) -> str:
+    """The first few of what is named in a message, and how many there are besides."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def run_cli(main: Callable[[], None]) -> None:

@@ -33,7 +33,7 @@ from omegaconf import DictConfig
 from salmonn import slurm
 from salmonn.config import argument_parser, load_config
 from salmonn.errors import UserError, run_cli
-from salmonn.evaluation.tasks import MODES, load_tasks
+from salmonn.evaluation.tasks import MODES, load_tasks, named_tasks
 
 # Which operands a mode takes.
 OPERANDS = {
@@ -70,17 +70,17 @@ def run_mode(args: argparse.Namespace, config: DictConfig) -> None:
 
     folder = runner.results_folder(config, args.mode)
     if args.mode == "table3":
-        chosen = runner.named_tasks(config, args.tasks)
+        chosen = named_tasks(config, args.tasks)
         runner.evaluate_tasks(config, chosen, folder, others=load_tasks(config.evaluate.tasks_file))
     elif args.mode == "lora_sweep":
         from salmonn.evaluation.lora_sweep import SCALINGS, sweep
 
-        sweep(config, runner.named_tasks(config, args.tasks), args.scalings or SCALINGS, folder)
+        sweep(config, named_tasks(config, args.tasks), args.scalings or SCALINGS, folder)
     elif args.mode == "perplexity":
         from salmonn.evaluation.perplexity import measure_perplexity, points_of
 
         points = points_of(config, args.checkpoints, args.scalings)
-        measure_perplexity(config, runner.named_tasks(config, args.tasks), points, folder)
+        measure_perplexity(config, named_tasks(config, args.tasks), points, folder)
     elif args.mode == "efficiency":
         from salmonn.evaluation.efficiency import run_efficiency
 

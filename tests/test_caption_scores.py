@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from salmonn.evaluation.clips import Clip
 from salmonn.evaluation.jobs import Output
 from salmonn.evaluation.metrics import METRICS, Texts, UnavailableError, captions, measure
 from salmonn.evaluation.metrics.base import interval_of
 from salmonn.evaluation.normalisers import normaliser
 from salmonn.evaluation.scoring import score
-from salmonn.evaluation.tasks import Clip, task_of_mode
+from salmonn.evaluation.tasks import task_of_mode
 from salmonn.schema import DatasetsConfig
 
 ROOT = Path(__file__).parent.parent

@@ -12,13 +12,14 @@ import pytest
 
 from conftest import ROOT
 from salmonn.errors import UserError
+from salmonn.evaluation.clips import Clip
 from salmonn.evaluation.compare import compare
 from salmonn.evaluation.jobs import Job, Output
 from salmonn.evaluation.metrics import METRICS, Metric, UnavailableError
 from salmonn.evaluation.metrics.base import interval_of, paired_interval_of
 from salmonn.evaluation.report import build_report, prediction_lines, write_report
 from salmonn.evaluation.table3 import write_overview
-from salmonn.evaluation.tasks import Clip, EvalTask
+from salmonn.evaluation.tasks import EvalTask
 
 WHISPER = str(Path(__file__).parent)  # stands for a Whisper folder without a spelling mapping
 ASR = EvalTask("asr", "speech recognition", "asr.json", ["asr"], "", "words", ["wer"])

@@ -12,11 +12,12 @@ from salmonn import distributed
 from salmonn.annotations import Annotations
 from salmonn.dataset import SALMONNDataset
 from salmonn.errors import UserError
+from salmonn.evaluation.clips import clips_of
 from salmonn.evaluation.generation import answer_all, generate_batch
 from salmonn.evaluation.jobs import Job, Output, plan_jobs, swap_audio
 from salmonn.evaluation.runner import evaluate
 from salmonn.evaluation.submission import check_submission, submission_csv
-from salmonn.evaluation.tasks import EvalTask, clips_of
+from salmonn.evaluation.tasks import EvalTask
 
 ROOT = Path(__file__).resolve().parent.parent
 

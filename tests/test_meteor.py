@@ -10,12 +10,13 @@ import pycocoevalcap
 import pytest
 from omegaconf import OmegaConf
 
+from salmonn.evaluation.clips import Clip
 from salmonn.evaluation.jobs import Output
 from salmonn.evaluation.metrics import METRICS, Texts, captions
 from salmonn.evaluation.normalisers import normaliser
 from salmonn.evaluation.report import build_report, markdown
 from salmonn.evaluation.scoring import normalised
-from salmonn.evaluation.tasks import Clip, task_of_mode
+from salmonn.evaluation.tasks import task_of_mode
 from salmonn.schema import DatasetsConfig
 
 AAC = task_of_mode("valid_aac", OmegaConf.structured(DatasetsConfig))

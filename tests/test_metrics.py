@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from salmonn.evaluation.clips import Clip
 from salmonn.evaluation.jobs import Output
 from salmonn.evaluation.judge import Verdict
 from salmonn.evaluation.metrics import METRICS, Metric, Texts, measure
@@ -14,7 +15,7 @@ from salmonn.evaluation.metrics.base import interval_of
 from salmonn.evaluation.normalisers import each, normaliser
 from salmonn.evaluation.report import build_report, markdown
 from salmonn.evaluation.scoring import score
-from salmonn.evaluation.tasks import Clip, task_of_mode
+from salmonn.evaluation.tasks import task_of_mode
 from salmonn.schema import DatasetsConfig
 
 ASR = task_of_mode("valid_asr", OmegaConf.structured(DatasetsConfig))

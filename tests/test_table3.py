@@ -19,9 +19,8 @@ from salmonn.evaluation.answers import AnswerStore
 from salmonn.evaluation.jobs import Output
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.normalisers import NAMES
-from salmonn.evaluation.runner import named_tasks
 from salmonn.evaluation.table3 import rows_of
-from salmonn.evaluation.tasks import EvalTask, load_tasks
+from salmonn.evaluation.tasks import EvalTask, load_tasks, named_tasks
 from salmonn.model import SALMONN
 from salmonn.prompts import load_test_prompts
 from util.eval_sets.catalogue import SETS

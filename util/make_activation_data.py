@@ -38,9 +38,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from salmonn.annotations import Annotations
 from salmonn.audio import AudioError
 from salmonn.config import argument_parser, load_config
-from salmonn.errors import UserError, run_cli
+from salmonn.errors import UserError, examples, run_cli
 from salmonn.evaluation.jobs import Job, Output
-from salmonn.evaluation.tasks import examples
 from salmonn.files import write_json
 from salmonn.paths import ClipPaths, FolderCache
 from salmonn.prompts import load_test_prompts

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from salmonn.errors import UserError
-from salmonn.evaluation.tasks import Clip
+from salmonn.evaluation.clips import Clip
 from salmonn.prompts import fill_question
 
 

@@ -16,10 +16,10 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from salmonn.errors import UserError
+from salmonn.evaluation.clips import Clip
 from salmonn.evaluation.jobs import Output
 from salmonn.evaluation.judge_endpoint import ask_endpoint
 from salmonn.evaluation.judge_prompts import PROMPT_VERSION, judge_prompt, read_verdict
-from salmonn.evaluation.tasks import Clip
 from salmonn.files import appending
 from salmonn.schema import JudgeConfig
 

@@ -13,9 +13,9 @@ from salmonn.evaluation import curve_plots
 from salmonn.evaluation.curve_plots import Curve
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.report import without_statistics
-from salmonn.evaluation.runner import Answered, answer_sets, judge_sets, load_model, open_sets, scored_tasks, session
+from salmonn.evaluation.runner import Answered, answer_sets, judge_sets, load_model, open_sets, session
 from salmonn.evaluation.tables import card_table, metrics_of, shown_interval, shown_score, table
-from salmonn.evaluation.tasks import EvalTask
+from salmonn.evaluation.tasks import EvalTask, scored_tasks
 from salmonn.files import write_json, write_text
 
 SCALINGS = (0.0, 1.0, 2.0, 3.0, 4.0)  # of Figure 3; trained with 4

@@ -24,9 +24,9 @@ from salmonn.evaluation.generation import answer_all
 from salmonn.evaluation.jobs import Answer, Job
 from salmonn.evaluation.metrics.base import Metric, interval_of, ratio, value_of
 from salmonn.evaluation.provenance import earlier_commits, fingerprint, provenance
-from salmonn.evaluation.runner import EvalSet, load_model, open_sets, scored_tasks, session
+from salmonn.evaluation.runner import EvalSet, load_model, open_sets, session
 from salmonn.evaluation.tables import card_table, shown_interval, shown_score, table
-from salmonn.evaluation.tasks import EvalTask
+from salmonn.evaluation.tasks import EvalTask, scored_tasks
 from salmonn.files import write_json, write_text
 from salmonn.model import SALMONN
 from salmonn.prompts import SPEECH_MARKER

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from salmonn.charts import write_png
+from salmonn.errors import examples
+from salmonn.evaluation.clips import Clip
 from salmonn.evaluation.jobs import Job, Output
 from salmonn.evaluation.judge import Judgement
 from salmonn.evaluation.metrics import METRICS
@@ -14,7 +16,7 @@ from salmonn.evaluation.normalisers import Normaliser, normaliser
 from salmonn.evaluation.plots import confusion
 from salmonn.evaluation.scoring import Scores, score
 from salmonn.evaluation.tables import card_table, heard_clips, metrics_of, shown_interval, shown_score, table
-from salmonn.evaluation.tasks import Clip, EvalTask, examples
+from salmonn.evaluation.tasks import EvalTask
 from salmonn.files import write_json, write_text
 
 CONFUSION_PNG = "confusion.png"

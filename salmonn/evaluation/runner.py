@@ -17,6 +17,7 @@ from salmonn.config import generate_config
 from salmonn.dataset import SALMONNDataset
 from salmonn.errors import UserError
 from salmonn.evaluation.answers import AnswerStore
+from salmonn.evaluation.clips import Clip, clips_of
 from salmonn.evaluation.generation import answer_all, generate_batch
 from salmonn.evaluation.jobs import Job, Output, plan_jobs, swap_audio
 from salmonn.evaluation.judge import Judgement, judge_answers
@@ -25,13 +26,11 @@ from salmonn.evaluation.report import build_report, prediction_lines, summary, w
 from salmonn.evaluation.submission import submission_csv
 from salmonn.evaluation.table3 import earlier_reports, write_overview
 from salmonn.evaluation.tasks import (
-    Clip,
     EvalTask,
     annotation_key,
     check_names,
-    clips_of,
     is_plain_name,
-    load_tasks,
+    present_tasks,
     task_of_mode,
 )
 from salmonn.files import write_text
@@ -116,35 +115,6 @@ def evaluate_tasks(
     if problems:
         raise UserError("\n".join(problems))
     return reports
-
-
-def named_tasks(config: DictConfig, names: Sequence[str]) -> list[EvalTask]:
-    """The tasks of evaluate.tasks_file; of those named every set has to be there, else UserError."""
-    tasks = load_tasks(config.evaluate.tasks_file, names)
-    if names and (absent := [task for task in tasks if not Path(task.annotation).is_file()]):
-        raise UserError(absent_sets(absent))
-    return tasks
-
-
-def scored_tasks(tasks: Sequence[EvalTask]) -> list[EvalTask]:
-    """The tasks that have metrics and whose set is there. Raises UserError if there is none."""
-    if not any(task.is_scored for task in tasks):
-        raise UserError(f"no metrics: {', '.join(task.name for task in tasks)}; there is nothing to score")
-    return present_tasks([task for task in tasks if task.is_scored])
-
-
-def present_tasks(tasks: Sequence[EvalTask]) -> list[EvalTask]:
-    """The tasks whose set is there. Raises UserError if there is none."""
-    there = [task for task in tasks if Path(task.annotation).is_file()]
-    if not there:
-        raise UserError(absent_sets(tasks))
-    return there
-
-
-def absent_sets(tasks: Sequence[EvalTask]) -> str:
-    """The message for sets that are not there."""
-    lines = "".join(f"\n  {task.name}: {task.annotation}" for task in tasks)
-    return f"these sets are not here; util/prepare_eval_sets.py makes them:{lines}"
 
 
 def results_folder(config: DictConfig, mode: str) -> Path:

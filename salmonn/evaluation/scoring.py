@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from salmonn.evaluation.clips import Clip
 from salmonn.evaluation.jobs import Output
 from salmonn.evaluation.judge import Judgement
 from salmonn.evaluation.metrics import METRICS, Texts, UnavailableError, measure
 from salmonn.evaluation.normalisers import Normaliser
-from salmonn.evaluation.tasks import Clip, EvalTask
+from salmonn.evaluation.tasks import EvalTask
 
 
 @dataclass

@@ -9,8 +9,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from salmonn.annotations import Annotations
-from salmonn.errors import UserError
-from salmonn.evaluation.tasks import EvalTask, clips_of, examples
+from salmonn.errors import UserError, examples
+from salmonn.evaluation.clips import clips_of
+from salmonn.evaluation.tasks import EvalTask
 
 HEADER = ["testset_id", "text"]
 

@@ -1,22 +1,18 @@
-"""What can be evaluated: each task is a declaration, each set a list of clips. No torch here."""
+"""What can be evaluated: each task is a declaration. No torch here."""
 
 import re
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from salmonn.annotation_scan import DEFAULT_TASK
 from salmonn.config import read_yaml, typed_section
 from salmonn.errors import UserError
 from salmonn.evaluation.judge_prompts import JUDGED_TASKS
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.normalisers import NAMES
-
-_NAMED = 5  # of a list in a message
 
 
 @dataclass
@@ -90,6 +86,35 @@ def load_tasks(path: str | Path, names: Sequence[str] = ()) -> list[EvalTask]:
     return [tasks[name] for name in names or tasks]
 
 
+def named_tasks(config: DictConfig, names: Sequence[str]) -> list[EvalTask]:
+    """The tasks of evaluate.tasks_file; of those named every set has to be there, else UserError."""
+    tasks = load_tasks(config.evaluate.tasks_file, names)
+    if names and (absent := [task for task in tasks if not Path(task.annotation).is_file()]):
+        raise UserError(absent_sets(absent))
+    return tasks
+
+
+def scored_tasks(tasks: Sequence[EvalTask]) -> list[EvalTask]:
+    """The tasks that have metrics and whose set is there. Raises UserError if there is none."""
+    if not any(task.is_scored for task in tasks):
+        raise UserError(f"no metrics: {', '.join(task.name for task in tasks)}; there is nothing to score")
+    return present_tasks([task for task in tasks if task.is_scored])
+
+
+def present_tasks(tasks: Sequence[EvalTask]) -> list[EvalTask]:
+    """The tasks whose set is there. Raises UserError if there is none."""
+    there = [task for task in tasks if Path(task.annotation).is_file()]
+    if not there:
+        raise UserError(absent_sets(tasks))
+    return there
+
+
+def absent_sets(tasks: Sequence[EvalTask]) -> str:
+    """The message for sets that are not there."""
+    lines = "".join(f"\n  {task.name}: {task.annotation}" for task in tasks)
+    return f"these sets are not here; util/prepare_eval_sets.py makes them:{lines}"
+
+
 def check_names(task: EvalTask, source: str) -> None:
     """Raise UserError for a normaliser, metric or judge's question that there is not."""
     known: dict[str, Collection[str]] = {"normaliser": NAMES, "judge": JUDGED_TASKS}
@@ -110,91 +135,3 @@ def check_names(task: EvalTask, source: str) -> None:
 def is_plain_name(name: str) -> bool:
     """Whether this can be the name of a folder that lies where it should."""
     return bool(re.fullmatch(r"\w[\w.+-]*", name))
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One output to be generated: what is heard, what is asked, what would be right."""
-
-    index: int  # of the first entry of the annotation file that names it
-    id: str
-    path: str
-    task: str
-    question: str
-    references: tuple[str, ...]
-    spoken: str = ""  # what is said in the clip, where the reference is something else
-
-
-def clips_of(entries: Sequence[Mapping[str, Any]], task: EvalTask, source: str) -> list[Clip]:
-    """The clips of an annotation file in its order; entries of one clip give it several references.
-
-    `entries` as they stand in the file, checked by salmonn.annotations. Raises UserError for
-    entries of another task and, where a submission is written, missing or repeated testset_ids.
-    """
-    accepts = task.accepts
-    _refuse(
-        source,
-        f"belong to another task than {' or '.join(accepts)} ({task.name})",
-        [(i, e["task"]) for i, e in enumerate(entries) if accepts and e.get("task", accepts[0]) not in accepts],
-        "give a file with only these",
-    )
-    if task.submission:
-        _check_ids(entries, source)
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for index, entry in enumerate(entries):
-        groups.setdefault(_identity(entry), []).append(index)
-    for indices in groups.values():
-        different = [(i, entries[i]["path"]) for i in indices if _heard(entries[i]) != _heard(entries[indices[0]])]
-        one_id = f"share the testset_id of entry {indices[0]} but not its clip ({entries[indices[0]]['path']})"
-        _refuse(source, one_id, different, "entries with one id are references of one clip")
-    return [_clip(entries, indices, task) for indices in groups.values()]
-
-
-def _identity(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What makes entries the same clip: the testset_id, else all that the model is given."""
-    if _testset_id(entry):
-        return (_testset_id(entry),)
-    return _heard(entry), entry.get("task"), entry.get("Q") or ""
-
-
-def _testset_id(entry: Mapping[str, Any]) -> str:
-    value = entry.get("testset_id")
-    return "" if value is None else str(value).strip()
-
-
-def _heard(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    return (entry["path"], *(entry.get("expand_wav") or ()))
-
-
-def _clip(entries: Sequence[Mapping[str, Any]], indices: Sequence[int], task: EvalTask) -> Clip:
-    first = entries[indices[0]]
-    return Clip(
-        index=indices[0],
-        id=_testset_id(first) or str(indices[0]),
-        path=first["path"],
-        task=task.prompt or first.get("task") or (task.accepts or [DEFAULT_TASK])[0],
-        question=first.get("Q") or "",
-        spoken=first.get("spoken") or "",
-        references=() if task.submission else tuple(entries[i]["text"] for i in indices if entries[i].get("text")),
-    )
-
-
-def _check_ids(entries: Sequence[Mapping[str, Any]], source: str) -> None:
-    ids = [_testset_id(entry) for entry in entries]
-    missing = [(i, entry["path"]) for i, entry in enumerate(entries) if not ids[i]]
-    _refuse(source, "have no testset_id", missing, "a submission names every clip by it")
-    counts = Counter(ids)
-    repeated = [(i, name) for i, name in enumerate(ids) if counts[name] > 1]
-    _refuse(source, "repeat a testset_id", repeated, "every id must occur once")
-
-
-def _refuse(source: str, problem: str, found: Sequence[tuple[int, Any]], remedy: str) -> None:
-    if found:
-        named = examples([f"entry {index} ({detail})" for index, detail in found])
-        raise UserError(f"{source}: {len(found)} entries {problem}: {named}; {remedy}")
-
-
-def examples(names: Sequence[str]) -> str:
-    """The first few of what is named in a message, and how many there are besides."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
