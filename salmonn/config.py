@@ -126,7 +126,11 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
         raise UserError(f"{path}: `base` leads back to the same file")
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"config file {path} {problem}; the ready ones are in configs/")
+        if Path("configs").is_dir():
+            remedy = "the ready ones are in configs/"
+        else:
+            remedy = f"{Path.cwd()} has no configs/: run this in the root of the repository, where all paths begin"
+        raise UserError(f"config file {path} {problem}; {remedy}")
     try:
         config = OmegaConf.load(path)
     except (YAMLError, UnicodeDecodeError) as error:

@@ -3,9 +3,10 @@
   python -m salmonn.doctor
   python -m salmonn.doctor --cfg-path configs/stage1.yaml --options datasets.prefix=/corpora
 
-Prints a block to be pasted into a bug report: versions beside those that were tested, GPUs, attention and quantised
-layers tried out, Java, disk; with --cfg-path also whether all that a config names is there and fits. The home folder
-is written as ~. Exit code 0: all that is needed works (a `note` costs what it says); 2: something is `wrong`.
+Prints a block to be pasted into a bug report: with --cfg-path first whether all that a config names is there and fits,
+then versions beside those that were tested, GPUs, attention and quantised layers tried out, Java, disk. The home folder
+is written as ~. Exit code 0: all that is needed works (a `note` costs what it says); 2: something is `wrong`, or a file
+that the config names is `missing`.
 """
 
 import logging
@@ -15,6 +16,7 @@ import shutil
 import sys
 import warnings
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from salmonn.errors import UserError, run_cli
 from salmonn.files import GB, existing_part
-from salmonn.findings import BROKEN, NOTE, OK, WRONG, Finding, attempt, reason
+from salmonn.findings import BROKEN, MISSING, NOTE, OK, WRONG, Finding, attempt, reason
 from salmonn.hardware import check_attention, check_gpus, check_quantised
 from salmonn.installed import COSTS, check_packages, check_system, check_torch_pair
 
@@ -36,26 +38,36 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # what it says as it loads is not a finding
     print("```")
-    wrong = 0
+    found: Counter[str] = Counter()
     for finding in examine(args.cfg_path, args.options):
-        wrong += finding.state == WRONG
+        found[finding.state] += 1
         print(shown(finding), flush=True)
-    print(f"{wrong} wrong\n```" if wrong else "all that is needed works\n```")
-    sys.exit(2 if wrong else 0)
+    failures = [f"{found[state]} {state}" for state in (MISSING, WRONG) if found[state]]
+    print(", ".join(failures) or "all that is needed works", "\n```", sep="")
+    sys.exit(2 if failures else 0)
 
 
 def parse_arguments() -> Namespace:
     """The command line; `config.argument_parser` needs packages that may be broken."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--cfg-path", default="", metavar="FILE", help="also check all that this config names")
-    parser.add_argument("--options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides")
+    parser.add_argument(
+        "--cfg-path", default="", metavar="FILE", help="also check all that this config names, e.g. configs/stage1.yaml"
+    )
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="keys of that config, set as the command is going to set them",
+    )
     return parser.parse_args()
 
 
 def shown(finding: Finding) -> str:
     """The finding as lines of the block, without the user's name."""
-    indent = " " * 22
-    text = f"{finding.state:5} {finding.name:15} {finding.says}"
+    indent = " " * 20
+    text = f"{finding.state:7} {finding.name:11} {finding.says}"
     text += f"\ncosts: {finding.costs}" if finding.costs and finding.state != OK else ""
     for home in {str(Path.home()), str(Path.home().resolve())} - {"/"}:
         text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
@@ -65,6 +77,9 @@ def shown(finding: Finding) -> str:
 def examine(cfg_path: str = "", options: Sequence[str] = ()) -> Iterator[Finding]:
     """All findings, one check after the other; a check that fails is a finding too."""
     configs, problems = _load(cfg_path, options) if cfg_path else ([], [])
+    yield from problems
+    if configs:
+        yield from attempt("config", lambda: check_configs(cfg_path, configs), "this config cannot be used")
     quantised = any(config.model.low_resource or config.model.llm_quantization != "none" for config in configs)
     yield from attempt("system", check_system, "")
     yield from attempt("packages", check_packages, "packages and versions are not checked")
@@ -77,9 +92,6 @@ def examine(cfg_path: str = "", options: Sequence[str] = ()) -> Iterator[Finding
     yield from attempt("ffmpeg", check_ffmpeg, "")
     for folder in {config.run.output_dir: None for config in configs} or ["output"]:
         yield from attempt("disk", partial(check_disk, Path(folder)), "nothing can be written")
-    yield from problems
-    if configs:
-        yield from attempt("config", lambda: check_configs(cfg_path, configs), "this config cannot be used")
 
 
 # ---- programs, disk, a config
@@ -130,20 +142,23 @@ def _load(path: str, options: Sequence[str]) -> "tuple[list[DictConfig], list[Fi
 
         return load_stages(path, options), []
     except (UserError, *BROKEN) as error:
-        return [], [Finding(WRONG, "config", reason(error), "this config cannot be used")]
+        return [], [Finding(WRONG, "config", reason(error))]
 
 
 def check_configs(path: str, configs: "Sequence[DictConfig]") -> Iterator[Finding]:
     """All that keeps the configs from being used: to train where they name training data, else to answer."""
+    from salmonn.missing_files import missing_files
     from salmonn.preflight import find_problems
     from salmonn.stages import all_problems
+    from salmonn.training_data import annotation_keys
 
+    missing = {absent for config in configs for absent in missing_files(config, annotation_keys(config))}
     if configs[0].datasets.train_ann_path:
         problems = all_problems(configs)
     else:
         problems = find_problems(configs[0], (), training=False)
     for problem in dict.fromkeys(problems):
-        yield Finding(WRONG, "config", problem)
+        yield Finding(MISSING if problem in missing else WRONG, "config", problem)
     if not problems:
         yield Finding(OK, "config", f"{path}: all that it names is there and fits")
 

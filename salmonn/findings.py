@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from salmonn.errors import UserError
 
-OK, NOTE, WRONG = "ok", "note", "wrong"
+OK, NOTE, MISSING, WRONG = "ok", "note", "missing", "wrong"
 
 # How packages fail when they are loaded: absent, a library of the system that is absent or of another version (OSError,
 # RuntimeError), or built for another version of a package that they use (the others).
@@ -15,7 +15,7 @@ BROKEN = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueEr
 class Finding(NamedTuple):
     """One line of the block."""
 
-    state: str  # OK | NOTE: works without | WRONG
+    state: str  # OK | NOTE: works without | MISSING: a file that a config names | WRONG
     name: str
     says: str
     costs: str = ""  # what is lost by it

@@ -20,7 +20,9 @@ def check_gpus() -> Iterator[Finding]:
     built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is a build without CUDA"
     if not torch.cuda.is_available():
         says = f"none that torch can use ({f'driver {driver} is there, ' if driver else 'no NVIDIA driver, '}{built})"
-        yield Finding(NOTE, "GPU", says, "the published sizes: the CPU (run.device=cpu) is for small models")
+        yield Finding(
+            NOTE, "GPU", says, "the published sizes are too slow here; small models run on the CPU (run.device=cpu)"
+        )
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         gpu = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from salmonn import __version__
@@ -73,13 +74,24 @@ def declared() -> tuple[str, list[str]]:
 
 
 def check_packages() -> Iterator[Finding]:
-    """Every package that is declared, at the version that was tested, and that it can be loaded."""
+    """Every package that is declared, at the version that was tested, and that it can be loaded.
+
+    Those that are as they should be are one finding, the last.
+    """
     from packaging.requirements import Requirement
 
     wanted = [one for one in map(Requirement, declared()[1]) if not one.marker or one.marker.evaluate({"extra": ""})]
     if not wanted:
         raise RuntimeError("the installed salmonn declares no packages; run this in the repository")
-    yield from map(check_package, wanted)
+    fine = []
+    for requirement in wanted:
+        finding = check_package(requirement)
+        if finding.state == OK:
+            fine.append(f"{finding.name} {finding.says}")
+        else:
+            yield finding
+    if fine:
+        yield Finding(OK, "packages", fill(f"as tested: {', '.join(fine)}", 100))
 
 
 def check_package(requirement: "Requirement") -> Finding:

@@ -15,7 +15,7 @@ _ORIGIN = {
     "model.ckpt": "the checkpoint of the stage before; or salmonn_v1.pth from Hugging Face tsinghua-ee/SALMONN",
     "model.test_prompt_path": "prompts/test_prompt.json of github.com/bytedance/SALMONN; ours: configs/prompts/",
     "datasets.train_ann_path": "salmonn_stageN_data.json, linked from github.com/bytedance/SALMONN, under this name",
-    "other annotations": "none were released: util/anns_inspector.py --split makes one, or write it (ann/README.md)",
+    "other annotations": "none was released; util/anns_inspector.py --split makes one, or write it (ann/README.md)",
     "datasets.prefix": "the folder with your corpora (LibriSpeech/, AudioCaps/, ...); see ann/README.md",
 }
 

@@ -25,7 +25,7 @@ def refuse(problems: Sequence[str]) -> None:
     if problems:
         lines = [problem.replace("\n", "\n  ") for problem in dict.fromkeys(problems)]
         remedy = (
-            "\nSet paths in the config file or with --options KEY=PATH."
+            f"\nPaths begin in {Path.cwd()}; set them in the config file or with --options KEY=PATH."
             "\nTo see everything work without downloads, run the miniature world: make quickstart"
         )
         is_missing = any("get it: " in problem for problem in problems)

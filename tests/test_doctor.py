@@ -19,7 +19,7 @@ from salmonn import doctor, hardware, installed
 from salmonn.doctor import check_configs, check_disk, check_ffmpeg, examine, shown
 from salmonn.evaluation.metrics import captions
 from salmonn.evaluation.metrics.base import UnavailableError
-from salmonn.findings import BROKEN, NOTE, OK, WRONG, Finding, attempt
+from salmonn.findings import BROKEN, MISSING, NOTE, OK, WRONG, Finding, attempt
 from salmonn.hardware import check_attention, check_gpus, check_quantised
 from salmonn.installed import check_package, check_packages, check_torch_pair
 
@@ -67,11 +67,18 @@ def test_an_absent_package_is_wrong_or_costs_what_it_is_for(monkeypatch):
 
 
 def test_every_pinned_package_is_checked_against_its_pin(monkeypatch):
-    monkeypatch.setattr(installed, "check_package", str)
-    found = list(check_packages())
+    monkeypatch.setattr(installed, "check_package", lambda wanted: Finding(NOTE, str(wanted), ""))
+    found = [finding.name for finding in check_packages()]
     declared = [line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     assert len(found) == len([line for line in declared if line])
     assert found[0] == next(line for line in declared if line.startswith("torch=="))
+
+
+def test_packages_as_they_should_be_are_one_line_and_each_other_one_has_its_own(monkeypatch):
+    monkeypatch.setattr(installed, "declared", lambda: ("", ["a==1", "b==2", "c==3"]))
+    states = {"a": OK, "b": WRONG, "c": OK}
+    monkeypatch.setattr(installed, "check_package", lambda one: Finding(states[one.name], one.name, "7"))
+    assert list(check_packages()) == [(WRONG, "b", "7", ""), (OK, "packages", "as tested: a 7, c 7", "")]
 
 
 def test_packages_with_a_cost_are_declared():
@@ -224,8 +231,10 @@ def test_a_config_is_checked_by_what_every_run_checks(tmp_path):
     path = write_config(tmp_path)
     assert only(examine(path), "config") == [(OK, "config", f"{path}: all that it names is there and fits", "")]
     found = only(examine(path, ["model.whisper_path=/nowhere/whisper", "model.beats_path=/nowhere/beats.pt"]), "config")
-    assert [finding.state for finding in found] == [WRONG, WRONG]
+    assert [finding.state for finding in found] == [MISSING, MISSING]
     assert found[0].says.startswith("model.whisper_path: /nowhere/whisper does not exist\n    get it: ")
+    [device] = only(examine(path, ["run.device=cuda"]), "config")
+    assert device.state == WRONG
     [unknown] = only(examine(path, ["model.wisper_path=a"]), "config")
     assert (unknown.state, "model.whisper_path" in unknown.says) == (WRONG, True)
 
@@ -261,8 +270,8 @@ def test_without_torch_every_check_is_still_made(monkeypatch):
 def test_the_name_of_the_user_is_left_out(monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: Path("/home/alice"))
     text = shown(Finding(NOTE, "x", "/home/alice/.cache and /home/alice2/b", "c\nd"))
-    assert text.splitlines()[0] == "note  x               ~/.cache and /home/alice2/b"
-    assert text.splitlines()[1:] == [" " * 22 + "costs: c", " " * 22 + "d"]
+    assert text.splitlines()[0] == "note    x           ~/.cache and /home/alice2/b"
+    assert text.splitlines()[1:] == [" " * 20 + "costs: c", " " * 20 + "d"]
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -280,8 +289,18 @@ def test_the_command_on_this_machine(monkeypatch, capsys, broken):
     assert str(Path.home()) not in "\n".join(lines)
     assert ended.value.code == (2 if broken else 0)
     assert summary.endswith("wrong" if broken else "all that is needed works")
-    versions = [line for line in lines if line.startswith("ok    numpy ")]
-    assert versions == ([] if broken else [f"ok    numpy           {importlib.metadata.version('numpy')}"])
+    assert (f" numpy {importlib.metadata.version('numpy')}" in " ".join(map(str.strip, lines))) is not broken
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_a_config_lacks_is_told_first_and_counted_last(monkeypatch, capsys, tmp_path):
+    path = write_config(tmp_path, whisper_path="/nowhere/whisper")
+    monkeypatch.setattr(sys, "argv", ["doctor", "--cfg-path", path])
+    with pytest.raises(SystemExit) as ended:
+        doctor.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "missing config      model.whisper_path: /nowhere/whisper does not exist"
+    assert (lines[-2], ended.value.code) == ("1 missing", 2)
 
 
 def test_nothing_outside_the_standard_library_is_needed_to_begin():

@@ -45,6 +45,15 @@ def test_a_console_script_tells_bad_input_in_one_line(name, monkeypatch, capsys)
     assert capsys.readouterr().err == "error: config file nowhere.yaml does not exist; the ready ones are in configs/\n"
 
 
+def test_in_another_folder_a_console_script_says_where_it_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_script("salmonn-chat", monkeypatch) == 2
+    assert capsys.readouterr().err == (
+        f"error: config file configs/decode.yaml does not exist; {tmp_path} has no configs/: "
+        "run this in the root of the repository, where all paths begin\n"
+    )
+
+
 def test_a_wheel_holds_every_package():
     assert PROJECT["tool"]["setuptools"]["packages"]["find"] == {"include": ["salmonn*"]}
     folders = {path.parent for path in (ROOT / "salmonn").rglob("*.py")}
