@@ -1,5 +1,7 @@
 """The language model: any causal LM of transformers, frozen, optionally quantised, with LoRA by peft."""
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -28,6 +30,9 @@ if TYPE_CHECKING:  # these take their time: imported where they are used
 
 # Checkpoints that are already quantised and run by gptqmodel: the packages that transformers needs, by their method.
 _GPTQMODEL = {"gptq": ("optimum", "gptqmodel"), "awq": ("gptqmodel",)}
+
+# peft loads bitsandbytes for any model, which then misses a faster 4-bit kernel for CPUs.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in record.msg)
 
 
 @contextmanager
@@ -154,7 +159,9 @@ def add_lora(llm: PreTrainedModel, config: DictConfig) -> "PeftModel":
     from peft import get_peft_model
 
     try:
-        return get_peft_model(llm, lora_config(config))
+        with warnings.catch_warnings():  # peft asks by the old name, which is its own business
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            return get_peft_model(llm, lora_config(config))
     except ValueError as error:
         raise UserError(f"model.lora_target_modules = {list(config.lora_target_modules)}: {error}") from error
 

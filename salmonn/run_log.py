@@ -29,9 +29,8 @@ def setup_logging() -> None:
         logging.getLogger(chatty).setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    # on their way out of transformers 5: peft asks by the one, the other has no successor in early releases
-    for name in ("is_gradient_checkpointing", "gradient_checkpointing_enable"):
-        warnings.filterwarnings("ignore", message=f".*{name}.*", category=FutureWarning)
+    # on its way out of transformers 5, without a successor in early releases
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*", category=FutureWarning)
 
 
 class RunLog:
