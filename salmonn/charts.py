@@ -4,11 +4,13 @@ matplotlib is imported inside functions: seconds that only who draws should wait
 """
 
 import math
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from salmonn.errors import UserError
 from salmonn.files import replacing
 
 if TYPE_CHECKING:
@@ -83,8 +85,19 @@ def percent_labels() -> "PercentFormatter":
     return PercentFormatter(xmax=1, symbol=" %")
 
 
+def png_path(text: str) -> Path:
+    """The value of an --out: pictures are PNG, in a folder that may still have to be made."""
+    path = Path(text)
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise ArgumentTypeError(f"{text}: pictures are written as PNG, so name a file that ends in .png")
+    return path
+
+
 def write_png(figure: "Figure", out: Path) -> None:
-    """Write the figure; the file is complete whenever it exists."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    """Write the figure; the file is complete whenever it exists. Raises UserError where it cannot be."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
+    except OSError as error:
+        raise UserError(f"{out} could not be written: {error}") from error

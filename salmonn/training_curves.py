@@ -19,10 +19,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """
     try:
         content = path.read_bytes()
-        return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+        lines = [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+        if not all(isinstance(line, dict) and line.keys() >= {"kind", "step"} for line in lines):
+            raise ValueError('there is a line without "kind" and "step"')
+        return lines
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: is {path.parent} the folder of a run?") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # no UTF-8 and no JSON are ValueErrors, too
         raise UserError(f"training log {path} cannot be read: {error}") from error
 
 
@@ -74,7 +77,10 @@ def plot_curves(lines: Sequence[dict[str, Any]], out: Path, title: str) -> None:
 
 
 def plot_runs(runs: Mapping[str, Sequence[dict[str, Any]]], out: Path) -> None:
-    """Write one picture with six panels and a colour for each of several runs, {name: lines of its log}."""
+    """Write one picture with six panels and a colour for each of several runs, {name: lines of its log}.
+
+    Lines get thinner from run to run, so that equal curves do not hide each other.
+    """
     from matplotlib.lines import Line2D
 
     figure = new_figure(13, 7)
@@ -88,14 +94,16 @@ def plot_runs(runs: Mapping[str, Sequence[dict[str, Any]]], out: Path) -> None:
         (speed, "train", "samples_per_second", "", "samples/s"),
     )
     handles = []
-    for (name, lines), colour in zip(runs.items(), distinct_colours(len(runs)), strict=True):
-        handles.append(Line2D([], [], color=colour, label=name))
+    for i, ((name, lines), colour) in enumerate(zip(runs.items(), distinct_colours(len(runs)), strict=True)):
+        extra = 1 - i / max(len(runs) - 1, 1)
+        look = {"color": colour, "linewidth": 1 + 2 * extra}
+        handles.append(Line2D([], [], label=name, **look))
         for panel, kind, key, control, _ in panels:
             of_kind = [line for line in lines if line["kind"] == kind]
-            marker = {"marker": "o"} if kind == "valid" else {"linewidth": 1.0}
-            _curve(panel, of_kind, key, name, color=colour, **marker)
+            marker = {"marker": "o", "markersize": 4 + 3 * extra} if kind == "valid" else {}
+            _curve(panel, of_kind, key, name, **look, **marker)
             if control:
-                _curve(panel, of_kind, control, name, color=colour, linestyle="--", markerfacecolor="white", **marker)
+                _curve(panel, of_kind, control, name, linestyle="--", markerfacecolor="white", **look, **marker)
     for panel, _, _, _, label in panels:
         panel.set(xlabel="step", ylabel=label, xlim=(0, None))
         if panel in (loss, valid_loss, norm):
@@ -112,4 +120,5 @@ def plot_runs(runs: Mapping[str, Sequence[dict[str, Any]]], out: Path) -> None:
 
 def _curve(panel: Any, lines: Sequence[dict[str, Any]], key: str, label: str, **style: Any) -> None:
     points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-    panel.plot([step for step, _ in points], [value for _, value in points], label=label, markersize=4, **style)
+    style = {"markersize": 4, **style}
+    panel.plot([step for step, _ in points], [value for _, value in points], label=label, **style)

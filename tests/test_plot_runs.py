@@ -96,6 +96,43 @@ def test_every_run_that_cannot_be_drawn_is_named(tmp_path):
     assert f"{tmp_path}/nowhere/log.jsonl does not exist" in third
 
 
+def test_a_file_that_is_no_log_is_not_taken_for_one(tmp_path):
+    clip = write_run(tmp_path / "run", [train(5, 3.0)]) / "clip.wav"  # beside a log that could be drawn
+    clip.touch()
+    with pytest.raises(UserError, match=r"clip\.wav is no run: name the folder of a run, or the log\.jsonl in it$"):
+        command.read_runs([clip])
+
+
+@pytest.mark.parametrize("line", ['{"a": 1}', "[]"])
+def test_a_file_of_other_lines_is_no_log(tmp_path, line):
+    write_run(tmp_path / "run", [train(5, 3.0)], end=line + "\n")
+    with pytest.raises(UserError, match='cannot be read: there is a line without "kind" and "step"'):
+        command.read_runs([tmp_path / "run"])
+
+
+def test_equal_curves_of_two_runs_are_both_seen(figures, tmp_path):
+    plot_runs({name: [train(5, 3.0), train(10, 2.0), valid(10, 1.5)] for name in "abc"}, tmp_path)
+    loss, valid_loss, *_ = figures[0].axes
+    assert [line.get_linewidth() for line in loss.lines] == [3, 2, 1]
+    assert [line.get_markersize() for line in valid_loss.lines] == [7, 7, 5.5, 5.5, 4, 4]
+
+
+@pytest.mark.parametrize("out", ["runs.pdf", "runs", "folder.png"])
+def test_a_picture_that_is_no_png_is_refused_before_any_work(tmp_path, monkeypatch, capsys, out):
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr(sys, "argv", ["plot_runs.py", "nowhere", "--out", str(tmp_path / out)])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    assert "name a file that ends in .png" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"runs\.png could not be written: "):
+        plot_runs({"a": [train(5, 3.0)], "b": [train(5, 3.0)]}, tmp_path / "file/runs.png")
+
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_the_command_writes_a_picture_of_one_run_or_several(n, tmp_path, monkeypatch, capsys):
     runs = [str(write_run(tmp_path / f"run{i}", [train(5, 3.0), valid(5, 2.0)])) for i in range(n)]

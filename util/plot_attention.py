@@ -27,7 +27,7 @@ import torch
 from salmonn import distributed
 from salmonn.attention import answer_attention, encode_with_attention, loudest_heads, split_words
 from salmonn.audio import SAMPLE_RATE, AudioError, load_clip
-from salmonn.charts import new_figure, write_png
+from salmonn.charts import new_figure, png_path, write_png
 from salmonn.config import argument_parser, load_config
 from salmonn.errors import UserError, run_cli
 from salmonn.qformer import WHISPER_FRAMES_PER_SECOND, window_frames
@@ -79,7 +79,13 @@ def parse_arguments() -> Namespace:
     asked.add_argument("--prompt", default="", metavar="TEXT", help="question in your own words")
     asked.add_argument("--task", default="", metavar="NAME", help="this task's test prompt")
     add("--question", default="", metavar="TEXT", help="fills {} in the prompt of --task")
-    add("--out", type=Path, default=Path("attention.png"), metavar="FILE", help="picture (default: attention.png)")
+    add(
+        "--out",
+        type=png_path,
+        default=Path("attention.png"),
+        metavar="FILE",
+        help="picture, .png (default: %(default)s)",
+    )
     return parser.parse_args()
 
 

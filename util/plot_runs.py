@@ -4,7 +4,7 @@
   python util/plot_runs.py output/stage1 output/half_batch/log.jsonl --out compared.png
 
 A run is its folder or the log.jsonl in it. One run is drawn as its training_curves.png, with the accuracy per task;
-several have a colour each, and dashed the control with shuffled audio.
+several have a colour each, the first the widest lines, and dashed the control with shuffled audio.
 """
 
 import sys
@@ -15,9 +15,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.charts import distinct_parts
+from salmonn.charts import distinct_parts, png_path
 from salmonn.errors import UserError, run_cli
 from salmonn.training_curves import plot_curves, plot_runs, read_log
+
+LOG = "log.jsonl"
 
 
 def main() -> None:
@@ -25,7 +27,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a training run, or its log.jsonl")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs.png"), metavar="FILE", help="picture (default: runs.png)"
+        "--out", type=png_path, default=Path("runs.png"), metavar="FILE", help="picture, .png (default: runs.png)"
     )
     args = parser.parse_args()
     runs = read_runs(args.runs)
@@ -39,17 +41,18 @@ def main() -> None:
 
 def read_runs(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
     """{short name: lines of the log}, each run once. Raises UserError that names every run without a line."""
-    folders = [(path.parent if path.is_file() else path).resolve() for path in paths]
-    logs = {folder: [] for folder in folders}
-    problems = []
+    others = [path for path in paths if path.is_file() and path.name != LOG]
+    problems = [f"{path} is no run: name the folder of a run, or the {LOG} in it" for path in others]
+    folders = [path.parent if path.name == LOG else path for path in paths if path not in others]
+    logs = {folder.resolve(): [] for folder in folders}
     for folder in logs:
         try:
-            logs[folder] = read_log(folder / "log.jsonl")
+            logs[folder] = read_log(folder / LOG)
         except UserError as error:
             problems.append(str(error))
         else:
             if not logs[folder]:
-                problems.append(f"training log {folder / 'log.jsonl'} is empty: the run has logged nothing yet")
+                problems.append(f"training log {folder / LOG} is empty: the run has logged nothing yet")
     if problems:
         raise UserError("\n".join(problems))
     names = distinct_parts([folder.as_posix() for folder in logs])
