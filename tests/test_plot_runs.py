@@ -113,7 +113,7 @@ def test_a_file_of_other_lines_is_no_log(tmp_path, line):
 def test_equal_curves_of_two_runs_are_both_seen(figures, tmp_path):
     plot_runs({name: [train(5, 3.0), train(10, 2.0), valid(10, 1.5)] for name in "abc"}, tmp_path)
     loss, valid_loss, *_ = figures[0].axes
-    assert [line.get_linewidth() for line in loss.lines] == [3, 2, 1]
+    assert [line.get_linewidth() for line in loss.lines] == pytest.approx([2.8, 2.0, 1.2])
     assert [line.get_markersize() for line in valid_loss.lines] == [7, 7, 5.5, 5.5, 4, 4]
 
 
