@@ -5,6 +5,7 @@ Names are those of the published checkpoints, so `salmonn_v1.pth` loads here and
 
 import logging
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -29,6 +30,10 @@ PUBLISHED_EXTRAS = re.compile(
 _BACKBONES = ("speech_encoder.", "beats.", "llama_model.")
 
 
+class _ChecksumError(Exception):
+    """A part of an archive is not what was written; the message is its name."""
+
+
 def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters a checkpoint must hold: the connector, LoRA, and encoders that are trained."""
     return {
@@ -51,17 +56,29 @@ def read(path: str | Path, kind: str = "SALMONN checkpoint", lazily: bool = Fals
             return {"model": load_file(path)}
         is_archive = zipfile.is_zipfile(path)  # files of torch before 1.6 are not
         if is_archive and not lazily and (damaged := zipfile.ZipFile(path).testzip()):
-            raise ValueError(f"checksum of {damaged}")  # the library does not look at them
+            raise _ChecksumError(damaged)  # the library does not look at checksums
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily and is_archive)
     except Exception as error:  # damage can make the library raise anything
-        # its own text advises to load the file unsafely
-        raise UserError(f"{path} is not a {kind}, or damaged ({type(error).__name__})") from error
+        raise UserError(f"{path} is not a {kind}, or damaged: {_what_is_wrong(Path(path), error)}") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f'{path} is not a {kind}: it has no "model" dictionary')
     foreign = [str(name) for name, value in content["model"].items() if not isinstance(value, Tensor)]
     if foreign:
         raise UserError(f'{path} is not a {kind}: "model" holds something else than tensors, e.g. {foreign[0]}')
     return content
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    """Why a file cannot be read, in words of ours: the library advises to load it unsafely."""
+    if not path.stat().st_size:
+        return "it is empty"
+    if path.suffix == ".safetensors":
+        return "it is no whole safetensors file"
+    if isinstance(error, _ChecksumError):
+        return f"the checksum of {error} in it does not fit"
+    if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+        return "it holds more than tensors and plain values, which is never loaded"
+    return "it is no whole file of torch.save"
 
 
 def load_parameters(model: nn.Module, path: str | Path, partial: bool = False) -> None:

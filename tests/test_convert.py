@@ -274,3 +274,27 @@ def test_bad_input_ends_the_command_with_code_2(monkeypatch, capsys, tmp_path):
         run_cli(convert.main)
     assert end.value.code == 2
     assert "a.pth is not a SALMONN or BEATs checkpoint, or damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.pth", b"", "it is empty"),
+        ("a.pth", b"hello there, this is a text", "it is no whole file of torch.save"),
+        ("a.safetensors", b"hello", "it is no whole safetensors file"),
+        ("a.pth", torch.nn.Linear(1, 1), "it holds more than tensors and plain values, which is never loaded"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told_in_words(command, tmp_path, name, content, reason):
+    path = tmp_path / name
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save({"model": content}, path)
+    with pytest.raises(UserError, match=f"{path} is not a SALMONN or BEATs checkpoint, or damaged: {reason}$"):
+        command("inspect", path)
+
+
+def test_a_wrong_argument_shows_the_usage_of_its_subcommand(command, capsys):
+    with pytest.raises(SystemExit):
+        command("to-pth", "a", "b", "c")
+    shown = capsys.readouterr().err
+    assert shown.startswith("usage: convert.py to-pth [-h] DIR FILE.pth\n")
+    assert "unrecognized arguments: c" in shown

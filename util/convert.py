@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def to_folder(args: Namespace) -> None:
-    """A .pth as a folder."""
+    """A checkpoint as a folder for SALMONN.from_pretrained."""
     source, section = open_fitting(args)
     config = {key: value for key, value in source.config.items() if key != "model"}
     with writing(args.target):
@@ -53,7 +53,7 @@ def to_folder(args: Namespace) -> None:
 
 
 def to_pth(args: Namespace) -> None:
-    """A folder as a .pth."""
+    """A folder as a checkpoint again."""
     pretrained.read_config(args.source)  # refuses all but folders
     source = read_source(args.source)
     content = {"model": source.parameters, "config": source.config, **source.training}
@@ -63,7 +63,7 @@ def to_pth(args: Namespace) -> None:
 
 
 def export_lora(args: Namespace) -> None:
-    """The adapters in PEFT's format."""
+    """The LoRA adapters in PEFT's format."""
     source, section = open_fitting(args)
     section = lora.at_scaling(section, args.lora_scaling)
     with writing(args.target):
@@ -88,7 +88,7 @@ def export_merged(args: Namespace) -> None:
 
 
 def inspect(args: Namespace) -> None:
-    """What is in a file."""
+    """What a checkpoint, a folder or a BEATs file holds, and whether it would load."""
     rows, problems = describe(args.source)
     print(shown(rows))
     refuse(f"{args.source} would not load:", problems)
@@ -131,10 +131,10 @@ def parse_arguments() -> Namespace:
 
     def add(name: str, command: object, source: str, target: str = "", with_config: bool = False) -> ArgumentParser:
         sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
-        sub.set_defaults(command=command)
-        sub.add_argument("source", type=Path, metavar=source)
+        sub.set_defaults(command=command, parser=sub)
+        sub.add_argument("source", type=Path, metavar=source, help="what is read")
         if target:
-            sub.add_argument("target", type=Path, metavar=target)
+            sub.add_argument("target", type=Path, metavar=target, help="what is written; must not be there yet")
         if with_config:
             sub.add_argument(
                 "--cfg-path", metavar="FILE", help="take the model section from here, not from the checkpoint"
@@ -148,11 +148,18 @@ def parse_arguments() -> Namespace:
         add("export-merged", export_merged, "FILE.pth", "DIR", with_config=True),
     ]
     for sub in exports:
-        sub.add_argument("--llama-path", metavar="DIR", help="the language model, if not where the checkpoint says")
+        sub.add_argument(
+            "--llama-path", metavar="DIR", help="the language model, if it is not where the checkpoint says"
+        )
         sub.add_argument("--lora-scaling", type=float, metavar="S", help="weight of the adapters (default: as trained)")
-    exports[-1].add_argument("--dtype", choices=lora.DTYPES, help="of the weights (default: as the LLM is stored)")
+    exports[-1].add_argument(
+        "--dtype", choices=lora.DTYPES, help="precision of the weights (default: as the LLM is stored)"
+    )
     add("inspect", inspect, "FILE")
-    return parser.parse_args()
+    args, unknown = parser.parse_known_args()
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")  # with the usage of the subcommand
+    return args
 
 
 if __name__ == "__main__":
