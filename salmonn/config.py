@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from salmonn.commands import program_name
 from salmonn.config_values import CHOICES, impossible_values
 from salmonn.errors import UserError
 from salmonn.schema import Config, GenerateConfig, ModelConfig
@@ -220,7 +221,7 @@ def leaves(values: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]
 
 def argument_parser(description: str, default_cfg_path: str | None = None) -> ArgumentParser:
     """The options shared by the commands: --cfg-path and --options."""
-    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(prog=program_name(), description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument(
         "--cfg-path",
         required=default_cfg_path is None,
@@ -235,6 +236,6 @@ def argument_parser(description: str, default_cfg_path: str | None = None) -> Ar
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="override single keys, e.g. run.batch_size_train=4 model.ckpt=last.pth",
+        help="set single keys of it, e.g. run.device=cpu model.ckpt=last.pth; configs/base.yaml has them all",
     )
     return parser

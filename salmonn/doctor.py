@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from salmonn.commands import program_name
 from salmonn.errors import UserError, run_cli
 from salmonn.files import GB, existing_part
 from salmonn.findings import BROKEN, MISSING, NOTE, OK, WRONG, Finding, attempt, reason
@@ -49,7 +50,7 @@ def main() -> None:
 
 def parse_arguments() -> Namespace:
     """The command line; `config.argument_parser` needs packages that may be broken."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(prog=program_name(), description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument(
         "--cfg-path", default="", metavar="FILE", help="also check all that this config names, e.g. configs/stage1.yaml"
     )

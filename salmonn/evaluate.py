@@ -95,13 +95,22 @@ def parse_arguments() -> argparse.Namespace:
     """The command line. Raises UserError for operands that the mode does not take, or lacks."""
     parser = argument_parser(__doc__, default_cfg_path="configs/evaluate.yaml")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--mode", choices=list(OPERANDS), help="what to evaluate", metavar="MODE")
-    what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two results: folders with a report.json")
-    parser.add_argument("--tasks", type=_names, default=[], metavar="A,B", help="only these tasks, in this order")
-    parser.add_argument("--scalings", type=_scalings, default=[], metavar="0,2,4", help="LoRA scalings")
-    parser.add_argument("--checkpoints", type=_names, default=[], metavar="F,G", help="instead of model.ckpt")
-    parser.add_argument("--ann", default="", metavar="FILE", help="annotation file")
-    parser.add_argument("--csv", default="", metavar="FILE", help="submission to check")
+    what.add_argument("--mode", choices=list(OPERANDS), help="what to do, one of those above", metavar="MODE")
+    what.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="put two results side by side: folders with a report.json"
+    )
+    add = parser.add_argument_group("of some modes").add_argument
+    add(
+        "--tasks",
+        type=_names,
+        default=[],
+        metavar="A,B",
+        help="table3, lora_sweep, perplexity: only these tasks, in this order",
+    )
+    add("--scalings", type=_scalings, default=[], metavar="0,2,4", help="lora_sweep, perplexity: LoRA scalings")
+    add("--checkpoints", type=_names, default=[], metavar="F,G", help="perplexity: these files, not model.ckpt")
+    add("--ann", default="", metavar="FILE", help="generate: annotation file to answer; validate_submission: its set")
+    add("--csv", default="", metavar="FILE", help="validate_submission: the file to check")
     args = parser.parse_args()
     takes = () if args.compare else OPERANDS[args.mode]
     given = [name for name in ("tasks", "scalings", "checkpoints", "ann", "csv") if getattr(args, name)]

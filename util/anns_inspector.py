@@ -89,20 +89,37 @@ def parse_arguments() -> Namespace:
     add = parser.add_argument
     add("--ann", nargs="+", type=Path, metavar="FILE", help="annotation files, also .gz (default: all in ann/)")
     add("--prefix", metavar="DIR", help="folder of the corpora (default: datasets.prefix of configs/base.yaml)")
-    add("--path-map", action="append", default=[], metavar="FROM=TO", help="annotated folder and where it is here")
+    add(
+        "--path-map",
+        action="append",
+        default=[],
+        metavar="FROM=TO",
+        help="annotated folder and where it is here; may be repeated",
+    )
     add("--jobs", type=int, default=0, metavar="N", help="parallel processes (default: one per core)")
     add("--json", type=Path, metavar="FILE", help="write everything that is shown as JSON, too")
     add("--list-missing", type=Path, metavar="FILE", help="write the paths of the clips that are not ready")
-    add("--describe", action="store_true", help="rates, channels, formats and hours of each corpus")
+    add("--describe", action="store_true", help="show rates, channels, formats and hours of each corpus")
     add("--check-integrity", action="store_true", help="decode every clip that has no verdict yet; may be interrupted")
     add("--verdicts", type=Path, metavar="FILE", help=f"the verdict file (default: {VERDICTS})")
-    add("--stats", action="store_true", help="words, tokens and seconds per task: quantiles")
+    add("--stats", action="store_true", help="show quantiles of words, tokens and seconds per task")
     add("--plots", type=Path, metavar="DIR", help="with --stats: histograms as PNG")
-    add("--duplicates", action="store_true", help="repeated entries, empty and overlong texts")
+    add("--duplicates", action="store_true", help="show repeated entries, empty and overlong texts")
     add("--tokenizer", metavar="DIR", help="the language model's folder, for texts in tokens")
-    add("--max-txt-len", type=int, metavar="N", help="tokens of a text (default: model.max_txt_len)")
-    add("--split", nargs=3, type=float, metavar=("TRAIN", "VALID", "TEST"), help="shares of the ready entries")
-    add("--seed", type=int, default=42, help="of --split (default: %(default)s)")
+    add(
+        "--max-txt-len",
+        type=int,
+        metavar="N",
+        help="tokens above which --duplicates calls a text overlong (default: model.max_txt_len)",
+    )
+    add(
+        "--split",
+        nargs=3,
+        type=float,
+        metavar=("TRAIN", "VALID", "TEST"),
+        help="write the ready entries as three files with these shares",
+    )
+    add("--seed", type=int, default=42, metavar="N", help="of --split (default: %(default)s)")
     add("--stratify", action="store_true", help="--split each task by itself")
     add("--out", type=Path, metavar="DIR", help="folder for the files of --split (default: that of the annotation)")
     add("--force", action="store_true", help="--split may replace files")

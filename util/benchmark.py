@@ -13,6 +13,8 @@
   python util/benchmark.py generate    answers of a batch against one by one: speed, same tokens, where the time goes
   python util/benchmark.py scaling     training steps on two ranks against one, a thread each
 
+  python util/benchmark.py memory --cfg-path configs/stage1.yaml --gpu-gb 32
+
 Times are medians of alternated repeats; a ratio above 1 means that ours is better.
 """
 
@@ -62,27 +64,70 @@ QUICK = ("load", "hour", "frontends")  # what runs when none is named
 def main() -> None:
     """Run the benchmarks that the command line names and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=[*BENCHMARKS, []], help=f"default: {' '.join(QUICK)}")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 180.0], help="load: lengths of the clips")
+    parser.add_argument(
+        "what",
+        nargs="*",
+        choices=[*BENCHMARKS, []],
+        metavar="NAME",
+        help=f"one or several of those above (default: {' '.join(QUICK)})",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        nargs="+",
+        default=[10.0, 180.0],
+        metavar="S",
+        help="load: lengths of the clips (default: 10 180)",
+    )
     add = parser.add_argument_group("of the benchmarks of models: all below hour").add_argument
-    add("--size", choices=SIZES, default="mini", help="random weights of this size (default mini)")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="not scaling (default cpu)")
+    add(
+        "--size",
+        choices=SIZES,
+        default="mini",
+        help="random weights of this size (default mini; memory: of no use with --cfg-path)",
+    )
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where all but scaling run (default cpu)")
     add(
         "--dtype", choices=("float32", "bfloat16"), default="float32",
         help="frozen weights and autocast of ours; on a CPU train's plain step stays in float32 (default float32)",
     )  # fmt: skip
-    add("--quant", choices=("none", "8bit", "nf4"), default="none", help="LLM (default none)")
+    add("--quant", choices=("none", "8bit", "nf4"), default="none", help="how the LLM is quantised (default none)")
     add("--recompute", action="store_true", help="train: ours with model.gradient_checkpointing=True")
-    add("--batch", type=int, help="clips per batch (default 4); frontends, too (default 8)")
-    add("--batches", type=int, nargs="+", default=[1, 8, 32], help="generate (default 1 8 32)")
-    add("--beams", type=int, nargs="+", default=BEAMS, help="generate: 1 is greedy (default 1 4)")
-    add("--tokens", type=int, default=32, help="generate: length of all answers (default 32)")
-    add("--cfg-path", type=Path, metavar="YAML", help="memory: of this run instead of a size")
-    add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="memory: override keys of it")
-    add("--gpu-gb", type=float, default=32.0, help="memory: of the GPU, in 10^9 bytes (default 32)")
-    add("--answer-tokens", type=int, help="memory: of each answer (default: the most, max_txt_len)")
-    parser.add_argument("--entries", type=int, default=N_ENTRIES, help="inspector, workers: size of the file")
-    parser.add_argument("--repeats", type=int, default=3, help="timed repeats (default 3)")
+    add("--batch", type=int, metavar="N", help="clips per batch (default 4); frontends, too (default 8)")
+    add(
+        "--batches",
+        type=int,
+        nargs="+",
+        default=[1, 8, 32],
+        metavar="N",
+        help="generate: clips per batch (default 1 8 32)",
+    )
+    add(
+        "--beams",
+        type=int,
+        nargs="+",
+        default=BEAMS,
+        metavar="N",
+        help="generate: beams of the search, 1 is greedy (default 1 4)",
+    )
+    add("--tokens", type=int, default=32, metavar="N", help="generate: length of all answers (default 32)")
+    add("--cfg-path", type=Path, metavar="FILE", help="memory: of a run with this configuration, not of a --size")
+    add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="memory: set keys of that configuration")
+    add("--gpu-gb", type=float, default=32.0, metavar="GB", help="memory: of the GPU, in 10^9 bytes (default 32)")
+    add(
+        "--answer-tokens",
+        type=int,
+        metavar="N",
+        help="memory: length of each answer (default: the most, model.max_txt_len)",
+    )
+    parser.add_argument(
+        "--entries",
+        type=int,
+        default=N_ENTRIES,
+        metavar="N",
+        help="inspector, workers: size of the file (default %(default)s)",
+    )
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed repeats (default 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE, too")
     args = parser.parse_args()
 

@@ -86,14 +86,32 @@ def main() -> None:
 def parse_arguments() -> Namespace:
     parser = argument_parser(__doc__, default_cfg_path="configs/evaluate.yaml")
     add = parser.add_argument
-    add("--clips", type=Path, required=True, metavar="FILE", help="annotation file, or .txt with a clip's path a line")
+    add(
+        "--clips",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="clips to tell about: annotation file, or .txt with a path a line",
+    )
     add("--out", type=Path, required=True, metavar="FILE", help="annotation file to write, .json")
-    add("--n", type=int, default=12, help="stories to keep (default: %(default)s)")
-    add("--lora-scaling", type=float, default=2.0, help="of the adapters while writing (default: %(default)s)")
-    add("--min-words", type=int, default=50, help="of a story (default: %(default)s)")
-    add("--max-repetition", type=float, default=0.1, help="of a story, 0 to 1 (default: %(default)s)")
-    add("--max-clips", type=int, help=f"give up after so many (default: {CLIPS_PER_STORY} a story)")
-    add("--seed", type=int, default=42, help="of the choice of clips (default: %(default)s)")
+    add("--n", type=int, default=12, metavar="N", help="stories to keep (default: %(default)s)")
+    add(
+        "--lora-scaling",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="weight of the adapters while writing (default: %(default)s)",
+    )
+    add("--min-words", type=int, default=50, metavar="N", help="fewest words of a story (default: %(default)s)")
+    add(
+        "--max-repetition",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="most repetition in a story, 0 to 1 (default: %(default)s)",
+    )
+    add("--max-clips", type=int, metavar="N", help=f"give up after so many clips (default: {CLIPS_PER_STORY} a story)")
+    add("--seed", type=int, default=42, metavar="N", help="of the choice of clips (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace the file --out")
     args = parser.parse_args()
     if args.max_clips is None:

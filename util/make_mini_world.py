@@ -23,15 +23,35 @@ from util.mini_world.build import build
 
 def parse_arguments() -> Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("output/mini/world"), help="folder (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=42, help="decides on everything (default: %(default)s)")
-    parser.add_argument("--train-clips", type=int, default=3600, help="good training clips (default: %(default)s)")
-    parser.add_argument("--test-clips", type=int, default=320, help="(default: %(default)s)")
     parser.add_argument(
-        "--broken", type=float, default=0.1, help="broken files on top, per good training clip (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("output/mini/world"),
+        metavar="DIR",
+        help="folder to make (default: %(default)s)",
     )
     parser.add_argument(
-        "--pretrain-scale", type=float, default=1.0, help="times the usual steps; 0: random weights (default: 1)"
+        "--seed", type=int, default=42, metavar="N", help="decides on everything (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--train-clips", type=int, default=3600, metavar="N", help="good training clips (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--test-clips", type=int, default=320, metavar="N", help="held-out clips (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--broken",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="broken files on top, per good training clip (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pretrain-scale",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="steps that the tiny models are pretrained, times the usual ones; 0: random weights (default: 1)",
     )
     return parser.parse_args()
 

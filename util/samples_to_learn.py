@@ -28,12 +28,33 @@ from util.sample_efficiency.report import markdown, plot, summarise  # noqa: E40
 def main() -> None:
     """Make the runs that are missing, then the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", default=ROOT / "configs/mini/recipes.yaml", type=Path, metavar="FILE")
-    parser.add_argument("--out", default=Path("output/samples_to_learn"), type=Path, metavar="DIR")
+    parser.add_argument(
+        "--recipes",
+        default=ROOT / "configs/mini/recipes.yaml",
+        type=Path,
+        metavar="FILE",
+        help="what is compared (default: configs/mini/recipes.yaml)",
+    )
+    parser.add_argument(
+        "--out",
+        default=Path("output/samples_to_learn"),
+        type=Path,
+        metavar="DIR",
+        help="runs and report (default: %(default)s)",
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="RECIPE", help="make only these runs (default: all)")
-    parser.add_argument("--seeds", nargs="+", default=[1, 2, 3], type=int)
-    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for all runs")
-    parser.add_argument("--report-only", action="store_true", help="make no run")
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        default=[1, 2, 3],
+        type=int,
+        metavar="N",
+        help="a run of each recipe with each of these (default: 1 2 3)",
+    )
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="keys that are set in all runs")
+    parser.add_argument(
+        "--report-only", action="store_true", help="make no run, only the report of those that are there"
+    )
     args = parser.parse_args()
 
     study = load_study(args.recipes)
