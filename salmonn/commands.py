@@ -12,8 +12,9 @@ from salmonn.errors import run_cli
 def program_name() -> str:
     """The command as it was typed, for its usage: `python -m` leaves argparse with the name of a file."""
     spec = sys.modules["__main__"].__spec__
-    is_module = spec is not None and spec.name.startswith("salmonn.")
-    return f"python -m {spec.name}" if is_module else Path(sys.argv[0]).name
+    if spec and spec.name.startswith("salmonn."):
+        return f"python -m {spec.name}"
+    return Path(sys.argv[0]).name
 
 
 def train() -> None:

@@ -96,7 +96,7 @@ def plot_runs(runs: Mapping[str, Sequence[dict[str, Any]]], out: Path) -> None:
     handles = []
     for i, ((name, lines), colour) in enumerate(zip(runs.items(), distinct_colours(len(runs)), strict=True)):
         extra = 1 - i / max(len(runs) - 1, 1)
-        look = {"color": colour, "linewidth": 1.2 + 1.6 * extra}
+        look: dict[str, Any] = {"color": colour, "linewidth": 1.2 + 1.6 * extra}
         handles.append(Line2D([], [], label=name, **look))
         for panel, kind, key, control, _ in panels:
             of_kind = [line for line in lines if line["kind"] == kind]

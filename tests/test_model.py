@@ -1,7 +1,9 @@
 """Structure of the model: published names and sizes, frozen parts, windows, LoRA, settings that vary."""
 
 import json
+import logging
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -315,3 +317,13 @@ def test_windows_longer_than_what_whisper_hears_are_refused():
     config = {**OmegaConf.to_container(golden_config("base")), "second_per_window": 31.0}
     with pytest.raises(UserError, match="second_per_window"):
         SALMONN.from_config(config)
+
+
+def test_of_the_small_talk_of_peft_exactly_what_helps_nobody_is_left_out(caplog):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        SALMONN.from_config(golden_config("base"))
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    for message in ("Failed to load CPU gemm_4bit_forward from kernels-community: no kernels", "this one is news"):
+        logger.handle(logger.makeRecord(logger.name, logging.WARNING, "", 0, message, (), None))
+    assert [record.msg for record in caplog.records] == ["this one is news"]
