@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install quickstart test lint bench
+.PHONY: install quickstart readme test lint bench
 
 install: .venv/.installed
 
@@ -17,6 +17,9 @@ install: .venv/.installed
 
 quickstart: install
 	$(BIN)/python util/quickstart.py $(ARGS)
+
+readme: install
+	$(BIN)/python util/readme_outputs.py $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

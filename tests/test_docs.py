@@ -18,7 +18,7 @@ from salmonn.config import known_keys, load_config
 from salmonn.evaluation import METRICS, EvalTask
 from salmonn.evaluation.tasks import check_names, load_tasks
 from salmonn.llm import load_tokenizer
-from util import prepare_eval_sets
+from util import prepare_eval_sets, readme_outputs
 from util.benchmarks.memory import Case, longest, predicted, skeleton
 from util.eval_sets.base import EvalSet
 
@@ -124,6 +124,17 @@ def test_both_languages_show_the_same_blocks_and_numbers():
     for rows in zip(english.splitlines(), korean.splitlines(), strict=True):
         if rows[0].startswith("|"):
             assert len({tuple(re.findall(r"\d[\d.]*", row)) for row in rows}) == 1, rows
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.ko.md"])
+def test_every_output_and_picture_of_a_run_is_made_by_a_command_beside_it(page: str):
+    made = [found["shown"] for found in readme_outputs.OUTPUT.finditer(read(page))]
+    layouts = [block for block in blocks(page, "") if re.match(r"(train\.py|data/\S+) {3}", block)]
+    assert len(layouts) == 2
+    assert sorted(blocks(page, "")) == sorted(made + layouts)
+    pictures = {found["file"]: found["command"] for found in readme_outputs.PICTURE.finditer(read(page))}
+    assert set(re.findall(r"\((docs/mini_\w+\.png)\)", read(page))) <= pictures.keys()
+    assert all(file in command.split() for file, command in pictures.items())
 
 
 def test_memory_in_the_readme_is_that_of_the_training_guide():

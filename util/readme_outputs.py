@@ -1,11 +1,16 @@
-"""Run what README.md shows and write down what came out, so that no shown output is made up.
+"""Run what README.md shows and write down what came out, so that no shown output or picture is made up.
 
-  python util/readme_outputs.py            rewrite the outputs in README.md and README.ko.md (after `make quickstart`)
-  python util/readme_outputs.py --check    change nothing; show what differs, and exit 1 if anything does
+  python util/readme_outputs.py            bring the READMEs and their pictures up to date (after `make quickstart`)
+  python util/readme_outputs.py --check    change nothing; show which outputs differ, and exit 1 if any does
 
-A block of output stands below a block of commands, behind `<!-- output -->`. Where lines are to be typed they stand in
-the marker, one a line: `<!-- output, typed:` LINES `-->`. Below `<!-- scores: KEY KEY -->` stands a table with a row
-per score of the quickstart; header and first column stay as they are, so that they can be in any language.
+A block of output stands below a block of bash or Python, behind `<!-- output -->`. In that marker may follow, in this
+order: `, exit 2`, the exit code if it is not 0; `, first 9` and `, last 2`, the lines that are shown of a long output;
+`, without PATH PATH`, what is removed before, for commands that make it; and what is to be typed, a line each:
+`, typed:` LINES `-->`. Progress bars are left out.
+
+Below `<!-- scores: KEY KEY -->` stands a table with a row per score of the quickstart; header and first column stay as
+they are, so that they can be in any language. `<!-- minutes -->` stands before the number of minutes that the
+quickstart took, and `<!-- picture: COMMAND -->` above a picture, which this command makes.
 """
 
 import difflib
@@ -13,9 +18,11 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +36,37 @@ from util.quickstart_report import SCORES
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ["README.md", "README.ko.md"]
 SUMMARY = "output/mini/summary.json"
+REMOVABLE = Path("output")  # nothing outside is removed
 OUTPUT = re.compile(
-    r"(?P<above>```bash\n(?P<command>(?:(?!```).)+)\n```\n<!-- output(?:, typed:\n(?P<typed>.*?))? ?-->\n```\n)"
+    r"(?P<above>```(?P<language>bash|python)\n(?P<code>(?:(?!```).)+)\n```\n"
+    r"<!-- output(?:, exit (?P<exit>\d+))?(?:, first (?P<first>\d+))?(?:, last (?P<last>\d+))?"
+    r"(?:, without (?P<without>[^,\n]+?))?(?:, typed:\n(?P<typed>.*?))? ?-->\n```\n)"
     r"(?P<shown>.*?)(?=^```$)",
     re.DOTALL | re.MULTILINE,
 )
 TABLE = re.compile(r"(?P<above><!-- scores: (?P<keys>[^\n]+) -->\n\|[^\n]+\n\|[^\n]+\n)(?P<rows>(?:\|[^\n]+\n)+)")
+MINUTES = re.compile(r"(?<=<!-- minutes -->)\d+")
+PICTURE = re.compile(r"<!-- picture: (?P<command>.+) -->\n!\[.*\]\((?P<file>.+)\)")
+
+Results = dict[str, str]  # what came out, by the block with its marker: the translation shows the same blocks
 
 
 def main() -> None:
     """Bring the files up to date, or tell what differs."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", default=FILES, help="default: %(default)s")
+    parser.add_argument(
+        "files", nargs="*", default=FILES, metavar="FILE", help=f"pages to look at (default: {' '.join(FILES)})"
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if an output is another one now")
     args = parser.parse_args()
     os.chdir(ROOT)
-    results: dict[tuple[str, str], str] = {}  # the translation shows the same commands
+    results: Results = {}
     differ = [update(Path(name), args.check, results) for name in args.files]
     sys.exit(1 if args.check and any(differ) else 0)
 
 
-def update(path: Path, check: bool, results: dict[tuple[str, str], str]) -> bool:
-    """Bring a file up to date, or with `check` print what differs; returns whether anything does."""
+def update(path: Path, check: bool, results: Results) -> bool:
+    """Bring a file and its pictures up to date, or with `check` print what differs; returns whether anything does."""
     old = path.read_text(encoding="utf-8")
     new = with_outputs(old, results)
     if "<!-- scores: " in old:
@@ -58,42 +74,73 @@ def update(path: Path, check: bool, results: dict[tuple[str, str], str]) -> bool
     if check:
         lines = (text.splitlines(keepends=True) for text in (old, new))
         sys.stdout.writelines(difflib.unified_diff(*lines, str(path), "as it comes out now"))
-    elif new != old:
+        return new != old
+    if new != old:
         with replacing(path) as temporary:
             temporary.write_text(new, encoding="utf-8")
+    for command in (found["command"] for found in PICTURE.finditer(old)):
+        if command not in results:
+            results[command] = run(shlex.split(command))
     return new != old
 
 
-def with_outputs(text: str, results: dict[tuple[str, str], str]) -> str:
-    """The text with each block of output as its command gives it now; `results` keeps them by (command, typed)."""
+def with_outputs(text: str, results: Results) -> str:
+    """The text with each block of output as its commands give it now."""
 
     def run_again(block: re.Match[str]) -> str:
-        key = (block["command"], block["typed"] or "")
-        if key not in results:
-            results[key] = run(*key)
-        return block["above"] + results[key]
+        if block["above"] not in results:
+            results[block["above"]] = output_of(block)
+        return block["above"] + results[block["above"]]
 
     return OUTPUT.sub(run_again, text)
 
 
-def run(command: str, typed: str) -> str:
-    """What a command prints, with these lines typed after its prompts. Raises UserError if it fails."""
-    program, *arguments = shlex.split(command.replace("\\\n", " "))
-    if program != "python":
-        raise UserError(f"{command}: only commands that begin with python can be run")
+def output_of(block: re.Match[str]) -> str:
+    """What the commands of a block print, as its marker wants to see it."""
+    for name in (block["without"] or "").split():
+        remove(Path(name))
+    if block["language"] == "python":
+        commands = [["python", "-c", block["code"]]]
+    else:
+        lines = block["code"].replace("\\\n", " ").splitlines()
+        commands = [words for line in lines if (words := shlex.split(line, comments=True))]
+    printed = "".join(run(words, block["typed"] or "", int(block["exit"] or 0)) for words in commands)
+    lines = [line for line in printed.strip("\n").splitlines() if line != "```"]  # doctor's, for bug reports
+    if block["first"] or block["last"]:
+        first, last = (int(block[name] or 0) for name in ("first", "last"))
+        lines = [*lines[:first], "...", *lines[max(first, len(lines) - last) :]]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder of an earlier run. Raises UserError for one outside output/."""
+    if REMOVABLE.resolve() not in path.resolve().parents:
+        raise UserError(f"{path} is not in {REMOVABLE}/: a page can have nothing else removed")
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def run(command: Sequence[str], typed: str = "", exit_code: int = 0) -> str:
+    """What a command prints, with these lines typed after its prompts. Raises UserError for another exit code."""
+    program, *arguments = command
+    print(f"$ {shlex.join(command)}", file=sys.stderr, flush=True)
     done = subprocess.run(
-        [sys.executable, *arguments], input=typed, text=True, encoding="utf-8", check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **ENVIRONMENT},
+        [sys.executable if program == "python" else program, *arguments],
+        input=typed.encode(), check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, **ENVIRONMENT, "PYTHONUNBUFFERED": "1"},  # both streams in their order
     )  # fmt: skip
-    if done.returncode:
-        raise UserError(f"{command}: exit code {done.returncode}\n{done.stdout}")
+    printed = re.sub(r"^.*\r.*\n?", "", done.stdout.decode(), flags=re.MULTILINE).replace(f"{ROOT}/", "")
+    if done.returncode != exit_code:
+        raise UserError(f"{shlex.join(command)}: exit code {done.returncode}\n{printed}")
     lines = iter(typed.splitlines())
-    shown = re.sub(r"^> ", lambda _: f"> {next(lines, '')}\n", done.stdout, flags=re.MULTILINE)
+    shown = re.sub(r"^> ", lambda _: f"> {next(lines, '')}\n", printed, flags=re.MULTILINE)
     return shown.rstrip().removesuffix(">").rstrip() + "\n"  # without the prompt that got no line
 
 
 def with_scores(text: str, summary: dict[str, Any]) -> str:
-    """The text with each table of scores filled from the quickstart's summary."""
+    """The text with each table of scores, and the minutes, filled from the quickstart's summary."""
     from salmonn.evaluation.metrics import METRICS
 
     def fill(found: re.Match[str]) -> str:
@@ -104,7 +151,8 @@ def with_scores(text: str, summary: dict[str, Any]) -> str:
             rows.append(f"| {' | '.join([row.split('|')[1].strip(), *values])} |\n")
         return found["above"] + "".join(rows)
 
-    return TABLE.sub(fill, text)
+    minutes = round(summary["seconds"]["total"] / 60)
+    return MINUTES.sub(str(minutes), TABLE.sub(fill, text))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,97 @@
+"""What a person types: every option is explained, and every command in the documents is one that there is."""
+
+import importlib
+import re
+import shlex
+import sys
+from argparse import SUPPRESS, ArgumentParser, _SubParsersAction
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+from test_docs import PAGES, commands
+
+from conftest import ROOT
+from salmonn.commands import program_name
+
+# How it is typed, without python: the module with its `main`.
+MODULES = {f"-m salmonn.{name}": f"salmonn.{name}" for name in ("chat", "web", "doctor")}
+MODULES |= {f"{name}.py": f"salmonn.{name}" for name in ("train", "evaluate")}
+MODULES |= {
+    f"util/{path.name}": f"util.{path.stem}"
+    for path in (ROOT / "util").glob("*.py")
+    if "ArgumentParser(" in (text := path.read_text(encoding="utf-8")) or "argument_parser(" in text
+}
+
+
+class FoundError(Exception):
+    """Carries a parser out of the command that made it."""
+
+
+def parser_of(program: str) -> ArgumentParser:
+    """The parser with which a command reads its command line."""
+
+    def found(parser: ArgumentParser, *_: object) -> None:
+        raise FoundError(parser)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ArgumentParser, "parse_known_args", found)
+        with pytest.raises(FoundError) as caught:
+            importlib.import_module(MODULES[program]).main()
+    return caught.value.args[0]
+
+
+def with_subcommands(parser: ArgumentParser) -> Iterator[ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, _SubParsersAction):
+            yield from action.choices.values()
+
+
+@pytest.mark.parametrize("program", MODULES)
+def test_a_command_says_what_it_does_and_explains_every_option(program):
+    main = parser_of(program)
+    assert f"  python {program}" in main.description  # an example at least
+    for parser in with_subcommands(main):
+        for action in parser._actions:
+            assert isinstance(action, _SubParsersAction) or (action.help and action.help != SUPPRESS), action
+        parser.format_help()  # a lone % in a help text ends it
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [(None, "salmonn-chat"), ("pytest.__main__", "salmonn-chat"), ("salmonn.chat", "python -m salmonn.chat")],
+)
+def test_a_command_is_called_what_was_typed(spec, name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec and SimpleNamespace(name=spec)))
+    monkeypatch.setattr("sys.argv", ["/env/bin/salmonn-chat"])
+    assert program_name() == name
+
+
+def typed() -> Iterator[tuple[str, str, list[str]]]:
+    """(page, program, arguments) of each command of ours in the documents, in blocks and in the text."""
+    found = list(commands())
+    for page in PAGES:
+        for line in re.findall(r"`((?:python|torchrun) [^`]+)`", page.read_text(encoding="utf-8")):
+            found.append((page.name, shlex.split(line)))
+    for page, words in found:
+        for i in range(len(words)):
+            for program in (words[i], shlex.join(words[i : i + 2])):
+                if program in MODULES:
+                    yield page, program, words[i + len(program.split()) :]
+
+
+def test_every_command_in_the_documents_can_be_parsed(capsys):
+    parsers: dict[str, ArgumentParser] = {}
+    seen = 0
+    for page, program, arguments in typed():
+        if arguments and not {"mycorpus", "SET", "MODE"} & set(arguments):  # made in an example; stand for any
+            parser = parsers.setdefault(program, parser_of(program))
+            try:
+                parser.parse_args(arguments)
+            except SystemExit as ended:
+                if ended.code:  # --help is fine
+                    pytest.fail(f"{page}: {program} {shlex.join(arguments)}\n{capsys.readouterr().err}")
+            seen += 1
+    assert seen > 60
+    assert len(parsers) > 10
