@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 GATED = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemma2MLP", "Gemma3MLP")
 
 
-class _Lean(partial):
+class Lean(partial):
     """A forward that keeps less than the module's own."""
 
 
@@ -27,17 +27,17 @@ def keep_less(llm: nn.Module) -> None:
     for module in llm.modules():
         kind = type(module).__name__
         if kind.endswith("RMSNorm"):
-            module.forward = _Lean(_again, module.forward)
+            module.forward = Lean(_again, module.forward)
         elif kind in GATED:
-            module.forward = _Lean(_gated_mlp, module)
-        elif kind == "Linear8bitLt":
-            module.forward = _Lean(_frozen_8bit, module, module.forward)
+            module.forward = Lean(_gated_mlp, module)
+        elif kind == "Linear8bitLt" and hasattr(module, "state"):  # bitsandbytes' own, not peft's around it
+            module.forward = Lean(_frozen_8bit, module, module.forward)
 
 
 def keep_all(llm: nn.Module) -> None:
     """Undo `keep_less` where nothing is quantised: a compiler decides for itself what a compiled block keeps."""
     for module in llm.modules():
-        if isinstance(module.__dict__.get("forward"), _Lean):
+        if isinstance(module.__dict__.get("forward"), Lean):
             del module.forward
 
 
@@ -72,12 +72,12 @@ class _Frozen8bit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, linear: Any, forward: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.linear = linear
+        ctx.linear, ctx.dtype = linear, x.dtype
         return forward(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         state = ctx.linear.state
-        weight = state.CB.to(gradient.dtype, copy=True).mul_(state.SCB[:, None] * (1 / 127))  # [out, in]
-        return gradient @ weight, None, None
+        weight = state.CB.to(ctx.dtype, copy=True).mul_(state.SCB[:, None] * (1 / 127))  # [out, in]
+        return gradient.to(ctx.dtype) @ weight, None, None

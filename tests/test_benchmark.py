@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from salmonn import beats
 from salmonn.errors import UserError
 from salmonn.files import GB
+from salmonn.recomputation import Lean
 from salmonn.schema import RunConfig
 from util.benchmark import text_line
 from util.benchmarks import plain_step, training
@@ -60,6 +61,19 @@ def test_the_plain_step_has_our_loss_and_our_gradients(model):
     for name, gradient in ours.items():
         torch.testing.assert_close(plain[name].norm(), gradient.norm(), rtol=1e-3, atol=1e-5, msg=name)
     assert min(g.norm() for name, g in ours.items() if "lora_" in name) > 1e-3  # nothing is zero for want of weights
+
+
+def test_the_plain_step_keeps_everything_and_ours_goes_on_as_before(model):
+    def lean() -> list:
+        return [vars(module)["forward"] for module in model.modules() if isinstance(vars(module).get("forward"), Lean)]
+
+    before, inside = lean(), []
+    with plain_step.everything_kept(model):
+        inside += [len(lean()), beats.QUERIES]
+    assert len(before) > 5
+    assert inside == [0, plain_step.ALL_AT_ONCE]
+    assert lean() == before
+    assert beats.QUERIES == 256
 
 
 def test_the_loss_hears_the_audio(model):
@@ -216,6 +230,7 @@ def test_in_bfloat16_ours_is_compared_with_plain_float32(monkeypatch):
     for part in ("frontends", "Whisper", "BEATs", "Q-Former", "LLM forward", "backward", "optimiser"):
         assert by_name[part]["ours"] > 0
     assert by_name["MFU of ours"]["value"] > 0
+    assert by_name["data wait of ours"]["seconds"] >= 0
     assert by_name["peak memory above the weights"]["plain"] == pytest.approx(training.MEMORY_STEPS * 10**9 / GB)
     assert all(text_line(row).startswith(row["what"]) for row in rows)
     assert json.loads(json.dumps(rows)) == rows

@@ -8,8 +8,7 @@ import bitsandbytes
 import pytest
 import torch
 
-from salmonn import recomputation
-from salmonn.recomputation import GATED, keep_all, keep_less
+from salmonn.recomputation import GATED, Lean, keep_all, keep_less
 from util.benchmarks.sizes import build, make_batch
 
 CPU = torch.device("cpu")
@@ -21,17 +20,20 @@ def gradients(model, samples):
     """Loss, and the gradient of each parameter, with the same dropout each time."""
     model.zero_grad(set_to_none=True)
     torch.manual_seed(0)
-    loss = model(samples)["loss"]
+    with torch.autocast("cpu", torch.bfloat16, enabled=model.beats.dtype == torch.bfloat16):
+        loss = model(samples)["loss"]
     loss.backward()
     return {"loss": loss.detach()} | {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quantization", ["none", "8bit", "nf4"])
-def test_loss_and_gradients_have_the_same_bits_as_if_all_was_kept(quantization, monkeypatch):
-    lean = build("mini", CPU, quantization=quantization).train()
+def test_loss_and_gradients_have_the_same_bits_as_if_all_was_kept(quantization, dtype, recompute, monkeypatch):
+    lean = build("mini", CPU, dtype, quantization, gradient_checkpointing=recompute).train()
     monkeypatch.setattr("salmonn.model.keep_less", lambda _: None)
-    whole = build("mini", CPU, quantization=quantization).train()
-    assert any(isinstance(vars(module).get("forward"), recomputation._Lean) for module in lean.modules())
+    whole = build("mini", CPU, dtype, quantization, gradient_checkpointing=recompute).train()
+    assert any(isinstance(vars(module).get("forward"), Lean) for module in lean.modules())
     samples = make_batch(lean, 2)
     ours, plain = gradients(lean, samples), gradients(whole, samples)
     assert ours.keys() == plain.keys()

@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from salmonn.errors import run_cli  # noqa: E402
+from salmonn.run_log import setup_logging  # noqa: E402
 from util.benchmarks.annotation_files import bench_inspector, bench_workers  # noqa: E402
 from util.benchmarks.big_file import N_ENTRIES  # noqa: E402
 from util.benchmarks.encoder_cache import bench_cache  # noqa: E402
@@ -93,7 +94,7 @@ def main() -> None:
     )  # fmt: skip
     add("--quant", choices=("none", "8bit", "nf4"), default="none", help="how the LLM is quantised (default none)")
     add("--recompute", action="store_true", help="train: ours with model.gradient_checkpointing=True")
-    add("--batch", type=int, metavar="N", help="clips per batch (default 4); frontends, too (default 8)")
+    add("--batch", type=int, nargs="+", metavar="N", help="clips, in turn (default 4); frontends, too (default 8)")
     add(
         "--batches",
         type=int,
@@ -131,14 +132,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE, too")
     args = parser.parse_args()
 
+    setup_logging()
     os.chdir(ROOT)
     machine = f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
     print(machine)
     rows = []
     for name in args.what or QUICK:
-        for row in BENCHMARKS[name](args):
-            rows.append(row)
-            print(text_line(row), flush=True)
+        for batch in args.batch or [None]:
+            for row in BENCHMARKS[name](argparse.Namespace(**vars(args) | {"batch": batch})):
+                rows.append(row)
+                print(text_line(row), flush=True)
     if args.json:
         args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n", encoding="utf-8")
 

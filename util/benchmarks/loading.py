@@ -52,8 +52,8 @@ def bench_hour(args: argparse.Namespace) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         for suffix in ("wav", "flac", "mp3", "ogg"):
             long, short = Path(folder) / f"hour.{suffix}", Path(folder) / f"short.{suffix}"
-            _write_noise(long, 16_000, 3600)
-            _write_noise(short, 16_000, 30)
+            write_noise(long, 16_000, 3600)
+            write_noise(short, 16_000, 30)
             times = alternate(_loader(long), _loader(short), 4 * args.repeats)
             rows.append(row(f"head of an hour / 30 s, {suffix}", times))
     return rows
@@ -66,13 +66,14 @@ def _loader(path: Path) -> Callable[[], np.ndarray]:
 def _clips(folder: Path, rate: int, suffix: str, seconds: float) -> tuple[SALMONNDataset, list[Path]]:
     paths = [folder / f"{rate}_{i}.{suffix}" for i in range(CLIPS)]
     for path in paths:
-        _write_noise(path, rate, seconds)
+        write_noise(path, rate, seconds)
     annotation = folder / f"{rate}_{suffix}.json"
     annotation.write_text(json.dumps({"annotation": [{"path": f"/{path.name}", "text": "t"} for path in paths]}))
     return SALMONNDataset(Annotations(annotation), ClipPaths(str(folder)), MAX_SECONDS), paths
 
 
-def _write_noise(path: Path, rate: int, seconds: float) -> None:
+def write_noise(path: Path, rate: int, seconds: float) -> None:
+    """A file of noise."""
     block = 0.1 * np.random.default_rng(0).standard_normal(int(min(seconds, 30) * rate))
     with soundfile.SoundFile(path, "w", rate, 1) as file:
         for _ in range(int(np.ceil(seconds / 30))):

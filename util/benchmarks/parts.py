@@ -16,11 +16,10 @@ from salmonn.model import SALMONN
 from salmonn.target_loss import target_loss, vocabulary_logits
 from util.benchmarks.measure import alternate, row
 from util.benchmarks.memory import batch_of
-from util.benchmarks.plain_step import matmul_attention
+from util.benchmarks.plain_step import ALL_AT_ONCE, matmul_attention
 from util.benchmarks.sizes import build, make_batch
 from util.benchmarks.training import BATCH
 
-ALL_AT_ONCE = 1 << 30
 Pair = tuple[Callable[[], object], Callable[[], object]]
 
 

@@ -19,6 +19,7 @@ from salmonn.schema import RunConfig
 from salmonn.sequence import lay_out, tokenize
 from salmonn.training_step import TrainingStep
 from util.benchmarks import plain_step
+from util.benchmarks.data_wait import data_wait
 from util.benchmarks.flops import audio_tokens, sample_flops
 from util.benchmarks.measure import alternate, in_own_process, matmul_peak, peak_growth, row
 from util.benchmarks.plain_step import Step
@@ -110,6 +111,8 @@ def bench_train(args: argparse.Namespace) -> Iterator[dict]:
             "difference": abs(ours - plain) / plain,
             "unit": "",
         }
+    wait = data_wait(steps["ours"], setup.batch, models["ours"].max_seconds, args.repeats)
+    yield {"what": "   data wait of ours", "seconds": wait}
     yield from _split_rows(models, steps, args.repeats, device)
     yield from _flops_rows(models["ours"], setup, seconds[0], max(peaks))
     yield from memory
