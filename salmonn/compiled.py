@@ -13,7 +13,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from salmonn.findings import BROKEN, reason
 from salmonn.llm import llm_quantization, quantised_by
-from salmonn.recomputation import keep_all, keep_less
 
 if TYPE_CHECKING:  # it says which blocks it has
     from salmonn.model import SALMONN
@@ -102,12 +101,10 @@ def _compile(stack: Stack, backend: Backend) -> None:
                 logger.warning("the layers of %s cannot be compiled and run as they are: %s", stack.name, _says(error))
             for each in stack.blocks:
                 each._compiled_call_impl = None
-                keep_less(each)
             return block(*args, **kwargs)
 
         return call
 
     for block in stack.blocks:
-        keep_all(block)
         compiled = torch.compile(block._call_impl, backend=backend, dynamic=stack.dynamic)  # as Module.compile does
         block._compiled_call_impl = or_plain(block, compiled)

@@ -5,7 +5,7 @@ costs next to nothing to make again: norms in float32, and the product in front 
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,27 +18,40 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 GATED = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemma2MLP", "Gemma3MLP")
 
 
-class Lean(partial):
-    """A forward that keeps less than the module's own."""
-
-
 def keep_less(llm: nn.Module) -> None:
-    """Let frozen blocks of the LLaMA kind keep no norms, no gated products and no inputs of 8-bit layers."""
+    """Let a frozen LLM of the LLaMA kind keep no norms, no gated products and no inputs of 8-bit layers."""
     for module in llm.modules():
-        kind = type(module).__name__
-        if kind.endswith("RMSNorm"):
-            module.forward = Lean(_again, module.forward)
-        elif kind in GATED:
-            module.forward = Lean(_gated_mlp, module)
-        elif kind == "Linear8bitLt" and hasattr(module, "state"):  # bitsandbytes' own, not peft's around it
-            module.forward = Lean(_frozen_8bit, module, module.forward)
+        kind: Any = type(module)
+        if lean := lean_kind(kind):
+            module.__class__ = lean  # not a forward of its own: that would hold the module beyond its life
 
 
-def keep_all(llm: nn.Module) -> None:
-    """Undo `keep_less` where nothing is quantised: a compiler decides for itself what a compiled block keeps."""
-    for module in llm.modules():
-        if isinstance(module.__dict__.get("forward"), Lean):
-            del module.forward
+@cache
+def lean_kind(kind: Any) -> Any:
+    """The same kind of module, which keeps less; None where nothing can be left out."""
+    forward: Callable[..., Tensor]
+    if issubclass(kind, Lean):
+        return None
+    if kind.__name__.endswith("RMSNorm"):
+
+        def forward(module: nn.Module, x: Tensor) -> Tensor:
+            return _again(partial(kind.forward, module), x)
+
+    elif kind.__name__ in GATED:
+        forward = _gated_mlp
+    elif kind.__name__ == "Linear8bitLt" and kind.__module__.startswith("bitsandbytes"):  # peft's around it, too, is so
+
+        def forward(module: nn.Module, x: Tensor) -> Tensor:
+            plain = partial(kind.forward, module)
+            return _Frozen8bit.apply(x, module, plain) if x.requires_grad else plain(x)
+
+    else:
+        return None
+    return type(kind.__name__, (Lean, kind), {"forward": forward})
+
+
+class Lean:
+    """Marks what keeps less than the class behind it."""
 
 
 def enable_recomputation(llm: nn.Module, mode: bool) -> None:
@@ -53,7 +66,7 @@ def enable_recomputation(llm: nn.Module, mode: bool) -> None:
 
 def _again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """A function without dropout, of which only the inputs are kept."""
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler decides for itself what it keeps
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
 
@@ -61,10 +74,6 @@ def _again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 def _gated_mlp(mlp: Any, x: Tensor) -> Tensor:
     """[B, L, H] -> [B, L, H]."""
     return mlp.down_proj(_again(lambda gate, up: mlp.act_fn(gate) * up, mlp.gate_proj(x), mlp.up_proj(x)))
-
-
-def _frozen_8bit(linear: Any, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return _Frozen8bit.apply(x, linear, forward) if x.requires_grad else forward(x)
 
 
 class _Frozen8bit(torch.autograd.Function):

@@ -1,7 +1,9 @@
-"""A picture of the web page in use, on the miniature world's final model; after `make quickstart`.
+"""A picture of the web page in use, on the miniature world's final model.
 
-python util/web_screenshot.py --out docs/web_page.png
-python util/web_screenshot.py --out phone.png --width 400 --dark
+  python util/web_screenshot.py --out docs/web_page.png
+  python util/web_screenshot.py --out phone.png --width 400 --dark
+
+After `make quickstart`; needs Chromium with its driver.
 """
 
 import io
