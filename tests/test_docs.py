@@ -19,7 +19,7 @@ from salmonn.evaluation import METRICS, EvalTask
 from salmonn.evaluation.tasks import check_names, load_tasks
 from salmonn.llm import load_tokenizer
 from util import prepare_eval_sets, readme_outputs
-from util.benchmarks.memory import Case, longest, predicted, skeleton
+from util.benchmarks.memory import Case, largest_batch, longest, predicted, skeleton
 from util.eval_sets.base import EvalSet
 
 PAGES = [ROOT / name for name in ("README.md", "README.ko.md", "ann/README.md")]
@@ -106,6 +106,17 @@ def test_memory_in_the_training_guide_is_what_is_predicted():
             case = Case("cuda", 2, config.model.llm_quantization, config.run.amp, checkpointing, gradients_stay=True)
             parts = predicted(known[llm], case, longest(known[llm], int(clips), answer))
             assert f"{sum(parts.values()) / 1e9:.1f}" == value, (name, answer, checkpointing)
+
+
+def test_largest_batches_in_performance_md_are_what_is_predicted():
+    rows = re.findall(r"^\| `(configs/\S+)` \| (\S+) \| (\d+) \| (\d+) \| (\d+) \|$", read("docs/performance.md"), re.M)
+    assert len(rows) == 4
+    for name, quantization, answer, *shown in rows:
+        config = load_config(ROOT / name)
+        model = skeleton(config.model)
+        for checkpointing, most in zip((False, True), shown, strict=True):
+            case = Case("cuda", 2, quantization, config.run.amp, checkpointing, gradients_stay=True)
+            assert largest_batch(model, case, int(answer), 32e9) == int(most), (name, quantization, answer)
 
 
 def test_every_module_has_one_line_in_the_file_tree():
