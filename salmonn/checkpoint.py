@@ -58,6 +58,8 @@ def read(path: str | Path, kind: str = "SALMONN checkpoint", lazily: bool = Fals
         if is_archive and not lazily and (damaged := zipfile.ZipFile(path).testzip()):
             raise _ChecksumError(damaged)  # the library does not look at checksums
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily and is_archive)
+    except OSError as error:  # what the system says of the disk or the rights, not of the content
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # damage can make the library raise anything
         raise UserError(f"{path} is not a {kind}, or damaged: {_what_is_wrong(Path(path), error)}") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):

@@ -59,6 +59,11 @@ def test_damaged_files_are_refused_with_one_message(model, tmp_path, content):
         checkpoint.load_parameters(model, tmp_path / "a.pth")
 
 
+def test_what_the_system_says_of_a_disk_is_told_in_its_words():
+    with pytest.raises(UserError, match=r"^/proc/self/mem cannot be read: Input/output error$"):
+        checkpoint.read("/proc/self/mem")  # a file whose first byte cannot be read
+
+
 def test_pickled_code_is_not_run(model, tmp_path):
     class Evil:
         def __reduce__(self):
