@@ -149,11 +149,11 @@ def hear(listener: "Listener", paths: Sequence[str], in_windows: bool, overlap: 
 def show_answers(
     listener: "Listener", heard: "Heard", question: "Question", settings: DictConfig, names: Sequence[str] = ()
 ) -> None:
-    """Print the answers behind the clips' names if there are any; one row with one beam word by word."""
+    """Print the answers behind the clips' names if there are any; without, one row with one beam word by word."""
     from transformers import TextStreamer
 
     streamer = None
-    if settings.num_beams == 1 and len(heard.embeds) == 1:
+    if settings.num_beams == 1 and len(heard.embeds) == 1 and not names:
         streamer = TextStreamer(listener.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
     answers = listener.ask(heard, question, settings, streamer)
     for number, answer in enumerate(answers):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import TextIteratorStreamer
 
 from conftest import ROOT, mini_options, run_command
 from salmonn.audio import load_clip
-from salmonn.chat import Chat, number, parse_arguments
+from salmonn.chat import Chat, answer_once, number, parse_arguments
 from salmonn.config import load_config
 from salmonn.errors import UserError
 from salmonn.session import Listener
@@ -106,6 +107,15 @@ def test_options_that_do_not_go_together_are_refused(arguments, message, monkeyp
     monkeypatch.setattr(sys, "argv", ["chat", *arguments])
     with pytest.raises(UserError, match=message):
         parse_arguments()
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_answers_about_several_files_are_behind_their_names(listener: Listener, clips, long, capsys):
+    args = Namespace(audio=clips, task="asr", question="", prompt=None, json=False, long=long, overlap=None)
+    answer_once(listener, args)
+    answers = listener.ask(listener.hear(clips), listener.task_question("asr"))
+    expected = [f"{path}: {answer.text}" for path, answer in zip(clips, answers, strict=True)]
+    assert capsys.readouterr().out.splitlines() == expected
 
 
 # ---- conversation
