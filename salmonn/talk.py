@@ -3,9 +3,14 @@
 import threading
 from dataclasses import dataclass, field
 
+from salmonn.errors import UserError
 from salmonn.session import Heard
 
+NO_CLIP = "No clip yet: upload or record one first."
 UNWRITTEN = "…"  # in the place of an answer of which nothing is written yet
+
+# Held for microseconds, so one serves all visitors; gradio copies a talk for each of them, which no lock allows.
+_changing = threading.RLock()
 
 
 @dataclass(eq=False)
@@ -16,12 +21,18 @@ class Hearing:
     stop: threading.Event = field(default_factory=threading.Event)  # ends it early
     over: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def is_empty(self) -> bool:
+        """It is over, and nothing was heard."""
+        return self.over.is_set() and self.heard is None
+
 
 @dataclass(eq=False)
 class Round:
     """A question and its answer as the chat shows it."""
 
     question: str
+    hearing: Hearing  # of the clip that it is about
     answer: str = UNWRITTEN
     stop: threading.Event = field(default_factory=threading.Event)  # ends the answer, or keeps it from beginning
 
@@ -44,29 +55,36 @@ class Talk:
 
     def begin(self) -> Hearing:
         """Another clip is heard from now on; all else is stopped and forgotten."""
-        self.stop()
-        self.hearing, self.rounds = Hearing(), []
-        return self.hearing
+        with _changing:
+            self.stop()
+            self.hearing, self.rounds = Hearing(), []
+            return self.hearing
 
     def ask(self, question: str) -> Round:
-        """One more round."""
-        round_ = Round(question)
-        self.rounds.append(round_)
-        return round_
+        """One more round. Raises UserError while there is no clip, and when nothing could be heard of it."""
+        with _changing:
+            if self.hearing is None or self.hearing.is_empty:
+                raise UserError(NO_CLIP)
+            round_ = Round(question, self.hearing)
+            self.rounds.append(round_)
+            return round_
 
     def drop(self, round_: Round) -> None:
         """Forget a round, if it is not forgotten yet."""
-        self.rounds = [other for other in self.rounds if other is not round_]
+        with _changing:
+            self.rounds = [other for other in self.rounds if other is not round_]
 
     def clear(self) -> None:
         """Stop and forget all rounds; the clip stays."""
-        rounds, self.rounds = self.rounds, []
-        for round_ in rounds:
-            round_.stop.set()
+        with _changing:
+            for round_ in self.rounds:
+                round_.stop.set()
+            self.rounds = []
 
     def stop(self) -> None:
         """End the hearing, the answer under way and those that wait."""
-        if self.hearing:
-            self.hearing.stop.set()
-        for round_ in self.rounds:
-            round_.stop.set()
+        with _changing:
+            if self.hearing:
+                self.hearing.stop.set()
+            for round_ in self.rounds:
+                round_.stop.set()

@@ -3,7 +3,6 @@
 import base64
 import html
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from functools import partial, wraps
@@ -20,10 +19,10 @@ from salmonn.errors import UserError
 from salmonn.long_audio import clock
 from salmonn.pictures import picture_clip
 from salmonn.session import Answer, Heard, Question, join_heard
-from salmonn.talk import UNWRITTEN, Hearing, Round, Talk
-from salmonn.turns import HEARTBEAT, Turns
+from salmonn.talk import NO_CLIP, UNWRITTEN, Hearing, Round, Talk
+from salmonn.turns import Turns
 
-_NO_CLIP = "No clip yet: upload or record one first."
+_EVERY = 0.5  # s, between two looks at whether a clip is heard
 
 # What a task is called on its button; others by their name
 TASK_LABELS = {
@@ -90,8 +89,8 @@ class Page:
         """Hear another clip, or none: (talk, chat, picture, note about it, note about answers, error)."""
         hearing = talk.begin()
         picture, note, error = "", "Listening …" if path else "", ""
-        yield talk, talk.messages, picture, note_box(note), "", error
         try:
+            yield talk, talk.messages, picture, note_box(note), "", error
             if path is not None:
                 self.turns.require_room()
                 hear = self._hear_in_windows if in_windows else self._hear_at_once
@@ -169,14 +168,14 @@ class Page:
         `settings`: those of `answer_settings`, then the LoRA scaling.
         """
         try:
-            round_, answers = self._begin(talk, text, task, *settings)
+            round_, notes = self._begin(talk, text, task, *settings)
         except Exception as problem:
             yield talk.messages, gr.skip(), "", error_box(problem)
             return
         left, note, error = "" if self._takes_text(task) else gr.skip(), "", ""
         yield talk.messages, left, note, error
         try:
-            for note in self._write(round_, answers):
+            for note in notes:
                 yield talk.messages, left, note_box(note), error
         except CancelledError:
             note = "Stopped." if round_ in talk.rounds else ""
@@ -187,39 +186,32 @@ class Page:
             talk.drop(round_)
         yield talk.messages, left, note_box(note), error
 
-    def _begin(self, talk: Talk, text: str, task: str, *settings: Any) -> tuple[Round, Iterator[Answer | None]]:
-        """A round of the talk, and what is to be written into it. Raises UserError for what cannot be asked."""
+    def _begin(self, talk: Talk, text: str, task: str, *settings: Any) -> tuple[Round, Iterator[str]]:
+        """A round of the talk, and what writes its answer. Raises UserError for what cannot be asked."""
         *search, scaling = settings
-        if talk.hearing is None:
-            raise UserError(_NO_CLIP)
         question, shown = self._question(text, task)
         generate = answer_settings(self.listener.config.generate, *search)
         self.turns.require_room()
         round_ = talk.ask(shown)
-        return round_, self._answers(talk.hearing, question, generate, scaling, round_.stop)
+        return round_, self._write(round_, question, generate, scaling)
 
-    def _write(self, round_: Round, answers: Iterator[Answer | None]) -> Iterator[str]:
-        """Write into a round what is answered as it comes; yields a note each time, "" for none."""
+    def _write(self, round_: Round, question: Question, generate: DictConfig, scaling: float | None) -> Iterator[str]:
+        """Write into a round what is answered as it comes; yields a note now and then, "" for none."""
+        hearing = round_.hearing
+        while not hearing.over.wait(_EVERY) and not round_.stop.is_set():
+            yield "Waiting until the clip is heard."
+        if round_.stop.is_set():
+            raise CancelledError
+        if hearing.heard is None:
+            raise UserError(NO_CLIP)
         last = Answer("", finished=True)
-        for answer in answers:
+        for answer in self.turns.answer(hearing.heard, question, generate, scaling, round_.stop):
             last = answer or last
             round_.answer = last.text or round_.answer
             yield "" if answer else "Waiting: the model is busy with other requests."
         round_.answer = last.text or "(no words)"
         n_tokens = self.listener.config.generate.max_new_tokens
         yield "" if last.finished else f"The answer was cut off after {n_tokens} tokens (generate.max_new_tokens)."
-
-    def _answers(
-        self, hearing: Hearing, question: Question, generate: DictConfig, scaling: float | None, stop: threading.Event
-    ) -> Iterator[Answer | None]:
-        """Answer as soon as the clip is heard; None now and then until it is, and until the model is free."""
-        while not hearing.over.wait(HEARTBEAT):
-            yield None
-        if stop.is_set():
-            raise CancelledError
-        if hearing.heard is None:
-            raise UserError(_NO_CLIP)
-        yield from self.turns.answer(hearing.heard, question, generate, scaling, stop)
 
     def _takes_text(self, task: str) -> bool:
         return not task or "{}" in self.listener.model.test_prompts[task]

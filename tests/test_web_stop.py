@@ -6,8 +6,10 @@ import signal
 import socket
 import sys
 import threading
+from itertools import islice
 from typing import Any
 
+import gradio as gr
 import pytest
 from omegaconf import OmegaConf
 from web_rows import SEARCH, ask_very_long, asked, heard, shown
@@ -109,18 +111,48 @@ def test_of_two_clips_the_one_chosen_last_is_heard(page: Page, clip, long_clip):
 
 
 def test_a_question_waits_until_its_clip_is_heard(page: Page, clip, monkeypatch):
-    monkeypatch.setattr(web_page, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(web_page, "_EVERY", 0.01)
     talk = Talk()
     hearing = page.listen(talk, clip, False)
     next(hearing)
     rows = page.ask(talk, "What is said?", *SEARCH, None)
     before = shown([next(rows), next(rows)])
-    assert "Waiting" in before[2]
+    assert "Waiting until the clip is heard." in before[2]
     list(hearing)
     chat, _, note, error = shown(rows, before)
     assert chat[1]["content"] not in ("", "…")
     assert "Waiting" not in note
     assert error == ""
+
+
+def test_a_question_that_is_forgotten_does_not_wait_for_its_clip(page: Page, clip, monkeypatch):
+    monkeypatch.setattr(web_page, "_EVERY", 0.01)
+    talk = Talk()
+    hearing = page.listen(talk, clip, False)
+    next(hearing)
+    rows = page.ask(talk, "What is said?", *SEARCH, None)
+    before = shown([next(rows), next(rows)])
+    page.clear(talk)
+    chat, _, note, error = shown([*islice(rows, 2)], before)
+    assert next(rows, "over") == "over"
+    assert (chat, note, error) == ([], "", "")
+    assert talk.hearing.over.is_set() is False
+
+
+def test_what_was_typed_stays_where_nothing_was_heard(page: Page, tmp_path):
+    (tmp_path / "broken.wav").write_text("this is not audio")
+    talk, _ = heard(page, str(tmp_path / "broken.wav"))
+    [(chat, typed, _, error)] = page.ask(talk, "What is said?", *SEARCH, None)
+    assert (chat, typed) == ([], gr.skip())
+    assert "No clip yet" in error
+
+
+def test_hearing_is_over_for_whoever_leaves_at_once(page: Page, clip):
+    talk = Talk()
+    rows = page.listen(talk, clip, False)
+    next(rows)
+    rows.close()
+    assert talk.hearing.over.is_set()
 
 
 def test_others_have_their_turn_between_the_windows_of_a_long_clip(page: Page, long_clip, monkeypatch):
