@@ -101,9 +101,12 @@ class Turns:
         self._thread.shutdown(cancel_futures=True)
 
     def _submit(self, job: Callable[[], Result]) -> "Future[Result]":
-        if self._closed.is_set():
-            raise CancelledError
-        future = self._thread.submit(job)
+        try:
+            future = self._thread.submit(job)
+        except RuntimeError as error:
+            if self._closed.is_set():
+                raise CancelledError from error
+            raise
         self._jobs.add(future)
         future.add_done_callback(self._jobs.discard)
         return future
