@@ -29,7 +29,6 @@ _EXTENSIONS = (".wav", *OTHER_EXTENSIONS)
 def main() -> None:
     """Load the model and serve the page until Ctrl-C."""
     args = parse_arguments()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave shared cores to others
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     config = load_config(args.cfg_path, args.options)
     config.model.ckpt = args.ckpt or config.model.ckpt
