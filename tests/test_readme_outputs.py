@@ -1,6 +1,8 @@
 """Outputs that the README shows are those of the commands above them."""
 
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,18 @@ SUMMARY = {
 def page(tmp_path: Path) -> str:
     (tmp_path / "talk.py").write_text(TALK)
     return PAGE.format(program=tmp_path / "talk.py")
+
+
+@pytest.fixture
+def run_on(monkeypatch) -> Callable[..., None]:
+    """The command, with these arguments."""
+    monkeypatch.chdir(readme_outputs.ROOT)  # as the command does; undone after the test
+
+    def run(*arguments: str | Path) -> None:
+        monkeypatch.setattr(sys, "argv", ["readme_outputs.py", *map(str, arguments)])
+        readme_outputs.main()
+
+    return run
 
 
 def test_an_output_is_what_the_command_above_it_prints_with_what_is_typed(page: str):
@@ -120,14 +134,25 @@ def test_a_python_block_shows_what_it_prints():
     assert text.endswith("<!-- output -->\n```\n42\n```\n")
 
 
-def test_a_picture_is_made_by_the_command_above_it_once_and_not_in_a_check(tmp_path: Path):
+def test_a_picture_is_made_by_the_command_above_it_once_and_not_in_a_check(tmp_path: Path, run_on):
     (tmp_path / "draw.py").write_text(f"open({str(tmp_path / 'drawn')!r}, 'a').write('x')")
     pages = [tmp_path / "page.md", tmp_path / "page.ko.md"]
     for page in pages:
         page.write_text(f"<!-- picture: python {tmp_path}/draw.py -->\n![words](docs/a.png)\n")
-    assert not readme_outputs.update(pages[0], True, {})
+    with pytest.raises(SystemExit) as end:
+        run_on("--check", *pages)
+    assert end.value.code == 0
     assert not (tmp_path / "drawn").exists()
-    results: dict[str, str] = {}
-    for page in pages:
-        readme_outputs.update(page, False, results)
+    run_on(*pages)
     assert (tmp_path / "drawn").read_text() == "x"
+
+
+def test_a_picture_that_cannot_be_made_leaves_no_page_unwritten(tmp_path: Path, run_on):
+    pages = [tmp_path / "page.md", tmp_path / "page.ko.md"]
+    for page in pages:
+        page.write_text(
+            f"```bash\necho {page.name}\n```\n<!-- output -->\n```\n```\n<!-- picture: false -->\n![](a.png)\n"
+        )
+    with pytest.raises(UserError, match="false: exit code 1"):
+        run_on(*pages)
+    assert all(f"-->\n```\n{page.name}\n```\n" in page.read_text() for page in pages)

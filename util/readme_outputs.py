@@ -61,12 +61,15 @@ def main() -> None:
     args = parser.parse_args()
     os.chdir(ROOT)
     results: Results = {}
-    differ = [update(Path(name), args.check, results) for name in args.files]
-    sys.exit(1 if args.check and any(differ) else 0)
+    paths = [Path(name) for name in args.files]
+    differ = [update(path, args.check, results) for path in paths]
+    if args.check:
+        sys.exit(int(any(differ)))
+    draw_pictures(paths)  # last: where one cannot be made, the pages are written
 
 
 def update(path: Path, check: bool, results: Results) -> bool:
-    """Bring a file and its pictures up to date, or with `check` print what differs; returns whether anything does."""
+    """Bring a file up to date, or with `check` print what differs; returns whether anything does."""
     old = path.read_text(encoding="utf-8")
     new = with_outputs(old, results)
     if "<!-- scores: " in old:
@@ -78,10 +81,14 @@ def update(path: Path, check: bool, results: Results) -> bool:
     if new != old:
         with replacing(path) as temporary:
             temporary.write_text(new, encoding="utf-8")
-    for command in (found["command"] for found in PICTURE.finditer(old)):
-        if command not in results:
-            results[command] = run(shlex.split(command))
     return new != old
+
+
+def draw_pictures(paths: Sequence[Path]) -> None:
+    """Make the pictures of these files, each once."""
+    found = (PICTURE.finditer(path.read_text(encoding="utf-8")) for path in paths)
+    for command in dict.fromkeys(picture["command"] for pictures in found for picture in pictures):
+        run(shlex.split(command))
 
 
 def with_outputs(text: str, results: Results) -> str:
