@@ -139,6 +139,16 @@ def test_the_command_draws_the_answer_that_it_prints(listener, mini_world, tmp_p
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_wrong_file_is_named_before_the_model_is_loaded(monkeypatch):
+    monkeypatch.setattr(Listener, "load", lambda _: pytest.fail("the model is loaded"))
+    config = str(ROOT / "configs/mini/decode.yaml")
+    monkeypatch.setattr(
+        sys, "argv", ["plot_attention.py", "--cfg-path", config, "--audio", "nowhere.wav", "--task", "asr"]
+    )
+    with pytest.raises(UserError, match=r"^nowhere\.wav: file does not exist$"):
+        plot_attention.main()
+
+
 def test_overlapping_windows_and_rows_that_sum_to_one(listener, mini_world, monkeypatch):
     clip = str(next((mini_world / "audio/speech").glob("test_*.wav")))
     monkeypatch.setattr(listener.model, "answer_embeds", lambda *_: [{"token_ids": [300, 301, 302]}])

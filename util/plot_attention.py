@@ -28,6 +28,7 @@ from salmonn import distributed
 from salmonn.attention import answer_attention, encode_with_attention, loudest_heads, split_words
 from salmonn.audio import SAMPLE_RATE, AudioError, load_clip
 from salmonn.charts import new_figure, png_path, write_png
+from salmonn.chat import require_audio
 from salmonn.config import argument_parser, load_config
 from salmonn.errors import UserError, run_cli
 from salmonn.qformer import WHISPER_FRAMES_PER_SECOND, window_frames
@@ -60,6 +61,7 @@ def main() -> None:
     """Answer the question, and write the picture of the attention."""
     args = parse_arguments()
     config = load_config(args.cfg_path, args.options)
+    require_audio([args.audio])  # a wrong path is known before the model is loaded
     setup_logging()
     listener = Listener.load(config)
     question = listener.task_question(args.task, args.question) if args.task else listener.question(args.prompt)
