@@ -16,7 +16,7 @@ from web_rows import SEARCH, VERY_LONG, asked, heard
 
 from conftest import ROOT
 from salmonn import turns as turns_module
-from salmonn import web
+from salmonn import web, web_look
 from salmonn.errors import UserError
 from salmonn.session import Answer, Listener
 from salmonn.talk import Talk
@@ -186,6 +186,16 @@ def test_gradio_loads_only_for_the_page():
 
 
 # ---- in a browser
+
+
+def test_a_page_that_is_served_for_a_while_is_closed_whatever_happens(page: Page, monkeypatch):
+    closed = []
+    monkeypatch.setattr(web_look, "build", lambda page: page)
+    monkeypatch.setattr(web_look, "serve", lambda *_, **__: "http://127.0.0.1")
+    monkeypatch.setattr(web_look, "close", closed.append)
+    with pytest.raises(ZeroDivisionError), served(page):
+        print(1 / 0)
+    assert closed == [page]
 
 
 @pytest.fixture(scope="module")

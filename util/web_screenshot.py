@@ -129,8 +129,10 @@ def served(page: Any, **settings: Any) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     blocks = build(page)
-    yield serve(blocks, "127.0.0.1", port, share=False, files=list(page.examples.values()), **settings)
-    close(blocks)
+    try:
+        yield serve(blocks, "127.0.0.1", port, share=False, files=list(page.examples.values()), **settings)
+    finally:
+        close(blocks)
 
 
 def main() -> None:
