@@ -310,7 +310,8 @@ class SALMONN(nn.Module):
         text; the audio is not scaled: its projection learns the size that the first layer wants.
         """
         inputs = self.llama_model.get_input_embeddings()(to_device(layout.token_ids, self.device))
-        return inputs.index_put(self._places(layout.is_audio), embeds.to(inputs.dtype).flatten(0, 1))
+        audio = to_device(embeds, self.device).to(inputs.dtype)
+        return inputs.index_put(self._places(layout.is_audio), audio.flatten(0, 1))
 
     def _places(self, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and columns [N] of a mask [B, L], counted on the host: the device would have to be waited for."""

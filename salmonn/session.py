@@ -32,7 +32,7 @@ _BEYOND = 0.1  # s, read of a clip past what the model hears, so that it is know
 class Heard:
     """Encoded audio: a row for each of several clips, or for each window of a long one."""
 
-    embeds: Tensor  # [B, A, H]
+    embeds: Tensor  # [B, A, H], on the CPU
     wav: np.ndarray  # [N] float32 at 16 kHz, of the first row
     cut: list[bool] = field(default_factory=list)  # per clip: it goes on after what was heard
     spans: list[Span] = field(default_factory=list)  # of the windows of a long clip
@@ -121,11 +121,11 @@ class Listener:
 
     @torch.no_grad()
     def _encode(self, wavs: Sequence[np.ndarray]) -> Tensor:
-        """[N] each -> [B, A, H]; a row is that of the wav alone."""
+        """[N] each -> [B, A, H] on the CPU, as it may be kept for long; a row is that of the wav alone."""
         raw_wav, padding_mask = pad_wavs([torch.from_numpy(wav) for wav in wavs])
         try:
             with distributed.autocast(self.config.run, self.model.device):
-                return self.model.encode_speech(raw_wav, padding_mask)[0]
+                return self.model.encode_speech(raw_wav, padding_mask)[0].cpu()
         except torch.OutOfMemoryError as error:
             raise UserError("out of GPU memory while hearing: try fewer clips at a time") from error
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
 from salmonn.schema import RunConfig
+from salmonn.sequence import lay_out
 from salmonn.training_step import TrainingStep
 from util.benchmarks.sizes import build, make_batch
 
@@ -52,3 +53,15 @@ def test_our_code_asks_the_device_for_nothing_in_a_micro_batch(checkpointing, mo
     assert all(p.grad is not None for p in step.trainable)
     with pytest.raises((RuntimeError, NotImplementedError)):
         step.finish(1)  # which reads the counts and the gradients' norm
+
+
+def test_audio_that_was_heard_goes_from_the_host_to_the_device_for_an_answer():
+    model = build("mini", META)
+    layout = lay_out(model.tokenizer, 4, ["<SpeechHere> What?"] * 2, [[]] * 2)
+    n_copies = []
+    for device in (META, torch.device("cpu")):
+        with Copies() as copies:
+            model._embed(layout, torch.zeros(2, 4, model.speech_llama_proj.out_features, device=device))
+        assert copies.waited_for == []
+        n_copies.append(copies.all)
+    assert n_copies[1] == n_copies[0] + 1
