@@ -110,7 +110,8 @@ def check_package(requirement: "Requirement") -> Finding:
         return Finding(state, name, f"{found} cannot be loaded: {reason(error)}", costs)
     if not requirement.specifier.contains(found, prereleases=True):
         return Finding(NOTE, name, f"{found}; tested: {wanted}", "this version was not tried")
-    return Finding(OK, name, found)
+    is_pinned = str(requirement.specifier) == f"=={found}"
+    return Finding(OK, name, found if is_pinned else f"{found} ({requirement.specifier})")
 
 
 def check_torch_pair() -> Iterator[Finding]:

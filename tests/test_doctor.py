@@ -47,6 +47,12 @@ def test_a_package_at_the_tested_version_is_fine(package):
     assert check_package(package("doctor_fine", "2.0")) == (OK, "doctor_fine", "2.0", "")
 
 
+def test_of_a_package_that_is_not_pinned_the_tested_range_is_told(package):
+    package("doctor_range", "2.1")
+    found = check_package(Requirement("doctor_range>=2,<3"))
+    assert (found.state, found.says) == (OK, "2.1 (<3,>=2)")
+
+
 def test_another_version_is_told_with_the_tested_one(package):
     finding = check_package(package("doctor_old", "1.9"))
     assert (finding.state, finding.says) == (NOTE, "1.9; tested: doctor_old==2.0")
