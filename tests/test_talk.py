@@ -1,35 +1,48 @@
 """What a visitor hears and has asked, while several requests change it at once."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from salmonn.talk import Round, Talk
+from salmonn import talk as talk_module
+from salmonn.talk import Hearing, Round, Talk
+
+
+class Other(threading.Thread):
+    """Another request of the visitor, which asks "What?"."""
+
+    def __init__(self, talk: Talk) -> None:
+        super().__init__(target=talk.ask, args=["What?"])
+
+    def interfere(self) -> None:
+        """Come now; it comes to its end only where nothing keeps it waiting."""
+        self.start()
+        self.join(0.1)
 
 
 class Interrupted(list[Round]):
-    """Whoever has looked at all of it is interrupted by another request."""
+    """The other one comes when all of it was looked at."""
 
-    def __init__(self, rounds: list[Round], other: Callable[[], object]) -> None:
-        super().__init__(rounds)
-        self.other = threading.Thread(target=other)
+    other: Other
 
     def __iter__(self) -> Iterator[Round]:
         yield from super().__iter__()
-        if self.other.ident is None:
-            self.other.start()
-            self.other.join(0.1)  # it ends only where nothing keeps it from interfering
+        self.other.interfere()
 
 
 @pytest.mark.parametrize("change", ["drop", "clear", "begin"])
-def test_no_request_loses_the_question_of_another(change):
+def test_no_request_loses_the_question_of_another(change, monkeypatch):
     talk = Talk()
     first_clip = talk.begin()
-    first = talk.ask("Who?")
-    talk.rounds = rounds = Interrupted([first], lambda: talk.ask("What?"))
+    first, other = talk.ask("Who?"), Other(talk)
+    if change == "begin":
+        monkeypatch.setattr(talk_module, "Hearing", lambda: other.interfere() or Hearing())
+    else:
+        talk.rounds = Interrupted([first])
+        talk.rounds.other = other
     getattr(talk, change)(*[first] * (change == "drop"))
-    rounds.other.join()
+    other.join()
     assert [round_.question for round_ in talk.rounds] == ["What?"]
     [asked] = talk.rounds
     assert asked.hearing is talk.hearing
