@@ -168,6 +168,8 @@ def _reason(error: Exception, path: Path) -> str:
     if isinstance(error, soundfile.LibsndfileError):
         if path.suffix.lower() in (".m4a", ".mp4", ".aac"):
             return "undecodable: libsndfile reads no AAC; convert it, e.g. to FLAC"
+        if "does not exist" in error.error_string:  # mpg123's guess about what is there, but is no MP3
+            return "undecodable: no sound file of this kind"
         return f"undecodable: {error.error_string.removeprefix('Error : ').rstrip('. ')}"
     if isinstance(error, OSError) and error.strerror:
         return f"unreadable: {error.strerror}"

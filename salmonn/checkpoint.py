@@ -106,6 +106,8 @@ def require_fit(
     """
     found = {k: v for k, v in parameters.items() if not PUBLISHED_EXTRAS.fullmatch(k)}
     wanted = own_parameters(model)
+    if found and not found.keys() & wanted.keys():
+        raise UserError(f"{path} is not a SALMONN checkpoint: {other_tensors(found)}")
     for encoder in ("speech_encoder.", "beats."):
         # written while this encoder was frozen: it keeps what its own file gave it
         if any(name.startswith(encoder) for name in wanted) and not any(name.startswith(encoder) for name in found):
@@ -116,6 +118,13 @@ def require_fit(
         shown = problems if len(problems) <= 12 else [*problems[:12], f"... and {len(problems) - 12} more"]
         raise UserError("\n  ".join([f"{path} does not fit this model{_other_width(found, wanted)}:", *shown]))
     return found
+
+
+def other_tensors(parameters: Mapping[str, Tensor]) -> str:
+    """What a file holds instead of the parameters that were looked for."""
+    if not parameters:
+        return "it holds no tensor"
+    return f"it holds {len(parameters)} other tensors, e.g. {next(iter(parameters))}"
 
 
 def _other_width(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:

@@ -10,6 +10,7 @@ windows cost more than 5 points of WER over all files.
 import json
 import sys
 import tempfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ Clip = tuple[np.ndarray, str]  # samples, what is said
 
 
 def main() -> None:
+    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
     world = ROOT / "output/mini/world"
     listener = Listener.load(load_config(ROOT / "configs/mini/decode.yaml"))
     entries = json.loads((world / "ann/test_asr.json").read_text())["annotation"]

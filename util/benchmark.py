@@ -23,6 +23,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,13 +69,12 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="*",
-        choices=[*BENCHMARKS, []],
         metavar="NAME",
         help=f"one or several of those above (default: {' '.join(QUICK)})",
     )
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=above_zero(float),
         nargs="+",
         default=[10.0, 180.0],
         metavar="S",
@@ -94,10 +94,16 @@ def main() -> None:
     )  # fmt: skip
     add("--quant", choices=("none", "8bit", "nf4"), default="none", help="how the LLM is quantised (default none)")
     add("--recompute", action="store_true", help="train: ours with model.gradient_checkpointing=True")
-    add("--batch", type=int, nargs="+", metavar="N", help="clips, in turn (default 4); frontends, too (default 8)")
+    add(
+        "--batch",
+        type=above_zero(int),
+        nargs="+",
+        metavar="N",
+        help="clips, in turn (default 4); frontends, too (default 8)",
+    )
     add(
         "--batches",
-        type=int,
+        type=above_zero(int),
         nargs="+",
         default=[1, 8, 32],
         metavar="N",
@@ -105,32 +111,40 @@ def main() -> None:
     )
     add(
         "--beams",
-        type=int,
+        type=above_zero(int),
         nargs="+",
         default=BEAMS,
         metavar="N",
         help="generate: beams of the search, 1 is greedy (default 1 4)",
     )
-    add("--tokens", type=int, default=32, metavar="N", help="generate: length of all answers (default 32)")
+    add("--tokens", type=above_zero(int), default=32, metavar="N", help="generate: length of all answers (default 32)")
     add("--cfg-path", type=Path, metavar="FILE", help="memory: of a run with this configuration, not of a --size")
     add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="memory: set keys of that configuration")
-    add("--gpu-gb", type=float, default=32.0, metavar="GB", help="memory: of the GPU, in 10^9 bytes (default 32)")
+    add(
+        "--gpu-gb",
+        type=above_zero(float),
+        default=32.0,
+        metavar="GB",
+        help="memory: of the GPU, in 10^9 bytes (default 32)",
+    )
     add(
         "--answer-tokens",
-        type=int,
+        type=above_zero(int),
         metavar="N",
         help="memory: length of each answer (default: the most, model.max_txt_len)",
     )
     parser.add_argument(
         "--entries",
-        type=int,
+        type=above_zero(int),
         default=N_ENTRIES,
         metavar="N",
         help="inspector, workers: size of the file (default %(default)s)",
     )
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed repeats (default 3)")
+    parser.add_argument("--repeats", type=above_zero(int), default=3, metavar="N", help="timed repeats (default 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE, too")
     args = parser.parse_args()
+    if unknown := set(args.what) - BENCHMARKS.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(BENCHMARKS)}")
 
     setup_logging()
     os.chdir(ROOT)
@@ -144,6 +158,17 @@ def main() -> None:
                 print(text_line(row), flush=True)
     if args.json:
         args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+def above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:
+    """An argparse type: a number of that kind above zero."""
+
+    def number(text: str) -> float:
+        if (value := kind(text)) <= 0:
+            raise argparse.ArgumentTypeError(f"{text}: must be more than 0")
+        return value
+
+    return number
 
 
 def text_line(row: dict) -> str:

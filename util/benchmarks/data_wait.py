@@ -1,6 +1,7 @@
 """How long a training step waits for its batch, with the runner's loader over real files."""
 
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -26,7 +27,7 @@ def data_wait(step: Callable[[], object], batch: int, max_seconds: float, steps:
         annotation = Path(folder) / "clips.json"
         annotation.write_text(json.dumps({"annotation": entries}), encoding="utf-8")
         dataset = SALMONNDataset(Annotations(annotation), ClipPaths(folder), max_seconds)
-        batches = iter(eval_loader(dataset, batch, RunConfig().num_workers, 0, 1))
+        batches = iter(eval_loader(dataset, batch, min(RunConfig().num_workers, os.cpu_count() or 1), 0, 1))
         for _ in range(steps + 1):
             asked = time.perf_counter()
             next(batches)

@@ -8,13 +8,14 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
+from salmonn import checkpoint
 from salmonn.beats import load_beats
 from salmonn.errors import UserError
 from salmonn.llm import llm_quantization
 from salmonn.plan import count_by_part
 from salmonn.pretrained import WEIGHTS
 from util.conversion import fit
-from util.conversion.source import Source, as_source, foreign, is_salmonn, model_section, read_content
+from util.conversion.source import Source, as_source, is_salmonn, model_section, read_content
 
 Row = tuple[str, str]
 
@@ -43,7 +44,7 @@ def describe(path: Path) -> tuple[list[Row], list[str]]:
         return _describe_salmonn(path, content)
     raise UserError(
         f"{path} is a tensor file, but neither a SALMONN checkpoint, nor a folder of save_pretrained, nor a BEATs file "
-        f'({{"cfg", "model"}}): {foreign(content["model"])}'
+        f'({{"cfg", "model"}}): {checkpoint.other_tensors(content["model"])}'
     )
 
 

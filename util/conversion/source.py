@@ -28,7 +28,7 @@ def read_source(path: Path) -> Source:
     """Read a checkpoint or a folder. Raises UserError for anything else."""
     content = read_content(path)
     if not is_salmonn(content["model"]):
-        raise UserError(f"{path} is not a SALMONN checkpoint: {foreign(content['model'])}")
+        raise UserError(f"{path} is not a SALMONN checkpoint: {checkpoint.other_tensors(content['model'])}")
     return as_source(content)
 
 
@@ -56,15 +56,6 @@ def as_source(content: Mapping[str, Any]) -> Source:
 def is_salmonn(parameters: Mapping[str, Tensor]) -> bool:
     """Whether some of the tensors are those of a SALMONN connector."""
     return any(name.startswith(_CONNECTOR) for name in parameters)
-
-
-def foreign(parameters: Mapping[str, Tensor]) -> str:
-    """What a file holds instead."""
-    return (
-        f"it holds {len(parameters)} other tensors, e.g. {next(iter(parameters))}"
-        if parameters
-        else "it holds no tensor"
-    )
 
 
 def model_section(source: Source, path: Path, cfg_path: str | None) -> DictConfig:
