@@ -103,6 +103,7 @@ class Inspection:
         made = check_integrity(list(self.files), self.args.verdicts, self.args.jobs)
         bad = unverified_files(self.files, self.args.verdicts)
         rows = verdict_table(self.files, bad)
+        print("Ready means that the file is there. Decoded to the end, each file once:")
         print(f"{len(self.files)} clips, {made} of them decoded now; verdicts: {self.args.verdicts}")
         print(format_table(rows))
         for file in list(bad)[:_FAILED_SHOWN]:
