@@ -65,6 +65,23 @@ QUICK = ("load", "hour", "frontends")  # what runs when none is named
 
 def main() -> None:
     """Run the benchmarks that the command line names and print one table."""
+    args = parse_arguments()
+    setup_logging()
+    os.chdir(ROOT)
+    machine = f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    print(machine)
+    rows = []
+    for name in args.what or QUICK:
+        for batch in args.batch or [None]:
+            for row in BENCHMARKS[name](argparse.Namespace(**vars(args) | {"batch": batch})):
+                rows.append(row)
+                print(text_line(row), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; exits with its usage for a benchmark that does not exist and numbers that cannot be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "what",
@@ -145,19 +162,7 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.what) - BENCHMARKS.keys():
         parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(BENCHMARKS)}")
-
-    setup_logging()
-    os.chdir(ROOT)
-    machine = f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    print(machine)
-    rows = []
-    for name in args.what or QUICK:
-        for batch in args.batch or [None]:
-            for row in BENCHMARKS[name](argparse.Namespace(**vars(args) | {"batch": batch})):
-                rows.append(row)
-                print(text_line(row), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    return args
 
 
 def above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:
