@@ -12,7 +12,7 @@ from salmonn.model import SALMONN
 from util.benchmarks.flops import Flops
 from util.benchmarks.memory import batch_of
 from util.benchmarks.memory_parts import Batch, Case, frozen_weights, llm_kept, qformer_kept
-from util.benchmarks.sizes import build, make_batch
+from util.benchmarks.sizes import CLIP_SHARES, build, make_batch
 from util.benchmarks.training import BATCH, batch_flops
 
 META = torch.device("meta")
@@ -45,7 +45,9 @@ def bench_limits(args: argparse.Namespace) -> Iterator[dict]:
     flops = batch_flops(model, samples)
     traffic = sample_bytes(model, case, batch)
     yield {"what": f"limits of {args.size}, COUNTED: LLM {_kind(args.quant)}, all else in bfloat16"}
-    yield {"what": f"   batches of {batch.clips} clips of 10 to 15 s, rows of up to {batch.tokens} tokens"}
+    short, long = (share * model.max_seconds for share in CLIP_SHARES)
+    clips = f"{batch.clips} clips of {short:.3g} to {long:.3g} s"
+    yield {"what": f"   batches of {clips}, rows of up to {batch.tokens} tokens"}
     for part, count in flops.items():
         for way, value in count._asdict().items():
             yield {"what": f"   {part}, {way}", "value": value / 1e9, "unit": "GFLOP a sample"}
