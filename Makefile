@@ -19,7 +19,7 @@ quickstart: install
 	$(BIN)/python util/quickstart.py $(ARGS)
 
 readme: install
-	$(BIN)/python util/readme_outputs.py $(ARGS)
+	$(BIN)/python dev/readme_outputs.py $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

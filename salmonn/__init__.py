@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from salmonn.model import SALMONN
+    from salmonn.model.salmonn import SALMONN
 
 __version__ = "0.1.0"
 __all__ = ["SALMONN"]
@@ -12,7 +12,7 @@ __all__ = ["SALMONN"]
 def __getattr__(name: str) -> Any:
     # `import salmonn` stays light: torch and transformers load on first use of the model.
     if name == "SALMONN":
-        from salmonn.model import SALMONN
+        from salmonn.model.salmonn import SALMONN
 
         return SALMONN
     raise AttributeError(f"module 'salmonn' has no attribute {name!r}")

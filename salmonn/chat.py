@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from salmonn.audio import AudioError, inspect_header
-from salmonn.config import argument_parser, load_config
-from salmonn.errors import UserError, run_cli
+from salmonn.audio.decode import AudioError, inspect_header
+from salmonn.common.errors import UserError, run_cli
+from salmonn.config.loading import argument_parser, load_config
 
 if TYPE_CHECKING:
-    from salmonn.session import Answer, Heard, Listener, Question
+    from salmonn.inference.engine import Answer, Heard, Listener, Question
 
 MOST_BEAMS = 64  # each takes the memory of an answer of its own
 
@@ -51,8 +51,8 @@ def main() -> None:
     config.model.ckpt = args.ckpt or config.model.ckpt
     require_audio(args.audio)  # a wrong path is known before the model is loaded
 
-    from salmonn.run_log import setup_logging  # torch and transformers load only now
-    from salmonn.session import Listener
+    from salmonn.inference.engine import Listener
+    from salmonn.training.run_log import setup_logging  # torch and transformers load only now
 
     setup_logging()
     logging.getLogger().setLevel(logging.WARNING)

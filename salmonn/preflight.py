@@ -6,15 +6,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from salmonn import checkpoint, distributed, prompts
-from salmonn.annotations import Annotations
-from salmonn.encoder_cache import folder_bytes
-from salmonn.errors import UserError
-from salmonn.files import GB, existing_part
-from salmonn.missing_files import missing_files
-from salmonn.run_folder import RunFolder
-from salmonn.skeleton import build_skeleton, require_checkpoint_fits
-from salmonn.training_data import annotation_keys
+from salmonn.common import distributed
+from salmonn.common.errors import UserError
+from salmonn.common.files import GB, existing_part
+from salmonn.config.missing_files import missing_files
+from salmonn.data.annotations import Annotations
+from salmonn.model import checkpoint, prompts
+from salmonn.model.meta_model import build_skeleton, require_checkpoint_fits
+from salmonn.training.encoder_cache import folder_bytes
+from salmonn.training.run_folder import RunFolder
+from salmonn.training.training_data import annotation_keys
 
 _TASKS_SHOWN = 5
 _ADAM_STATE = 2  # values that AdamW keeps beside each parameter

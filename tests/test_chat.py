@@ -14,12 +14,14 @@ import soundfile
 import torch
 from transformers import TextIteratorStreamer
 
-from conftest import ROOT, mini_options, run_command
-from salmonn.audio import load_clip
+from salmonn.audio.decode import load_clip
 from salmonn.chat import Chat, answer_once, number, parse_arguments
-from salmonn.config import load_config
-from salmonn.errors import UserError
-from salmonn.session import Listener
+from salmonn.common.errors import UserError
+from salmonn.config.loading import load_config
+from salmonn.inference.engine import Listener
+from tests.fixtures.commands import run_command
+from tests.fixtures.mini_world import mini_options
+from tests.fixtures.paths import ROOT
 
 
 @pytest.fixture(scope="module")

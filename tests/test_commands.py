@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
-from test_docs import PAGES, commands
 
-from conftest import ROOT
 from salmonn.commands import program_name
+from tests.dev.test_docs import PAGES, commands
+from tests.fixtures.paths import ROOT
 
 # How it is typed, without python: the module with its `main`.
-MODULES = {f"-m salmonn.{name}": f"salmonn.{name}" for name in ("chat", "web", "doctor")}
-MODULES |= {f"{name}.py": f"salmonn.{name}" for name in ("train", "evaluate")}
+MODULES = {"-m salmonn.chat": "salmonn.chat"} | {
+    f"-m salmonn.{name}": f"salmonn.{name}.__main__" for name in ("web", "doctor")
+}
+MODULES |= {"train.py": "salmonn.training.command", "evaluate.py": "salmonn.evaluation.command"}
 MODULES |= {
     f"util/{path.name}": f"util.{path.stem}"
     for path in (ROOT / "util").glob("*.py")

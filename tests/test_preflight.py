@@ -6,15 +6,16 @@ from collections import namedtuple
 
 import pytest
 import torch
-from test_model import BEATS_CPT2
 from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor
 
-from conftest import GOLDEN, run_command
 from salmonn import preflight
-from salmonn.beats import BEATs
-from salmonn.config import load_config
-from salmonn.errors import UserError
-from salmonn.skeleton import build_skeleton, require_checkpoint_fits
+from salmonn.common.errors import UserError
+from salmonn.config.loading import load_config
+from salmonn.model.beats import BEATs
+from salmonn.model.meta_model import build_skeleton, require_checkpoint_fits
+from tests.fixtures.commands import run_command
+from tests.fixtures.paths import GOLDEN
+from tests.model.test_model import BEATS_CPT2
 
 FULL = json.loads((GOLDEN / "full_size_keys.json").read_text())
 SIZES = {"13b": (5120, 40, 40, 13824), "7b": (4096, 32, 32, 11008)}

@@ -23,9 +23,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.config import load_config
-from salmonn.errors import UserError, run_cli
-from salmonn.paths import ClipPaths
+from salmonn.common.errors import UserError, run_cli
+from salmonn.config.loading import load_config
+from salmonn.data.clip_paths import ClipPaths
 from util.inspector.inspection import Inspection, readiness_line
 
 ANN_FOLDER = Path("ann")

@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from omegaconf import DictConfig
 
-from salmonn import checkpoint, pretrained
-from salmonn.errors import UserError, run_cli
-from salmonn.files import replacing
-from salmonn.llm import llm_quantization
+from salmonn.common.errors import UserError, run_cli
+from salmonn.common.files import replacing
+from salmonn.model import checkpoint, pretrained
+from salmonn.model.llm import llm_quantization
 from util.conversion import fit, lora
 from util.conversion.describe import describe, shown
 from util.conversion.source import Source, model_section, read_source

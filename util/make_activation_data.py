@@ -35,14 +35,14 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.annotations import Annotations
-from salmonn.audio import AudioError
-from salmonn.config import argument_parser, load_config
-from salmonn.errors import UserError, examples, run_cli
-from salmonn.evaluation.jobs import Job, Output
-from salmonn.files import write_json
-from salmonn.paths import ClipPaths, FolderCache
-from salmonn.prompts import load_test_prompts
+from salmonn.audio.decode import AudioError
+from salmonn.common.errors import UserError, examples, run_cli
+from salmonn.common.files import write_json
+from salmonn.config.loading import argument_parser, load_config
+from salmonn.data.annotations import Annotations
+from salmonn.data.clip_paths import ClipPaths, FolderCache
+from salmonn.evaluation.requests import Job, Output
+from salmonn.model.prompts import load_test_prompts
 
 TASK = "audio_story_telling"
 SEQUENCE = 4  # words; shorter ones recur in any text
@@ -189,10 +189,11 @@ def tell_stories(
     """Load the model and yield each clip with what the model tells about it, as they come."""
     import torch  # takes seconds, with the model's libraries: not before everything is known to be there
 
-    from salmonn import SALMONN, distributed
-    from salmonn.dataset import SALMONNDataset
-    from salmonn.evaluation.generation import answer_batches, generate_batch
-    from salmonn.run_log import setup_logging
+    from salmonn import SALMONN
+    from salmonn.common import distributed
+    from salmonn.data.dataset import SALMONNDataset
+    from salmonn.evaluation.answering import answer_batches, generate_batch
+    from salmonn.training.run_log import setup_logging
 
     config.run.use_distributed = False  # a dozen stories need no second process
     device = distributed.init(config)

@@ -24,16 +24,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 
-from salmonn import distributed
-from salmonn.attention import answer_attention, encode_with_attention, loudest_heads, split_words
-from salmonn.audio import SAMPLE_RATE, AudioError, load_clip
-from salmonn.charts import new_figure, png_path, write_png
+from salmonn.audio.decode import SAMPLE_RATE, AudioError, load_clip
 from salmonn.chat import require_audio
-from salmonn.config import argument_parser, load_config
-from salmonn.errors import UserError, run_cli
-from salmonn.qformer import WHISPER_FRAMES_PER_SECOND, window_frames
-from salmonn.run_log import setup_logging
-from salmonn.session import Listener, Question
+from salmonn.common import distributed
+from salmonn.common.charts import new_figure, png_path, write_png
+from salmonn.common.errors import UserError, run_cli
+from salmonn.config.loading import argument_parser, load_config
+from salmonn.inference.engine import Listener, Question
+from salmonn.model.attention_maps import answer_attention, encode_with_attention, loudest_heads, split_words
+from salmonn.model.qformer import WHISPER_FRAMES_PER_SECOND, window_frames
+from salmonn.training.run_log import setup_logging
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,9 +15,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.charts import distinct_parts, png_path
-from salmonn.errors import UserError, run_cli
-from salmonn.training_curves import plot_curves, plot_runs, read_log
+from salmonn.common.charts import distinct_parts, png_path
+from salmonn.common.errors import UserError, run_cli
+from salmonn.training.curves import plot_curves, plot_runs, read_log
 
 LOG = "log.jsonl"
 

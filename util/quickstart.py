@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.config import known_keys, load_config
-from salmonn.errors import run_cli
+from salmonn.common.errors import run_cli
+from salmonn.config.loading import known_keys, load_config
 from util.quickstart_report import EVALUATED_STAGES, MODES, STAGES, check_bars, summarise, write_report
 
 ROOT = Path(__file__).resolve().parent.parent

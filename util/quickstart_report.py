@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from salmonn.evaluation.tables import table
-from salmonn.files import write_json, write_text
+from salmonn.common.files import write_json, write_text
+from salmonn.evaluation.report.tables import table
 
 STAGES = (1, 2, 3)
 EVALUATED_STAGES = (1, 3)

@@ -18,11 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from salmonn.errors import UserError, run_cli  # noqa: E402
-from salmonn.files import write_json, write_text  # noqa: E402
-from util.sample_efficiency.experiment import measure, read_curves  # noqa: E402
-from util.sample_efficiency.recipes import load_study  # noqa: E402
-from util.sample_efficiency.report import markdown, plot, summarise  # noqa: E402
+from experiments.samples_to_learn.experiment import measure, read_curves  # noqa: E402
+from experiments.samples_to_learn.recipes import load_study  # noqa: E402
+from experiments.samples_to_learn.report import markdown, plot, summarise  # noqa: E402
+from salmonn.common.errors import UserError, run_cli  # noqa: E402
+from salmonn.common.files import write_json, write_text  # noqa: E402
 
 
 def main() -> None:

@@ -12,14 +12,14 @@ from salmonn.evaluation.metrics import METRICS, Metric
 from salmonn.evaluation.tasks import EvalTask
 
 if TYPE_CHECKING:
-    from salmonn.evaluation.runner import evaluate_tasks
+    from salmonn.evaluation.pipeline import evaluate_tasks
 
 __all__ = ["METRICS", "EvalTask", "Metric", "evaluate_tasks"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "evaluate_tasks":  # brings torch and transformers: only who evaluates loads them
-        from salmonn.evaluation.runner import evaluate_tasks
+        from salmonn.evaluation.pipeline import evaluate_tasks
 
         return evaluate_tasks
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from salmonn.annotation_scan import DEFAULT_TASK
-from salmonn.errors import UserError, examples
+from salmonn.common.errors import UserError, examples
+from salmonn.data.annotation_scan import DEFAULT_TASK
 from salmonn.evaluation.tasks import EvalTask
 
 
@@ -26,7 +26,7 @@ class Clip:
 def clips_of(entries: Sequence[Mapping[str, Any]], task: EvalTask, source: str) -> list[Clip]:
     """The clips of an annotation file in its order; entries of one clip give it several references.
 
-    `entries` as they stand in the file, checked by salmonn.annotations. Raises UserError for
+    `entries` as they stand in the file, checked by salmonn.data.annotations. Raises UserError for
     entries of another task and, where a submission is written, missing or repeated testset_ids.
     """
     accepts = task.accepts

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from salmonn.config import leaves
-from salmonn.errors import UserError
+from salmonn.common.errors import UserError
+from salmonn.config.loading import leaves
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.metrics.base import RESAMPLES, paired_interval_of
-from salmonn.evaluation.tables import heard_clips, shown_difference, shown_score, table
+from salmonn.evaluation.report.tables import heard_clips, shown_difference, shown_score, table
 
 HEADER = ["task", "metric", "clips", "A", "B", "B - A", "95 % interval", "excludes zero"]
 READING = (

@@ -11,16 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from salmonn import distributed
-from salmonn.audio import MIN_SECONDS, SAMPLE_RATE
-from salmonn.config import generate_config
-from salmonn.errors import UserError
-from salmonn.evaluation.runner import load_model, session
-from salmonn.evaluation.tables import table
-from salmonn.files import write_json, write_text
-from salmonn.llm import llm_quantization
-from salmonn.meter import peak_memory
-from salmonn.model import SALMONN
+from salmonn.audio.decode import MIN_SECONDS, SAMPLE_RATE
+from salmonn.common import distributed
+from salmonn.common.errors import UserError
+from salmonn.common.files import write_json, write_text
+from salmonn.config.loading import generate_config
+from salmonn.evaluation.pipeline import load_model, session
+from salmonn.evaluation.report.tables import table
+from salmonn.model.llm import llm_quantization
+from salmonn.model.salmonn import SALMONN
+from salmonn.training.meter import peak_memory
 
 INSTRUCTION = "<Speech><SpeechHere></Speech> Please describe the audio."
 

@@ -6,17 +6,17 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from salmonn import distributed
-from salmonn.charts import write_png
-from salmonn.errors import UserError
-from salmonn.evaluation import curve_plots
-from salmonn.evaluation.curve_plots import Curve
+from salmonn.common import distributed
+from salmonn.common.charts import write_png
+from salmonn.common.errors import UserError
+from salmonn.common.files import write_json, write_text
 from salmonn.evaluation.metrics import METRICS
-from salmonn.evaluation.report import without_statistics
-from salmonn.evaluation.runner import Answered, answer_sets, judge_sets, load_model, open_sets, session
-from salmonn.evaluation.tables import card_table, metrics_of, shown_interval, shown_score, table
+from salmonn.evaluation.pipeline import Answered, answer_sets, judge_sets, load_model, open_sets, session
+from salmonn.evaluation.report import curve_plots
+from salmonn.evaluation.report.curve_plots import Curve
+from salmonn.evaluation.report.tables import card_table, metrics_of, shown_interval, shown_score, table
+from salmonn.evaluation.report.task_report import without_statistics
 from salmonn.evaluation.tasks import EvalTask, scored_tasks
-from salmonn.files import write_json, write_text
 
 SCALINGS = (0.0, 1.0, 2.0, 3.0, 4.0)  # of Figure 3; trained with 4
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from salmonn.errors import UserError
+from salmonn.common.errors import UserError
 from salmonn.evaluation.metrics.base import UnavailableError
 
 Normaliser = Callable[[list[str]], list[str]]

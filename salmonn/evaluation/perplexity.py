@@ -14,22 +14,23 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from salmonn import checkpoint, distributed
-from salmonn.charts import distinct_parts, write_png
-from salmonn.errors import UserError
-from salmonn.evaluation import curve_plots
-from salmonn.evaluation.answers import AnswerStore
-from salmonn.evaluation.curve_plots import PerplexityCurve
-from salmonn.evaluation.generation import answer_all
-from salmonn.evaluation.jobs import Answer, Job
+from salmonn.common import distributed
+from salmonn.common.charts import distinct_parts, write_png
+from salmonn.common.errors import UserError
+from salmonn.common.files import write_json, write_text
+from salmonn.evaluation.answer_store import AnswerStore
+from salmonn.evaluation.answering import answer_all
 from salmonn.evaluation.metrics.base import Metric, interval_of, ratio, value_of
+from salmonn.evaluation.pipeline import EvalSet, load_model, open_sets, session
 from salmonn.evaluation.provenance import earlier_commits, fingerprint, provenance
-from salmonn.evaluation.runner import EvalSet, load_model, open_sets, session
-from salmonn.evaluation.tables import card_table, shown_interval, shown_score, table
+from salmonn.evaluation.report import curve_plots
+from salmonn.evaluation.report.curve_plots import PerplexityCurve
+from salmonn.evaluation.report.tables import card_table, shown_interval, shown_score, table
+from salmonn.evaluation.requests import Answer, Job
 from salmonn.evaluation.tasks import EvalTask, scored_tasks
-from salmonn.files import write_json, write_text
-from salmonn.model import SALMONN
-from salmonn.prompts import SPEECH_MARKER
+from salmonn.model import checkpoint
+from salmonn.model.prompts import SPEECH_MARKER
+from salmonn.model.salmonn import SALMONN
 
 # Over all target tokens of a set, the end symbol included.
 PERPLEXITY = Metric("perplexity", statistics=np.asarray, value=lambda sums: np.exp(ratio(sums)), percent=False)

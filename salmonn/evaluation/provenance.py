@@ -10,12 +10,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from salmonn import distributed
+from salmonn.common import distributed
 
 _OF_THE_MODEL = ("torch", "transformers", "peft", "bitsandbytes")
 LIBRARIES = (*_OF_THE_MODEL, "sacrebleu", "aac-metrics", "editdistance")
 _OF_THE_AUDIO = ("prefix", "path_map", "channel", "expand_cut")
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def provenance(config: DictConfig, annotation: str, lora_scaling: float) -> dict[str, Any]:

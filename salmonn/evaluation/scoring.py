@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from salmonn.evaluation.clips import Clip
-from salmonn.evaluation.jobs import Output
-from salmonn.evaluation.judge import Judgement
+from salmonn.evaluation.judge.judging import Judgement
 from salmonn.evaluation.metrics import METRICS, Texts, UnavailableError, measure
 from salmonn.evaluation.normalisers import Normaliser
+from salmonn.evaluation.requests import Output
 from salmonn.evaluation.tasks import EvalTask
 
 

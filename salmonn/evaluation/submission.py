@@ -8,8 +8,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from salmonn.annotations import Annotations
-from salmonn.errors import UserError, examples
+from salmonn.common.errors import UserError, examples
+from salmonn.data.annotations import Annotations
 from salmonn.evaluation.clips import clips_of
 from salmonn.evaluation.tasks import EvalTask
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from salmonn.charts import write_png
+from salmonn.common.charts import write_png
+from salmonn.common.files import write_json, write_text
 from salmonn.evaluation.metrics import METRICS, Metric
-from salmonn.evaluation.plots import overview
-from salmonn.evaluation.report import summary, without_statistics
-from salmonn.evaluation.tables import (
+from salmonn.evaluation.report.plots import overview
+from salmonn.evaluation.report.tables import (
     card_table,
     heard_clips,
     metrics_of,
@@ -18,8 +18,8 @@ from salmonn.evaluation.tables import (
     shown_score,
     table,
 )
+from salmonn.evaluation.report.task_report import summary, without_statistics
 from salmonn.evaluation.tasks import EvalTask
-from salmonn.files import write_json, write_text
 
 HEADER = ["task", "metric", "n", "finished", "this run", "95 % interval", "finished only", "shuffled audio"]
 HEADER += ["paper", "reproduced"]

@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from salmonn.config import read_yaml, typed_section
-from salmonn.errors import UserError
-from salmonn.evaluation.judge_prompts import JUDGED_TASKS
+from salmonn.common.errors import UserError
+from salmonn.config.loading import read_yaml, typed_section
+from salmonn.evaluation.judge.prompts import JUDGED_TASKS
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.normalisers import NAMES
 

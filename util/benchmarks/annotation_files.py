@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader
 
-from salmonn.annotations import Annotations
-from salmonn.dataset import SALMONNDataset, collate
-from salmonn.paths import ClipPaths
+from salmonn.data.annotations import Annotations
+from salmonn.data.clip_paths import ClipPaths
+from salmonn.data.dataset import SALMONNDataset, collate
 from util.benchmarks.big_file import entries, write_big_file
 from util.benchmarks.measure import proportional_memory, row, unique_memory
 from util.inspector.readiness import count_ready

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from salmonn.annotations import Annotations
-from salmonn.dataset import SALMONNDataset
-from salmonn.loader import eval_loader
-from salmonn.paths import ClipPaths
-from salmonn.schema import RunConfig
+from salmonn.config.schema import RunConfig
+from salmonn.data.annotations import Annotations
+from salmonn.data.clip_paths import ClipPaths
+from salmonn.data.dataset import SALMONNDataset
+from salmonn.data.loader import eval_loader
 from util.benchmarks.loading import write_noise
 
 RATE = 44_100  # Hz: resampled on the way, as most sound corpora are

@@ -10,9 +10,9 @@ from unittest import mock
 
 import torch
 
-from salmonn.encoder_cache import EncoderCache, fingerprint, folder_bytes
+from salmonn.common.files import GB
 from salmonn.evaluation.efficiency import now
-from salmonn.files import GB
+from salmonn.training.encoder_cache import EncoderCache, fingerprint, folder_bytes
 from util.benchmarks.measure import alternate, row
 from util.benchmarks.step_split import split_step
 from util.benchmarks.training import BATCH, Setup, loss_and_gradient_norm

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from salmonn.model import SALMONN
-from salmonn.qformer import window_frames
+from salmonn.model.qformer import window_frames
+from salmonn.model.salmonn import SALMONN
 
 
 class Flops(NamedTuple):

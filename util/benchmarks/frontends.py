@@ -6,8 +6,8 @@ import torch
 import torchaudio
 from transformers import WhisperFeatureExtractor
 
-from salmonn.audio import SAMPLE_RATE
-from salmonn.features import PCM_SCALE, LogMel, kaldi_fbank
+from salmonn.audio.decode import SAMPLE_RATE
+from salmonn.model.features import PCM_SCALE, LogMel, kaldi_fbank
 from util.benchmarks.measure import alternate, row
 
 BATCH = 8

@@ -10,10 +10,10 @@ import torch
 from omegaconf import DictConfig
 from transformers import StoppingCriteriaList
 
-from salmonn.config import generate_config
-from salmonn.errors import UserError
+from salmonn.common.errors import UserError
+from salmonn.config.loading import generate_config
 from salmonn.evaluation.efficiency import TokenClock, now, of_length
-from salmonn.model import SALMONN
+from salmonn.model.salmonn import SALMONN
 from util.benchmarks.measure import alternate, row
 from util.benchmarks.sizes import build, make_batch, rows_of
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from salmonn.files import GB
-from salmonn.model import SALMONN
+from salmonn.common.files import GB
+from salmonn.model.salmonn import SALMONN
 from util.benchmarks.flops import Flops
 from util.benchmarks.memory import batch_of
 from util.benchmarks.memory_parts import Batch, Case, frozen_weights, llm_kept, qformer_kept

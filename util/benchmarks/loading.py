@@ -12,10 +12,10 @@ import soundfile
 import torch
 from transformers import WhisperFeatureExtractor
 
-from salmonn.annotations import Annotations
-from salmonn.audio import SAMPLE_RATE, load_audio
-from salmonn.dataset import SALMONNDataset, collate
-from salmonn.paths import ClipPaths
+from salmonn.audio.decode import SAMPLE_RATE, load_audio
+from salmonn.data.annotations import Annotations
+from salmonn.data.clip_paths import ClipPaths
+from salmonn.data.dataset import SALMONNDataset, collate
 from util.benchmarks.measure import alternate, row
 
 MAX_SECONDS = 30.0

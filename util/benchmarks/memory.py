@@ -11,17 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from salmonn.audio import SAMPLE_RATE
-from salmonn.beats import BEATs
-from salmonn.config import load_config
-from salmonn.errors import UserError
-from salmonn.features import LogMel
-from salmonn.files import GB
-from salmonn.llm import llm_dtype, llm_quantization
-from salmonn.model import SALMONN
-from salmonn.schema import RunConfig
-from salmonn.sequence import lay_out, tokenize
-from salmonn.skeleton import build_skeleton
+from salmonn.audio.decode import SAMPLE_RATE
+from salmonn.common.errors import UserError
+from salmonn.common.files import GB
+from salmonn.config.loading import load_config
+from salmonn.config.schema import RunConfig
+from salmonn.model.beats import BEATs
+from salmonn.model.features import LogMel
+from salmonn.model.llm import llm_dtype, llm_quantization
+from salmonn.model.llm_input import lay_out, tokenize
+from salmonn.model.meta_model import build_skeleton
+from salmonn.model.salmonn import SALMONN
 from util.benchmarks.flops import audio_tokens
 from util.benchmarks.measure import in_own_process, peak_growth
 from util.benchmarks.memory_parts import Batch, Case, frozen_weights, phases, trained_weights

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from salmonn.beats import QUERIES
-from salmonn.errors import UserError
-from salmonn.features import FBANK_FFT, FBANK_FRAME, FBANK_SHIFT, fbank_lengths
-from salmonn.llm import lora_layers
-from salmonn.model import SALMONN
-from salmonn.target_loss import rows_at_once
+from salmonn.common.errors import UserError
+from salmonn.model.beats import QUERIES
+from salmonn.model.features import FBANK_FFT, FBANK_FRAME, FBANK_SHIFT, fbank_lengths
+from salmonn.model.llm import lora_layers
+from salmonn.model.loss import rows_at_once
+from salmonn.model.salmonn import SALMONN
 from util.benchmarks.flops import windows_of
 
 NF4_BLOCK = 64  # weights that share a float32 constant

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from salmonn import beats
-from salmonn.features import FBANK_BINS
-from salmonn.model import SALMONN
-from salmonn.target_loss import target_loss, vocabulary_logits
+from salmonn.model import beats
+from salmonn.model.features import FBANK_BINS
+from salmonn.model.loss import target_loss, vocabulary_logits
+from salmonn.model.salmonn import SALMONN
 from util.benchmarks.measure import alternate, row
 from util.benchmarks.memory import batch_of
 from util.benchmarks.plain_step import ALL_AT_ONCE, matmul_attention

@@ -25,15 +25,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
-from salmonn import beats, distributed
-from salmonn.audio import SAMPLE_RATE
-from salmonn.features import FBANK_BINS, FBANK_MEAN, FBANK_STD, PCM_SCALE, fbank_lengths
-from salmonn.model import SALMONN
-from salmonn.optim import build_optimizer
-from salmonn.prompts import split_prompt
-from salmonn.qformer import split_windows, window_frames
-from salmonn.recomputation import Lean
-from salmonn.sequence import tokenize
+from salmonn.audio.decode import SAMPLE_RATE
+from salmonn.common import distributed
+from salmonn.model import beats
+from salmonn.model.activation_memory import Lean
+from salmonn.model.features import FBANK_BINS, FBANK_MEAN, FBANK_STD, PCM_SCALE, fbank_lengths
+from salmonn.model.llm_input import tokenize
+from salmonn.model.prompts import split_prompt
+from salmonn.model.qformer import split_windows, window_frames
+from salmonn.model.salmonn import SALMONN
+from salmonn.training.optim import build_optimizer
 
 ALL_AT_ONCE = 1 << 30  # queries
 IGNORE = -100
@@ -145,7 +146,7 @@ def matmul_attention(model: SALMONN) -> Iterator[None]:
 
 @contextmanager
 def everything_kept(model: SALMONN) -> Iterator[None]:
-    """Let autograd keep what `salmonn.recomputation` would make again, and BEATs all of a layer's scores."""
+    """Let autograd keep what `salmonn.model.activation_memory` would make again, and BEATs all of a layer's scores."""
     lean = {module: type(module) for module in model.modules() if isinstance(module, Lean)}
     for module, kind in lean.items():
         module.__class__ = kind.__bases__[1]

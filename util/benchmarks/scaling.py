@@ -17,8 +17,8 @@ import torch
 from omegaconf import OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
-from salmonn import distributed
-from salmonn.schema import Config, RunConfig
+from salmonn.common import distributed
+from salmonn.config.schema import Config, RunConfig
 from util.benchmarks.measure import row
 from util.benchmarks.sizes import build, make_batch, rows_of
 from util.benchmarks.training import BATCH, our_step

@@ -22,13 +22,13 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from salmonn.audio import SAMPLE_RATE
-from salmonn.beats import BEATs
-from salmonn.config import model_config
-from salmonn.errors import UserError
-from salmonn.features import LogMel
-from salmonn.llm import lora_layers, quantization_config
-from salmonn.model import SALMONN
+from salmonn.audio.decode import SAMPLE_RATE
+from salmonn.common.errors import UserError
+from salmonn.config.loading import model_config
+from salmonn.model.beats import BEATs
+from salmonn.model.features import LogMel
+from salmonn.model.llm import lora_layers, quantization_config
+from salmonn.model.salmonn import SALMONN
 from util.mini_world.encoders import BEATS_CONFIG
 from util.mini_world.llama import PROMPT_PATH
 

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-import salmonn.model
-from salmonn import distributed
-from salmonn.errors import UserError
+from salmonn.common import distributed
+from salmonn.common.errors import UserError
+from salmonn.common.files import GB
+from salmonn.config.schema import RunConfig
 from salmonn.evaluation.efficiency import now
-from salmonn.features import fbank_lengths
-from salmonn.files import GB
-from salmonn.model import SALMONN
-from salmonn.schema import RunConfig
-from salmonn.sequence import lay_out, tokenize
-from salmonn.training_step import TrainingStep
+from salmonn.model import salmonn as whole_model
+from salmonn.model.features import fbank_lengths
+from salmonn.model.llm_input import lay_out, tokenize
+from salmonn.model.salmonn import SALMONN
+from salmonn.training.step import TrainingStep
 from util.benchmarks import plain_step
 from util.benchmarks.data_wait import data_wait
 from util.benchmarks.flops import audio_tokens, sample_flops
@@ -146,7 +146,7 @@ def _split_rows(models: dict[str, SALMONN], steps: dict[str, Step], repeats: int
 def _parts(side: str, model: SALMONN) -> dict[str, list[tuple[Any, str]]]:
     """The functions that make up each part of a side's forward pass."""
     frontends = {
-        "ours": [(model.log_mel, "forward"), (salmonn.model, "kaldi_fbank")],
+        "ours": [(model.log_mel, "forward"), (whole_model, "kaldi_fbank")],
         "plain": [(plain_step, "features")],
     }
     modules = {
@@ -156,7 +156,7 @@ def _parts(side: str, model: SALMONN) -> dict[str, list[tuple[Any, str]]]:
     }
     llm = model.llama_model.get_base_model()
     # ours makes the gradients of the logits together with them
-    blocks_and_vocabulary = {"ours": [(llm.get_decoder(), "forward"), (salmonn.model, "target_loss")]}
+    blocks_and_vocabulary = {"ours": [(llm.get_decoder(), "forward"), (whole_model, "target_loss")]}
     return (
         {"frontends": frontends[side]}
         | {name: [(module, "forward")] for name, module in modules.items()}

@@ -8,12 +8,12 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
-from salmonn import checkpoint
-from salmonn.beats import load_beats
-from salmonn.errors import UserError
-from salmonn.llm import llm_quantization
-from salmonn.plan import count_by_part
-from salmonn.pretrained import WEIGHTS
+from salmonn.common.errors import UserError
+from salmonn.model import checkpoint
+from salmonn.model.beats import load_beats
+from salmonn.model.llm import llm_quantization
+from salmonn.model.pretrained import WEIGHTS
+from salmonn.training.plan import count_by_part
 from util.conversion import fit
 from util.conversion.source import Source, as_source, is_salmonn, model_section, read_content
 

@@ -9,9 +9,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from salmonn import checkpoint
-from salmonn.config import model_config
-from salmonn.model import SALMONN
+from salmonn.config.loading import model_config
+from salmonn.model import checkpoint
+from salmonn.model.salmonn import SALMONN
 
 LLM_PREFIX = "llama_model."
 ENCODERS = ("speech_encoder.", "beats.")

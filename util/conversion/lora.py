@@ -8,11 +8,11 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from salmonn import checkpoint
-from salmonn.config import model_config
-from salmonn.errors import UserError
-from salmonn.llm import add_lora, load_tokenizer, loading, lora_config, quantised_by, require_all_weights
-from salmonn.skeleton import llm_skeleton
+from salmonn.common.errors import UserError
+from salmonn.config.loading import model_config
+from salmonn.model import checkpoint
+from salmonn.model.llm import add_lora, load_tokenizer, loading, lora_config, quantised_by, require_all_weights
+from salmonn.model.meta_model import llm_skeleton
 from util.conversion.fit import LLM_PREFIX, own
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

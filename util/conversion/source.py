@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 from torch import Tensor
 
-from salmonn import checkpoint, pretrained
-from salmonn.config import load_config, model_config
-from salmonn.errors import UserError
+from salmonn.common.errors import UserError
+from salmonn.config.loading import load_config, model_config
+from salmonn.model import checkpoint, pretrained
 
 TRAINING_KEYS = ("epoch", "step")  # kept beside the configuration
 _CONNECTOR = ("speech_query_tokens", "speech_Qformer.", "speech_llama_proj.", "ln_speech.", "ln_audio.")

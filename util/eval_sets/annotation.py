@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from salmonn.errors import UserError
-from salmonn.files import write_text
-from salmonn.paths import ClipPaths, FolderCache
+from salmonn.common.errors import UserError
+from salmonn.common.files import write_text
+from salmonn.data.clip_paths import ClipPaths, FolderCache
 from util.eval_sets.base import Item
 
 Entry = dict[str, Any]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from salmonn.errors import UserError
+from salmonn.common.errors import UserError
 
 
 class MissingError(UserError):

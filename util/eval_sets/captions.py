@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from salmonn.errors import UserError
+from salmonn.common.errors import UserError
 from util.eval_sets.base import Item, Request
 from util.eval_sets.tables import bad, csv_rows, named_clip, source
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import msgspec
 import soundfile
 
-from salmonn.audio import AudioError, inspect_header
-from salmonn.errors import UserError
-from salmonn.files import replacing
+from salmonn.audio.decode import AudioError, inspect_header
+from salmonn.common.errors import UserError
+from salmonn.common.files import replacing
 from util.eval_sets.base import Item, MissingError, Request, folder
 from util.eval_sets.tables import csv_rows, lines, source
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from salmonn.errors import UserError
+from salmonn.common.errors import UserError
 from util.eval_sets.base import Item, Request
 from util.eval_sets.tables import bad, json_lines, source
 

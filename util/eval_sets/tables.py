@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from salmonn.errors import UserError
+from salmonn.common.errors import UserError
 from util.eval_sets.base import MissingError
 
 Row = TypeVar("Row")

@@ -8,8 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from salmonn.errors import UserError
-from salmonn.integrity import VerdictList, check_files, version_of, write_verdicts
+from salmonn.common.errors import UserError
+from salmonn.data.integrity import VerdictList, check_files, version_of, write_verdicts
 
 
 def check_integrity(files: Sequence[str], verdicts: Path, jobs: int = 0) -> int:

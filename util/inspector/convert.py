@@ -22,13 +22,13 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
-from salmonn.annotations import Annotations
-from salmonn.audio import SAMPLE_RATE, AudioError, decode_all
-from salmonn.errors import UserError
-from salmonn.files import replacing
-from salmonn.integrity import version_of
-from salmonn.paths import OTHER_EXTENSIONS, ClipPaths, FolderCache
-from salmonn.processes import in_processes
+from salmonn.audio.decode import SAMPLE_RATE, AudioError, decode_all
+from salmonn.common.errors import UserError
+from salmonn.common.files import replacing
+from salmonn.common.processes import in_processes
+from salmonn.data.annotations import Annotations
+from salmonn.data.clip_paths import OTHER_EXTENSIONS, ClipPaths, FolderCache
+from salmonn.data.integrity import version_of
 from util.inspector.split import stem_of, write_entries
 
 _EXTENSIONS = (".flac", ".wav", *OTHER_EXTENSIONS[1:])

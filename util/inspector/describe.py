@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from salmonn.integrity import Verdict, VerdictList, check_files, version_of
+from salmonn.data.integrity import Verdict, VerdictList, check_files, version_of
 
 
 @dataclass

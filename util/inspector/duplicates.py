@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from salmonn.annotation_scan import DEFAULT_TASK, Entry
-from salmonn.annotations import Annotations
+from salmonn.data.annotation_scan import DEFAULT_TASK, Entry
+from salmonn.data.annotations import Annotations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

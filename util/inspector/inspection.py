@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from salmonn.annotations import Annotations
-from salmonn.errors import UserError
-from salmonn.known_bad import distinct_files, entries_left_out, unverified_files
-from salmonn.paths import ClipPaths, FolderCache
+from salmonn.common.errors import UserError
+from salmonn.data.annotations import Annotations
+from salmonn.data.clip_paths import ClipPaths, FolderCache
+from salmonn.data.unreadable import distinct_files, entries_left_out, unverified_files
 from util.inspector.readiness import Folders, Key, Readiness, count_ready
 
 _FAILED_SHOWN = 5  # clips that are broken, or could not be converted

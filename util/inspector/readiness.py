@@ -14,11 +14,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from salmonn.annotation_scan import DEFAULT_TASK, Range, candidate_ranges
-from salmonn.annotations import Annotations
-from salmonn.audio import AudioError
-from salmonn.paths import OTHER_EXTENSIONS, ClipPaths, FolderCache, corpus_of, find_file
-from salmonn.processes import in_processes
+from salmonn.audio.decode import AudioError
+from salmonn.common.processes import in_processes
+from salmonn.data.annotation_scan import DEFAULT_TASK, Range, candidate_ranges
+from salmonn.data.annotations import Annotations
+from salmonn.data.clip_paths import OTHER_EXTENSIONS, ClipPaths, FolderCache, corpus_of, find_file
 
 Key = tuple[str, str]  # task, corpus
 

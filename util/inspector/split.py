@@ -20,11 +20,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from salmonn.annotation_scan import DEFAULT_TASK
-from salmonn.annotations import Annotations
-from salmonn.errors import UserError
-from salmonn.files import replacing
-from salmonn.paths import OTHER_EXTENSIONS, RELEASED_PATH_MAP
+from salmonn.common.errors import UserError
+from salmonn.common.files import replacing
+from salmonn.data.annotation_scan import DEFAULT_TASK
+from salmonn.data.annotations import Annotations
+from salmonn.data.clip_paths import OTHER_EXTENSIONS, RELEASED_PATH_MAP
 
 SPLITS = ("train", "valid", "test")
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from salmonn.annotation_scan import DEFAULT_TASK
-from salmonn.annotations import Annotations
-from salmonn.audio import AudioError
-from salmonn.charts import BLUE, ORANGE, new_figure, write_png
-from salmonn.errors import UserError
-from salmonn.paths import ClipPaths, FolderCache, corpus_of
+from salmonn.audio.decode import AudioError
+from salmonn.common.charts import BLUE, ORANGE, new_figure, write_png
+from salmonn.common.errors import UserError
+from salmonn.data.annotation_scan import DEFAULT_TASK
+from salmonn.data.annotations import Annotations
+from salmonn.data.clip_paths import ClipPaths, FolderCache, corpus_of
 from util.inspector.duplicates import token_ids
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from salmonn.errors import UserError
+from salmonn.common.errors import UserError
 from util.mini_world import corpus
 from util.mini_world.render import Clip
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-from salmonn.audio import load_clip
-from salmonn.beats import BEATs
-from salmonn.features import LogMel, kaldi_fbank
+from salmonn.audio.decode import load_clip
+from salmonn.model.beats import BEATs
+from salmonn.model.features import LogMel, kaldi_fbank
 from util.mini_world import scenes
 from util.mini_world.render import Clip, Track
 from util.mini_world.scenes import GENDERS, Music, Sound

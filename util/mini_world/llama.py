@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from salmonn.prompts import load_train_prompts, split_prompt
+from salmonn.model.prompts import load_train_prompts, split_prompt
 from util.mini_world import scenes
 from util.mini_world.scenes import GENDERS, Music, Pair, Scene, Speech
 from util.mini_world.training import batches, fit

@@ -1,0 +1,4 @@
+"""Small tools for every room: errors and exit codes, files, processes, devices, ranks, charts.
+
+Imports nothing else of salmonn. Tests: tests/common/.
+"""

@@ -1,0 +1,241 @@
+"""Read configuration files: typed, complete, with everything that is wrong told at once.
+
+A config file may start from another one (`base: base.yaml`, relative to the file itself) or from several, of which
+the later win; `--options a.b=c` come last. Unknown keys and wrong types are collected and told together.
+"""
+
+import difflib
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_origin
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from salmonn.commands import program_name
+from salmonn.common.errors import UserError
+from salmonn.config.checks import CHOICES, impossible_values
+from salmonn.config.schema import Config, GenerateConfig, ModelConfig
+
+BEST = "checkpoint_best.pth"
+
+
+def load_config(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
+    """Read a YAML file, its bases and the `key=value` overrides into a complete typed config.
+
+    Raises UserError that lists every unknown key, wrong type and impossible value.
+    """
+    source = read_yaml(Path(path))
+    for option in options:
+        if "=" not in option:
+            raise UserError(f"--options {option}: write it as key=value, e.g. run.batch_size_train=4")
+    try:
+        overrides = OmegaConf.from_dotlist(list(options))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"--options {' '.join(options)}: {error}") from error
+
+    problems: list[str] = []
+    _unknown_keys(OmegaConf.to_container(source), Config, "", str(path), problems)
+    _unknown_keys(OmegaConf.to_container(overrides), Config, "", "--options", problems)
+    if problems:
+        raise UserError("\n  ".join(["the configuration has keys that are not known:", *problems]))
+
+    config = _merge_typed(OmegaConf.structured(Config), source, str(path), problems)
+    config = _merge_typed(config, overrides, "--options", problems)
+    problems += impossible_values(config)
+    if problems:
+        raise UserError("\n  ".join(["the configuration is not usable:", *problems]))
+    if config.model.llm_dtype == "auto" and config.run.amp and config.run.amp_dtype == "bf16" and not _on_cpu(config):
+        config.model.llm_dtype = "bfloat16"  # float16 weights under bfloat16 autocast would mix
+    if not config.run.exp_name:
+        config.run.exp_name = Path(path).stem
+    return config
+
+
+def load_stages(path: str | Path, options: Sequence[str] = ()) -> list[DictConfig]:
+    """The configs of a file that lists several under `stages`, else the one of the file itself.
+
+    Each stage but the first starts from the best checkpoint of the one before. The overrides count
+    for all stages, `model.ckpt` for the first. Raises UserError as `load_config`.
+    """
+    source = read_yaml(Path(path))
+    if "stages" not in source:
+        return [load_config(path, options)]
+    names = source.stages
+    if len(source) > 1 or not isinstance(names, ListConfig) or not names:
+        raise UserError(f"{path}: `stages` must be a list of config files, and stand alone")
+    given = {option.partition("=")[0] for option in options}
+    if alone := given & {"run.exp_name", "run.evaluate", "stages"}:
+        raise UserError(f"--options {', '.join(sorted(alone))}: not for several stages at once; start one of {path}")
+    configs: list[DictConfig] = []
+    for name in names:
+        config = load_config(Path(path).parent / str(name), options)
+        if config.run.resume not in ("auto", "none"):
+            raise UserError(f"run.resume = {config.run.resume}: not for several stages at once; start one of {path}")
+        if configs:
+            config.model.ckpt = best_checkpoint(configs[-1].run)
+        configs.append(config)
+    if len({config.run.exp_name for config in configs}) < len(configs):
+        raise UserError(f"{path}: each stage needs a run.exp_name of its own")
+    if not all(config.run.use_distributed for config in configs[:-1]):
+        raise UserError(f"{path}: only the last stage may have run.use_distributed = False")
+    return configs
+
+
+def best_checkpoint(run: DictConfig) -> str:
+    """Where a run writes the checkpoint that the next stage starts from."""
+    return str(Path(run.output_dir) / run.exp_name / BEST)
+
+
+def _on_cpu(config: DictConfig) -> bool:
+    return config.run.device == "cpu"
+
+
+def model_config(values: Mapping[str, Any] | DictConfig | ModelConfig) -> DictConfig:
+    """Complete a `model` section (mapping, OmegaConf node or ModelConfig) with the defaults."""
+    plain = OmegaConf.to_container(OmegaConf.create(values) if isinstance(values, Mapping) else values)
+    return typed_section(plain, ModelConfig, "model")
+
+
+def generate_config(values: Mapping[str, Any] | DictConfig | GenerateConfig | None) -> DictConfig:
+    """Complete a `generate` section with the defaults; None gives the published settings."""
+    if isinstance(values, GenerateConfig):
+        return OmegaConf.structured(values)
+    return typed_section(
+        {} if values is None else OmegaConf.to_container(OmegaConf.create(values)), GenerateConfig, "generate"
+    )
+
+
+def typed_section(values: Any, schema: type, section: str) -> DictConfig:
+    """Values over the defaults of a schema. Raises UserError that lists what is wrong with the section."""
+    problems: list[str] = []
+    _unknown_keys(values, schema, f"{section}.", "given values", problems)
+    if not problems:
+        config = _merge_typed(OmegaConf.structured(schema), OmegaConf.create(values), section, problems)
+        problems += impossible_values(OmegaConf.create({section: config}))
+    if problems:
+        raise UserError("\n  ".join([f"the section {section} is not usable:", *problems]))
+    return config
+
+
+def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
+    """The keys of a YAML file over those of its `base`. Raises UserError for anything else."""
+    if path.resolve() in seen:
+        raise UserError(f"{path}: `base` leads back to the same file")
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        if Path("configs").is_dir():
+            remedy = "the ready ones are in configs/"
+        else:
+            remedy = f"{Path.cwd()} has no configs/: run this in the root of the repository, where all paths begin"
+        raise UserError(f"config file {path} {problem}; {remedy}")
+    try:
+        config = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path}: expected keys at the top level, as the files in configs/ have them")
+    base = config.pop("base", [])
+    bases = [base] if isinstance(base, str) else base
+    if not isinstance(bases, list | ListConfig) or not all(isinstance(name, str) for name in bases):
+        raise UserError(f"{path}: base = {base!r}: expected the name of a config file, or a list of names")
+    return OmegaConf.merge(*(read_yaml(path.parent / name, (*seen, path.resolve())) for name in bases), config)
+
+
+def _unknown_keys(values: Any, schema: type, prefix: str, where: str, problems: list[str]) -> None:
+    known = {f.name: f for f in fields(schema)}
+    if values is None:
+        return
+    if not isinstance(values, dict):
+        problems.append(f"{where}: {prefix.rstrip('.')} must be a section of keys, got {values!r}")
+        return
+    for key, value in values.items():
+        if key not in known:
+            problems.append(f"{where}: {prefix}{key}{_nearest(prefix, str(key), list(known))}")
+        elif section := _section(known[key]):
+            _unknown_keys(value, section, f"{prefix}{key}.", where, problems)
+        elif isinstance(value, dict) and get_origin(known[key].type) is not dict:
+            problems.append(f"{where}: {prefix}{key} takes a value, not a section")
+
+
+def _nearest(prefix: str, key: str, known: Sequence[str]) -> str:
+    """What may have been meant: a key of the same section, else one of any section of a configuration."""
+    same_section = [prefix + name for name in known]
+    everywhere = list(known_keys()) if set(known) <= {k.rpartition(".")[2] for k in known_keys()} else []
+    for pool in (same_section, everywhere):
+        by_name = {k.rpartition(".")[2].lower(): k for k in reversed(pool)}
+        match = difflib.get_close_matches(key.lower(), by_name, n=1, cutoff=0.6)
+        if match:
+            return f" (did you mean {by_name[match[0]]}?)"
+    return f" (known here: {', '.join(k.rpartition('.')[2] for k in same_section)})"
+
+
+def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema, sections before their keys."""
+    keys = []
+    for f in fields(schema):
+        keys.append(prefix + f.name)
+        if section := _section(f):
+            keys += known_keys(section, f"{prefix}{f.name}.")
+    return keys
+
+
+def _section(field: Field) -> type | None:
+    """The schema of a key that is a section; None for one that takes a value."""
+    return field.type if isinstance(field.type, type) and is_dataclass(field.type) else None
+
+
+def _merge_typed(config: DictConfig, values: DictConfig, where: str, problems: list[str]) -> DictConfig:
+    """Merge leaf by leaf, so that every wrong type is reported and not only the first."""
+    try:
+        plain = OmegaConf.to_container(values, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        problems.append(f"{where}: {str(error).splitlines()[0]}")
+        return config
+    defaults = OmegaConf.structured(OmegaConf.get_type(config))
+    for key, value in leaves(plain):
+        if value is None:  # an empty value takes back what a base or a file says
+            value = OmegaConf.select(defaults, key)
+        if value is False and "off" in CHOICES.get(key, ()):  # how YAML reads a bare `off`
+            value = "off"
+        try:
+            OmegaConf.update(config, key, value, merge=False)
+        except OmegaConfBaseException as error:
+            problems.append(f"{where}: {key} = {value!r}: {str(error).splitlines()[0]}")
+    return config
+
+
+def leaves(values: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) of all values of nested dicts."""
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found += leaves(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", value))
+    return found
+
+
+def argument_parser(description: str, default_cfg_path: str | None = None) -> ArgumentParser:
+    """The options shared by the commands: --cfg-path and --options."""
+    parser = ArgumentParser(prog=program_name(), description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--cfg-path",
+        required=default_cfg_path is None,
+        default=default_cfg_path,
+        metavar="FILE",
+        help="YAML configuration"
+        + (f" (default: {default_cfg_path})" if default_cfg_path else ", e.g. configs/stage1.yaml"),
+    )
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set single keys of it, e.g. run.device=cpu model.ckpt=last.pth; configs/base.yaml has them all",
+    )
+    return parser

@@ -1,0 +1,183 @@
+"""The index of an annotation file: made once, checked on the way, found again as long as the file stays the same.
+
+One file `.NAME.index` beside the annotation file, or in the cache folder where that folder cannot
+be written: a line of JSON, then a record per entry, then, where the annotation file is
+compressed, its text.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+from filelock import FileLock
+
+from salmonn.common.errors import UserError
+from salmonn.common.files import replacing
+from salmonn.data.annotation_scan import RECORD, SHOWN_PROBLEMS, scan
+
+_VERSION = 2
+_ALIGNMENT = 4096  # of the records in the index file
+
+
+class Header(msgspec.Struct):
+    """The first line of an index file."""
+
+    version: int
+    source_size: int
+    source_mtime_ns: int
+    source_ctime_ns: int
+    n: int
+    tasks: list[str]
+    n_without_text: int
+    without_text: list[int]  # the first few
+    text_offset: int  # of the text in the index file; 0 where the annotation file holds it
+
+
+@dataclass(frozen=True)
+class Index:
+    """An opened index: where the text is, and a record per entry."""
+
+    header: Header
+    records: np.ndarray  # [n] RECORD, memory-mapped
+    text_path: Path
+    text_offset: int
+
+
+def open_index(source: Path) -> Index:
+    """The index of an annotation file, made first if need be: once, however many processes ask for it.
+
+    Raises UserError for a file that cannot be read or has bad entries.
+    """
+    try:
+        status = source.stat()
+    except OSError as error:
+        raise UserError(f"annotation file {source} cannot be read: {error}") from error
+    if not source.is_file():
+        raise UserError(f"annotation file {source} is not a file")
+    for place in _places(source):
+        if index := _read_index(place, source, status):
+            return index
+    new = next((place for place in _places(source) if _writable(place.parent)), None)
+    if new is None:
+        raise UserError(
+            f"no room for the index of {source}: neither its folder nor {_places(source)[1].parent} can be written; "
+            f"set XDG_CACHE_HOME to a folder that can"
+        )
+    with _lock(new):
+        if not (index := _read_index(new, source, status)):
+            _build(source, status, new)
+            index = _read_index(new, source, source.stat())
+    if index is None:
+        raise UserError(f"annotation file {source} changed while it was read; start again")
+    return index
+
+
+# ---- the index file
+
+
+def _places(source: Path) -> tuple[Path, Path]:
+    """Beside the file, else in the cache folder under a name that tells apart files of one name."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "salmonn"
+    folder = hashlib.sha256(str(source.resolve().parent).encode()).hexdigest()[:16]
+    return source.parent / f".{source.name}.index", cache / f"{source.name}.{folder}.index"
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _lock(place: Path) -> Iterator[None]:
+    """One process builds, the others wait. Where files cannot be locked several build, each harmlessly."""
+    try:
+        lock = FileLock(f"{place}.lock")
+        lock.acquire()
+    except (NotImplementedError, OSError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _read_index(place: Path, source: Path, status: os.stat_result) -> Index | None:
+    """The index at a place; None if there is none, or it belongs to another version of the file."""
+    try:
+        with place.open("rb") as file:
+            line = file.readline(1 << 26)
+            header = msgspec.json.decode(line, type=Header)
+            start = _aligned(len(line))
+            current = (_VERSION, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            whole = file.seek(0, 2) >= start + header.n * RECORD.itemsize
+    except (OSError, msgspec.MsgspecError):
+        return None
+    found = (header.version, header.source_size, header.source_mtime_ns, header.source_ctime_ns)
+    if found != current or not whole:
+        return None
+    records = np.memmap(place, RECORD, mode="r", offset=start, shape=(header.n,))
+    return Index(header, records, place if header.text_offset else source, header.text_offset)
+
+
+def _aligned(position: int) -> int:
+    return -(-position // _ALIGNMENT) * _ALIGNMENT
+
+
+def _build(source: Path, status: os.stat_result, place: Path) -> None:
+    """Write the index of a file to its place, whole or not at all."""
+    with contextlib.ExitStack() as stack:
+        text = stack.enter_context(_plain_text(source, place.parent))
+        found = scan(source, text)
+        compressed = source.suffix == ".gz"
+        header = Header(
+            _VERSION, status.st_size, status.st_mtime_ns, status.st_ctime_ns, len(found.records), found.tasks,
+            len(found.without_text), found.without_text[:SHOWN_PROBLEMS], text_offset=0,
+        )  # fmt: skip
+        if compressed:
+            # the number's own length counts: an offset far enough for any header line
+            header.text_offset = _aligned(len(_line(header)) + 32) + found.records.nbytes
+        line = _line(header)
+        with replacing(place) as temporary, temporary.open("wb") as file:
+            file.write(line)
+            file.seek(_aligned(len(line)))
+            found.records.tofile(file)
+            if compressed:
+                file.seek(header.text_offset)
+                text.seek(0)
+                shutil.copyfileobj(text, file)
+            file.truncate(max(file.tell(), _aligned(len(line))))
+
+
+def _line(header: Header) -> bytes:
+    return msgspec.json.encode(header) + b"\n"
+
+
+@contextlib.contextmanager
+def _plain_text(source: Path, folder: Path) -> Iterator[BinaryIO]:
+    """The file's text; a compressed file is unpacked into a temporary one."""
+    try:
+        with contextlib.ExitStack() as stack:
+            file: BinaryIO = stack.enter_context(source.open("rb"))
+            if source.suffix == ".gz":
+                unpacked = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+                shutil.copyfileobj(stack.enter_context(gzip.open(file)), unpacked)
+                unpacked.seek(0)
+                file = unpacked
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"annotation file {source} cannot be read: {error}") from error

@@ -1,0 +1,226 @@
+"""Reading annotation files of hundreds of megabytes: a few megabytes at a time, every entry checked."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+
+from salmonn.common.errors import UserError
+
+DEFAULT_TASK = "asr"
+RECORD = np.dtype([("start", "<i8"), ("length", "<u4"), ("text", "<u4"), ("task", "<u4")])  # bytes; characters
+
+_CHUNK = 1 << 18  # bytes that are parsed together: their objects fit in a core's cache
+SHOWN_PROBLEMS = 5  # of a file, in a message
+_HEAD = re.compile(rb'\s*\{\s*"annotation"\s*:\s*\[')
+_TAIL = re.compile(rb"\]\s*\}\s*$")
+_BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")  # what stands between two entries
+_REACH = (1 << 14, 1 << 24)  # bytes in which the end of an entry is looked for
+_EDGE = 4096  # bytes at both ends of a file in which its frame is looked for
+
+_CUTS_FAILED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+Range = tuple[int, int]  # bytes of a file
+
+
+class Entry(msgspec.Struct, gc=False):
+    """The fields of an entry that have a meaning; null stands for an absent key, but every entry has a path."""
+
+    path: str = ""
+    text: str | None = None
+    task: str | None = None
+    Q: str | None = None
+    expand_wav: list[str] | None = None
+
+
+class _File(msgspec.Struct):
+    annotation: msgspec.Raw
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What an index is made of."""
+
+    records: np.ndarray  # [n] RECORD
+    tasks: list[str]  # by number
+    without_text: list[int]  # entries
+
+
+def scan(source: Path, text: BinaryIO) -> Scan:
+    """Find and check every entry. Raises UserError that names the first bad ones and counts them."""
+    try:
+        if ranges := candidate_ranges(text):
+            return _scan(source, read_chunks(text, ranges))
+    except _CUTS_FAILED:  # other keys after the entries, or malformed
+        pass
+    return _scan(source, read_chunks(text, [whole_array(source, text)]))
+
+
+def candidate_ranges(text: BinaryIO, size: int = _CHUNK) -> list[Range]:
+    """Cut the entries of a file into ranges of about `size` bytes, without reading it.
+
+    A cut may lie inside a text that looks like the end of an entry; then that range is no valid
+    JSON. Empty when the file does not begin and end like `{"annotation": [...]}`.
+    """
+    end = text.seek(0, 2)
+    text.seek(0)
+    head = _HEAD.match(text.read(_EDGE))
+    text.seek(max(0, end - _EDGE))
+    tail = _TAIL.search(text.read())
+    if not head or not tail:
+        return []
+    begin, stop = head.end(), max(0, end - _EDGE) + tail.start()
+    ranges = []
+    while stop - begin > size:
+        cut = _next_cut(text, begin + size, stop)
+        if not cut:
+            break
+        ranges.append((begin, cut[0]))
+        begin = cut[1]
+    return [*ranges, (begin, stop)]
+
+
+def _next_cut(text: BinaryIO, begin: int, stop: int) -> Range | None:
+    """Where the next entry ends and the one after it begins."""
+    for reach in _REACH:
+        text.seek(begin)
+        if found := _BETWEEN.search(text.read(min(reach, stop - begin))):
+            return begin + found.start() + 1, begin + found.end()
+    return None
+
+
+def whole_array(source: Path, text: BinaryIO) -> Range:
+    """Where the entries of a file of any layout stand. Raises UserError where it is no annotation file."""
+    text.seek(0)
+    data = text.read()
+    try:
+        data.decode()
+        array = memoryview(msgspec.json.decode(data, type=_File).annotation)
+    except msgspec.ValidationError:
+        array = memoryview(b"")
+    except RecursionError as error:
+        raise UserError(f"annotation file {source}: its values are nested too deeply") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        at = re.search(r"\(byte (\d+)\)", str(error))
+        before = data[: int(at.group(1))] if at else data
+        near = len(_BETWEEN.findall(before))
+        raise UserError(f"annotation file {source} cannot be read: {error}, near entry {near}") from error
+    if not bytes(array[:1]) == b"[":
+        raise UserError(f'annotation file {source}: expected {{"annotation": [entry, ...]}}')
+    begin = data.index(array)
+    return begin + 1, begin + len(array) - 1
+
+
+Chunk = tuple[int, bytes, list[msgspec.Raw]]
+
+
+def read_chunks(text: BinaryIO, ranges: Sequence[Range]) -> Iterator[Chunk]:
+    """Yield (begin, the entries of a range as a JSON array, each of them); byte i of it is byte begin + i of the file.
+
+    A range that is no array was cut in the wrong place: it is joined with as many of the next ones
+    as it takes. Raises what the decoder raises where that does not help either.
+    """
+    at = 0
+    while at < len(ranges):
+        joined = 1
+        while True:
+            begin, end = ranges[at][0], ranges[min(at + joined, len(ranges)) - 1][1]
+            text.seek(begin)
+            chunk = b"[" + text.read(end - begin) + b"]"
+            try:
+                chunk.decode()  # bytes that are no UTF-8 would come up later, in an unknown field
+                raws = msgspec.json.decode(chunk, type=list[msgspec.Raw])
+                break
+            except _CUTS_FAILED:
+                if at + joined >= len(ranges):
+                    raise
+                joined *= 2
+        yield begin - 1, chunk, raws
+        at += joined
+
+
+def _scan(source: Path, chunks: Iterable[Chunk]) -> Scan:
+    records: list[np.ndarray] = []
+    tasks: dict[str, int] = {}
+    without_text: list[int] = []
+    problems: list[str] = []
+    n = 0
+    for begin, chunk, raws in chunks:
+        entries = _known_fields(chunk)
+        if entries is None or not all(entry.path for entry in entries):
+            problems += [f"entry {n + i}: {what}" for i, raw in enumerate(raws) for what in _problems(raw)]
+        else:
+            part = np.zeros(len(raws), RECORD)
+            part["length"] = [len(memoryview(raw)) for raw in raws]
+            part["start"] = begin + _starts(chunk, part["length"].tolist())
+            part["text"] = [len(entry.text or "") for entry in entries]
+            part["task"] = [tasks.setdefault(entry.task or DEFAULT_TASK, len(tasks)) for entry in entries]
+            records.append(part)
+            without_text += [n + i for i, entry in enumerate(entries) if entry.text is None]
+        n += len(raws)
+    if problems:
+        raise UserError(list_problems(source, problems, len(problems)))
+    if not n:
+        raise UserError(f"annotation file {source} has no entries")
+    return Scan(np.concatenate(records), list(tasks), without_text)
+
+
+def list_problems(source: str | Path, problems: list[str], n: int) -> str:
+    """The message about the first of `n` problems in an annotation file."""
+    shown = problems[:SHOWN_PROBLEMS]
+    if n > len(shown):
+        shown.append(f"... {n} problems in all")
+    return "\n  ".join([f"annotation file {source}:", *shown])
+
+
+def _known_fields(chunk: bytes) -> list[Entry] | None:
+    """The entries of a chunk; None where a field has a wrong type."""
+    try:
+        return msgspec.json.decode(chunk, type=list[Entry])
+    except msgspec.ValidationError:
+        return None
+
+
+def _starts(chunk: bytes, lengths: list[int]) -> np.ndarray:
+    """[entries] where each entry begins in an array of objects: at the next brace after the last one's end."""
+    starts, position = [], 0
+    for length in lengths:
+        position = chunk.index(b"{", position)
+        starts.append(position)
+        position += length
+    return np.array(starts, np.int64)
+
+
+def _problems(raw: msgspec.Raw) -> list[str]:
+    """What is wrong with one entry, each with its field."""
+    try:
+        entry = msgspec.json.decode(raw)
+    except msgspec.MsgspecError as error:  # such as a number beyond any type
+        return [str(error)]
+    if not isinstance(entry, dict):
+        return [f"expected an object, got {type(entry).__name__}"]
+    entry = {key: value for key, value in entry.items() if value is not None}
+    wrong = [] if "path" in entry else ["no 'path'"]
+    wrong += [
+        f"{key!r} must be a string, got {type(entry[key]).__name__}"
+        for key in ("path", "text", "task", "Q")
+        if key in entry and not isinstance(entry[key], str)
+    ]
+    if entry.get("path") == "":
+        wrong.append("'path' is empty")
+    clips = entry.get("expand_wav", [])
+    if not isinstance(clips, list) or not all(isinstance(clip, str) for clip in clips):
+        wrong.append("'expand_wav' must be a list of strings")
+    return wrong or _doubled(raw)
+
+
+def _doubled(raw: msgspec.Raw) -> list[str]:
+    """A wrong value that a later one of the same key hides."""
+    try:
+        msgspec.json.decode(raw, type=Entry)
+    except msgspec.ValidationError as error:
+        return [f"a key stands twice: {error}"]
+    return []

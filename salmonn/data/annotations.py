@@ -1,0 +1,104 @@
+"""Annotation files `{"annotation": [{path, text, task, Q, expand_wav, ...}, ...]}` of any size.
+
+Entries stay where they are, in the file; an index of 20 bytes an entry says where each begins. The
+index is memory-mapped and the file is read through the page cache, so that all loader workers of
+all ranks on a machine share both, where a list of dicts would be copied into every worker.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from salmonn.common.errors import UserError
+from salmonn.data.annotation_index import open_index
+from salmonn.data.annotation_scan import DEFAULT_TASK, Entry, Range, list_problems
+
+_BLOCK = 20_000  # entries that are decoded together
+
+
+class Annotations:
+    """The entries of one annotation file; `annotations[i]` is a dict with the defaults filled in."""
+
+    def __init__(self, path: str | Path, need_text: bool = True) -> None:
+        """Open a file by its index, which is made where there is none for this version of the file.
+
+        Raises UserError that names file, entry and field of the first bad entries, and their number.
+        """
+        self.path, self.need_text = Path(path), need_text
+        index = open_index(self.path)
+        if need_text and index.header.n_without_text:
+            problems = [f"entry {i}: no 'text'" for i in index.header.without_text]
+            raise UserError(list_problems(path, problems, index.header.n_without_text))
+        self._index = index
+        self._file = os.open(index.text_path, os.O_RDONLY)
+
+    def __len__(self) -> int:
+        return len(self._index.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"text": "", "task": DEFAULT_TASK, "Q": "", "expand_wav": [], **self.as_written(index)}
+
+    def as_written(self, index: int) -> dict[str, Any]:
+        """An entry with the keys that it has in the file; null stands for an absent key."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        record = self._index.records[index]
+        data = os.pread(self._file, int(record["length"]), self._index.text_offset + int(record["start"]))
+        try:
+            entry = msgspec.json.decode(data)
+        except msgspec.MsgspecError as error:
+            try:
+                entry = json.loads(data)  # takes numbers that the quicker decoder refuses
+            except ValueError:
+                raise self._changed(error) from error
+        return {key: value for key, value in entry.items() if value is not None}
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+    def __reduce__(self) -> tuple:
+        return Annotations, (str(self.path), self.need_text)  # a process that does not fork opens it anew
+
+    @property
+    def tasks(self) -> dict[str, int]:
+        """The tasks that occur, each with the number of the first entry that has it."""
+        numbers, first = np.unique(self._index.records["task"], return_index=True)
+        return {self._index.header.tasks[number]: int(i) for number, i in zip(numbers, first, strict=True)}
+
+    @property
+    def text_lengths(self) -> np.ndarray:
+        """[entries] characters of each text."""
+        return self._index.records["text"]
+
+    def entries(self) -> Iterator[Entry]:
+        """The entries in their order, with the known fields only: far quicker than one by one."""
+        return self._blocks(msgspec.json.Decoder(list[Entry]))
+
+    def raw_entries(self) -> Iterator[msgspec.Raw]:
+        """The entries in their order, each as the bytes that stand in the file."""
+        return self._blocks(msgspec.json.Decoder(list[msgspec.Raw]))
+
+    def _blocks(self, decoder: msgspec.json.Decoder) -> Iterator[Any]:
+        for begin, end in self.text_ranges()[1]:
+            data = b"[" + os.pread(self._file, end - begin, begin) + b"]"
+            try:
+                yield from decoder.decode(data)
+            except msgspec.MsgspecError as error:
+                raise self._changed(error) from error
+
+    def text_ranges(self) -> tuple[Path, list[Range]]:
+        """The file that holds the text, and the bytes of consecutive blocks of entries in it."""
+        records, offset, n = self._index.records, self._index.text_offset, len(self)
+        last = np.minimum(np.arange(0, n, _BLOCK) + _BLOCK, n) - 1
+        begins, ends = records["start"][::_BLOCK], records["start"][last] + records["length"][last]
+        ranges = zip((begins + offset).tolist(), (ends + offset).tolist(), strict=True)
+        return self._index.text_path, list(ranges)
+
+    def _changed(self, error: Exception) -> RuntimeError:
+        return RuntimeError(f"annotation file {self.path} was changed while it was in use ({error})")

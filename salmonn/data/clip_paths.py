@@ -1,0 +1,107 @@
+"""Where an annotation's clips lie on this machine: prefix, path_map, and other extensions than the annotated one."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+from salmonn.audio.decode import AudioError
+from salmonn.common.errors import UserError
+
+# `expand_wav` of the released files carries the folder of the authors' cluster; `path` does not.
+RELEASED_PATH_MAP = ({"from": "/mnt/bn/audio-visual-llm-data/datasets", "to": "{prefix}"},)
+OTHER_EXTENSIONS = (".flac", ".mp3", ".ogg", ".opus", ".m4a")  # of a clip that is annotated as .wav, in this order
+
+
+class ClipPaths:
+    """Turns annotated paths into files: `ClipPaths(prefix, path_map).of(path)`."""
+
+    def __init__(self, prefix: str = "", path_map: Sequence[Mapping[str, str]] = ()) -> None:
+        """`path_map`: [{"from": annotated folder, "to": folder here}], first match counts.
+
+        `{prefix}` in `to` stands for the prefix. Raises UserError for a mapping without from or to.
+        """
+        for mapping in path_map:
+            if set(mapping) != {"from", "to"} or not mapping["from"].strip("/"):
+                raise UserError(f"datasets.path_map: expected {{from: FOLDER, to: FOLDER}}, got {dict(mapping)}")
+        # absolute, so that a file has one name however the prefix is written: verdicts go by it
+        self.prefix = os.path.abspath(prefix) if prefix else ""
+        self._map = [
+            (mapping["from"].rstrip("/"), os.path.abspath(mapping["to"].replace("{prefix}", prefix)))
+            for mapping in (*path_map, *RELEASED_PATH_MAP)
+        ]
+
+    def of(
+        self, path: str, expand_wav: Sequence[str] | None = None, exists: Callable[[str], bool] = os.path.lexists
+    ) -> list[str]:
+        """Files of an entry: its clip, then each of its `expand_wav`. Raises AudioError as `locate` does."""
+        return [find_file(self.locate(clip), exists) for clip in (path, *(expand_wav or ()))]
+
+    def maps_under(self, root: str) -> bool:
+        """Whether some path that begins with `root` is mapped."""
+        return any(source.startswith(root.rstrip("/")) for source, _ in self._map)
+
+    def locate(self, path: str) -> str:
+        """The file that an annotated path names, absolute: mapped, or with the prefix in front.
+
+        Raises AudioError where `..` stands in what follows the prefix or the mapped folder.
+        """
+        for source, target in self._map:
+            if path.startswith(source) and path[len(source) : len(source) + 1] in ("", "/"):
+                return _below(target, path[len(source) :], path)
+        return _below(self.prefix, path, path) if self.prefix else os.path.abspath(path)
+
+
+def find_file(path: str, exists: Callable[[str], bool] = os.path.lexists) -> str:
+    """The file itself, or where a .wav is absent the same stem with another extension, if that exists.
+
+    CommonVoice is annotated as .wav, for one, and ships .mp3.
+    """
+    stem, extension = os.path.splitext(path)
+    if extension.lower() != ".wav" or exists(path):
+        return path
+    return next((stem + other for other in OTHER_EXTENSIONS if exists(stem + other)), path)
+
+
+class FolderCache:
+    """Tells which of millions of files exist: each folder is listed once, instead of a question per file."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, frozenset[str] | None] = {}
+
+    def exists(self, path: str) -> bool:
+        """Whether the folder of this path held its name when it was listed."""
+        folder, slash, name = path.rpartition("/")
+        names = self.names(folder or slash or ".")
+        return os.path.lexists(path) if names is None else name in names
+
+    def names(self, folder: str) -> frozenset[str] | None:
+        """What a folder lists, nothing where it is absent; None where it may be entered but not listed.
+
+        It is not asked for when the folder above does not list it.
+        """
+        if folder not in self._names:
+            path = os.path.normpath(folder)
+            above, _, name = path.rpartition("/")
+            siblings = self.names(above) if above else None
+            self._names[folder] = frozenset() if siblings is not None and name not in siblings else _list(path)
+        return self._names[folder]
+
+
+def _list(folder: str) -> frozenset[str] | None:
+    try:
+        return frozenset(os.listdir(folder))
+    except PermissionError:
+        return None
+    except (OSError, ValueError):  # absent, no folder, or no possible name
+        return frozenset()
+
+
+def corpus_of(path: str) -> str:
+    """The first folder of an annotation's path."""
+    folders = [part for part in path.split("/")[:-1] if part not in ("", ".")]
+    return folders[0] if folders else "(no folder)"
+
+
+def _below(folder: str, rest: str, path: str) -> str:
+    if ".." in rest and ".." in rest.split("/"):
+        raise AudioError(path, f"leads out of {folder}: '..' is taken only where datasets.path_map maps it")
+    return folder.rstrip("/") + ("" if rest.startswith("/") else "/") + rest

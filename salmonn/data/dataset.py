@@ -1,0 +1,123 @@
+"""Samples from annotation files: decode and resample in the loader's workers, features come later."""
+
+import os
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from salmonn.audio.decode import AudioError, load_clip
+from salmonn.data.annotations import Annotations
+from salmonn.data.clip_paths import ClipPaths
+from salmonn.data.integrity import bad_verdict
+
+MAX_REPLACEMENTS = 100  # broken files in a row; after that the item stays without audio
+
+
+class SALMONNDataset(Dataset):
+    """One sample per usable annotation entry; an unreadable clip never raises.
+
+    With `replace_broken` (training) another entry takes its place, chosen from seed and index
+    alone; without (evaluation) the item says that it is broken. Both report the file.
+    """
+
+    def __init__(
+        self,
+        annotations: Annotations,
+        clip_paths: ClipPaths | None = None,
+        max_seconds: float = 30.0,
+        channel: str = "first",
+        expand_cut: str = "head",
+        replace_broken: bool = True,
+        seed: int = 0,
+        usable: np.ndarray | None = None,
+    ) -> None:
+        """`usable`: numbers of the entries that take part; None = all."""
+        self.annotations = annotations
+        self.clip_paths = clip_paths or ClipPaths()
+        self.max_seconds = max_seconds
+        self.channel, self.expand_cut = channel, expand_cut
+        self.replace_broken = replace_broken
+        self.seed = seed
+        self.usable = np.arange(len(annotations)) if usable is None else usable
+
+    @classmethod
+    def from_config(cls, annotations: Annotations, datasets: DictConfig, **kwargs: Any) -> "SALMONNDataset":
+        """A dataset with the paths and the decoding that the `datasets` section describes."""
+        clip_paths = ClipPaths(datasets.prefix, datasets.path_map)
+        return cls(annotations, clip_paths, channel=datasets.channel, expand_cut=datasets.expand_cut, **kwargs)
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    @property
+    def text_lengths(self) -> np.ndarray:
+        """[N] characters of each sample's text."""
+        return self.annotations.text_lengths[self.usable]
+
+    def size(self, position: int) -> int:
+        """Bytes of a sample's files, about as its length; 0 where they cannot be found."""
+        entry = self.annotations[int(self.usable[position])]
+        try:
+            return sum(map(os.path.getsize, self.clip_paths.of(entry["path"], entry["expand_wav"])))
+        except (AudioError, OSError):
+            return 0
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """{"raw_wav": [N] float32 or None, "text", "task", "Q", "id", "index", "testset_id", "broken", "tried"}.
+
+        `index` is the entry's number in the file, `broken` the verdicts on the files that failed,
+        `tried` how many entries were tried.
+        """
+        rng = random.Random(f"{self.seed}:{position}")
+        item = self._load(int(self.usable[position]))
+        broken, tried = item["broken"], 1
+        while item["raw_wav"] is None and self.replace_broken and tried < MAX_REPLACEMENTS:
+            item = self._load(int(self.usable[rng.randrange(len(self))]))
+            broken, tried = broken + item["broken"], tried + 1
+        return {**item, "broken": broken, "tried": tried}
+
+    def _load(self, index: int) -> dict[str, Any]:
+        entry = self.annotations[index]
+        item = {key: entry[key] for key in ("text", "task", "Q")}
+        item |= {"id": entry["path"], "index": index, "testset_id": entry.get("testset_id"), "broken": []}
+        try:
+            paths = self.clip_paths.of(entry["path"], entry["expand_wav"])
+            wav = load_clip(paths, self.max_seconds, self.channel, self.expand_cut)
+        except AudioError as error:
+            item["broken"] = [bad_verdict(error.path, error.reason)]
+            return {**item, "raw_wav": None}
+        return {**item, "raw_wav": torch.from_numpy(wav)}
+
+
+def pad_wavs(wavs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """[N] each -> raw_wav [B, N] zero-padded, padding_mask [B, N] True = padding."""
+    raw_wav = pad_sequence(wavs, batch_first=True)
+    lengths = torch.tensor([len(wav) for wav in wavs])
+    return raw_wav, torch.arange(raw_wav.shape[1])[None, :] >= lengths[:, None]
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Batch of the readable items.
+
+    Returns raw_wav [B, N] zero-padded, padding_mask [B, N] True = padding, lists text, task, Q, id,
+    index, testset_id, the verdicts on files that failed (`broken`), {index: reason} of the items left
+    out (`unreadable`), and how many entries were tried. B may be 0 in evaluation.
+    """
+    readable = [item for item in items if item["raw_wav"] is not None]
+    wavs = [item["raw_wav"] for item in readable]
+    raw_wav, padding_mask = pad_wavs(wavs) if wavs else (torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.bool))
+    samples: dict[str, Any] = {
+        "raw_wav": raw_wav,
+        "padding_mask": padding_mask,
+        "broken": [verdict for item in items for verdict in item["broken"]],
+        "unreadable": {item["index"]: item["broken"][-1].reason for item in items if item["raw_wav"] is None},
+        "tried": sum(item["tried"] for item in items),
+    }
+    for key in ("text", "task", "Q", "id", "index", "testset_id"):
+        samples[key] = [item[key] for item in readable]
+    return samples

@@ -1,0 +1,99 @@
+"""What is left out before training: `datasets.integrity`, and quarantine lists that are fed back."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from salmonn.common import distributed
+from salmonn.common.errors import UserError
+from salmonn.common.processes import n_cores
+from salmonn.data.annotations import Annotations
+from salmonn.data.clip_paths import ClipPaths, FolderCache
+from salmonn.data.integrity import check_files
+from salmonn.data.unreadable import (
+    NOT_VERIFIED,
+    Exists,
+    distinct_files,
+    entries_left_out,
+    quarantined_files,
+    unverified_files,
+)
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 20  # rows of the table in the log
+
+
+def usable_entries(annotations: Annotations, datasets: DictConfig) -> np.ndarray:
+    """Numbers of the entries whose clips are not known to be bad, the same on every rank.
+
+    The ranks share the work. What was left out is logged by corpus and reason. Raises UserError
+    when nothing is left, or a list of verdicts is not there.
+    """
+    if datasets.integrity == "off" and not datasets.quarantine:
+        return np.arange(len(annotations))
+    clip_paths, exists = ClipPaths(datasets.prefix, datasets.path_map), FolderCache().exists
+    bad = _bad_files(annotations, clip_paths, datasets, exists)
+    keep = np.ones(len(annotations), dtype=bool)
+    left_out: Counter[tuple[str, str]] = Counter()
+    if distributed.is_main():  # what rank 0 finds counts for all
+        for i, corpus, reason in entries_left_out(annotations, clip_paths, bad, exists):
+            keep[i] = False
+            left_out[corpus, reason if reason == NOT_VERIFIED else reason.partition(":")[0]] += 1
+    usable, left_out = distributed.from_main((np.flatnonzero(keep), left_out))
+    _report(annotations, left_out, datasets)
+    if not len(usable):
+        (corpus, reason), _ = left_out.most_common(1)[0]
+        raise UserError(
+            f"{annotations.path}: none of the {len(annotations)} entries can be used, most of them because of "
+            f"[{corpus}] {reason}. Check datasets.prefix = {datasets.prefix!r}, and see "
+            f"python util/anns_inspector.py --prefix {datasets.prefix or 'DIR'} --ann {annotations.path}"
+        )
+    return usable
+
+
+def _bad_files(annotations: Annotations, clip_paths: ClipPaths, datasets: DictConfig, exists: Exists) -> dict[str, str]:
+    """{file: reason}, joined over the ranks, each of which looks at its share of the files."""
+    rank, world_size = distributed.rank(), distributed.world_size()
+    files = list(distinct_files(annotations, clip_paths, exists))[rank::world_size]
+    bad = quarantined_files(files, datasets.quarantine) if datasets.quarantine else {}
+    if datasets.integrity != "off":
+        there = [file for file in files if exists(file)]
+        bad |= {file: "file does not exist" for file in files if not exists(file)}
+        bad |= _unverified(datasets, there) if datasets.integrity == "verified" else _checked(datasets, there)
+    return {file: reason for share in distributed.gather_objects(bad) for file, reason in share.items()}
+
+
+def _checked(datasets: DictConfig, files: list[str]) -> dict[str, str]:
+    jobs = max(1, n_cores() // distributed.local_world_size())
+    verdicts = tqdm(
+        check_files(files, datasets.integrity, jobs),
+        desc=f"checking clips ({datasets.integrity})", total=len(files), unit="file", mininterval=1.0,
+        disable=not distributed.is_main(),
+    )  # fmt: skip
+    return {verdict.path: verdict.reason for verdict in verdicts if not verdict.ok}
+
+
+def _unverified(datasets: DictConfig, files: list[str]) -> dict[str, str]:
+    if not Path(datasets.verdicts).is_file():
+        raise UserError(
+            f"datasets.integrity = verified needs the verdicts of python util/anns_inspector.py --check-integrity, "
+            f"but datasets.verdicts = {datasets.verdicts} does not exist"
+        )
+    return unverified_files(files, datasets.verdicts)
+
+
+def _report(annotations: Annotations, left_out: Counter[tuple[str, str]], datasets: DictConfig) -> None:
+    n = sum(left_out.values())
+    logger.info(
+        "%s: %d of %d entries are usable (datasets.integrity: %s)",
+        annotations.path, len(annotations) - n, len(annotations), datasets.integrity,
+    )  # fmt: skip
+    for (corpus, reason), count in left_out.most_common(_SHOWN):
+        logger.info("   left out [%s] %s: %d", corpus, reason, count)
+    if len(left_out) > _SHOWN:
+        logger.info("   ... and %d rows more", len(left_out) - _SHOWN)

@@ -1,0 +1,90 @@
+"""The media files that a run met and could not use: listed, counted, and too many of them end the run."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from salmonn.common import distributed
+from salmonn.common.errors import UserError
+from salmonn.data.integrity import Verdict, VerdictList, write_verdicts
+
+logger = logging.getLogger(__name__)
+
+MIN_TRIED = 500  # entries before which no share is judged
+_SHOWN = 3  # files that are named in the log; all of them are in the list
+
+
+class Quarantine:
+    """`quarantine.jsonl` in a run's folder: a verdict per file, to be read and fed back (datasets.quarantine)."""
+
+    def __init__(self, folder: Path, max_bad_fraction: float = 1.0) -> None:
+        self.list = VerdictList(folder / "quarantine.jsonl")
+        self.max_bad_fraction = max_bad_fraction
+        self.tried, self.bad = 0, 0  # entries, over all ranks
+        self.files: dict[str, Verdict] = {}  # over all ranks
+        self._new: list[Verdict] = []
+        self._new_tried, self._new_bad = 0, 0
+        self._unwritten: list[Verdict] = []
+
+    def take_over(self, earlier: str | Path) -> None:
+        """Start the list with that of an earlier run, so that the last list is the whole one."""
+        with self.list.append_to() as file:
+            write_verdicts(file, list(VerdictList(earlier).read()))
+
+    def go_on(self, tried: int, bad: int) -> None:
+        """Take up the counters and the list of a run that goes on."""
+        self.tried, self.bad = tried, bad
+        if self.list.path.exists():
+            self.files = {verdict.path: verdict for verdict in self.list.read()}
+
+    def add(self, samples: dict[str, Any], judged: bool = True) -> None:
+        """Take what a batch of this rank reports; `judged`: it counts for the share that ends a run."""
+        self._new += samples["broken"]
+        if judged:
+            self._new_tried += samples["tried"]
+            self._new_bad += len(samples["broken"])
+
+    def sync(self) -> dict[str, int | float]:
+        """Join what is new on all ranks (each must call), write it down, and return the counters.
+
+        Raises UserError, on every rank, when the share of bad entries is above max_bad_fraction.
+        """
+        new, self._unwritten = self._unwritten, []
+        for verdicts, tried, bad in distributed.gather_objects((self._new, self._new_tried, self._new_bad)):
+            self.tried += tried
+            self.bad += bad
+            for verdict in verdicts:
+                if verdict.path not in self.files:
+                    self.files[verdict.path] = verdict
+                    new.append(verdict)
+        self._new, self._new_tried, self._new_bad = [], 0, 0
+        if distributed.is_main() and (new or not self.list.path.exists()):
+            self._write(new)
+        self._name(new)
+        if self.tried >= MIN_TRIED and self.bad > self.max_bad_fraction * self.tried:
+            raise UserError(self._too_many())
+        return {"tried": self.tried, "bad": self.bad, "bad_files": len(self.files)}
+
+    def _write(self, verdicts: list[Verdict]) -> None:
+        try:
+            with self.list.append_to() as file:
+                write_verdicts(file, verdicts)
+        except OSError as error:
+            logger.warning("%s could not be written: %s; training goes on", self.list.path, error)
+            self._unwritten = verdicts
+
+    def _name(self, new: list[Verdict]) -> None:
+        before = len(self.files) - len(new)
+        for verdict in new[: max(0, _SHOWN - before)]:
+            logger.info("unusable file %s: %s", verdict.path, verdict.reason)
+        if before < _SHOWN <= len(self.files):
+            logger.info("further unusable files go without a line here; %s lists them all", self.list.path)
+
+    def _too_many(self) -> str:
+        examples = "".join(f"\n  {verdict.path}: {verdict.reason}" for verdict in list(self.files.values())[:_SHOWN])
+        return (
+            f"{self.bad} of the {self.tried} entries tried so far could not be used, more than "
+            f"datasets.max_bad_fraction = {self.max_bad_fraction:g} allows, e.g.{examples}\n"
+            f"All of them are in {self.list.path}. Leave them out from the start: datasets.integrity=decode, or "
+            f"util/anns_inspector.py --check-integrity and datasets.integrity=verified; or allow more."
+        )

@@ -1,0 +1,66 @@
+"""Which files and entries of an annotation file are known to be unusable."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from salmonn.audio.decode import AudioError
+from salmonn.data.annotations import Annotations
+from salmonn.data.clip_paths import ClipPaths, corpus_of
+from salmonn.data.integrity import VerdictList, version_of
+
+NOT_VERIFIED = "not verified (new or changed): run util/anns_inspector.py --check-integrity"
+
+Exists = Callable[[str], bool]
+
+
+def distinct_files(annotations: Annotations, clip_paths: ClipPaths, exists: Exists) -> dict[str, str]:
+    """{file: corpus} of the files that an annotation file names, in the order in which they come."""
+    files: dict[str, str] = {}
+    for entry in annotations.entries():
+        try:
+            found = clip_paths.of(entry.path, entry.expand_wav, exists)
+        except AudioError:
+            continue  # the entry is left out for that, whatever its files are like
+        for file in found:
+            files.setdefault(file, corpus_of(entry.path))
+    return files
+
+
+def entries_left_out(
+    annotations: Annotations, clip_paths: ClipPaths, bad: Mapping[str, str], exists: Exists
+) -> Iterator[tuple[int, str, str]]:
+    """Yield (number, corpus, reason) of the entries that have a clip among `bad` {file: reason}."""
+    for i, entry in enumerate(annotations.entries()):
+        try:
+            reason = next(
+                (bad[file] for file in clip_paths.of(entry.path, entry.expand_wav, exists) if file in bad), ""
+            )
+        except AudioError as error:
+            reason = error.reason
+        if reason:
+            yield i, corpus_of(entry.path), reason
+
+
+def unverified_files(files: Iterable[str], verdicts: str | Path) -> dict[str, str]:
+    """{file: reason} of those without a good verdict, from decoding them, on the version that is there."""
+    good: set[int] = set()  # hashes take a fifth of the memory of millions of paths
+    bad: dict[int, str] = {}
+    for verdict in VerdictList(verdicts).read():
+        if verdict.checked == "decode":
+            version = hash(verdict.version)
+            good.discard(version)
+            bad.pop(version, None)
+            if verdict.ok:
+                good.add(version)
+            else:
+                bad[version] = verdict.reason
+    versions = ((file, hash(version_of(file))) for file in files)
+    return {file: bad.get(version, NOT_VERIFIED) for file, version in versions if version not in good}
+
+
+def quarantined_files(files: Iterable[str], quarantine: str | Path) -> dict[str, str]:
+    """{file: reason} of those that a run's quarantine list names, unless they have changed since."""
+    listed = {verdict.version: verdict for verdict in VerdictList(quarantine).read() if not verdict.ok}
+    paths = {path for path, _, _ in listed}
+    found = {file: listed.get(version_of(file)) for file in files if file in paths}
+    return {file: f"quarantined: {verdict.reason}" for file, verdict in found.items() if verdict}

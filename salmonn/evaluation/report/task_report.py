@@ -1,0 +1,236 @@
+"""report.json, report.md, predictions.jsonl and statistics.json of one evaluation."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from salmonn.common.charts import write_png
+from salmonn.common.errors import examples
+from salmonn.common.files import write_json, write_text
+from salmonn.evaluation.clips import Clip
+from salmonn.evaluation.judge.judging import Judgement
+from salmonn.evaluation.metrics import METRICS
+from salmonn.evaluation.normalisers import Normaliser, normaliser
+from salmonn.evaluation.report.plots import confusion
+from salmonn.evaluation.report.tables import card_table, heard_clips, metrics_of, shown_interval, shown_score, table
+from salmonn.evaluation.requests import Job, Output
+from salmonn.evaluation.scoring import Scores, score
+from salmonn.evaluation.tasks import EvalTask
+
+CONFUSION_PNG = "confusion.png"
+SAMPLES_SHOWN = 12
+UNREADABLE_SHOWN = 20
+
+
+def build_report(
+    task: EvalTask,
+    clips: Sequence[Clip],
+    outputs: Mapping[int, Output],
+    swapped: Mapping[int, Output] | None,
+    whisper_path: str,
+    judgement: Judgement | None = None,
+) -> dict[str, Any]:
+    """Counts, scores and notes; what is known only to the run (config, time) is added by the caller."""
+    heard = [output for output in outputs.values() if not output.unreadable]
+    finished = sum(output.finished for output in heard)
+    unreadable = [
+        {"id": clip.id, "path": clip.path, "reason": outputs[position].unreadable}
+        for position, clip in enumerate(clips)
+        if outputs[position].unreadable
+    ]
+    notes = []
+    if unreadable:
+        fate = "are in the submission with an empty text" if task.submission else "are not part of the scores"
+        named = examples([broken["path"] for broken in unreadable])
+        notes.append(f"Unreadable clips: {len(unreadable)}; they {fate}: {named}.")
+    report = {
+        "name": task.name,
+        "title": task.title,
+        "n": len(clips),
+        "finished": finished,
+        "unfinished": len(heard) - finished,
+        "empty_outputs": sum(not output.text for output in heard),
+        "unreadable": unreadable,
+        "scores": {},
+        "scores_finished": {},
+        "intervals": {},
+        "scored_clips": {},
+        "details": {},
+        "unavailable": {},
+        "notes": notes,
+        "scoring": {},
+        "statistics": {},
+    }
+    if task.is_scored:
+        _add_scores(report, task, clips, outputs, swapped, whisper_path, judgement)
+    return report
+
+
+def _add_scores(
+    report: dict[str, Any],
+    task: EvalTask,
+    clips: Sequence[Clip],
+    outputs: Mapping[int, Output],
+    swapped: Mapping[int, Output] | None,
+    whisper_path: str,
+    judgement: Judgement | None,
+) -> None:
+    normalise, normaliser_note, substitute = normaliser(task.normaliser, whisper_path)
+    scores = score(task, clips, outputs, normalise, judgement)
+    report |= {
+        "references": sum(len(clip.references) for clip in clips),
+        "empty_references": scores.empty_references,
+        "scores": dict(scores.all),
+        "scores_finished": scores.finished,
+        "intervals": scores.intervals,
+        "scored_clips": scores.clips,
+        "details": scores.details,
+        "unavailable": scores.unavailable,
+        "scoring": {
+            "metrics": {name: METRICS[name].title for name in scores.all},  # a title names the tokenizer
+            "normaliser": task.normaliser,
+            "normaliser_note": normaliser_note,
+            "substitute": {name: METRICS[name].substitute or substitute for name in scores.all},
+            "references_sha256": scores.references_sha256,
+            "prompt": task.prompt,
+            "judge": judgement.judge if judgement else "",
+        },
+        "statistics": scores.statistics,
+    }
+    report["notes"] += [normaliser_note, *_notes_on(scores)]
+    if swapped is not None:
+        _add_control(report, task, clips, swapped, normalise)
+
+
+def _notes_on(scores: Scores) -> list[str]:
+    notes = [f"{METRICS[name].title} has no score: {why}." for name, why in scores.unavailable.items()]
+    noted = {name: details["note"] for name, details in scores.details.items() if "note" in details}
+    notes += [f"{METRICS[name].title}: {note}." for name, note in noted.items()]
+    if scores.empty_references:
+        notes.append(
+            f"Clips without a reference word after normalisation: {scores.empty_references}; they are left out of "
+            f"scores against references, and were answered with {scores.words_without_reference} words."
+        )
+    return notes
+
+
+def _add_control(
+    report: dict[str, Any],
+    task: EvalTask,
+    clips: Sequence[Clip],
+    swapped: Mapping[int, Output],
+    normalise: Normaliser,
+) -> None:
+    """Scores of the answers to other clips' audio; says where they are as good."""
+    # a judge is asked about real answers only, and what needs no truth is the same for answers in another order
+    compared = [name for name in task.metrics if METRICS[name].needs in ("references", "spoken")]
+    control = score(replace(task, metrics=compared), clips, swapped, normalise)
+    report["scores"] |= {f"{name}_shuffled": value for name, value in control.all.items()}
+    report["notes"].append("Shuffled audio: every prompt answered once more, hearing another clip of the set.")
+    report["notes"] += filter(None, (_deafness(report, name) for name in control.all))
+
+
+def _deafness(report: Mapping[str, Any], name: str) -> str:
+    """A warning where other audio serves as well; "" where it does not, or where there is no telling."""
+    edges, shuffled = report["intervals"][name], report["scores"][f"{name}_shuffled"]
+    if not edges or shuffled is None or not edges[0] <= shuffled <= edges[1]:
+        return ""
+    title = METRICS[name].title
+    return f"{title}: with other audio the score is within the interval: no sign that these answers depend on hearing."
+
+
+def prediction_lines(
+    clips: Sequence[Clip],
+    jobs: Sequence[Job],
+    outputs: Mapping[int, Output],
+    swapped: Mapping[int, Output] | None,
+    judgement: Judgement | None = None,
+) -> list[dict[str, Any]]:
+    """One JSON object per clip, in the order of the set."""
+    lines = []
+    for position, (clip, job) in enumerate(zip(clips, jobs, strict=True)):
+        line: dict[str, Any] = {"id": clip.id, "path": clip.path, "task": clip.task, "prompt": job.prompt}
+        line |= {"references": list(clip.references), **asdict(outputs[position])}
+        if swapped is not None and position in swapped:
+            line["text_shuffled"] = swapped[position].text
+        if judgement and (verdict := judgement.verdicts.get(position)):
+            line["verdict"] = {"correct": verdict.correct, "raw": verdict.raw}
+        lines.append(line)
+    return lines
+
+
+def write_report(folder: Path, report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> None:
+    """Write the four files; each is complete whenever it exists."""
+    lines = (json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
+    write_text(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
+    write_text(folder / "statistics.json", json.dumps(report["statistics"], separators=(",", ":")) + "\n")
+    write_json(folder / "report.json", without_statistics(report))
+    write_text(folder / "report.md", markdown(report, predictions))
+    if figure := confusion(report):
+        write_png(figure, folder / CONFUSION_PNG)
+
+
+def without_statistics(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What report.json holds: all but the numbers per clip, which have a file of their own."""
+    return {key: value for key, value in report.items() if key != "statistics"}
+
+
+def markdown(report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> str:
+    """The report as a page: summary, what could not be read, sample answers."""
+    parts = [f"# {report['name']}: {report['title']}", summary(report)]
+    if matrices := confusion_tables(report):
+        parts += [*matrices, f"![confusion]({CONFUSION_PNG})"]
+    if report["unreadable"]:
+        rows = [[broken["id"], broken["path"], broken["reason"]] for broken in report["unreadable"]]
+        parts += ["## Unreadable clips", table(["id", "path", "reason"], rows[:UNREADABLE_SHOWN])]
+        if len(rows) > UNREADABLE_SHOWN:
+            parts.append(f"... and {len(rows) - UNREADABLE_SHOWN} more in report.json.")
+    heard = [prediction for prediction in predictions if not prediction["unreadable"]]
+    rows = [[p["id"], p["references"][0] if p["references"] else "", p["text"]] for p in heard[:SAMPLES_SHOWN]]
+    parts += ["## Sample answers", table(["id", "reference", "output"], rows)]
+    parts += ["## What this depends on", card_table([report["provenance"]])]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """What a person sees at the end of a run: scores, counts, notes."""
+    counts = (
+        f"{report['n']} clips ({report['entries']} entries of {report['annotation']}), {heard_clips(report)} heard, "
+        f"{len(report['unreadable'])} unreadable; {report['finished']} answers finished, "
+        f"{report['unfinished']} unfinished, {report['empty_outputs']} empty"
+    )
+    notes = "\n".join(f"- {note}" for note in report["notes"])
+    return "\n\n".join(part for part in (score_table(report), counts, notes) if part)
+
+
+def score_table(report: Mapping[str, Any]) -> str:
+    """Scores over all answers, over the finished ones, and with the audio swapped; "" without scores."""
+    if not report["scores"]:
+        return ""
+    scores, finished = report["scores"], report["scores_finished"]
+    header = ["metric", f"all ({heard_clips(report)})", "95 % interval"]
+    header.append(f"finished ({report['finished']})")
+    shuffled = any(f"{name}_shuffled" in scores for name in METRICS)
+    rows = []
+    for name in metrics_of(report):
+        metric = METRICS[name]
+        shown = [shown_score(metric, value) for value in (scores[name], finished[name])]
+        if shuffled:  # a judge is not asked about these answers
+            control = f"{name}_shuffled"
+            shown.append(shown_score(metric, scores[control]) if control in scores else "-")
+        shown.insert(1, shown_interval(metric, report["intervals"][name]))
+        rows.append([metric.title, *shown])
+    return table([*header, "shuffled audio"] if shuffled else header, rows)
+
+
+def confusion_tables(report: Mapping[str, Any]) -> list[str]:
+    """A headed table for each metric that has a confusion matrix."""
+    parts = []
+    for name, details in report["details"].items():
+        if "confusion" in details:
+            names = details["classes"]
+            rows = [[label, *map(str, row)] for label, row in zip(names, details["confusion"], strict=True)]
+            parts += [f"## Confusion: {METRICS[name].title}", table(["reference / answer", *names, "none"], rows)]
+    return parts

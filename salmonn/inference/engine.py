@@ -1,0 +1,219 @@
+"""A loaded model that hears clips and answers questions about them: what command line and web page share.
+
+What was heard is a value of its own (`Heard`): a clip is encoded once for any number of questions, and
+one model serves several people who each hear another clip.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+from salmonn import SALMONN
+from salmonn.audio.decode import SAMPLE_RATE, AudioError, load_clip, stream_audio
+from salmonn.common import distributed
+from salmonn.common.errors import UserError
+from salmonn.data.dataset import pad_wavs
+from salmonn.inference.long_audio import Span, cut_windows, join_transcripts, list_answers
+from salmonn.model import prompts
+from salmonn.preflight import find_problems, refuse
+
+TRANSCRIPT = "asr"  # the task whose answers about windows are joined by their words
+
+_BEYOND = 0.1  # s, read of a clip past what the model hears, so that it is known whether there is more
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Encoded audio: a row for each of several clips, or for each window of a long one."""
+
+    embeds: Tensor  # [B, A, H], on the CPU
+    wav: np.ndarray  # [N] float32 at 16 kHz, of the first row
+    cut: list[bool] = field(default_factory=list)  # per clip: it goes on after what was heard
+    spans: list[Span] = field(default_factory=list)  # of the windows of a long clip
+
+
+@dataclass(frozen=True)
+class Question:
+    """A complete templated prompt, and the task that it stands for, if any."""
+
+    prompt: str
+    task: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Text without special tokens; whether it ended by itself; of a long clip also the text of each window."""
+
+    text: str
+    finished: bool
+    parts: list[str] = field(default_factory=list)
+
+
+class Listener:
+    """A model in evaluation mode with the config that says how to run it."""
+
+    def __init__(self, model: SALMONN, config: DictConfig) -> None:
+        self.model = model
+        self.config = config
+
+    @classmethod
+    def load(cls, config: DictConfig) -> "Listener":
+        """Load the model that a complete config names. Raises UserError that lists all that is missing."""
+        refuse(find_problems(config, (), training=False))
+        torch.manual_seed(config.run.seed)
+        return cls(SALMONN.from_config(config.model, device=distributed.device_of(config)).eval(), config)
+
+    # ---- audio
+
+    def hear(self, clips: Sequence[str | Path | np.ndarray]) -> Heard:
+        """Encode clips together: files, or waveforms [N] float32 at 16 kHz; of each what the model hears at once.
+
+        Raises UserError that names every file that cannot be read.
+        """
+        if not clips:
+            raise UserError("no clip to hear: give one or more audio files")
+        wavs, problems = [], []
+        for clip in clips:
+            try:
+                wavs.append(clip if isinstance(clip, np.ndarray) else self._load(clip))
+            except AudioError as error:
+                problems.append(str(error))
+        if problems:
+            raise UserError("\n".join(problems))
+        limit = int(self.model.max_seconds * SAMPLE_RATE)
+        heard = [wav[:limit] for wav in wavs]
+        return Heard(self._encode(heard), heard[0], [len(wav) > limit for wav in wavs])
+
+    def hear_long(self, path: str | Path, overlap: float | None = None) -> Heard:
+        """Encode a file of any length, window by window; `overlap` in seconds, by default a sixth of a window.
+
+        Raises UserError for a file that cannot be read and an overlap that leaves no window.
+        """
+        return join_heard([self.hear_windows(batch) for batch in self.read_windows(path, overlap)])
+
+    def read_windows(self, path: str | Path, overlap: float | None = None) -> Iterator[list[tuple[Span, np.ndarray]]]:
+        """Read and cut a file as `hear_long` does: as many windows [N] at a time as are encoded together."""
+        seconds = self.model.max_seconds
+        overlap = seconds / 6 if overlap is None else overlap
+        if not 0 <= overlap < seconds:
+            raise UserError(f"an overlap of {overlap:g} s: 0 or more, and less than the window of {seconds:g} s")
+        try:
+            yield from _batches(
+                cut_windows(stream_audio(path, self.config.datasets.channel), seconds, overlap),
+                self.config.run.batch_size_eval,
+            )
+        except AudioError as error:
+            raise UserError(str(error)) from error
+
+    def hear_windows(self, windows: Sequence[tuple[Span, np.ndarray]]) -> Heard:
+        """Encode some windows of a long clip; `join_heard` puts all of it together."""
+        spans, wavs = zip(*windows, strict=True)
+        return Heard(self._encode(wavs), wavs[0], spans=list(spans))
+
+    def _load(self, path: str | Path) -> np.ndarray:
+        return load_clip(path, self.model.max_seconds + _BEYOND, self.config.datasets.channel)
+
+    @torch.no_grad()
+    def _encode(self, wavs: Sequence[np.ndarray]) -> Tensor:
+        """[N] each -> [B, A, H] on the CPU, as it may be kept for long; a row is that of the wav alone."""
+        raw_wav, padding_mask = pad_wavs([torch.from_numpy(wav) for wav in wavs])
+        try:
+            with distributed.autocast(self.config.run, self.model.device):
+                return self.model.encode_speech(raw_wav, padding_mask)[0].cpu()
+        except torch.OutOfMemoryError as error:
+            raise UserError("out of GPU memory while hearing: try fewer clips at a time") from error
+
+    # ---- questions
+
+    def question(self, text: str) -> Question:
+        """A person's own words about the clip. Raises UserError if there are none."""
+        text = text.strip()
+        if not text:
+            raise UserError("the question is empty: write what you want to know about the clip")
+        if prompts.SPEECH_MARKER not in text:
+            text = f"<Speech>{prompts.SPEECH_MARKER}</Speech> {text}"
+        prompts.split_prompt(text)
+        return Question(self.model.config.prompt_template.replace("{}", text, 1))
+
+    def task_question(self, task: str, question: str = "") -> Question:
+        """A task's test prompt, with `question` where it has `{}`. Raises UserError where they do not fit."""
+        known = self.model.test_prompts
+        if task not in known:
+            raise UserError(f"no test prompt for the task {task!r} (known: {', '.join(known) or 'none'})")
+        takes_question = "{}" in known[task]
+        if takes_question and not question.strip():
+            raise UserError(f"the task {task} needs a question, which its prompt leaves open: {known[task]!r}")
+        if question.strip() and not takes_question:
+            raise UserError(f"the task {task} takes no question; its prompt is {known[task]!r}")
+        return Question(prompts.fill_question(known[task], question.strip()), task)
+
+    # ---- answers
+
+    def ask(
+        self,
+        heard: Heard,
+        question: Question,
+        settings: DictConfig | None = None,
+        streamer: BaseStreamer | None = None,
+        **library: Any,
+    ) -> list[Answer]:
+        """Answer a question about each clip; one answer about a long clip, put together from its windows.
+
+        `settings`: a `generate` section instead of the config's. `streamer` (of transformers) is given the
+        tokens as they come: for one row and one beam. `library` goes to transformers' generate, as in
+        `SALMONN.generate`. Raises UserError when the memory does not suffice.
+        """
+        *_, answers = self.ask_windows(heard, question, settings, streamer, **library)
+        return answers
+
+    def ask_windows(
+        self,
+        heard: Heard,
+        question: Question,
+        settings: DictConfig | None = None,
+        streamer: BaseStreamer | None = None,
+        **library: Any,
+    ) -> Iterator[list[Answer]]:
+        """As `ask`; of a long clip, after some windows at a time, the answer so far."""
+        settings = self.config.generate if settings is None else settings
+        step = self.config.run.batch_size_eval if heard.spans else len(heard.embeds)
+        details: list[dict[str, Any]] = []
+        for embeds in heard.embeds.split(step):
+            try:
+                with distributed.autocast(self.config.run, self.model.device):
+                    chosen = [question.prompt] * len(embeds)
+                    details += self.model.answer_embeds(embeds, chosen, settings, streamer=streamer, **library)
+            except torch.OutOfMemoryError as error:
+                raise UserError("out of GPU memory: try fewer beams, a shorter answer or fewer clips") from error
+            yield _answers(details, heard.spans, question)
+
+
+def join_heard(parts: Sequence[Heard]) -> Heard:
+    """A long clip of which some windows at a time were heard."""
+    embeds = torch.cat([part.embeds for part in parts])
+    return Heard(embeds, parts[0].wav, spans=[span for part in parts for span in part.spans])
+
+
+def _answers(details: Sequence[dict[str, Any]], spans: Sequence[Span], question: Question) -> list[Answer]:
+    """An answer per clip, or the one about the windows of a long clip that are answered."""
+    if len(spans) < 2:
+        return [Answer(detail["text"], detail["finished"]) for detail in details]
+    parts = [detail["text"] for detail in details]
+    join = join_transcripts if question.task == TRANSCRIPT else list_answers
+    text = join(parts, spans[: len(parts)])
+    return [Answer(text, all(detail["finished"] for detail in details), parts)]
+
+
+def _batches(items: Iterable, size: int) -> Iterator[list]:
+    """The items in lists of `size`, the last one perhaps shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

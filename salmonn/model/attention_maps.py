@@ -1,0 +1,92 @@
+"""Where the model looks: the Q-Former's attention to audio frames, the LLM's attention to audio tokens.
+
+The fused attention that the model runs with keeps no weights, so they are computed again for one clip.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from salmonn.model.llm_input import lay_out
+from salmonn.model.qformer import Layer, MultiHeadAttention
+from salmonn.model.salmonn import SALMONN
+
+
+@torch.no_grad()
+def encode_with_attention(model: SALMONN, raw_wav: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode a clip, and tell how each window's queries share their attention among its frames.
+
+    raw_wav [1, N] 16 kHz -> embeddings [1, A, H] of `encode_speech`, weights [layers, W, Q, F], the mean over the
+    heads; sums over the F frames of a window are 1. Whisper's and BEATs' features are one key per frame, so there
+    is one weight for both.
+    """
+    found: list[Tensor] = []
+
+    def keep(attention: MultiHeadAttention, inputs: tuple[Tensor, Tensor], _output: Tensor) -> None:
+        found.append(attention.weights(*inputs).mean(dim=1).float())
+
+    layers = [module for module in model.speech_Qformer.modules() if isinstance(module, Layer)]
+    hooks = [layer.crossattention.self.register_forward_hook(keep) for layer in layers]
+    try:
+        embeds, _ = model.encode_speech(raw_wav)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return embeds, torch.stack(found)
+
+
+@torch.no_grad()
+def answer_attention(model: SALMONN, embeds: Tensor, prompt: str, token_ids: Sequence[int]) -> Tensor:
+    """How much each token of an answer attends to each audio token, from the position that predicts it.
+
+    embeds [1, A, H] of `encode_speech`, a complete templated prompt, T token ids of the answer ->
+    [layers, heads, T, A]; what is left of 1 goes to the text. All of the prompt and answer is read at once.
+    """
+    layout = lay_out(model.tokenizer, embeds.shape[1], [prompt], [list(token_ids)])
+    inputs = model._embed(layout, embeds)
+    llm = model._causal_lm()
+    with eager_attention(llm):
+        output = llm.get_decoder()(inputs_embeds=inputs, use_cache=False, output_attentions=True)
+    predicts = layout.is_target[0].nonzero()[:, 0] - 1  # [T]
+    audio = layout.is_audio[0].nonzero()[:, 0]  # [A]
+    return torch.stack([weights[0][:, predicts][:, :, audio].float() for weights in output.attentions])
+
+
+def loudest_heads(weights: Tensor, share: float) -> Tensor:
+    """The mean over those heads of all layers that attend most to the audio: [layers, heads, T, A] -> [T, A].
+
+    `share` of all heads, at least one; the others mostly read the text.
+    """
+    heads = weights.flatten(0, 1)  # [layers * heads, T, A]
+    n = max(1, round(share * len(heads)))
+    return heads[heads.sum(dim=(1, 2)).topk(n).indices].mean(dim=0)
+
+
+@contextmanager
+def eager_attention(llm: PreTrainedModel) -> Iterator[None]:
+    """Let the LLM attend by the plain way, which gives its weights."""
+    usual = llm.config._attn_implementation
+    llm.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        llm.set_attn_implementation(usual)
+
+
+def split_words(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[tuple[str, list[int]]]:
+    """The words of an answer, parted by spaces, with the places of their tokens; special tokens are of no word."""
+    places: list[list[int]] = []
+    before = ""
+    for place, token in enumerate(token_ids):
+        text = tokenizer.decode(token_ids[: place + 1], skip_special_tokens=True)
+        piece, before = text[len(before) :], text
+        if token in tokenizer.all_special_ids:
+            continue
+        if not places or piece[:1].isspace():
+            places.append([])
+        places[-1].append(place)
+    # decoded as a whole: a character may be several byte tokens
+    return [(tokenizer.decode([token_ids[place] for place in word]).strip(), word) for word in places]

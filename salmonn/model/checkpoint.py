@@ -1,0 +1,171 @@
+"""Checkpoints: `.pth` files with the parameters that no frozen backbone's own file holds.
+
+Names are those of the published checkpoints, so `salmonn_v1.pth` loads here and ours load there.
+"""
+
+import logging
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from salmonn.common.errors import UserError
+from salmonn.common.files import replacing
+
+logger = logging.getLogger(__name__)
+
+# What the published writer leaves in its files beside the parameters: accepted and ignored, nothing else is.
+PUBLISHED_EXTRAS = re.compile(
+    r"llama_model\..*\.rotary_emb\.inv_freq"
+    r"|speech_Qformer\.bert\.embeddings\.position_ids"
+    r"|beats\.encoder\.layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.weight"
+)
+_BACKBONES = ("speech_encoder.", "beats.", "llama_model.")
+
+
+class _ChecksumError(Exception):
+    """A part of an archive is not what was written; the message is its name."""
+
+
+def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters a checkpoint must hold: the connector, LoRA, and encoders that are trained."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or not name.startswith(_BACKBONES)
+    }
+
+
+def read(path: str | Path, kind: str = "SALMONN checkpoint", lazily: bool = False) -> dict[str, Any]:
+    """Read a torch file holding a dictionary with "model", or a .safetensors file as that "model" alone.
+
+    Raises UserError for anything else. `lazily`: values come from the disk when they are looked at;
+    names and shapes cost nothing, and damage to values is not seen (of .safetensors never: it has no checksums).
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{kind} {path} does not exist")
+    try:
+        if Path(path).suffix == ".safetensors":
+            return {"model": load_file(path)}
+        is_archive = zipfile.is_zipfile(path)  # files of torch before 1.6 are not
+        if is_archive and not lazily and (damaged := zipfile.ZipFile(path).testzip()):
+            raise _ChecksumError(damaged)  # the library does not look at checksums
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily and is_archive)
+    except OSError as error:  # what the system says of the disk or the rights, not of the content
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # damage can make the library raise anything
+        raise UserError(f"{path} is not a {kind}, or damaged: {_what_is_wrong(Path(path), error)}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise UserError(f'{path} is not a {kind}: it has no "model" dictionary')
+    foreign = [str(name) for name, value in content["model"].items() if not isinstance(value, Tensor)]
+    if foreign:
+        raise UserError(f'{path} is not a {kind}: "model" holds something else than tensors, e.g. {foreign[0]}')
+    return content
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    """Why a file cannot be read, in words of ours: the library advises to load it unsafely."""
+    if not path.stat().st_size:
+        return "it is empty"
+    if path.suffix == ".safetensors":
+        return "it is no whole safetensors file"
+    if isinstance(error, _ChecksumError):
+        return f"the checksum of {error} in it does not fit"
+    if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+        return "it holds more than tensors and plain values, which is never loaded"
+    return "it is no whole file of torch.save"
+
+
+def load_parameters(model: nn.Module, path: str | Path, partial: bool = False) -> None:
+    """Copy a checkpoint's parameters into the model; see `take_parameters`."""
+    take_parameters(model, read(path)["model"], path, partial)
+
+
+def take_parameters(model: nn.Module, parameters: dict[str, Tensor], path: str | Path, partial: bool = False) -> None:
+    """Copy the parameters that were read from `path` into the model, if they fit: see `require_fit`."""
+    wanted = own_parameters(model)
+    with torch.no_grad():
+        for name, value in require_fit(model, parameters, path, partial).items():
+            wanted[name].copy_(value)
+
+
+def require_fit(
+    model: nn.Module, parameters: dict[str, Tensor], path: str | Path, partial: bool = False
+) -> dict[str, Tensor]:
+    """The parameters that the model takes from `path`; the model may be on the meta device.
+
+    With `partial` there may be fewer. Raises UserError naming missing and unexpected keys and both
+    shapes where they differ.
+    """
+    found = {k: v for k, v in parameters.items() if not PUBLISHED_EXTRAS.fullmatch(k)}
+    wanted = own_parameters(model)
+    if found and not found.keys() & wanted.keys():
+        raise UserError(f"{path} is not a SALMONN checkpoint: {other_tensors(found)}")
+    for encoder in ("speech_encoder.", "beats."):
+        # written while this encoder was frozen: it keeps what its own file gave it
+        if any(name.startswith(encoder) for name in wanted) and not any(name.startswith(encoder) for name in found):
+            logger.info("%s holds no %s weights: they stay as loaded from their own file", path, encoder.rstrip("."))
+            wanted = {name: p for name, p in wanted.items() if not name.startswith(encoder)}
+    problems = fit_problems(found, {name: p.shape for name, p in wanted.items()}, partial)
+    if problems:
+        shown = problems if len(problems) <= 12 else [*problems[:12], f"... and {len(problems) - 12} more"]
+        raise UserError("\n  ".join([f"{path} does not fit this model{_other_width(found, wanted)}:", *shown]))
+    return found
+
+
+def other_tensors(parameters: Mapping[str, Tensor]) -> str:
+    """What a file holds instead of the parameters that were looked for."""
+    if not parameters:
+        return "it holds no tensor"
+    return f"it holds {len(parameters)} other tensors, e.g. {next(iter(parameters))}"
+
+
+def _other_width(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """The usual reason why nothing fits, if it is that."""
+    theirs, ours = (parameters.get("speech_llama_proj.bias") for parameters in (found, wanted))
+    if theirs is None or ours is None or theirs.shape == ours.shape:
+        return ""
+    return f", but one whose LLM is {theirs.numel()} wide, not {ours.numel()} (Vicuna 13B: 5120, 7B: 4096)"
+
+
+def fit_problems(found: dict[str, Tensor], wanted: dict[str, torch.Size], partial: bool = False) -> list[str]:
+    """Every key that is missing, unexpected or of another shape, a line each."""
+    problems = [] if partial else [f"missing: {name}" for name in wanted if name not in found]
+    problems += [f"unexpected: {name}" for name in found if name not in wanted]
+    problems += [
+        f"shape of {name}: {list(found[name].shape)} in the file, {list(shape)} in the model"
+        for name, shape in wanted.items()
+        if name in found and found[name].shape != shape
+    ]
+    return problems
+
+
+def save(path: str | Path, model: nn.Module, **extra: Any) -> None:
+    """Write {"model": own parameters, **extra} atomically: a reader sees the old file or the whole new one."""
+    with replacing(Path(path)) as temporary:
+        write(temporary, model, **extra)
+
+
+def write(path: Path, model: nn.Module, **extra: Any) -> None:
+    """Write {"model": own parameters, **extra}, through to the disk. Raises OSError when there is no room."""
+    parameters = {name: p.detach().cpu().clone() for name, p in own_parameters(model).items()}
+    write_content(path, {"model": parameters, **extra})
+
+
+def write_content(path: Path, content: dict[str, Any]) -> None:
+    """Write what a checkpoint file holds, through to the disk. Raises OSError when there is no room."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's zip writer hides what the system said
+            raise OSError(f"{path} could not be written: {error}") from error
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,176 @@
+"""The language model: any causal LM of transformers, frozen, optionally quantised, with LoRA by peft."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from omegaconf import DictConfig
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from salmonn.common.errors import UserError
+
+if TYPE_CHECKING:  # these take their time: imported where they are used
+    from peft import LoraConfig, PeftModel
+    from peft.tuners.lora import LoraLayer
+    from transformers import BitsAndBytesConfig
+
+# Checkpoints that are already quantised and run by gptqmodel: the packages that transformers needs, by their method.
+_GPTQMODEL = {"gptq": ("optimum", "gptqmodel"), "awq": ("gptqmodel",)}
+
+# peft loads bitsandbytes for any model, which then misses a faster 4-bit kernel for CPUs.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in record.msg)
+
+
+@contextmanager
+def loading(key: str, path: str) -> Iterator[None]:
+    """Turn the library's failure to load a folder or hub name into a UserError that names the key."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise UserError(f"{key} = {path} cannot be loaded (absent, damaged or of another kind): {error}") from error
+
+
+def require_all_weights(info: dict, path: str, unused: str = "") -> None:
+    """Raise ValueError when a loaded folder lacked weights, which the library then leaves random."""
+    missing = sorted(key for key in info["missing_keys"] if not (unused and key.startswith(unused)))
+    missing += sorted(str(key) for key in info.get("mismatched_keys", ()))
+    if missing:
+        raise ValueError(f"{path} lacks {len(missing)} weights or has them in another shape, e.g. {missing[0]}")
+
+
+def load_tokenizer(config: DictConfig) -> PreTrainedTokenizerBase:
+    """Load the LLM's tokenizer. Raises UserError unless `end_sym` is one of its tokens and BOS is left to us."""
+    with loading("model.llama_path", config.llama_path):
+        tokenizer = AutoTokenizer.from_pretrained(config.llama_path, token=config.token or None)
+    end_id = tokenizer.get_vocab().get(config.end_sym)
+    if end_id is None or tokenizer(f"a{config.end_sym}", add_special_tokens=False).input_ids[-1] != end_id:
+        raise UserError(
+            f"model.end_sym = {config.end_sym!r} is not a token of {config.llama_path} "
+            f"(its own end symbol is {tokenizer.eos_token!r})"
+        )
+    if tokenizer.bos_token and tokenizer.bos_token in config.prompt_template:
+        raise UserError(
+            f"model.prompt_template holds {tokenizer.bos_token!r}, which is put in front by itself: leave it out"
+        )
+    return tokenizer
+
+
+def load_llm(config: DictConfig, device: torch.device) -> PreTrainedModel:
+    """Load the LLM frozen, in the precision that `llm_dtype` and `llm_quantization` (or its own files) say."""
+    with loading("model.llama_path", config.llama_path):
+        stored = AutoConfig.from_pretrained(config.llama_path, token=config.token or None)
+    require_loadable(stored, config)
+    kwargs = {}
+    if llm_quantization(config) != "none":
+        kwargs = {"quantization_config": quantization_config(config, device), "device_map": {"": device}}
+    elif method := quantised_by(stored):
+        kwargs = {"device_map": {"": device}}
+        if method in _GPTQMODEL:  # its fastest kernels are for answering only
+            stored.quantization_config["backend"] = "auto_trainable"
+    with loading("model.llama_path", config.llama_path):
+        llm, info = AutoModelForCausalLM.from_pretrained(
+            config.llama_path,
+            config=stored,
+            dtype=llm_dtype(config, device),
+            token=config.token or None,
+            output_loading_info=True,
+            **kwargs,
+        )
+        require_all_weights(info, config.llama_path)
+    llm.config.use_cache = False  # generation turns the cache on for itself
+    llm.generation_config = GenerationConfig()  # decoding follows our settings, not the folder's
+    return llm.requires_grad_(False)
+
+
+def llm_quantization(config: DictConfig) -> str:
+    """What loading does to the LLM's weights: none | 8bit | nf4."""
+    return "8bit" if config.low_resource else config.llm_quantization
+
+
+def quantised_by(stored: PretrainedConfig) -> str:
+    """The method by which a checkpoint's weights are quantised already, e.g. gptq; "" for plain weights."""
+    how = getattr(stored, "quantization_config", None)
+    return how.get("quant_method", "bitsandbytes") if how else ""
+
+
+def require_loadable(stored: PretrainedConfig, config: DictConfig) -> None:
+    """Raise UserError for an LLM quantised already that is to be quantised again or whose packages are absent."""
+    method = quantised_by(stored)
+    if method and llm_quantization(config) != "none":
+        key = "low_resource = True" if config.low_resource else f"llm_quantization = {config.llm_quantization}"
+        raise UserError(
+            f"model.{key}, but model.llama_path = {config.llama_path} is quantised already "
+            f"(quant_method {method} in its config.json): set model.llm_quantization=none model.low_resource=False"
+        )
+    if missing := [package for package in _GPTQMODEL.get(method, ()) if find_spec(package) is None]:
+        raise UserError(
+            f"model.llama_path = {config.llama_path} is quantised by {method}, which needs: "
+            f"pip install {' '.join(missing)}"
+        )
+
+
+def llm_dtype(config: DictConfig, device: torch.device) -> torch.dtype:
+    """Precision of the frozen weights; `auto` is float16 on a GPU, as published, and float32 on the CPU."""
+    if config.llm_dtype != "auto":
+        return getattr(torch, config.llm_dtype)
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def quantization_config(config: DictConfig, device: torch.device) -> "BitsAndBytesConfig":
+    """How bitsandbytes is to quantise the weights as they are loaded."""
+    from transformers import BitsAndBytesConfig
+
+    if llm_quantization(config) == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=llm_dtype(config, device)
+    )
+
+
+def lora_config(config: DictConfig) -> "LoraConfig":
+    """The adapters of a `model` section as peft describes them."""
+    from peft import LoraConfig, TaskType
+
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_target_modules),
+    )
+
+
+def add_lora(llm: PreTrainedModel, config: DictConfig) -> "PeftModel":
+    """Put LoRA adapters (float32, trainable) on the target modules (paper: q_proj and v_proj, rank 8, alpha 32)."""
+    from peft import get_peft_model
+
+    try:
+        with warnings.catch_warnings():  # peft asks by the old name, which is its own business
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            return get_peft_model(llm, lora_config(config))
+    except ValueError as error:
+        raise UserError(f"model.lora_target_modules = {list(config.lora_target_modules)}: {error}") from error
+
+
+def lora_layers(llm: nn.Module) -> "list[LoraLayer]":
+    """The modules that carry an adapter; empty without LoRA."""
+    return [module for module in llm.modules() if hasattr(module, "lora_A")]
+
+
+def hidden_at(llm: PreTrainedModel, inputs: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Hidden states [N, H] before the vocabulary, at N positions of the input embeddings [B, L, H]."""
+    return llm.get_decoder()(inputs_embeds=inputs, use_cache=False).last_hidden_state[rows, columns]

@@ -1,0 +1,379 @@
+"""SALMONN (paper section 3): Whisper and BEATs, window-level Q-Former, LLM with LoRA."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from salmonn.audio.decode import MIN_SECONDS, SAMPLE_RATE
+from salmonn.common.device import to_device
+from salmonn.common.errors import UserError
+from salmonn.config.loading import generate_config, model_config
+from salmonn.model import checkpoint, pretrained, prompts
+from salmonn.model.activation_memory import enable_recomputation, keep_less
+from salmonn.model.beats import BEATs, load_beats
+from salmonn.model.encoders import Encoded
+from salmonn.model.features import LogMel, fbank_lengths, kaldi_fbank
+from salmonn.model.generation import answer, search_settings
+from salmonn.model.llm import add_lora, hidden_at, load_llm, load_tokenizer, lora_layers
+from salmonn.model.llm_input import Layout, lay_out, tokenize
+from salmonn.model.loss import target_loss
+from salmonn.model.prefill import read_prompts
+from salmonn.model.qformer import WHISPER_FRAMES_PER_SECOND, QFormer, split_windows, window_frames
+from salmonn.model.whisper import load_whisper
+
+if TYPE_CHECKING:  # it is made from a model
+    from salmonn.training.encoder_cache import EncoderCache
+
+
+class SALMONN(nn.Module):
+    """The whole model; attribute names make the published parameter names.
+
+    A sample's result is that of a batch of one, whatever else the batch holds.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig,
+        log_mel: LogMel,
+        speech_encoder: PreTrainedModel,
+        beats: BEATs | None,
+        llm: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        """Join loaded parts; `config` is a complete `model` section. `from_config` is the usual way in."""
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.log_mel = log_mel
+        self.speech_encoder = speech_encoder
+        self.beats = beats
+        self.encoder_cache: EncoderCache | None = None  # of a run that hears its clips again
+        self._freeze_encoders()
+        keep_less(llm)
+        if config.gradient_checkpointing:
+            llm.gradient_checkpointing_enable({"use_reentrant": False})
+        self.llama_model = add_lora(llm, config) if config.lora else llm
+        if config.lora_scaling is not None:
+            self.lora_scaling = config.lora_scaling
+        self._add_connector(llm.get_input_embeddings().embedding_dim)
+
+        template = config.prompt_template
+        self.train_prompts = prompts.load_train_prompts(config.prompt_path, template) if config.prompt_path else {}
+        self.test_prompts = (
+            prompts.load_test_prompts(config.test_prompt_path, template) if config.test_prompt_path else {}
+        )
+        self.end_id: int = tokenizer.convert_tokens_to_ids(config.end_sym)
+        self.train(self.training)
+
+    def _freeze_encoders(self) -> None:
+        dtype = getattr(torch, self.config.encoder_dtype)
+        if self.config.freeze_whisper:
+            self.speech_encoder.requires_grad_(False).to(dtype)
+        if self.beats is not None and self.config.freeze_beats:
+            self.beats.requires_grad_(False).to(dtype)
+
+    def _add_connector(self, llm_width: int) -> None:
+        """Norms, Q-Former and projection: from what the encoders say to the LLM's input embeddings."""
+        config, encoder = self.config, self.speech_encoder.config
+        speech_width, audio_width = encoder.d_model, 0 if self.beats is None else self.beats.width
+        self._check_windows(encoder.max_source_positions)
+        self.ln_speech = nn.LayerNorm(speech_width)
+        if self.beats is not None:
+            self.ln_audio = nn.LayerNorm(audio_width)
+        hidden = config.qformer_hidden_size
+        self.speech_Qformer = QFormer(
+            hidden,
+            config.qformer_num_layers,
+            config.qformer_num_heads,
+            config.qformer_intermediate_size,
+            speech_width + audio_width,
+        )
+        self.speech_query_tokens = nn.Parameter(0.02 * torch.randn(1, config.num_speech_query_token, hidden))
+        self.speech_llama_proj = nn.Linear(hidden, llm_width)
+        if config.freeze_speech_QFormer:
+            self.speech_Qformer.requires_grad_(False)
+            self.speech_query_tokens.requires_grad_(False)
+        if config.freeze_speech_llama_proj:
+            self.speech_llama_proj.requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | DictConfig, device: str | torch.device = "cpu") -> "SALMONN":
+        """Load every part that a `model` section names, and its checkpoint if there is one.
+
+        Raises UserError for unknown keys and for checkpoints that do not fit.
+        """
+        config = model_config(config)
+        device = torch.device(device)
+        for path in (config.speech_llama_proj_model, config.ckpt):
+            if path:
+                checkpoint.read(path, lazily=True)  # a wrong file is known before the big ones are loaded
+        log_mel, speech_encoder = load_whisper(config)
+        model = cls(
+            config,
+            log_mel,
+            speech_encoder,
+            load_beats(config.beats_path) if config.beats_path else None,
+            load_llm(config, device),
+            load_tokenizer(config),
+        )
+        if config.speech_llama_proj_model:
+            checkpoint.load_parameters(model, config.speech_llama_proj_model, partial=True)
+        if config.ckpt:
+            checkpoint.load_parameters(model, config.ckpt)
+        return model.to(device)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu", **overrides: Any) -> "SALMONN":
+        """Load a folder of `save_pretrained` or util/convert.py; `overrides`: keys of the `model` section."""
+        return cls.from_config(pretrained.model_section(folder, overrides), device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the trained parameters (.safetensors) and the `model` section, but not the frozen backbones."""
+        pretrained.save_model(self, folder)
+
+    def _check_windows(self, frames: int) -> None:
+        kernel = window_frames(self.config.second_per_window)
+        if self.config.window_level_Qformer and kernel > frames:
+            raise UserError(
+                f"model.second_per_window = {self.config.second_per_window}: {kernel} frames, but this Whisper hears "
+                f"{frames} ({frames / WHISPER_FRAMES_PER_SECOND:g} s)"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.speech_query_tokens.device
+
+    @property
+    def max_seconds(self) -> float:
+        """Length of audio that Whisper hears: 30 s for the published sizes."""
+        return self.log_mel.max_seconds
+
+    @property
+    def lora_scaling(self) -> float:
+        """Weight of the adapters' output, lora_alpha / lora_rank as trained; settable at any time."""
+        layers = lora_layers(self.llama_model)
+        return layers[0].scaling["default"] if layers else 0.0
+
+    @lora_scaling.setter
+    def lora_scaling(self, scaling: float) -> None:
+        layers = lora_layers(self.llama_model)
+        if not layers:
+            raise UserError("this model has no LoRA (model.lora = False), so there is no scaling to set")
+        for layer in layers:
+            layer.scaling["default"] = float(scaling)
+
+    def train(self, mode: bool = True) -> "SALMONN":
+        """Set training mode; frozen modules stay in eval mode (no dropout, no BEATs layer drop)."""
+        super().train(mode)
+        if self.config.freeze_whisper:
+            self.speech_encoder.eval()
+        if self.beats is not None and self.config.freeze_beats:
+            self.beats.eval()
+        if self.config.freeze_speech_QFormer:
+            self.speech_Qformer.eval()
+        self.llama_model.eval()
+        for layer in lora_layers(self.llama_model):
+            layer.lora_dropout.train(mode)
+        if self.config.gradient_checkpointing:
+            enable_recomputation(self.llama_model, mode)
+        return self
+
+    # ---- audio -> embeddings
+
+    def encode_speech(
+        self, raw_wav: Tensor, padding_mask: Tensor | None = None, spectrogram: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encode audio into the LLM's embedding space.
+
+        raw_wav [B, N] 16 kHz (clips under 1 s count as zero-padded to 1 s, over `max_seconds` are
+        cut), padding_mask [B, N] True = padding, spectrogram [B, n_mels, frames] if already computed.
+        Returns embeddings [B, A, H] and their mask [B, A] of ones; A = 88 for the published 30 s.
+        """
+        raw_wav, lengths = self._clean_audio(raw_wav, padding_mask)
+        if self.encoder_cache is None or spectrogram is not None:
+            encoded = self.run_encoders(raw_wav, lengths, spectrogram)
+        else:
+            encoded = self.encoder_cache.encode(raw_wav, lengths, self.run_encoders)
+        embeds = self._window_qformer(self._fuse(encoded))
+        return embeds, torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+
+    def _clean_audio(self, raw_wav: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Zeroes in the padding, at least 1 s, at most what Whisper hears; with the lengths [B] in samples."""
+        if raw_wav.ndim != 2:
+            raise UserError(f"raw_wav must be [batch, samples], got shape {list(raw_wav.shape)}")
+        raw_wav = to_device(raw_wav, self.device)
+        if padding_mask is None:
+            padding_mask = torch.zeros_like(raw_wav, dtype=torch.bool)
+        padding_mask = to_device(padding_mask, self.device)
+        raw_wav = raw_wav.masked_fill(padding_mask, 0.0)[:, : self.log_mel.n_samples]
+        shortest = int(MIN_SECONDS * SAMPLE_RATE)
+        raw_wav = F.pad(raw_wav, (0, max(0, shortest - raw_wav.shape[1])))
+        lengths = (~padding_mask).sum(dim=1).clamp(min=shortest, max=self.log_mel.n_samples)
+        return raw_wav, lengths
+
+    def run_encoders(self, raw_wav: Tensor, lengths: Tensor, spectrogram: Tensor | None = None) -> Encoded:
+        """Whisper and BEATs on clips [B, N], zero behind their lengths [B], in samples."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_whisper):
+            log_mel = self.log_mel(raw_wav) if spectrogram is None else to_device(spectrogram, self.device)
+            speech = self.speech_encoder(log_mel.to(self.speech_encoder.dtype)).last_hidden_state  # [B, T, D_whisper]
+        if self.beats is None:
+            return Encoded(speech)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_beats):
+            fbank = kaldi_fbank(raw_wav).to(self.beats.dtype)  # [B, T, 128]
+            return Encoded(speech, *self.beats(fbank, fbank_lengths(lengths)))
+
+    def _fuse(self, encoded: Encoded) -> Tensor:
+        """Both normalised, the shorter one zero-padded in time, concatenated on the width: [B, T, D]."""
+        speech = self.ln_speech(encoded.speech.float())
+        if encoded.audio is None or encoded.padding is None:
+            return speech
+        audio = self.ln_audio(encoded.audio.float()).masked_fill(encoded.padding[..., None], 0.0)
+        frames = max(speech.shape[1], audio.shape[1])
+        both = (F.pad(x, (0, 0, 0, frames - x.shape[1])) for x in (speech, audio.to(speech.dtype)))
+        return torch.cat([*both], dim=-1)
+
+    def _window_qformer(self, features: Tensor) -> Tensor:
+        """[B, T, D] -> [B, windows * queries, H], window-major."""
+        windows = features
+        if self.config.window_level_Qformer:
+            kernel, stride = (window_frames(self.config[k]) for k in ("second_per_window", "second_stride"))
+            windows = split_windows(features, kernel, stride)
+        hidden = self.speech_Qformer(self.speech_query_tokens, windows)
+        embeds = self.speech_llama_proj(hidden)
+        return embeds.reshape(features.shape[0], -1, embeds.shape[-1])
+
+    # ---- embeddings -> loss
+
+    def forward(self, samples: Mapping[str, Any], verbose: bool = False) -> dict[str, Tensor]:
+        """Loss of a batch, the mean over all its target tokens.
+
+        samples: raw_wav [B, N], padding_mask [B, N], text, task, Q (lists); optional `spectrogram`
+        and `prompts`, complete templated strings that replace the random choice.
+        With `verbose` also what `answer_loss` counts.
+        """
+        embeds, _ = self.encode_speech(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
+        chosen = samples.get("prompts") or self.choose_prompts(samples)
+        result = self.answer_loss(embeds, chosen, samples["text"])
+        return result if verbose else {"loss": result["loss"]}
+
+    def choose_prompts(self, samples: Mapping[str, Any], rng: Random | None = None) -> list[str] | None:
+        """A random training prompt per sample; None without prompt_path (then no prompt, as published)."""
+        if not self.train_prompts:
+            return None
+        questions = samples.get("Q") or [""] * len(samples["task"])
+        return prompts.choose_prompts(self.train_prompts, samples["task"], questions, rng, self.config.multi_prompt)
+
+    def answer_loss(self, embeds: Tensor, chosen: Sequence[str] | None, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Cross-entropy of the target tokens behind prompt and audio [B, A, H].
+
+        Returns scalars loss (mean over target tokens), correct and total (tokens), cut (targets
+        that lost their end to max_txt_len), and per sample sample_loss,
+        sample_correct and sample_total [B].
+        """
+        targets = tokenize(self.tokenizer, [text + self.config.end_sym for text in texts])
+        cut = sum(len(ids) > self.config.max_txt_len for ids in targets)
+        targets = [ids[: self.config.max_txt_len] for ids in targets]
+        layout = lay_out(self.tokenizer, embeds.shape[1], chosen, targets)
+        target_ids = to_device(layout.token_ids[layout.is_target], self.device)
+        row, column = self._places(layout.is_target)
+        # Padding stands behind every token that counts, so causal attention needs no mask for it.
+        # The position before a token predicts it.
+        llm = self._causal_lm()
+        hidden = hidden_at(llm, self._embed(layout, embeds), row, column - 1)  # [targets of the batch, H]
+        loss, token_loss, is_correct = target_loss(llm, hidden, target_ids)
+        sample_sum, sample_correct, sample_total = (
+            torch.zeros(len(texts), device=row.device).index_add_(0, row, values)
+            for values in (token_loss, is_correct.float(), torch.ones_like(token_loss))
+        )
+        return {
+            "loss": loss,
+            "correct": is_correct.sum(),
+            "total": torch.full((), target_ids.numel(), device=row.device),
+            "cut": torch.full((), cut, device=row.device),
+            "sample_loss": sample_sum / sample_total,
+            "sample_correct": sample_correct,
+            "sample_total": sample_total,
+        }
+
+    def _embed(self, layout: Layout, embeds: Tensor) -> Tensor:
+        """Input embeddings [B, L, H] with the audio's [B, A, H] in their places.
+
+        Where a family scales its embeddings (Gemma: by sqrt(H)), its embedding module has done so for the
+        text; the audio is not scaled: its projection learns the size that the first layer wants.
+        """
+        inputs = self.llama_model.get_input_embeddings()(to_device(layout.token_ids, self.device))
+        audio = to_device(embeds, self.device).to(inputs.dtype)
+        return inputs.index_put(self._places(layout.is_audio), audio.flatten(0, 1))
+
+    def _places(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns [N] of a mask [B, L], counted on the host: the device would have to be waited for."""
+        rows, columns = mask.nonzero(as_tuple=True)
+        return to_device(rows, self.device), to_device(columns, self.device)
+
+    def _causal_lm(self) -> PreTrainedModel:
+        return self.llama_model.get_base_model() if self.config.lora else self.llama_model
+
+    # ---- embeddings -> text
+
+    @torch.no_grad()
+    def generate(
+        self,
+        samples: Mapping[str, Any],
+        settings: Mapping[str, Any] | DictConfig | None = None,
+        prompts: Sequence[str] | None = None,
+        return_details: bool = False,
+        **library: Any,
+    ) -> list[Any]:
+        """Answer each sample; every row ends by itself.
+
+        `settings`: a `generate` section. `prompts`: complete templated strings; else samples["prompts"],
+        else the test prompts of the samples' tasks. Returns texts without special tokens, or with
+        `return_details` {"text", "token_ids" (the end symbol included), "finished" (it was seen)}.
+        `library` goes to transformers' generate as it is, e.g. stopping_criteria or, for one beam, a streamer.
+        """
+        chosen = prompts or samples.get("prompts") or self._test_prompts(samples)
+        embeds, _ = self.encode_speech(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
+        details = self.answer_embeds(embeds, chosen, settings, **library)
+        return details if return_details else [detail["text"] for detail in details]
+
+    @torch.no_grad()
+    def answer_embeds(
+        self,
+        embeds: Tensor,
+        chosen: Sequence[str],
+        settings: Mapping[str, Any] | DictConfig | None = None,
+        **library: Any,
+    ) -> list[dict[str, Any]]:
+        """Answer the prompts about audio that `encode_speech` has encoded, [B, A, H]: `generate`'s second half.
+
+        `chosen`: one complete templated string per row; the rest and the details returned as for `generate`.
+        """
+        search = generate_config(settings)
+        layout = lay_out(self.tokenizer, embeds.shape[1], chosen, [[]] * len(embeds), left_padded=True)
+        inputs, is_used = self._embed(layout, embeds), layout.is_used.to(self.device)
+        if search.num_beams > 1:
+            library["past_key_values"] = read_prompts(self._causal_lm(), inputs, is_used, search.num_beams)
+        output = self.llama_model.generate(
+            inputs_embeds=inputs,
+            attention_mask=is_used.long(),
+            **search_settings(search, self.tokenizer.bos_token_id, self.end_id),
+            **library,
+        )
+        return [answer(ids, self.tokenizer, self.end_id) for ids in output.tolist()]
+
+    def _test_prompts(self, samples: Mapping[str, Any]) -> list[str]:
+        if not self.test_prompts or "task" not in samples:
+            raise UserError(
+                "generate needs prompts: prompts=[...], samples['prompts'], or model.test_prompt_path with tasks"
+            )
+        questions = samples.get("Q") or [""] * len(samples["task"])
+        pool = {task: [prompt] for task, prompt in self.test_prompts.items()}
+        return prompts.choose_prompts(pool, samples["task"], questions, source="model.test_prompt_path")

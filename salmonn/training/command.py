@@ -1,0 +1,42 @@
+"""Train SALMONN: one of the three stages, as its config file says, or all of them.
+
+  torchrun --nproc_per_node=4 train.py --cfg-path configs/stage1.yaml
+  torchrun --nproc_per_node=4 train.py --cfg-path configs/all_stages.yaml
+  python train.py --cfg-path configs/stage1.yaml --dry-run
+  python train.py --cfg-path configs/mini/stage1.yaml --options run.batch_size_train=4
+
+Stopped in any way, the same command goes on where it was. Without weights and data: `make quickstart`
+runs all stages on a miniature world.
+"""
+
+import os
+
+from salmonn.common import slurm
+from salmonn.common.errors import run_cli
+from salmonn.config.loading import argument_parser, load_stages
+
+
+def main() -> None:
+    """Read the config, then check what it names, or train it."""
+    parser = argument_parser(__doc__)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check files, prompts, checkpoints, disk and one step of a tiny model; train nothing",
+    )
+    args = parser.parse_args()
+    os.environ.update(slurm.environment(os.environ))
+    configs = load_stages(args.cfg_path, args.options)
+
+    if args.dry_run:
+        from salmonn.training.dry_run import dry_run
+
+        dry_run(configs)
+    else:
+        from salmonn.training.stages import run_stages
+
+        run_stages(configs)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,70 @@
+"""AdamW groups and the warm-up + cosine schedule, as published (paper section 4.1)."""
+
+import math
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+from torch.optim import AdamW
+
+from salmonn.common.errors import UserError
+
+_NO_DECAY_NAMES = ("bias", "ln", "bn")
+_FUSED_ON = ("cpu", "cuda")
+_IMPLEMENTATION = ("fused", "foreach")
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Published rule: no weight decay below two dimensions or where the name holds bias, ln or bn."""
+    return parameter.ndim >= 2 and not any(part in name for part in _NO_DECAY_NAMES)
+
+
+def build_optimizer(model: nn.Module, optims: DictConfig) -> AdamW:
+    """AdamW over the trainable parameters, betas (0.9, beta2), decay on matrices only.
+
+    Two groups as published; where `lora_lr_factor` is not 1, the LoRA parameters have groups of
+    their own, with that multiple of the rate.
+    """
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trainable:
+        raise UserError("nothing to train: every part is frozen (model.freeze_*, model.lora)")
+    apart = optims.lora_lr_factor != 1
+    groups = []
+    for is_lora, factor in ((False, 1.0), (True, optims.lora_lr_factor)) if apart else ((None, 1.0),):
+        members = [(n, p) for n, p in trainable if is_lora is None or ("lora_" in n) == is_lora]
+        for decay, weight_decay in ((True, optims.weight_decay), (False, 0.0)):
+            if parameters := [p for n, p in members if decays(n, p) == decay]:
+                groups.append({"params": parameters, "weight_decay": weight_decay, "lr_factor": factor})
+    # one kernel for all: faster, without copies, and an overflow of fp16 is left out without asking the device
+    fused = all(p.device.type in _FUSED_ON for _, p in trainable) or None
+    return AdamW(groups, lr=optims.init_lr, betas=(0.9, optims.beta2), eps=1e-8, fused=fused)
+
+
+def restore_optimizer(optimizer: AdamW, state: dict) -> None:
+    """Take up moments and step counts; rates and decay stay as configured now. Raises ValueError if groups differ."""
+    kept = ("weight_decay", "lr_factor", "betas")
+    configured = [{key: group[key] for key in kept} for group in optimizer.param_groups]
+    how = {key: optimizer.param_groups[0][key] for key in _IMPLEMENTATION}  # decides where the step counts must be
+    optimizer.load_state_dict({**state, "param_groups": [{**group, **how} for group in state["param_groups"]]})
+    for group, values in zip(optimizer.param_groups, configured, strict=True):
+        group.update(values)
+
+
+def learning_rate(optims: DictConfig, iters_per_epoch: int, epoch: int, step: int) -> float:
+    """Learning rate at a step inside an epoch.
+
+    As published, the warm-up ramp follows the step inside the epoch, the cosine the total step
+    counted from 0 (not from the warm-up's end), and the total step decides between them.
+    """
+    start = optims.warmup_start_lr if optims.warmup_start_lr >= 0 else optims.init_lr
+    total_step = epoch * iters_per_epoch + step
+    if total_step < optims.warmup_steps:
+        return min(optims.init_lr, start + (optims.init_lr - start) * step / max(optims.warmup_steps, 1))
+    progress = total_step / (optims.max_epoch * iters_per_epoch)
+    return optims.min_lr + (optims.init_lr - optims.min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group the rate, times its own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]

@@ -1,0 +1,327 @@
+"""The training run: one process or many, one of the three stages, from config to best checkpoint."""
+
+import contextlib
+import itertools
+import logging
+import time
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from salmonn.common import distributed
+from salmonn.common.errors import UserError
+from salmonn.common.files import write_json
+from salmonn.data.dataset import SALMONNDataset
+from salmonn.data.loader import eval_loader
+from salmonn.data.quarantine import Quarantine
+from salmonn.model.compilation import compile_blocks
+from salmonn.model.salmonn import SALMONN
+from salmonn.preflight import refuse, run_problems
+from salmonn.training.curves import draw_curves
+from salmonn.training.encoder_cache import open_cache
+from salmonn.training.meter import Meter, shown_duration, shown_values
+from salmonn.training.optim import learning_rate
+from salmonn.training.plan import log_plan, make_plan
+from salmonn.training.progress import Progress
+from salmonn.training.run_folder import Resumed, RunFolder, changes_of_the_result
+from salmonn.training.run_log import RunLog, setup_logging
+from salmonn.training.run_state import RunState
+from salmonn.training.seeding import seed_everything, seed_step
+from salmonn.training.step import NotFiniteError, StepResult, TrainingStep
+from salmonn.training.stop_signal import StopRequest
+from salmonn.training.training_data import open_datasets, training_batches
+from salmonn.training.validation import report_listening, validate
+
+logger = logging.getLogger(__name__)
+
+MEASURED_STEPS = 10  # after which the speed is believed and the hours that are left are told
+
+
+class Runner:
+    """Trains (or only evaluates) the model that a config describes; `Runner(config).run()` is all."""
+
+    ddp_model: torch.nn.Module  # there from `prepare` to `close`
+    log: RunLog  # there once the run writes
+
+    def __init__(self, config: DictConfig) -> None:
+        """Check all that the config names, join the process group, find where to go on. Raises UserError."""
+        self.config, self.run_config = config, config.run
+        self.run_folder = RunFolder(config)
+        self.folder = self.run_folder.path
+        setup_logging()
+        if distributed.is_local_main():  # one process looks; the others wait for it where all join
+            refuse(run_problems(config))
+        self.device = distributed.init(config)
+        self.run_folder.claim()
+        newest = self.run_folder.checkpoint_to_resume() if distributed.is_main() else None
+        self.resumed: Resumed | None = distributed.from_main(newest)  # None: a new run
+        self.progress = self.resumed.progress if self.resumed else Progress(processes=distributed.world_size())
+        self.quarantine = Quarantine(self.folder, config.datasets.max_bad_fraction)
+        self.stop_request = StopRequest()
+
+    def run(self) -> bool:
+        """Train and validate, or with `run.evaluate` only validate; False when a signal ended it early."""
+        try:
+            if self.run_config.evaluate:
+                self.evaluate()
+                return True
+            if self.progress.epoch < self.run_config.optims.max_epoch:
+                self.prepare()
+                if not self.train():
+                    return False
+            elif self.resumed and (changes := changes_of_the_result(self.resumed.changes)):
+                raise UserError(
+                    "\n  ".join([f"{self.folder} holds a run that is done, with another configuration:", *changes])
+                    + "\nNothing was trained: choose another run.exp_name, or replace it with run.overwrite=True"
+                )
+            logger.info("all %d epochs are done: %s", self.progress.epoch, self.folder)
+            if distributed.is_main():
+                draw_curves(self.folder)
+            return True
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the log, the folder and the processes' reducer."""
+        if hasattr(self, "log"):
+            self.log.close()
+        if hasattr(self, "ddp_model"):
+            # DDP's reducer must go before its process group: taken down together, gloo can deadlock.
+            del self.ddp_model
+        self.run_folder.release()
+
+    # ---- the training loop
+
+    def train(self) -> bool:
+        """All epochs that are left; False when a signal ended them, after saving."""
+        with self.stop_request:
+            while self.progress.epoch < self.run_config.optims.max_epoch:
+                if not (self.train_epoch(self.progress.epoch) and self._finish_epoch(self.progress.epoch)):
+                    self.state.save(self.progress.epoch)
+                    self.state.require_saved("stopped by a signal, but nothing could be written")
+                    break
+        self.state.require_saved("all epochs are done, but their result could not be written")
+        if stopped := self._is_stopped():  # also while the last checkpoint was written
+            reason, step = self.stop_request.name or "a signal to another rank", self.progress.step
+            logger.warning("stopped by %s after step %d; the same command goes on from there", reason, step)
+        return not stopped
+
+    def train_epoch(self, epoch: int) -> bool:
+        """What is left of an inner epoch: an optimiser step after each group of micro-batches.
+
+        Returns False when a signal ended it.
+        """
+        self.model.train()
+        meter = Meter(self.device)
+        with self._progress_bar(epoch) as progress_bar:
+            for group in self.plan.steps(self.progress.iteration):
+                for i in group:
+                    lr = learning_rate(self.run_config.optims, self.plan.iters_per_epoch, epoch, i)
+                    if self._is_stopped():  # each micro-batch asks: torchrun and Slurm wait for 30 s only
+                        self.step.abandon()
+                        if meter.n_steps:  # the same on every rank
+                            self._report(progress_bar, meter, lr)
+                        return False
+                    self.step.set_learning_rate(lr)
+                    self._add_micro_batch(epoch, i, group)
+                    progress_bar.update()
+                meter.add(self._finish_step(epoch, group))
+                if self._is_log_due(group):
+                    self._report(progress_bar, meter, lr)
+                if self._is_save_due():
+                    self.state.save(epoch)
+                if self._is_validation_due():
+                    self.validate(self.datasets["valid_ann_path"], epoch, self.progress.step)
+                    self.model.train()
+        return True
+
+    def _add_micro_batch(self, epoch: int, i: int, group: range) -> None:
+        """Forward and backward; with the last micro-batch of a group the ranks average their gradients."""
+        samples = self._next_samples()
+        seed_step(self.run_config.seed, epoch * self.plan.iters_per_epoch + i, distributed.rank())
+        with contextlib.nullcontext() if i == group[-1] else self._no_sync():
+            with self.autocast():
+                result = self.ddp_model(samples, verbose=True)
+            self.step.backward(result, samples["id"], len(group))
+
+    def _finish_step(self, epoch: int, group: range) -> StepResult:
+        """Raises RuntimeError, after saving what led to it, when loss or gradients are not finite."""
+        try:
+            result = self.step.finish(len(group))
+        except NotFiniteError as error:
+            kept = self.state.keep_not_finite(error, epoch, group[-1])
+            place = f"epoch {epoch}, iteration {group[-1]}, samples {error.samples}"
+            raise RuntimeError(f"{error}, {place}{kept}") from error
+        self.progress.iteration = group.stop
+        self.progress.step += len(group)
+        self.progress.samples += len(group) * self.plan.samples_per_iteration
+        return result
+
+    def _finish_epoch(self, epoch: int) -> bool:
+        """Validate, and save; the best checkpoint is the one of highest token accuracy.
+
+        Returns False when a signal interrupted it: then the run goes on with this validation.
+        """
+        result = self.validate(self.datasets["valid_ann_path"], epoch, self.progress.step)
+        if self.model.encoder_cache:
+            self.model.encoder_cache.report()
+        if result is None:
+            return False
+        best_before = self.progress.best
+        is_best = not best_before or result["accuracy"] > best_before["accuracy"]
+        self.progress.valid = {"epoch": epoch, **result}
+        if is_best:
+            self.progress.best = self.progress.valid
+        self.progress.epoch, self.progress.iteration = epoch + 1, 0
+        self.state.save(epoch, is_best)
+        if not self.state.is_saved:
+            self.progress.best = best_before
+        seconds, bad = self.state.seconds, len(self.quarantine.files)
+        logger.info("epoch %d done, %.0f s since the run began; unusable files so far: %d", epoch, seconds, bad)
+        return True
+
+    # ---- validation
+
+    def validate(self, dataset: SALMONNDataset, epoch: int, step: int) -> dict[str, Any] | None:
+        """Loss and token accuracy, in all and per task, and the same with the audio shuffled between samples.
+
+        None when a signal interrupted it.
+        """
+        rank, world_size = distributed.rank(), distributed.world_size()
+        loader = eval_loader(dataset, self.run_config.batch_size_eval, self.run_config.num_workers, rank, world_size)
+        batches = itertools.takewhile(lambda _: not self.stop_request.name, loader)
+        with self.autocast():
+            result = validate(self.model, batches, self.quarantine)
+        if self._is_stopped():
+            return None
+        if result is None:
+            raise UserError("no validation clip could be read: check datasets.valid_ann_path and datasets.prefix")
+        report_listening(result, epoch, past_warmup=step >= self.run_config.optims.warmup_steps)
+        self.log.write("valid", step, epoch=epoch, **result)
+        return result
+
+    def evaluate(self) -> None:
+        """Only validate, on the test set."""
+        self._load()
+        self._open_log()
+        result, counts = self.validate(self.datasets["test_ann_path"], epoch=0, step=0), self.quarantine.sync()
+        if distributed.is_main() and result:
+            write_json(self.folder / "summary.json", result | counts)
+
+    # ---- set-up
+
+    def prepare(self) -> None:
+        """Everything that training needs: data, model, optimiser, the state of the run that goes on."""
+        self._load()
+        self.step = TrainingStep(self.model, self.run_config, self.device)
+        self.state = RunState(self.run_folder, self.model, self.step, self.progress, self.quarantine)
+        if self.resumed:
+            self.state.restore(self.resumed)
+        # an encoder that is trained drops layers, each rank others
+        drops_layers = not (self.config.model.freeze_whisper and self.config.model.freeze_beats)
+        self.ddp_model = distributed.wrap(self.model, self.device, find_unused_parameters=drops_layers)
+        train_set = self.datasets["train_ann_path"]
+        self.plan = make_plan(self.run_config, len(train_set), distributed.world_size())
+        self.batches = training_batches(train_set, self.run_config, self.plan, self.progress)
+        self._open_log()
+        self.first_sample, self.told_hours = self.progress.samples, False
+        n_valid, processes = len(self.datasets["valid_ann_path"]), distributed.world_size()
+        logger.info(
+            "%s: %d training and %d validation samples, %d processes", self.folder, len(train_set), n_valid, processes
+        )
+        log_plan(self.plan, self.config, self.model)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.state.started_at = time.monotonic()  # what was read and opened until here is no training
+
+    def _load(self) -> None:
+        """Data and model. The data first: what is wrong with it is known before any weight is read."""
+        self.datasets = open_datasets(self.config)
+        model = self.config.model
+        if self.resumed:  # the checkpoint holds all parameters
+            model = OmegaConf.merge(model, {"ckpt": "", "speech_llama_proj_model": ""})
+        seed_everything(self.run_config.seed)  # the same on every rank: all build the same model
+        self.model = SALMONN.from_config(model, self.device)
+        if self.run_config.compile:
+            compile_blocks(self.model, self.device)
+        for dataset in self.datasets.values():
+            dataset.max_seconds = self.model.max_seconds
+        self.model.encoder_cache = open_cache(self.config, self.model, sum(map(len, self.datasets.values())))
+
+    def _open_log(self) -> None:
+        """Start writing; only now, when all is well, does an earlier run in the folder give way."""
+        if distributed.is_main():
+            if not self.resumed:
+                self.run_folder.clear()
+            OmegaConf.save(self.config, self.folder / "config.yaml")
+            if self.config.datasets.quarantine and not self.resumed:
+                self.quarantine.take_over(self.config.datasets.quarantine)
+        self.log = RunLog(self.folder, self.progress.step)
+
+    # ---- parts of the loop
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision as configured."""
+        return distributed.autocast(self.run_config, self.device)
+
+    def _no_sync(self) -> contextlib.AbstractContextManager:
+        """No all-reduce while a group of micro-batches is still being accumulated."""
+        model = self.ddp_model
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+
+    def _next_samples(self) -> dict[str, Any]:
+        samples = next(self.batches)
+        self.quarantine.add(samples)
+        if not samples["text"]:
+            last = samples["broken"][-1]
+            raise UserError(
+                f"{self.config.datasets.train_ann_path}: hardly a clip can be read, e.g. {last.path}: "
+                f"{last.reason}. Check datasets.prefix = {self.config.datasets.prefix!r}, and see "
+                f"python util/anns_inspector.py --help"
+            )
+        return samples
+
+    def _is_stopped(self) -> bool:
+        return distributed.any_rank(bool(self.stop_request.name))[0]
+
+    def _is_log_due(self, group: range) -> bool:
+        return any((i + 1) % self.run_config.log_freq == 0 for i in group) or self._is_epoch_end()
+
+    def _is_save_due(self) -> bool:
+        """By steps, by the clock of any rank, and before validation."""
+        by_steps = self.plan.is_multiple(self.progress.iteration, self.run_config.save_every_steps)
+        minutes = self.run_config.save_every_minutes
+        by_clock = bool(minutes) and time.monotonic() - self.state.saved_at > 60 * minutes
+        return distributed.any_rank(self._is_epoch_end() or by_steps or by_clock)[0]
+
+    def _is_validation_due(self) -> bool:
+        """Inside an epoch only: at its end there is one anyway, and the best checkpoint is of that."""
+        by_steps = self.plan.is_multiple(self.progress.iteration, self.run_config.valid_every_steps)
+        return by_steps and not self._is_epoch_end()
+
+    def _is_epoch_end(self) -> bool:
+        return self.progress.iteration == self.plan.iters_per_epoch
+
+    # ---- what is shown
+
+    def _progress_bar(self, epoch: int) -> tqdm:
+        return tqdm(
+            desc=f"epoch {epoch}", initial=self.progress.iteration, total=self.plan.iters_per_epoch,
+            disable=not distributed.is_main(), mininterval=1.0,
+        )  # fmt: skip
+
+    def _report(self, progress_bar: tqdm, meter: Meter, lr: float) -> None:
+        """Write down and show what the last steps gave; once the speed is known, tell the hours that are left."""
+        values: dict[str, Any] = {"epoch": self.progress.epoch, "lr": lr, **meter.read(), **self.quarantine.sync()}
+        speed = values["samples_per_second"]
+        iterations_left = (self.plan.epochs - self.progress.epoch) * self.plan.iters_per_epoch - self.progress.iteration
+        seconds = iterations_left * self.plan.samples_per_iteration / speed
+        self.log.write("train", self.progress.step, **values, hours_left=seconds / 3600)
+        progress_bar.set_postfix_str(f"{shown_values(values)}, {shown_duration(seconds)} left")
+        measured = (self.progress.samples - self.first_sample) / self.plan.effective_batch
+        if not self.told_hours and measured >= MEASURED_STEPS:
+            self.told_hours = True
+            logger.info("%.1f samples/s: what is left of this run takes about %s", speed, shown_duration(seconds))

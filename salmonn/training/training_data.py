@@ -1,0 +1,54 @@
+"""Which annotation files a run reads, the data sets made of them, and the batches it trains on."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig
+
+from salmonn.common import distributed
+from salmonn.data.annotations import Annotations
+from salmonn.data.dataset import SALMONNDataset
+from salmonn.data.filtering import usable_entries
+from salmonn.data.loader import train_loader
+from salmonn.training.plan import Plan
+from salmonn.training.progress import Progress
+
+
+def annotation_keys(config: DictConfig) -> tuple[str, ...]:
+    """Keys of the datasets section that a run reads."""
+    return ("test_ann_path",) if config.run.evaluate else ("train_ann_path", "valid_ann_path")
+
+
+def open_datasets(config: DictConfig) -> dict[str, SALMONNDataset]:
+    """The usable entries of each file; only in training another clip takes a broken one's place."""
+    found = {}
+    for key in annotation_keys(config):
+        annotations = Annotations(config.datasets[key])
+        found[key] = SALMONNDataset.from_config(
+            annotations,
+            config.datasets,
+            usable=usable_entries(annotations, config.datasets),
+            replace_broken=key == "train_ann_path",
+            seed=config.run.seed,
+        )
+    return found
+
+
+def training_batches(
+    dataset: SALMONNDataset, run: DictConfig, plan: Plan, progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """This rank's micro-batches without end, from where the run is."""
+    # the mean over a step's tokens is the same however the step is cut into micro-batches
+    sorts_steps = run.accum_grad_iters > 1 and run.loss_average == "token" and not run.length_grouped
+    loader = train_loader(
+        dataset,
+        run.batch_size_train,
+        run.num_workers,
+        distributed.rank(),
+        distributed.world_size(),
+        run.seed,
+        first_sample=progress.samples,
+        length_grouped=run.length_grouped,
+        steps=plan.step_sizes(progress.iteration) if sorts_steps else None,
+    )
+    return iter(loader)

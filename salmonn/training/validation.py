@@ -1,0 +1,122 @@
+"""Validation: loss and token accuracy, beside the same with the audio shuffled between samples.
+
+When the two stay equal the model does not listen: it has learned the language model's prior over
+answers and nothing from the audio (the plateau on which public reproductions stayed unknowingly).
+"""
+
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from salmonn.common import distributed
+from salmonn.data.quarantine import Quarantine
+from salmonn.model import prompts
+from salmonn.model.salmonn import SALMONN
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def validate(model: SALMONN, batches: Iterable[dict[str, Any]], quarantine: Quarantine) -> dict[str, Any] | None:
+    """Score this rank's batches, sum over all ranks; in `tasks` the same values for each task.
+
+    Loss is the mean over samples, accuracy over tokens, as published; a sample's loss is that of a
+    batch of one, so batch size and number of ranks do not matter for these two. The shuffled values
+    need another clip in the same batch; they are None where no sample had one.
+    Returns None when no clip could be read.
+    """
+    model.eval()
+    sums: dict[str, np.ndarray] = defaultdict(_zeros)  # by task
+    for samples in batches:
+        quarantine.add(samples, judged=False)
+        if not samples["text"]:
+            continue
+        embeds, _ = model.encode_speech(samples["raw_wav"], samples["padding_mask"])
+        chosen, texts = fixed_prompts(model, samples), samples["text"]
+        _add(sums, samples["task"], model.answer_loss(embeds, chosen, texts))
+        rows, partners = swap_partners(samples["id"])
+        if rows:
+            prompts_of_rows = None if chosen is None else [chosen[i] for i in rows]
+            result = model.answer_loss(embeds[partners], prompts_of_rows, [texts[i] for i in rows])
+            _add(sums, [samples["task"][i] for i in rows], result, shuffled=True)
+    everywhere: dict[str, np.ndarray] = defaultdict(_zeros)
+    for share in distributed.gather_objects(dict(sums)):
+        for task, of_task in share.items():
+            everywhere[task] += of_task
+    if not everywhere:
+        return None
+    tasks = {task: _means(everywhere[task]) for task in sorted(everywhere)}
+    return {**_means(sum(everywhere.values(), start=_zeros())), "tasks": tasks}
+
+
+def swap_partners(clips: Sequence[str]) -> tuple[list[int], list[int]]:
+    """For each row the next one (cyclically) with another clip; rows without such a one are left out.
+
+    Neighbours often share a clip: several captions or tasks of one recording stand side by side.
+    """
+    rows, partners = [], []
+    for i, clip in enumerate(clips):
+        others = [j % len(clips) for j in range(i + 1, i + len(clips)) if clips[j % len(clips)] != clip]
+        if others:
+            rows.append(i)
+            partners.append(others[0])
+    return rows, partners
+
+
+def report_listening(result: dict[str, Any], epoch: int, past_warmup: bool) -> None:
+    """Log a validation, and warn while the right audio helps no more than any other."""
+    loss, shuffled = result["loss"], result["loss_shuffled"]
+    logger.info("epoch %d valid: loss %.4f, token accuracy %.4f", epoch, loss, result["accuracy"])
+    for task, values in result["tasks"].items():
+        control = "-" if values["loss_shuffled"] is None else f"{values['loss_shuffled']:.4f}"
+        logger.info("   %s: loss %.4f (shuffled %s), accuracy %.4f", task, values["loss"], control, values["accuracy"])
+    if shuffled is None:
+        logger.warning("no control with shuffled audio: each batch holds one clip only; raise run.batch_size_eval")
+        return
+    logger.info(
+        "   audio shuffled within the batch: loss %.4f, token accuracy %.4f",
+        shuffled,
+        result["accuracy_shuffled"],
+    )
+    if past_warmup and shuffled - loss < 0.01 * loss:
+        logger.warning(
+            "THE MODEL IS NOT LISTENING: its loss is the same with other clips' audio (%.4f against %.4f). "
+            "It answers from the language model's habit alone.",
+            loss,
+            shuffled,
+        )
+
+
+def _zeros() -> np.ndarray:
+    """Sums of loss, samples, correct tokens, tokens: [right audio, shuffled audio]."""
+    return np.zeros((2, 4))
+
+
+def _add(
+    sums: dict[str, np.ndarray], tasks: Sequence[str], result: dict[str, torch.Tensor], shuffled: bool = False
+) -> None:
+    columns = [result[key].double().cpu().numpy() for key in ("sample_loss", "sample_correct", "sample_total")]
+    for task, loss, correct, tokens in zip(tasks, *columns, strict=True):
+        sums[task][int(shuffled)] += (loss, 1, correct, tokens)
+
+
+def _means(sums: np.ndarray) -> dict[str, float | None]:
+    means: dict[str, float | None] = {}
+    for suffix, (loss, n, correct, tokens) in zip(("", "_shuffled"), sums.tolist(), strict=True):
+        means |= {f"loss{suffix}": loss / n if n else None, f"accuracy{suffix}": correct / tokens if n else None}
+    return means
+
+
+def fixed_prompts(model: SALMONN, samples: dict[str, Any]) -> list[str] | None:
+    """A prompt per sample that depends on its index alone, so that validations can be compared."""
+    if not model.train_prompts:
+        return None
+    chosen = []
+    for index, task, question in zip(samples["index"], samples["task"], samples["Q"], strict=True):
+        chosen += prompts.choose_prompts(model.train_prompts, [task], [question], random.Random(index))
+    return chosen

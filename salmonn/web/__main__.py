@@ -1,0 +1,119 @@
+"""A web page for a SALMONN: upload or record a clip, ask about it, watch the answer appear.
+
+  python -m salmonn.web                                          the final model, at http://127.0.0.1:7860
+  python -m salmonn.web --ckpt salmonn_v1.pth --port 8000
+  python -m salmonn.web --cfg-path configs/mini/decode.yaml --examples output/mini/world/audio/*/test_*
+                                                                 the miniature world's model and test clips
+
+Only this machine can reach the page, unless --host or --share say otherwise: who can reach it can use it,
+there is no password. One model serves all visitors, one request after the other. Ctrl-C ends it.
+"""
+
+import gc
+import os
+import socket
+import threading
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from salmonn.chat import tell_if_untrained
+from salmonn.common.errors import UserError, run_cli
+from salmonn.config.loading import argument_parser, load_config
+from salmonn.data.clip_paths import OTHER_EXTENSIONS
+
+_EXTENSIONS = (".wav", *OTHER_EXTENSIONS)
+
+
+def main() -> None:
+    """Load the model and serve the page until Ctrl-C."""
+    args = parse_arguments()
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    config = load_config(args.cfg_path, args.options)
+    config.model.ckpt = args.ckpt or config.model.ckpt
+    examples = find_examples(args.examples)
+    require_port(args.host, args.port)  # all that is wrong is known before the model is loaded
+    require_gradio()
+
+    from salmonn.inference.engine import Listener
+    from salmonn.training.run_log import setup_logging  # gradio, torch and transformers load only now
+    from salmonn.web.layout import build, close, serve
+    from salmonn.web.page import Page
+    from salmonn.web.request_queue import Turns
+
+    setup_logging()
+    turns = Turns(Listener.load(config))
+    tell_if_untrained(config)
+    blocks = build(Page(turns, examples, args.max_minutes))
+    try:
+        url = serve(blocks, args.host, args.port, args.share, args.max_upload_mb, list(examples.values()))
+        print(f"SALMONN is at {url} (Ctrl-C ends it)", flush=True)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    finally:
+        turns.close()
+        close(blocks)
+        gc.freeze()  # else the interpreter looks through all of it for garbage as it ends, for seconds
+
+
+def parse_arguments() -> Namespace:
+    """The command line. Raises UserError for numbers that cannot be."""
+    parser = argument_parser(__doc__, default_cfg_path="configs/decode.yaml")
+    add = parser.add_argument
+    add("--ckpt", default="", metavar="FILE", help="checkpoint, instead of the config's model.ckpt")
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="IPv4; 0.0.0.0 lets other machines in (default: 127.0.0.1)",
+    )
+    add("--port", type=int, default=7860, metavar="NUMBER", help="default: 7860")
+    add("--share", action="store_true", help="also a public address, through gradio's servers, for a week")
+    add("--examples", nargs="+", default=[], metavar="PATH", help="clips, or folders of clips, to choose from")
+    add("--max-upload-mb", type=float, default=100, metavar="MB", help="largest file that is taken (default: 100)")
+    add("--max-minutes", type=float, default=60, metavar="MINUTES", help="longest clip heard in windows (default: 60)")
+    args = parser.parse_args()
+    if not 0 < args.port < 65536:
+        raise UserError(f"--port {args.port}: a number from 1 to 65535")
+    if not 0 < args.max_upload_mb < float("inf"):
+        raise UserError(f"--max-upload-mb {args.max_upload_mb:g}: more than 0")
+    if not args.max_minutes > 0:
+        raise UserError(f"--max-minutes {args.max_minutes:g}: more than 0")
+    return args
+
+
+def find_examples(paths: Sequence[str]) -> dict[str, str]:
+    """Clips by a short name: the files named, and all in the folders. Raises UserError where there are none."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        clips = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in _EXTENSIONS)
+        if not clips:
+            raise UserError(f"--examples {path}: {'no clips in it' if path.is_dir() else 'does not exist'}")
+        found += clips
+    if not found:
+        return {}
+    above = os.path.commonpath([path.parent for path in found])
+    return {os.path.relpath(path, above): str(path.absolute()) for path in found}
+
+
+def require_gradio() -> None:
+    """Raises UserError where gradio is not there, or does not load."""
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"the web page needs gradio ({error}): pip install -r requirements.txt") from error
+
+
+def require_port(host: str, port: int) -> None:
+    """Raises UserError if nothing can be served there."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise UserError(
+            f"http://{host}:{port} cannot be served ({error.strerror or error}): choose another --port or --host"
+        ) from error
+
+
+if __name__ == "__main__":
+    run_cli(main)

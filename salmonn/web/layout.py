@@ -1,0 +1,196 @@
+"""How the web page looks: its parts, style and the little JavaScript it needs; nothing is fetched from elsewhere."""
+
+import logging
+import os
+from functools import partial
+
+import gradio as gr
+from gradio.themes import Base, colors, sizes
+
+from salmonn.chat import MOST_BEAMS
+from salmonn.common.errors import UserError
+from salmonn.web.conversation import Talk
+from salmonn.web.page import Page, task_label
+
+_HOUR, _DAY = 3600, 24 * 3600  # s; an upload is kept for a day, and removed within the next hour
+_LONGEST_QUESTION = 2000  # characters
+
+THEME = Base(
+    primary_hue=colors.blue,
+    neutral_hue=colors.slate,
+    text_size=sizes.text_md,
+    radius_size=sizes.radius_md,
+    font=["system-ui", "sans-serif"],  # plain strings: no font comes from the network
+    font_mono=["ui-monospace", "monospace"],
+).set(body_text_color_subdued="*neutral_500")
+
+CSS = """
+.gradio-container { max-width: 1240px !important; margin: 0 auto !important; overflow: clip !important; }
+.gradio-container .column { min-width: min(300px, 100%) !important; }
+#waveform { contain: inline-size; }  /* else it keeps the page as wide as it once was */
+#heading h1 { font-size: 1.6rem; letter-spacing: -0.01em; margin: 0; }
+#heading p { color: var(--body-text-color-subdued); margin: 0.2rem 0 0; }
+#heading > .html-container, #error > .html-container, #picture > .html-container,
+#tasks-label > .html-container, .aside > .html-container { padding: 0 !important; }
+#error { position: sticky; top: 8px; z-index: 20; }
+#error:not(:has([role=alert])) { display: none; }
+#error [role=alert] {
+  border: 1px solid #b91c1c; border-left-width: 6px; border-radius: 6px; padding: 10px 12px;
+  background: #fef2f2; color: #7f1d1d; white-space: pre-wrap; overflow-wrap: anywhere;
+}
+#picture img { width: 100%; display: block; }
+.block:not(#error):has(> .html-container > .prose:empty) { display: none; }
+.message { word-break: keep-all; overflow-wrap: anywhere; }  /* Korean breaks between words, as it is printed */
+.note { color: var(--body-text-color-subdued); overflow-wrap: anywhere; margin: 0; }
+#tasks-label p { color: var(--block-label-text-color); margin: 0; }
+#tasks { gap: 6px; margin-top: -8px; }
+#tasks button { flex: 0 1 auto; min-width: 0; font-weight: 400; }
+#settings .form { border: 0; box-shadow: none; }
+.toast-wrap, [data-testid=status-tracker]:has(> .error) { display: none !important; }
+@media (max-width: 640px) {
+  .gradio-container .main { padding: 16px !important; }
+  #chat { height: 340px !important; }
+}
+"""
+
+# Gradio shows what goes wrong outside our functions (an upload that is too large, a lost connection)
+# as a passing notice in a corner: it is told in the page's own error box, until the next click.
+_MOVE_NOTICES = """
+const told = () => document.querySelector("#error .told");
+new MutationObserver(() => {
+  for (const notice of document.querySelectorAll(".toast-body:not([data-told])")) {
+    notice.dataset.told = "yes";
+    const text = notice.querySelector("[data-testid=toast-text]")?.textContent.trim();
+    const alert = told() ?? document.createElement("div");
+    alert.className = "told";
+    alert.setAttribute("role", "alert");
+    alert.textContent = text || "Something went wrong.";
+    document.querySelector("#error").append(alert);
+  }
+}).observe(document.documentElement, {childList: true, subtree: true});
+for (const kind of ["pointerdown", "change", "drop"]) {
+  document.addEventListener(kind, () => told()?.remove(), true);
+}
+"""
+
+_ICON = (
+    "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'>"
+    "<rect width='32' height='32' rx='7' fill='%231f77b4'/>"
+    "<path d='M7 13v6M13 8v16M19 11v10M25 14v4' stroke='white' stroke-width='3' stroke-linecap='round'/></svg>"
+)
+
+HEAD = f'<link rel="icon" href="{_ICON}"><script>{_MOVE_NOTICES}</script>'
+
+
+def build(page: Page) -> gr.Blocks:
+    """The parts of the page and what each of them sets off."""
+    listener = page.listener
+    with gr.Blocks(title="SALMONN", analytics_enabled=False, delete_cache=(_HOUR, _DAY)) as blocks:
+        talk = gr.State(Talk())
+        gr.HTML(
+            "<h1>SALMONN</h1><p>Give it a clip of speech, sounds or music, and ask about what it hears.</p>",
+            elem_id="heading",
+        )
+        error = gr.HTML(elem_id="error")
+        with gr.Row():
+            with gr.Column(min_width=300):
+                clip = gr.Audio(
+                    label="Clip", sources=["upload", "microphone"], type="filepath", buttons=[], elem_id="clip"
+                )
+                example = gr.Dropdown(
+                    list(page.examples), value=None, label="Examples", visible=bool(page.examples), interactive=True
+                )
+                in_windows = gr.Checkbox(
+                    False,
+                    label=f"Hear all of a clip over {listener.model.max_seconds:g} s, in windows",
+                    elem_id="in-windows",
+                )
+                picture = gr.HTML(elem_id="picture")
+                clip_note = gr.HTML(elem_classes="aside")
+            with gr.Column(min_width=300):
+                chat = gr.Chatbot(
+                    label="Answers", height=400, buttons=[], feedback_options=None, layout="bubble",
+                    render_markdown=False, placeholder="Choose a clip, then ask.", elem_id="chat",
+                )  # fmt: skip
+                answer_note = gr.HTML(elem_classes="aside")
+                question = gr.Textbox(
+                    label="Question", placeholder="What is said?", max_length=_LONGEST_QUESTION, lines=1
+                )
+                with gr.Row():
+                    ask = gr.Button("Ask", variant="primary", min_width=100)
+                    stop = gr.Button("Stop", min_width=100, scale=0)
+                gr.HTML("<p>Or one of its tasks</p>", elem_id="tasks-label")
+                with gr.Row(elem_id="tasks"):
+                    tasks = {name: gr.Button(task_label(name), size="sm") for name in listener.model.test_prompts}
+                settings = _settings(page)
+
+        # Whoever asks waits for the model in `Turns`, where it can be stopped; gradio's queue lets all of them in.
+        served = {"api_visibility": "private", "concurrency_limit": None}
+        hearing = {"inputs": [talk, clip, in_windows], "outputs": [talk, chat, picture, clip_note, answer_note, error]}
+        for event in (clip.change, in_windows.change):
+            event(page.listen, **hearing, **served, trigger_mode="multiple", show_progress="hidden")
+        asking = {
+            "inputs": [talk, question, *settings],
+            "outputs": [chat, question, answer_note, error],
+            "show_progress_on": [chat],
+        }
+        for event in (ask.click, question.submit):
+            event(page.ask, **asking, **served, trigger_mode="multiple")
+        for name, button in tasks.items():
+            button.click(partial(page.ask, task=name), **asking, **served)
+
+        at_once = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+        stop.click(Talk.stop, talk, None, **at_once)
+        chat.clear(page.clear, talk, [chat, answer_note], **at_once)
+        example.input(page.choose, example, clip, **at_once)
+        clip.upload(lambda: None, None, example, **at_once)
+    return blocks.queue()
+
+
+def _settings(page: Page) -> list[gr.components.Component]:
+    """Beams, sampling, temperature, top-p, LoRA scaling: what `Page.ask` takes."""
+    generate, model = page.listener.config.generate, page.listener.model
+    scaling = model.lora_scaling
+    with gr.Accordion("Settings", open=False, elem_id="settings"):
+        return [
+            gr.Slider(
+                1, min(MOST_BEAMS, max(8, generate.num_beams)), generate.num_beams, step=1,
+                label="Beams", info="With 1 the answer appears word by word.",
+            ),
+            gr.Checkbox(generate.do_sample, label="Sample", info="Draw words by chance, not the likeliest."),
+            gr.Slider(0.05, 2, generate.temperature, step=0.05, label="Temperature", info="Of sampling."),
+            gr.Slider(0.05, 1, generate.top_p, step=0.05, label="Top-p", info="Of sampling."),
+            gr.Slider(
+                0, max(8, 2 * scaling), scaling, step=0.1, label="LoRA scaling",
+                info=f"Weight of the adapters; {scaling:g} as loaded.", visible=model.config.lora,
+            ),
+        ]  # fmt: skip
+
+
+def serve(blocks: gr.Blocks, host: str, port: int, share: bool, max_upload_mb: float, files: list[str]) -> str:
+    """Serve the page from a thread of its own, and return its address; `files` are those it may show besides uploads.
+
+    Raises UserError if the port is taken or there is no public address to be had.
+    """
+    here = ",".join(filter(None, (os.environ.get("no_proxy"), os.environ.get("NO_PROXY"), host, "localhost")))
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = here  # gradio asks its own server whether it is there
+    try:
+        _, url, public_url = blocks.launch(
+            server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True,
+            max_file_size=int(max_upload_mb * 2**20), allowed_paths=files,
+            theme=THEME, css=CSS, head=HEAD, footer_links=[], run_history=False, enable_monitoring=False,
+            ssr_mode=False, mcp_server=False, pwa=False, inbrowser=False,
+        )  # fmt: skip
+    except OSError as error:
+        raise UserError(f"http://{host}:{port} cannot be served ({error}): choose another --port") from error
+    if share and not public_url:
+        raise UserError("--share: gradio's servers gave no public address; without --share the page is local")
+    return public_url or url
+
+
+def close(blocks: gr.Blocks) -> None:
+    """End serving at once, whoever is still connected."""
+    if blocks.server:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would show a traceback for each of them
+        blocks.server.force_exit = True
+    blocks.close(verbose=False)

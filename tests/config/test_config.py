@@ -1,0 +1,184 @@
+"""Typed configuration: published files load, mistakes are named, bases and overrides merge."""
+
+import pytest
+
+from salmonn.common.errors import UserError
+from salmonn.config.loading import known_keys, load_config, model_config
+from salmonn.config.schema import ModelConfig
+from tests.fixtures.paths import ROOT
+
+# Shape of the published training file, and the keys that two forks add (prefix, exp_name, token).
+PUBLISHED = """
+model:
+  llama_path: a
+  whisper_path: b
+  beats_path: c
+  token: t
+  freeze_whisper: True
+  use_speech_Qformer: True
+  num_speech_query_token: 1
+  second_per_window: 0.333333
+  lora_alpha: 32
+  multi_prompt: True
+  prompt_template: "USER: {}\\nASSISTANT:"
+  max_txt_len: 300
+  end_sym: "</s>"
+datasets:
+  prefix: /data
+  train_ann_path: x.json
+  whisper_path: b
+run:
+  exp_name: first
+  epoch_based: False
+  iters_per_epoch: 3000
+  device: cuda
+  dist_url: "env://"
+  optims:
+    max_epoch: 30
+    warmup_start_lr: 1e-6
+    beta2: 0.999
+generate:
+  num_beams: 4
+  top_p: 0.9
+"""
+
+
+def write(tmp_path, text, name="config.yaml"):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_a_published_file_loads_and_keeps_its_values(tmp_path):
+    config = load_config(write(tmp_path, PUBLISHED))
+    assert config.model.prompt_template == "USER: {}\nASSISTANT:"
+    assert config.run.optims.warmup_start_lr == 1e-6  # YAML reads 1e-6 as a string
+    assert (config.datasets.prefix, config.run.exp_name, config.model.token) == ("/data", "first", "t")
+
+
+def test_unset_keys_take_the_published_defaults(tmp_path):
+    config = load_config(write(tmp_path, "model: {}"))
+    assert (config.model.lora_rank, config.model.lora_alpha, config.model.second_stride) == (8, 32, 0.333333)
+    assert (config.run.optims.init_lr, config.run.optims.weight_decay) == (3e-5, 0.05)
+    assert (config.generate.max_new_tokens, config.generate.num_beams) == (200, 4)
+    assert config.run.exp_name == "config"
+
+
+def test_every_unknown_key_is_named_with_the_nearest_known_one(tmp_path):
+    path = write(tmp_path, "model: {lora_rnk: 4}\nrum: {seed: 1}")
+    with pytest.raises(UserError) as error:
+        load_config(path, ["run.batchsize_train=2"])
+    message = str(error.value)
+    assert "model.lora_rnk (did you mean model.lora_rank?)" in message
+    assert "rum (did you mean run?)" in message
+    assert "run.batchsize_train (did you mean run.batch_size_train?)" in message
+
+
+def test_every_wrong_type_and_impossible_value_is_reported_together(tmp_path):
+    path = write(tmp_path, "model: {lora_rank: eight, second_per_window: 0.001}\nrun: {amp_dtype: fp8, log_freq: 0}")
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    for key in ("model.lora_rank", "run.amp_dtype", "run.log_freq"):
+        assert key in str(error.value)
+
+
+def test_options_come_last_and_keep_their_type(tmp_path):
+    config = load_config(
+        write(tmp_path, "run: {batch_size_train: 4}"),
+        ["run.batch_size_train=2", "model.lora=False", "run.optims.init_lr=1e-4", "model.lora_target_modules=[k_proj]"],
+    )
+    assert config.run.batch_size_train == 2
+    assert config.model.lora is False
+    assert config.run.optims.init_lr == 1e-4
+    assert list(config.model.lora_target_modules) == ["k_proj"]
+
+
+def test_an_empty_value_takes_back_what_the_file_or_its_base_says(tmp_path):
+    write(tmp_path, "model: {beats_path: a, ckpt: b}", "base.yaml")
+    path = write(tmp_path, "base: base.yaml\nmodel: {beats_path: }")
+    assert load_config(path).model.beats_path == ""
+    assert load_config(path, ["model.ckpt="]).model.ckpt == ""
+    assert load_config(path, ["model.ckpt=null"]).model.ckpt == ""
+
+
+def test_a_base_is_relative_to_the_file_and_is_overridden(tmp_path):
+    (tmp_path / "sub").mkdir()
+    write(tmp_path, "run: {seed: 1, log_freq: 7}", "base.yaml")
+    config = load_config(write(tmp_path / "sub", "base: ../base.yaml\nrun: {seed: 2}"))
+    assert (config.run.seed, config.run.log_freq) == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "what"),
+    [
+        ("- a\n- b", [], "at the top level"),
+        ("run: 3", [], "run must be a section"),
+        ("run: {seed: [", [], "not valid YAML"),
+        ("base: config.yaml", [], "leads back"),
+        ("run: {}", ["run.seed"], "key=value"),
+        ("model: {use_speech_Qformer: False}", [], "use_speech_Qformer"),
+        ("model: {low_resource: True, llm_quantization: nf4}", [], "low_resource"),
+        ("model: {prompt_template: hello}", [], "prompt_template"),
+        ("run: {seed: '${nope}'}", [], "nope"),
+        ("run: {seed: '???'}", [], "seed"),
+        ("base: 3", [], "base"),
+        ("model: {lora_target_modules: {a: b}}", [], "lora_target_modules"),
+        ("model: {qformer_num_heads: 0}", [], "qformer_num_heads"),
+        ("run: {num_workers: -1}", [], "num_workers"),
+        ("run: {seed: -1, device: gpu}", [], "run.device = gpu"),
+        ("run: {optims: {init_lr: .nan}}", [], "run.optims.init_lr"),
+        ("generate: {do_sample: True, temperature: 0}", [], "temperature"),
+    ],
+)
+def test_bad_input_gets_one_message(tmp_path, text, options, what):
+    with pytest.raises(UserError, match=what):
+        load_config(write(tmp_path, text), options)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
+        load_config("nowhere.yaml")
+
+
+def test_model_section_alone_is_completed_and_checked():
+    assert model_config({"lora_rank": 4}).lora_alpha == ModelConfig().lora_alpha
+    with pytest.raises(UserError, match="lora_rang"):
+        model_config({"lora_rang": 4})
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        p.relative_to(ROOT).as_posix()
+        for p in ROOT.glob("configs/**/*.yaml")
+        if p.name not in ("eval_tasks.yaml", "recipes.yaml")
+    ),
+)
+def test_every_shipped_config_loads(path):
+    load_config(ROOT / path)
+
+
+def test_every_key_has_a_place():
+    keys = known_keys()
+    assert {"model.window_level_Qformer", "datasets.prefix", "run.optims.beta2", "generate.length_penalty"} <= set(keys)
+    assert len(keys) == len(set(keys))
+
+
+def test_a_later_base_wins_over_an_earlier_one(tmp_path):
+    (tmp_path / "a.yaml").write_text("run: {seed: 1, log_freq: 7}\nmodel: {lora_rank: 4}")
+    (tmp_path / "b.yaml").write_text("run: {seed: 2}")
+    (tmp_path / "c.yaml").write_text("base: [a.yaml, b.yaml]\nmodel: {lora_rank: 16}")
+    config = load_config(tmp_path / "c.yaml")
+    assert (config.run.seed, config.run.log_freq, config.model.lora_rank) == (2, 7, 16)
+    (tmp_path / "d.yaml").write_text("base: [a.yaml, 3]")
+    with pytest.raises(UserError, match="expected the name of a config file, or a list of names"):
+        load_config(tmp_path / "d.yaml")
+
+
+def test_the_llm_takes_the_kind_of_mixed_precision(tmp_path):
+    (tmp_path / "a.yaml").write_text("run: {amp_dtype: bf16}")
+    assert load_config(tmp_path / "a.yaml").model.llm_dtype == "bfloat16"
+    assert load_config(tmp_path / "a.yaml", ["run.device=cpu"]).model.llm_dtype == "auto"
+    assert load_config(tmp_path / "a.yaml", ["run.amp_dtype=fp16"]).model.llm_dtype == "auto"
+    with pytest.raises(UserError, match="bf16 does not go with"):
+        load_config(tmp_path / "a.yaml", ["model.llm_dtype=float16"])

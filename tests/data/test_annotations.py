@@ -1,0 +1,284 @@
+"""Annotation files: defaults, checks, and an index that is made once and shared."""
+
+import gzip
+import json
+import pickle
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+
+from salmonn.common.errors import UserError
+from salmonn.data import annotation_index, annotation_scan
+from salmonn.data.annotations import Annotations
+from tests.fixtures.paths import ROOT
+
+
+def write_annotations(path, entries):
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", encoding="utf-8") as file:
+        json.dump({"annotation": entries}, file)
+    return path
+
+
+def test_entries_come_back_with_defaults(tmp_path):
+    for name in ("a.json", "a.json.gz"):
+        path = write_annotations(
+            tmp_path / name, [{"path": "/a.wav", "text": "ä 你好", "testset_id": "7"}, {"path": "b", "text": ""}]
+        )
+        annotations = Annotations(path)
+        assert len(annotations) == 2
+        assert annotations[0] == {
+            "path": "/a.wav", "text": "ä 你好", "task": "asr", "Q": "", "expand_wav": [], "testset_id": "7",
+        }  # fmt: skip
+        with pytest.raises(IndexError):
+            annotations[2]
+
+
+@pytest.mark.parametrize(
+    ("entry", "what"),
+    [
+        ({"text": "x"}, "entry 1: no 'path'"),
+        ({"path": "x"}, "entry 1: no 'text'"),
+        ({"path": "x", "text": 3}, "entry 1: 'text' must be a string, got int"),
+        ({"path": "", "text": "x"}, "entry 1: 'path' is empty"),
+        ({"path": "x", "text": "x", "expand_wav": "y"}, "entry 1: 'expand_wav' must be a list"),
+        ("x", "entry 1: expected an object"),
+    ],
+)
+def test_a_bad_entry_is_named_with_file_number_and_field(tmp_path, entry, what):
+    path = write_annotations(tmp_path / "a.json", [{"path": "a", "text": "b"}, entry])
+    with pytest.raises(UserError) as error:
+        Annotations(path)
+    assert str(path) in str(error.value)
+    assert what in str(error.value)
+
+
+def test_many_bad_entries_are_counted_not_listed(tmp_path):
+    path = write_annotations(tmp_path / "a.json", [{"text": "x"}] * 1000)
+    with pytest.raises(UserError, match="1000 problems in all") as error:
+        Annotations(path)
+    assert len(str(error.value).splitlines()) < 10
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"annotations": []}', '{"annotation": {}}', '{"annotation": []}'])
+def test_foreign_json_is_refused(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"a\.json"):
+        Annotations(path)
+
+
+def test_text_may_be_absent_where_it_is_not_needed(tmp_path):
+    path = write_annotations(tmp_path / "a.json", [{"path": "a.wav"}])
+    assert Annotations(path, need_text=False)[0]["text"] == ""
+
+
+# ---- the index
+
+
+def index_of(path):
+    return path.with_name(f".{path.name}.index")
+
+
+def some_entries(n):
+    return [{"path": f"/{i}.wav", "text": f"ä{{ }} {i}" * (i % 5), "task": ("asr", "QA")[i % 2]} for i in range(n)]
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Cut files as if they had hundreds of megabytes."""
+    monkeypatch.setattr(annotation_scan, "candidate_ranges", partial(annotation_scan.candidate_ranges, size=300))
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_a_file_read_in_pieces_gives_the_entries_of_json(tmp_path, indent, ascii_only):
+    entries = some_entries(500)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"annotation": entries}, indent=indent, ensure_ascii=ascii_only), encoding="utf-8")
+    annotations = Annotations(path)
+    assert [annotations.as_written(i) for i in range(len(annotations))] == entries
+    assert [(entry.path, entry.text, entry.task) for entry in annotations.entries()] == [
+        (e["path"], e["text"], e["task"]) for e in entries
+    ]
+    assert annotations.text_lengths.tolist() == [len(e["text"]) for e in entries]
+    assert annotations.tasks == {"asr": 0, "QA": 1}
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_text_that_looks_like_the_end_of_an_entry_cuts_nothing(tmp_path):
+    entries = [{"path": f"/{i}", "text": '}, {"path": "x"}, {' * 40, "extra": [{"a": {}}, {}]} for i in range(50)]
+    annotations = Annotations(write_annotations(tmp_path / "a.json", entries))
+    assert [annotations.as_written(i) for i in range(len(annotations))] == entries
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_other_keys_may_stand_around_the_entries(tmp_path):
+    entries = some_entries(100)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"info": {"annotation": [1]}, "annotation": entries, "licence": ["x", {}]}))
+    annotations = Annotations(path)
+    assert [annotations.as_written(i) for i in range(len(annotations))] == entries
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_malformed_json_is_told_with_file_and_entry(tmp_path):
+    path = write_annotations(tmp_path / "a.json", some_entries(200))
+    text = path.read_text()
+    at = text.index('"/150.wav"')
+    path.write_text(text[:at] + text[at:].replace(":", ";", 1))
+    with pytest.raises(UserError, match=r"a\.json cannot be read: .*near entry 150"):
+        Annotations(path)
+    path.write_text(text[:at])
+    with pytest.raises(UserError, match=r"a\.json cannot be read: .*truncated.*near entry 150"):
+        Annotations(path)
+
+
+def test_bytes_that_are_no_utf8_are_refused(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b'{"annotation": [{"path": "a", "text": "b", "extra": "\xff"}]}')
+    with pytest.raises(UserError, match=r"a\.json cannot be read"):
+        Annotations(path)
+
+
+def test_the_second_open_reads_the_index_and_not_the_file(tmp_path, monkeypatch):
+    path = write_annotations(tmp_path / "a.json", some_entries(10))
+    first = Annotations(path)
+    monkeypatch.setattr(annotation_index, "scan", lambda *_: pytest.fail("scanned again"))
+    second = Annotations(path)
+    assert [second[i] for i in range(10)] == [first[i] for i in range(10)]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+def test_a_changed_file_gets_a_new_index(tmp_path, name):
+    path = write_annotations(tmp_path / name, some_entries(10))
+    assert len(Annotations(path)) == 10
+    write_annotations(path, some_entries(12))
+    assert len(Annotations(path)) == 12
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"rubbish\n" * 100])
+def test_a_damaged_index_is_made_anew(tmp_path, damage):
+    path = write_annotations(tmp_path / "a.json", some_entries(10))
+    Annotations(path)
+    index_of(path).write_bytes(damage)
+    assert Annotations(path)[9]["path"] == "/9.wav"
+
+
+def test_a_cut_index_is_made_anew(tmp_path):
+    path = write_annotations(tmp_path / "a.json", some_entries(10))
+    Annotations(path)
+    index_of(path).write_bytes(index_of(path).read_bytes()[:-5])
+    assert Annotations(path)[9]["path"] == "/9.wav"
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_compressed_file_is_unpacked_once_into_its_index(tmp_path):
+    path = write_annotations(tmp_path / "a.json.gz", some_entries(300))
+    Annotations(path)
+    annotations = Annotations(path)
+    assert [annotations.as_written(i) for i in range(300)] == some_entries(300)
+    assert sorted(file.name for file in tmp_path.iterdir() if file.suffix != ".lock") == [
+        ".a.json.gz.index",
+        "a.json.gz",
+    ]
+
+
+def test_a_folder_that_cannot_be_written_has_its_index_in_the_cache(tmp_path, monkeypatch):
+    path = write_annotations(tmp_path / "a.json", some_entries(10))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        annotation_index, "_writable", lambda folder: folder.mkdir(parents=True, exist_ok=True) or folder != tmp_path
+    )
+    assert len(Annotations(path)) == 10
+    assert not index_of(path).exists()
+    assert [file.suffix for file in (tmp_path / "cache/salmonn").iterdir() if file.suffix != ".lock"] == [".index"]
+    monkeypatch.setattr(annotation_index, "scan", lambda *_: pytest.fail("scanned again"))
+    assert len(Annotations(path)) == 10
+
+
+def test_processes_that_start_together_make_one_index(tmp_path):
+    path = write_annotations(tmp_path / "a.json", some_entries(20_000))
+    code = (
+        "import sys; from salmonn.data import annotation_index as index\n"
+        "from salmonn.data.annotations import Annotations\n"
+        "made, scan = [], index.scan\n"
+        "index.scan = lambda *a: made.append(1) or scan(*a)\n"
+        f"print(len(Annotations({str(path)!r})), len(made))"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) for _ in range(4)]
+    answers = [process.communicate(timeout=60)[0].split() for process in running]
+    assert [int(n) for n, _ in answers] == [20_000] * 4
+    assert sum(int(made) for _, made in answers) == 1
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_file_changed_in_place_while_in_use_is_an_error_and_no_wrong_entry(tmp_path):
+    path = write_annotations(tmp_path / "a.json", some_entries(50))
+    annotations = Annotations(path)
+    path.write_text("x" * 10)
+    with pytest.raises(RuntimeError, match=r"a\.json was changed while it was in use"):
+        annotations[40]
+
+
+def test_annotations_travel_to_other_processes_as_their_path(tmp_path):
+    annotations = Annotations(write_annotations(tmp_path / "a.json", some_entries(2000)))
+    packed = pickle.dumps(annotations)
+    assert len(packed) < 1000
+    assert pickle.loads(packed)[1999] == annotations[1999]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_wrong_value_behind_a_repeated_key_loses_no_entries(tmp_path):
+    path = write_annotations(tmp_path / "a.json", some_entries(300))
+    path.write_text(path.read_text().replace('"/150.wav"', '"/150.wav", "Q": 5, "Q": "x"'))
+    with pytest.raises(UserError, match="entry 150: a key stands twice"):
+        Annotations(path)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_lists_of_objects_inside_entries_are_joined_and_not_read_as_a_whole(tmp_path, monkeypatch):
+    entries = [{"path": f"/{i}", "text": "t", "segments": [{"a": 1}, {"b": 2}] * 5} for i in range(200)]
+    path = write_annotations(tmp_path / "a.json", entries)
+    monkeypatch.setattr(annotation_scan, "whole_array", lambda *_: pytest.fail("read as a whole"))
+    annotations = Annotations(path)
+    assert [annotations.as_written(i) for i in range(200)] == entries
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"path": "/a", "text": "t"}', '{"path": "/a"}, {"path": "/b"}', '{"annotation": {"a": 1}}', '"x"', "[]"],
+)
+def test_a_file_without_the_annotation_list_is_told_as_such(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=r"a\.json(: expected| cannot be read)"):
+        Annotations(tmp_path / "a.json")
+
+
+def test_numbers_beyond_any_type_do_no_harm(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"annotation": [{"path": "a", "text": "b", "score": 1e999, "n": 123456789012345678901234567890}]}')
+    assert Annotations(path)[0]["path"] == "a"
+
+
+def test_damage_in_a_compressed_file_and_deep_nesting_are_one_message(tmp_path):
+    path = write_annotations(tmp_path / "a.json.gz", some_entries(1000))
+    data = bytearray(path.read_bytes())
+    for at in range(100, len(data) - 20, 50):
+        data[at] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.json\.gz cannot be read"):
+        Annotations(path)
+    deep = tmp_path / "deep.json"
+    deep.write_text('{"annotation": [{"path": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}]}")
+    with pytest.raises(UserError, match=r"deep\.json"):
+        Annotations(deep)
+
+
+def test_more_tasks_than_anybody_needs_are_kept_apart(tmp_path):
+    entries = [{"path": "a", "text": "b", "task": f"task {i}"} for i in range(70_000)]
+    annotations = Annotations(write_annotations(tmp_path / "a.json", entries))
+    assert annotations.tasks["task 69999"] == 69_999

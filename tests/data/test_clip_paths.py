@@ -1,0 +1,103 @@
+"""Where annotated clips are looked for: prefix, path_map, other extensions, and nothing outside."""
+
+import os
+
+import pytest
+
+from salmonn.audio.decode import AudioError
+from salmonn.common.errors import UserError
+from salmonn.data.clip_paths import ClipPaths, FolderCache, corpus_of
+
+
+@pytest.mark.parametrize(
+    ("prefix", "path", "file"),
+    [
+        ("/data", "/A/1.wav", "/data/A/1.wav"),
+        ("/data/", "A/1.wav", "/data/A/1.wav"),
+        ("/data", "A/1.wav", "/data/A/1.wav"),
+        ("", "A/1.wav", f"{os.getcwd()}/A/1.wav"),
+        ("data/./x/..", "/A/1.wav", f"{os.getcwd()}/data/A/1.wav"),
+        ("", "/A/1.wav", "/A/1.wav"),
+        ("/data", "/A/x..y.wav", "/data/A/x..y.wav"),
+        ("/", "/A/1.wav", "/A/1.wav"),
+        ("/data", "/mnt/bn/audio-visual-llm-data/datasets/Voxceleb1/1.wav", "/data/Voxceleb1/1.wav"),
+    ],
+)
+def test_the_prefix_stands_in_front_and_the_authors_cluster_is_mapped(prefix, path, file):
+    assert ClipPaths(prefix).locate(path) == file
+
+
+def test_the_first_mapping_that_fits_counts_and_folders_are_whole():
+    clip_paths = ClipPaths(
+        "/data",
+        [
+            {"from": "/old/special", "to": "/fast"},
+            {"from": "/old/", "to": "{prefix}/new"},
+            {"from": "/mnt/bn/audio-visual-llm-data/datasets", "to": "/mine"},
+        ],
+    )
+    assert clip_paths.locate("/old/special/1.wav") == "/fast/1.wav"
+    assert clip_paths.locate("/old/specials/1.wav") == "/data/new/specials/1.wav"
+    assert clip_paths.locate("/older/1.wav") == "/data/older/1.wav"
+    assert clip_paths.locate("/mnt/bn/audio-visual-llm-data/datasets/1.wav") == "/mine/1.wav"
+
+
+@pytest.mark.parametrize("mapping", [{"from": "/a"}, {"from": "", "to": "/b"}, {"from": "/", "to": "/b"}, {"/a": "/b"}])
+def test_half_a_mapping_is_refused(mapping):
+    with pytest.raises(UserError, match=r"datasets\.path_map"):
+        ClipPaths("", [mapping])
+
+
+@pytest.mark.parametrize("path", ["/../etc/passwd", "/A/../../data2/1.wav", "../1.wav", "/A/..", "/link/../1.wav"])
+def test_nothing_is_taken_from_outside_the_prefix(path):
+    with pytest.raises(AudioError, match=r"datasets\.path_map"):
+        ClipPaths("/data").locate(path)
+
+
+def test_a_mapping_may_lead_outside_the_prefix_but_not_out_of_its_folder():
+    clip_paths = ClipPaths("/data", [{"from": "/../shared", "to": "/shared"}])
+    assert clip_paths.locate("/../shared/1.wav") == "/shared/1.wav"
+    with pytest.raises(AudioError):
+        clip_paths.locate("/../shared/../secret.wav")
+
+
+def test_an_absent_wav_is_found_under_its_other_extensions(tmp_path):
+    clip_paths = ClipPaths(str(tmp_path))
+    for exists in ({}, {"exists": FolderCache().exists}):
+        for name in ("a.mp3", "b.wav", "b.flac", "c.ogg", "d.opus", "e.m4a"):
+            (tmp_path / name).touch()
+        found = [clip_paths.of(f"/{stem}.wav", **exists)[0].rpartition("/")[2] for stem in "abcdef"]
+        assert found == ["a.mp3", "b.wav", "c.ogg", "d.opus", "e.m4a", "f.wav"]
+        assert clip_paths.of("/a.flac", **exists) == [f"{tmp_path}/a.flac"]  # only .wav stands for others
+
+
+def test_expand_wav_clips_follow_the_same_rules(tmp_path):
+    (tmp_path / "b.mp3").touch()
+    assert ClipPaths(str(tmp_path)).of("/a.flac", ["/b.wav"]) == [f"{tmp_path}/a.flac", f"{tmp_path}/b.mp3"]
+
+
+@pytest.mark.parametrize(
+    ("path", "corpus"), [("/A/b/c.wav", "A"), ("A/c.wav", "A"), ("./A/c.wav", "A"), ("/c.wav", "(no folder)")]
+)
+def test_the_corpus_is_the_first_folder(path, corpus):
+    assert corpus_of(path) == corpus
+
+
+def test_a_folder_that_may_not_be_listed_hides_nothing(tmp_path, monkeypatch):
+    """Home and scratch folders of clusters are often open to pass through and closed to look at."""
+    (tmp_path / "closed/A").mkdir(parents=True)
+    for name in ("closed/1.wav", "closed/A/2.mp3"):
+        (tmp_path / name).touch()
+    listdir = os.listdir
+
+    def closed(folder):
+        if folder == str(tmp_path / "closed"):
+            raise PermissionError(folder)
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", closed)
+    cache = FolderCache()
+    assert cache.exists(f"{tmp_path}/closed/1.wav")
+    assert cache.exists(f"{tmp_path}/closed/A/2.mp3")
+    assert not cache.exists(f"{tmp_path}/closed/3.wav")
+    assert not cache.exists(f"{tmp_path}/closed/B/2.mp3")

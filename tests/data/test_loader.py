@@ -1,0 +1,118 @@
+"""The training stream is endless and resumable; evaluation shows each sample once."""
+
+from collections import Counter
+from itertools import chain, islice
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from salmonn.config.schema import RunConfig
+from salmonn.data.loader import TrainBatches, eval_loader
+from salmonn.training.plan import make_plan
+
+
+def stream(n_batches, **kwargs):
+    settings = {"n": 10, "batch_size": 2, "rank": 0, "world_size": 1, "seed": 5, **kwargs}
+    return list(islice(TrainBatches(**settings), n_batches))
+
+
+def test_a_pass_shows_each_sample_once_and_the_next_is_shuffled_anew():
+    batches = stream(10)
+    first, second = list(chain(*batches[:5])), list(chain(*batches[5:]))
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_ranks_share_a_global_batch_without_overlap():
+    alone = stream(4, batch_size=4)
+    ranks = [stream(4, rank=r, world_size=2) for r in range(2)]
+    assert [ranks[0][k] + ranks[1][k] for k in range(4)] == alone
+
+
+def test_a_stream_continues_where_it_stopped():
+    assert stream(3, first_sample=8) == stream(7)[4:]
+
+
+def test_passes_that_do_not_divide_into_batches_lose_nothing():
+    seen = Counter(i for batch in stream(35, n=7) for i in batch)
+    assert set(seen.values()) == {10}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_shows_each_sample_exactly_once_over_all_ranks(world_size):
+    class Numbers:
+        def __len__(self):
+            return 11
+
+        def __getitem__(self, i):
+            return i
+
+    seen = []
+    for rank in range(world_size):
+        loader = eval_loader(Numbers(), 2, 0, rank, world_size)
+        seen += [i for batch in loader.batch_sampler for i in batch]
+    assert sorted(seen) == list(range(11))
+
+
+# ---- batches of like length
+
+LENGTHS = np.random.default_rng(0).integers(1, 1000, 10_000)
+
+
+def grouped(n_batches, **kwargs):
+    return stream(n_batches, n=len(LENGTHS), batch_size=8, lengths=LENGTHS, **kwargs)
+
+
+def test_length_grouped_passes_show_each_sample_once():
+    first, second = (list(chain(*part)) for part in (grouped(1250), grouped(2500)[1250:]))
+    assert sorted(first) == sorted(second) == list(range(len(LENGTHS)))
+    assert first != second
+
+
+def test_length_grouped_batches_hold_texts_of_like_length_in_random_order():
+    spreads = [np.ptp(LENGTHS[batch]) for batch in grouped(500)]
+    plain = [np.ptp(LENGTHS[batch]) for batch in stream(500, n=len(LENGTHS), batch_size=8)]
+    assert np.median(spreads) < 0.05 * np.median(plain)
+    means = [LENGTHS[batch].mean() for batch in grouped(500)[::8]]
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.5  # neither short to long nor back
+
+
+def test_length_grouping_depends_on_neither_ranks_nor_where_a_run_goes_on():
+    alone = grouped(40, rank=0, world_size=1)
+    ranks = [grouped(20, rank=r, world_size=2) for r in range(2)]
+    assert [batch for pair in zip(*ranks, strict=True) for batch in pair] == alone
+    assert grouped(10, first_sample=240) == alone[30:]
+
+
+# ---- like lengths within a step of the optimiser
+
+
+def sorted_steps(steps, **kwargs):
+    return stream(sum(steps), n=len(LENGTHS), lengths=LENGTHS, batch_size=4, **kwargs, steps=steps)
+
+
+def test_a_step_sorted_by_length_holds_the_samples_that_it_holds_unsorted():
+    batches, plain = sorted_steps([16, 16, 5]), stream(37, n=len(LENGTHS), batch_size=4)
+    for step in (slice(0, 16), slice(16, 32), slice(32, 37)):
+        assert sorted(chain(*batches[step])) == sorted(chain(*plain[step]))
+        lengths = LENGTHS[list(chain(*batches[step]))]
+        assert (np.diff(lengths) <= 0).all()
+
+
+def test_the_ranks_of_a_sorted_step_have_like_lengths_at_the_same_time():
+    alone = sorted_steps([8])
+    ranks = [sorted_steps([4], rank=r, world_size=2) for r in range(2)]
+    assert [batch for pair in zip(*ranks, strict=True) for batch in pair] == alone
+
+
+def test_sorted_steps_go_on_where_a_run_stopped():
+    assert sorted_steps([3, 6], first_sample=4 * 10) == sorted_steps([8, 2, 3, 6])[10:]
+
+
+def test_steps_are_counted_anew_in_each_epoch_whose_last_step_may_be_smaller():
+    run = OmegaConf.structured(RunConfig(batch_size_train=2, accum_grad_iters=4, iters_per_epoch=10))
+    plan = make_plan(run, n_train=100, world_size=1)
+    assert list(islice(plan.step_sizes(0), 7)) == [4, 4, 2, 4, 4, 2, 4]
+    assert list(islice(plan.step_sizes(8), 3)) == [2, 4, 4]  # inside an epoch
+    assert list(islice(plan.step_sizes(10), 2)) == [4, 4]  # at its end, before it is validated

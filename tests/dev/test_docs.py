@@ -1,0 +1,226 @@
+"""What the documents say is there: links, files, keys, tests, sizes; and their examples work."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from dev import readme_outputs
+from salmonn.config.loading import known_keys, load_config
+from salmonn.data.annotations import Annotations
+from salmonn.evaluation import METRICS, EvalTask
+from salmonn.evaluation.tasks import check_names, load_tasks
+from salmonn.model import prompts
+from salmonn.model.llm import load_tokenizer
+from tests.fixtures.lightweight import write_llm
+from tests.fixtures.paths import ROOT
+from util import prepare_eval_sets
+from util.benchmarks.memory import Case, largest_batch, longest, predicted, skeleton
+from util.eval_sets.base import EvalSet
+
+PAGES = [ROOT / name for name in ("README.md", "README.ko.md", "ann/README.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+OPTION = re.compile(r"(?:model|datasets|run|generate|evaluate)\.[A-Za-z0-9_.]+=")
+
+
+def read(name: str | Path) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(page: str | Path, language: str) -> list[str]:
+    found = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", read(page), re.DOTALL | re.MULTILINE)
+    return [block for name, block in found if name == language]
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_resolve(page: Path):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in link:
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                yield str(page.relative_to(ROOT)), shlex.split(line, comments=True)
+
+
+def test_commands_name_files_and_keys_that_there_are():
+    seen = 0
+    for page, words in commands():
+        for word in words:
+            if word.endswith(".py") or word.startswith("configs/"):
+                assert (ROOT / word).is_file() or word.startswith("configs/qwen/"), (page, word)
+                seen += 1
+            if OPTION.match(word):
+                assert word.partition("=")[0] in known_keys(), (page, word)
+    assert seen > 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_keys_in_the_text_are_known(page: Path):
+    sections = "model|datasets|run|generate|evaluate"
+    for name in re.findall(rf"`(?:--options )?((?:{sections})\.[A-Za-z0-9_.]+)(?:=[^`]*)?`", page.read_text("utf-8")):
+        is_known = name in known_keys() or any(key.startswith(name.rstrip("*")) for key in known_keys())
+        assert is_known or name.endswith((".py", ".md")) or name in NOT_KEYS, name
+
+
+NOT_KEYS = ("model.train", "model.lora_scaling", "model.svg")
+
+
+def test_the_tests_that_prove_the_differences_are_there():
+    named = re.findall(r"`((?:\w+/)?test_\w+\.py)::(\w+)`", read("docs/differences.md"))
+    assert len(named) > 30
+    for file, name in named:
+        assert f"def {name}(" in read(f"tests/{file}"), f"{file}::{name}"
+
+
+def test_memory_in_the_training_guide_is_what_is_predicted():
+    rows = re.findall(
+        r"^\| `(configs/\S+)` \| (\d+) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", read("docs/training.md"), re.M
+    )
+    assert len(rows) == 8
+    known = {}
+    for name, clips, *shown in rows:
+        config = load_config(ROOT / name)
+        assert int(clips) == config.run.batch_size_train
+        llm = config.model.llama_path
+        if llm not in known:
+            known[llm] = skeleton(config.model)
+        for value, (answer, checkpointing) in zip(
+            shown, ((300, False), (60, False), (300, True), (60, True)), strict=True
+        ):
+            case = Case("cuda", 2, config.model.llm_quantization, config.run.amp, checkpointing, gradients_stay=True)
+            parts = predicted(known[llm], case, longest(known[llm], int(clips), answer))
+            assert f"{sum(parts.values()) / 1e9:.1f}" == value, (name, answer, checkpointing)
+
+
+def test_largest_batches_in_performance_md_are_what_is_predicted():
+    rows = re.findall(r"^\| `(configs/\S+)` \| (\S+) \| (\d+) \| (\d+) \| (\d+) \|$", read("docs/performance.md"), re.M)
+    assert len(rows) == 4
+    for name, quantization, answer, *shown in rows:
+        config = load_config(ROOT / name)
+        model = skeleton(config.model)
+        for checkpointing, most in zip((False, True), shown, strict=True):
+            case = Case("cuda", 2, quantization, config.run.amp, checkpointing, gradients_stay=True)
+            assert largest_batch(model, case, int(answer), 32e9) == int(most), (name, quantization, answer)
+
+
+def test_every_module_has_one_line_in_the_file_tree():
+    (tree,) = [block for block in blocks("README.md", "") if "train.py   " in block]
+    for folder in ("salmonn", "util"):
+        part = tree.partition(f"\n{folder}/\n")[2].split("\nutil/\n")[0]
+        named = re.findall(r"^    (\S+\.py) +\S", part, re.MULTILINE)
+        assert sorted(named) == sorted(f.name for f in (ROOT / folder).glob("*.py") if f.name != "__init__.py")
+
+
+def test_both_languages_show_the_same_blocks_and_numbers():
+    english, korean = read("README.md"), read("README.ko.md")
+    assert re.findall(r"^```.*?^```$", english, re.DOTALL | re.M) == re.findall(
+        r"^```.*?^```$", korean, re.DOTALL | re.M
+    )
+    for rows in zip(english.splitlines(), korean.splitlines(), strict=True):
+        if rows[0].startswith("|"):
+            assert len({tuple(re.findall(r"\d[\d.]*", row)) for row in rows}) == 1, rows
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.ko.md"])
+def test_every_output_and_picture_of_a_run_is_made_by_a_command_beside_it(page: str):
+    made = [found["shown"] for found in readme_outputs.OUTPUT.finditer(read(page))]
+    layouts = [block for block in blocks(page, "") if re.match(r"(train\.py|data/\S+) {3}", block)]
+    assert len(layouts) == 2
+    assert sorted(blocks(page, "")) == sorted(made + layouts)
+    pictures = {found["file"]: found["command"] for found in readme_outputs.PICTURE.finditer(read(page))}
+    assert set(re.findall(r"\((docs/mini_\w+\.png)\)", read(page))) <= pictures.keys()
+    assert all(file in command.split() for file, command in pictures.items())
+
+
+def test_memory_in_the_readme_is_that_of_the_training_guide():
+    shown = re.findall(r"\| \*{0,2}([\d.]+)\*{0,2} / ([\d.]+) \| ([\d.]+) / ([\d.]+) \|$", read("README.md"), re.M)
+    assert len(shown) == 6
+    for numbers in shown:
+        assert f"| {' | '.join(numbers)} |" in read("docs/training.md")
+
+
+# ---- docs/extending.md
+
+
+@pytest.fixture
+def here(tmp_path: Path, mini_world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like the repository's root after `make quickstart`."""
+    (tmp_path / "output/mini").mkdir(parents=True)
+    (tmp_path / "output/mini/world").symlink_to(mini_world)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_task_of_the_example_has_prompts_data_and_a_score(here: Path):
+    exec(blocks("docs/extending.md", "python")[0], {})
+    tasks_file = here / "output/mine/tasks.yaml"
+    tasks_file.write_text(blocks("docs/extending.md", "yaml")[0])
+    (task,) = load_tasks(tasks_file)
+    entries = Annotations(here / task.annotation)
+    assert {entries[i]["task"] for i in range(len(entries))} == set(task.accepts)
+    assert len(prompts.load_train_prompts(here / "output/mine/train_prompt.json", "{}")["word_count"]) == 2
+    assert "word_count" in prompts.load_test_prompts(here / "output/mine/test_prompt.json", "{}")
+
+
+def test_the_reader_of_the_example_makes_an_annotation_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    reader, entry = blocks("docs/extending.md", "python")[1:3]
+    made: dict = {}
+    exec(reader, made)
+    sets = dict(prepare_eval_sets.SETS)
+    exec(
+        entry,
+        {"SETS": sets, "EvalSet": EvalSet, "mycorpus": type("mycorpus", (), {"read": staticmethod(made["read"])})},
+    )
+    monkeypatch.setattr(prepare_eval_sets, "SETS", sets)
+    root = tmp_path / "data/MyCorpus"
+    (root / "clips").mkdir(parents=True)
+    soundfile.write(root / "clips/1.wav", np.zeros(16_000), 16_000)
+    (root / "test.csv").write_text("file,text\n1.wav,hello\n2.wav,there\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["prepare_eval_sets.py", "mycorpus", "--root", "data/MyCorpus"])
+    prepare_eval_sets.main()
+    (first, second) = json.loads((tmp_path / "ann/mycorpus.json").read_text())["annotation"]
+    assert first == {"path": "/MyCorpus/clips/1.wav", "text": "hello", "task": "asr", "testset_id": "1.wav"}
+    assert second["text"] == "there"
+
+
+def test_the_llm_of_the_example_is_one_that_can_be_loaded(tmp_path: Path):
+    (tmp_path / "qwen").mkdir()
+    for file in ("stage1.yaml", "base.yaml"):
+        (tmp_path / file).symlink_to(ROOT / "configs" / file)
+    config_file = tmp_path / "qwen/stage1.yaml"
+    config_file.write_text(blocks("docs/extending.md", "yaml")[1])
+    write_llm(tmp_path / "llm", "qwen2.5")
+    config = load_config(config_file, [f"model.llama_path={tmp_path}/llm"])
+    assert load_tokenizer(config.model).eos_token == config.model.end_sym
+    assert config.run.batch_size_train == load_config(ROOT / "configs/stage1.yaml").run.batch_size_train
+
+
+@pytest.mark.usefixtures("here")
+def test_the_metric_of_the_example_is_one_more_entry(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(METRICS, "polite", None)  # and away again afterwards
+    given: list[EvalTask] = []
+    monkeypatch.setattr("salmonn.evaluation.evaluate_tasks", lambda *args: given.extend(args[1]))
+    exec(blocks("docs/extending.md", "python")[-1], {})
+    (task,) = given
+    check_names(task, "the example")
+    assert Path(task.annotation).is_file()
+    assert METRICS["polite"].title == "says please"

@@ -1,0 +1,158 @@
+"""Answers to any annotation file, checks of any submission, and tasks of one's own in Python."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from salmonn.common.errors import UserError
+from salmonn.evaluation import METRICS, EvalTask, Metric, evaluate_tasks, provenance
+from salmonn.evaluation.pipeline import evaluate, generate_answers
+from salmonn.evaluation.submission import validate_submission
+from tests.fixtures.commands import json_lines
+from tests.fixtures.stub_model import StubModel, config_for, entry
+
+
+def test_any_annotation_file_is_answered_each_entry_by_its_own_prompt(stub_world: Path, stub_model: StubModel):
+    entries = [entry(1), entry(2, task="audiocaption", Q="now", text="known"), entry("broken")]
+    config = config_for(stub_world, entries)
+    generate_answers(config, f"{stub_world}/ann.json")
+    folder = stub_world / "results/generate_ann"
+    lines = json_lines(folder / "predictions.jsonl")
+    assert [line["text"] for line in lines] == ["red dog", "blue dog", ""]
+    assert "Write it." in lines[0]["prompt"]
+    assert "Describe: now" in lines[1]["prompt"]
+    assert [line["references"] for line in lines] == [[], ["known"], []]
+    assert lines[2]["unreadable"]
+    assert json.loads((folder / "report.json").read_text())["scores"] == {}
+    assert len(stub_model.heard) == 2
+
+
+@pytest.fixture
+def submitted(stub_world: Path, request: pytest.FixtureRequest):
+    """(config, a submission for two clips that is right)."""
+    request.getfixturevalue("stub_model")
+    entries = [entry(3, testset_id="c"), entry(2, testset_id="a")]
+    config = config_for(stub_world, entries, key="test_ann_path_asr")
+    evaluate(config, "submission_asr")
+    (stub_world / "other.json").write_text(json.dumps({"annotation": [entry(1, testset_id="z")]}))
+    config.datasets.test_ann_path_aac = f"{stub_world}/other.json"
+    return config, stub_world / "results/submission_asr/submission.csv"
+
+
+def test_a_submission_is_checked_against_the_set_that_it_answers(submitted):
+    config, path = submitted
+    told = validate_submission(path, config.datasets)
+    assert told.endswith("a valid submission for " + config.datasets.test_ann_path_asr + ", 2 rows")
+    with pytest.raises(UserError, match="1 ids are missing: z; 2 ids are not in the set: c, a"):
+        validate_submission(path, config.datasets, config.datasets.test_ann_path_aac)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda text: text.replace("testset_id,text", "testset_id,text,more"), "the header must be testset_id,text"),
+        (lambda text: text + "c,again\n", "ids occur more than once: c"),
+        (lambda text: text.replace("a,blue dog\n", ""), "ids are missing: a"),
+        (lambda text: text.replace("blue dog", "blue dog,extra"), "not exactly two columns: row 2"),
+    ],
+)
+def test_a_wrong_submission_is_told_with_its_file_and_its_set(submitted, change, told):
+    config, path = submitted
+    path.write_text(change(path.read_text()))
+    with pytest.raises(UserError, match=rf"submission\.csv, checked against .*ann\.json: .*{told}"):
+        validate_submission(path, config.datasets)
+
+
+def test_a_submission_for_no_set_here_and_one_from_a_spreadsheet_are_told(submitted):
+    config, path = submitted
+    content = path.read_text()
+    path.write_text("testset_id,text\nother,1\n")
+    with pytest.raises(UserError, match=r"shares no testset_id with .*Give --ann FILE"):
+        validate_submission(path, config.datasets)
+    path.write_text(content, encoding="utf-8-sig")
+    with pytest.raises(UserError, match="byte-order mark"):
+        validate_submission(path, config.datasets)
+    path.write_text(content.replace("blue dog", ""))
+    assert validate_submission(path, config.datasets).endswith("2 rows, 1 of them with an empty text")
+
+
+def test_one_set_that_cannot_be_read_is_told_and_ends_no_other(stub_world: Path, stub_model: StubModel):
+    config = config_for(stub_world, [entry(1, text="a"), entry(2, text="blue dog")])
+    (stub_world / "gone.json").write_text(json.dumps({"annotation": [entry("broken", text="a")]}))
+    gone, here = (EvalTask(name, name, f"{stub_world}/{name}.json", metrics=["wer"]) for name in ("gone", "ann"))
+    with pytest.raises(UserError, match=r"gone: .*none of the 1 clips can be read"):
+        evaluate_tasks(config, [gone, here], stub_world / "results")
+    page = (stub_world / "results/report.md").read_text()
+    assert "not evaluated: no clip could be read" in page
+    assert "| ann " in page
+    assert len(stub_model.heard) == 2
+
+
+@pytest.mark.usefixtures("stub_model")
+def test_the_page_keeps_what_an_earlier_command_evaluated(stub_world: Path):
+    config = config_for(stub_world, [entry(1, text="a"), entry(2, text="blue dog")])
+    tasks = [EvalTask(name, name, f"{stub_world}/ann.json", metrics=["wer"]) for name in ("one", "two", "three")]
+    for task in tasks[:2]:
+        evaluate_tasks(config, [task], stub_world / "results", others=tasks)
+    reports = json.loads((stub_world / "results/report.json").read_text())
+    assert set(reports) == {"one", "two"}
+
+
+@pytest.mark.usefixtures("stub_model")
+def test_a_name_that_leads_out_of_the_results_folder_is_refused(stub_world: Path):
+    with pytest.raises(UserError, match="plain name"):
+        evaluate(config_for(stub_world, [entry(1, text="a")], "evaluate.name=../out"), "valid_asr")
+
+
+def test_a_submission_without_a_set_or_that_is_no_text_is_told(submitted):
+    config, path = submitted
+    config.datasets.test_ann_path_asr = config.datasets.test_ann_path_aac = ""
+    with pytest.raises(UserError, match="give --ann FILE"):
+        validate_submission(path, config.datasets)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read"):
+        validate_submission(path, config.datasets)
+
+
+@pytest.mark.usefixtures("stub_model")
+def test_a_task_and_a_metric_of_ones_own_take_a_few_lines(stub_world: Path, monkeypatch: pytest.MonkeyPatch):
+    def mentions_dogs(texts):
+        return [("dog" in output, 1) for output in texts.outputs]
+
+    monkeypatch.setitem(METRICS, "dogs", Metric("answers with a dog", mentions_dogs, needs="outputs"))
+    config = config_for(stub_world, [entry(1), entry(2, text="blue dog")])
+    task = EvalTask("dogs", "dogs heard", f"{stub_world}/ann.json", ["asr"], metrics=["dogs", "wer"])
+    with pytest.raises(UserError, match="entry 0: no 'text'"):
+        evaluate_tasks(config, [task], stub_world / "results")
+    config = config_for(stub_world, [entry(1, text="a dog"), entry(2, text="blue dog")])
+    reports = evaluate_tasks(config, [task], stub_world / "results")
+    assert reports["dogs"]["scores"] == {"dogs": 1.0, "wer": 0.25}
+    assert "answers with a dog" in (stub_world / "results/report.md").read_text()
+
+
+def test_names_that_there_are_not_are_refused_in_python_too(stub_world: Path):
+    config = config_for(stub_world, [entry(1, text="a")])
+    for values, told in (
+        ({"metrics": ["wre"]}, "metrics 'wre' is not known"),
+        ({"normaliser": "none"}, "normaliser 'none' is not known"),
+        ({"metrics": ["judged"]}, "needs judge"),
+    ):
+        task = EvalTask("mine", annotation=f"{stub_world}/ann.json", **values)
+        with pytest.raises(UserError, match=f"task mine: .*{told}"):
+            evaluate_tasks(config, [task], stub_world / "results")
+
+
+def test_a_result_tells_which_answers_an_earlier_commit_gave(
+    stub_world: Path, stub_model: StubModel, monkeypatch: pytest.MonkeyPatch
+):
+    config = config_for(stub_world, [entry(1, text="a"), entry(2, text="b")])
+    monkeypatch.setattr(provenance, "commit", lambda: "old")
+    evaluate(config, "valid_asr")
+    monkeypatch.setattr(provenance, "commit", lambda: "new")
+    evaluate(config, "valid_asr")
+    card = json.loads((stub_world / "results/valid_asr/report.json").read_text())["provenance"]
+    assert (card["commit"], card["answers_of_earlier_commits"]) == ("new", ["old"])
+    assert len(stub_model.heard) == 2
+    evaluate(config_for(stub_world, [entry(1, text="a"), entry(2, text="b")], "datasets.channel=mean"), "valid_asr")
+    assert len(stub_model.heard) == 4  # other audio, other answers

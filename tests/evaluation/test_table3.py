@@ -1,0 +1,219 @@
+"""Many tasks by one command, as a user runs it: the same answers however it is cut, and after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from salmonn.common.errors import UserError
+from salmonn.config.loading import load_config
+from salmonn.evaluation.answer_store import AnswerStore
+from salmonn.evaluation.metrics import METRICS
+from salmonn.evaluation.normalisers import NAMES
+from salmonn.evaluation.requests import Output
+from salmonn.evaluation.table3 import rows_of
+from salmonn.evaluation.tasks import EvalTask, load_tasks, named_tasks
+from salmonn.model import checkpoint
+from salmonn.model.prompts import load_test_prompts
+from salmonn.model.salmonn import SALMONN
+from tests.fixtures.commands import run_command
+from tests.fixtures.mini_world import mini_options
+from tests.fixtures.paths import ROOT
+from util.eval_sets.catalogue import SETS
+
+NAMES_OF_ROWS = ["asr", "er", "sv", "story"]
+
+
+@pytest.fixture(scope="module")
+def command(mini_world, tmp_path_factory):
+    """evaluate.py --mode table3 on the small world, with a checkpoint of random weights."""
+    folder = tmp_path_factory.mktemp("tasks")
+    tasks = OmegaConf.load(ROOT / "configs/mini/eval_tasks.yaml")
+    for task in tasks.values():
+        task.annotation = f"{mini_world}/ann/{Path(task.annotation).name}"
+    tasks.absent = {"title": "not here", "annotation": "nowhere.json", "metrics": ["wer"]}
+    OmegaConf.save(tasks, folder / "tasks.yaml")
+    options = [*mini_options(mini_world, folder), f"evaluate.tasks_file={folder}/tasks.yaml"]
+    options += ["generate.max_new_tokens=8", f"model.ckpt={folder}/random.pth"]
+    config = load_config("configs/mini/evaluate.yaml", [*options, "model.ckpt="])
+    checkpoint.save(folder / "random.pth", SALMONN.from_config(config.model))
+
+    def make(results: Path, *more: str, names=NAMES_OF_ROWS) -> list[str]:
+        chosen = ["--tasks", ",".join(names)] if names else []
+        arguments = ["evaluate.py", "--mode", "table3", "--cfg-path", "configs/mini/evaluate.yaml", *chosen]
+        arguments += ["--options", *options, f"evaluate.results_dir={results}", *more]
+        return arguments
+
+    return make
+
+
+def report(results: Path) -> dict:
+    found = json.loads((results / "table3/report.json").read_text())
+    for one in found.values():
+        if one:
+            del one["provenance"]["processes"], one["provenance"]["batch_size"]
+    return found
+
+
+def predictions(results: Path) -> dict[str, str]:
+    return {name: (results / f"table3/{name}/predictions.jsonl").read_text() for name in NAMES_OF_ROWS}
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory):
+    results = tmp_path_factory.mktemp("whole")
+    result = run_command(*command(results, "run.batch_size_eval=8"))
+    assert result.returncode == 0, result.stderr
+    return results
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(1, 1), (3, 2)])
+def test_batch_size_and_number_of_ranks_change_no_answer(command, whole, tmp_path, batch_size, processes):
+    result = run_command(*command(tmp_path, f"run.batch_size_eval={batch_size}"), ranks=processes)
+    assert result.returncode == 0, result.stderr
+    assert predictions(tmp_path) == predictions(whole)
+    assert report(tmp_path) == report(whole)
+
+
+def test_after_a_kill_nothing_is_answered_twice_and_the_report_is_the_same(command, whole, tmp_path):
+    arguments = [sys.executable, *command(tmp_path, "run.batch_size_eval=1")]
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    store = tmp_path / "table3/asr/answers"
+    while process.poll() is None and not any(f.read_bytes().count(b"\n") >= 3 for f in store.glob("*.jsonl")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (half,) = store.glob("*.jsonl")
+    kept = [line for line in half.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    half.write_bytes(b"".join(kept) + b'{"position": 7, "te')  # as a kill in the middle of a line leaves it
+    result = run_command(*arguments[1:])
+    assert result.returncode == 0, result.stderr
+    lines = half.read_bytes().splitlines(keepends=True)
+    assert lines[: len(kept)] == kept
+    positions = [json.loads(line)["position"] for line in lines]
+    assert len(positions) == len(set(positions)) > len(kept)
+    assert predictions(tmp_path) == predictions(whole)
+    assert report(tmp_path) == report(whole)
+
+
+def test_answers_of_other_settings_are_not_taken_for_these(command, whole):
+    """Another scaling gives another file of answers, and the report says which."""
+    result = run_command(*command(whole.parent / "scaled", "model.lora_scaling=0", names=["er"]))
+    assert result.returncode == 0, result.stderr
+    plain, scaled = (
+        json.loads((results / "table3/er/report.json").read_text())["provenance"]
+        for results in (whole, whole.parent / "scaled")
+    )
+    assert (plain["lora_scaling"], scaled["lora_scaling"]) == (4.0, 0.0)
+    names = [next((r / "table3/er/answers").iterdir()).name for r in (whole, whole.parent / "scaled")]
+    assert names[0] != names[1]
+    assert len(plain["checkpoint_sha256"]) == len(plain["annotation_sha256"]) == 64
+
+
+def test_without_a_choice_what_is_there_is_evaluated_and_what_is_not_is_named(command, tmp_path):
+    result = run_command(*command(tmp_path, names=None))
+    assert result.returncode == 0, result.stderr
+    assert "not evaluated: no nowhere.json" in result.stdout
+    page = (tmp_path / "table3/report.md").read_text()
+    for name in load_tasks(ROOT / "configs/mini/eval_tasks.yaml"):
+        assert f"| {name.name} " in page
+
+
+def test_a_choice_that_cannot_be_met_is_refused_before_the_model_is_loaded(command, tmp_path):
+    (file,) = (option.partition("=")[2] for option in command(tmp_path) if option.startswith("evaluate.tasks_file="))
+    config = load_config("configs/mini/evaluate.yaml", [f"evaluate.tasks_file={file}"])
+    for names, told in ((["asr", "absent"], "absent: nowhere.json"), (["asr", "dowsing"], "--tasks dowsing: not in")):
+        with pytest.raises(UserError, match=told):
+            named_tasks(config, names)
+
+
+def test_the_rows_of_the_papers_table_are_declared_with_known_names():
+    tasks = load_tasks(ROOT / "configs/eval_tasks.yaml")
+    assert len(tasks) == 18  # three sets of speech recognition, gender recognition, 14 others
+    prompts = load_test_prompts(ROOT / "configs/prompts/test_prompt.json", "{}")
+    for task in tasks:
+        assert task.normaliser in NAMES
+        assert {*task.metrics, *task.paper, *task.reproduced} <= METRICS.keys()
+        assert set(task.paper) <= set(task.metrics)
+        assert set(task.accepts) <= prompts.keys()
+        assert not task.prompt or task.prompt in prompts
+
+
+def test_published_test_prompts_serve_every_row():
+    """The keys of prompts/test_prompt.json in the published repository; its gender prompt is the entry's question."""
+    published = {
+        *("asr", "translation_ec", "translation_en2de", "translation_en2ja", "audiocaption", "audiocaption_v2"),
+        *("QA", "gender_QA", "phone_recognition", "emotion_recognition", "music_description", "keywords"),
+        *("speaker_verification", "speech_separation", "audio_story_telling", "slot_filling", "speech_query"),
+        "speech_audio_coreasoning",
+    }
+    for task in load_tasks(ROOT / "configs/eval_tasks.yaml"):
+        assert ({task.prompt} if task.prompt else set(task.accepts)) <= published
+
+
+def test_every_row_reads_what_the_preparers_write():
+    """Where util/prepare_eval_sets.py puts a set without --out, a row of the table looks for it."""
+    made = {f"ann/{name}.json" for name in SETS}
+    made |= {f"ann/{name}_{split}.json" for name in SETS for split in ("test-clean", "test-other", "eval", "Session5")}
+    for task in load_tasks(ROOT / "configs/eval_tasks.yaml"):
+        assert task.annotation in made | {"ann/sac.json"}  # speech and audio co-reasoning is in-house
+
+
+def test_a_row_shows_the_difference_to_the_paper():
+    task = EvalTask("asr", "s", "a.json", metrics=["wer"], paper={"wer": 0.021}, reproduced={"wer": 0.0224})
+    values = {"scores": {"wer": 0.03}, "intervals": {"wer": [0.02, 0.04]}, "n": 9, "finished": 8, "unfinished": 1}
+    values |= {"scores_finished": {"wer": 0.02}, "scoring": {"substitute": {"wer": ""}}}
+    (row,) = rows_of(task, values)
+    shown = ["3.00 %", "2.00 % to 4.00 %", "2.00 %", "-"]
+    assert row == ["asr", "WER", "9", "8", *shown, "2.10 % (+0.90 %)", "2.24 % (+0.76 %)"]
+    nothing = {key: {"wer": None} for key in ("scores", "intervals", "scores_finished")}
+    (row,) = rows_of(task, {**values, **nothing})
+    assert row[4:] == ["no score", "-", "no score", "-", "2.10 %", "2.24 %"]
+    (row,) = rows_of(task, {**values, "scores": {"wer": 0.03, "wer_shuffled": 1.2}})
+    assert row[7] == "120.00 %"
+
+
+@pytest.mark.parametrize(
+    ("change", "of_task", "why"),
+    [
+        ({"n": 12}, {}, "3 of 12 unread"),
+        ({}, {"clips": 10}, "9 of 10 clips"),
+        ({"scoring": {"substitute": {"wer": "no MeCab"}}}, {}, "no MeCab"),
+    ],
+)
+def test_what_cannot_be_compared_with_the_paper_says_why(change, of_task, why):
+    task = EvalTask("asr", "s", "a.json", metrics=["wer"], paper={"wer": 0.021}, **of_task)
+    values = {"scores": {"wer": 0.03}, "intervals": {"wer": [0.02, 0.04]}, "n": 9, "finished": 8, "unfinished": 1}
+    values |= {"scores_finished": {"wer": 0.02}, "scoring": {"substitute": {"wer": ""}}}
+    (row,) = rows_of(task, {**values, **change})
+    assert row[-2] == f"2.10 % (n/a: {why})"
+
+
+def test_a_tasks_file_with_mistakes_is_refused_with_all_of_them(tmp_path):
+    lines = ["a: {metrc: [wer]}", "b: {metrics: wer}", "c: {annotation: c.json, metrics: [wer]}"]
+    lines += ["../d: {annotation: d.json}", "e: {metrics: [wer]}"]
+    (tmp_path / "tasks.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError) as error:
+        load_tasks(tmp_path / "tasks.yaml")
+    assert "metrc (did you mean" in str(error.value)
+    assert "model." not in str(error.value)
+    assert "'../d' is the name of a folder" in str(error.value)
+    assert "task e: annotation is not set" in str(error.value)
+    assert "task b" in str(error.value)
+    assert "task c" not in str(error.value)
+
+
+def test_an_answer_file_of_something_else_is_named(tmp_path):
+    store = AnswerStore(tmp_path, "x", "abc")
+    store.add([(0, Output("a", 1, True)), (1, Output(unreadable="gone"))])
+    assert store.read() == {0: Output("a", 1, True)}
+    assert store.commits == {"abc"}
+    (tmp_path / "x-rank1.jsonl").write_text('{"text": "?"}\n')
+    with pytest.raises(UserError, match=r"x-rank1\.jsonl, line 1: not an answer"):
+        store.read()

@@ -1,0 +1,152 @@
+"""util/samples_to_learn.py: when a curve has left the plateau, recipes that load, and a run of them end to end."""
+
+import json
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from experiments.samples_to_learn import experiment
+from experiments.samples_to_learn.criterion import ACCURACY, half_way, left_plateau
+from experiments.samples_to_learn.experiment import read_curves, residual_writers, scale_
+from experiments.samples_to_learn.recipes import load_study, recipe_config
+from salmonn.common.errors import UserError
+from salmonn.config.loading import load_config
+from salmonn.training.runner import Runner
+from tests.fixtures.commands import json_lines, run_command
+from tests.fixtures.mini_world import train_options
+from tests.fixtures.paths import ROOT
+
+RECIPES = ROOT / "configs/mini/recipes.yaml"
+
+
+def curve_of(*ratios: float, accuracies: tuple[float, ...] = ()) -> list[dict]:
+    """Points 100 samples apart with these ratios of the loss to the shuffled loss, which is 2."""
+    accuracies = accuracies or (0.0,) * len(ratios)
+    return [
+        {"samples": 100 * i, "loss": 2 * ratio, "loss_shuffled": 2.0, "accuracy": accuracy}
+        for i, (ratio, accuracy) in enumerate(zip(ratios, accuracies, strict=True), start=1)
+    ]
+
+
+def test_a_curve_that_stays_with_its_control_never_leaves():
+    assert left_plateau(curve_of(1.0, 0.99, 0.95, 0.9)) == math.inf
+    assert left_plateau([]) == math.inf
+
+
+def test_a_curve_leaves_where_it_crosses_between_two_validations():
+    assert left_plateau(curve_of(1.0, 0.9, 0.7, 0.5)) == pytest.approx(250)  # 0.8 is in the middle of 0.9 and 0.7
+
+
+def test_a_curve_that_came_back_has_left_only_the_last_time():
+    assert left_plateau(curve_of(1.0, 0.6, 0.6, 0.9, 0.7, 0.5)) == pytest.approx(450)
+    assert left_plateau(curve_of(1.0, 0.6, 0.6, 0.9)) == math.inf
+
+
+def test_one_validation_is_not_enough_to_have_left():
+    assert left_plateau(curve_of(1.0, 0.9, 0.5)) == math.inf
+
+
+def test_a_curve_below_from_the_beginning_left_at_its_first_validation():
+    assert left_plateau(curve_of(0.5, 0.4, 0.3)) == 100
+
+
+def test_a_task_is_judged_by_its_own_losses():
+    curve = [
+        {**whole, "tasks": {"asr": late}}
+        for whole, late in zip(curve_of(0.5, 0.5, 0.5, 0.5), curve_of(1.0, 0.9, 0.7, 0.6), strict=True)
+    ]
+    assert left_plateau(curve) == 100
+    assert left_plateau(curve, "asr") == pytest.approx(250)
+
+
+def test_half_of_the_accuracy_must_be_kept_too():
+    curve = curve_of(1, 1, 1, 1, accuracies=(0.5, ACCURACY + 0.1, ACCURACY - 0.1, ACCURACY + 0.1))
+    assert half_way(curve) == math.inf
+    curve += [{**curve[-1], "samples": 500}]
+    assert half_way(curve) == pytest.approx(350)
+
+
+def test_the_recipes_are_usable_and_differ_from_the_first_in_what_they_say():
+    study = load_study(RECIPES)
+    first, *others = study.recipes
+    assert len(others) >= 4
+    base = recipe_config(study, first)
+    assert base.run.optims.lora_lr_factor == 1
+    for name in others:
+        recipe = study.recipes[name]
+        changes_data_or_scale = recipe.tasks or recipe.projection_scale != 1 or recipe.llm_scale != 1
+        assert recipe.says, name
+        assert changes_data_or_scale or recipe_config(study, name) != base, name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("options: [run.optims.lora_factor=2]", "lora_lr_factor"),
+        ("speed: 2", "speed"),
+        ("options: [run.batch_size_train=100]", "does not divide"),
+    ],
+)
+def test_a_recipe_that_cannot_be_run_is_told_at_once(tmp_path, change, message):
+    file = tmp_path / "recipes.yaml"
+    file.write_text(f"config: {ROOT}/configs/mini/stage1.yaml\nrecipes:\n  odd:\n    {change}\n")
+    with pytest.raises(UserError, match=message):
+        load_study(file)
+
+
+def test_the_scale_of_the_residual_stream_changes_no_logit(mini_world):
+    llm = AutoModelForCausalLM.from_pretrained(mini_world / "weights" / "llama").eval()
+    llm.config.rms_norm_eps = 0.0
+    for module in llm.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.variance_epsilon = 0.0  # the only thing that knows the scale
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        before = llm(ids).logits
+        scale_(residual_writers(llm), 1 / 16)
+        torch.testing.assert_close(llm(ids).logits, before)
+
+
+def test_recipes_are_run_once_and_reported(mini_world, tmp_path, monkeypatch):
+    recipes, out = tmp_path / "recipes.yaml", tmp_path / "out"
+    study = {"config": "configs/mini/stage1.yaml", "max_samples": 16, "valid_every_samples": 8, "valid_clips": 8}
+    study |= {"options": ["run.batch_size_train=4"], "recipes": {"asr_only": {"tasks": ["asr"]}}}
+    recipes.write_text(json.dumps(study))
+    options = [option for option in train_options(mini_world, tmp_path) if "output_dir" not in option]
+    arguments = ["--recipes", str(recipes), "--out", str(out), "--seeds", "7", "--only", "asr_only"]
+    result = run_command("util/samples_to_learn.py", *arguments, "--options", *options)
+    assert result.returncode == 0, result.stderr
+    assert "> 16" in result.stdout
+    report = json.loads((out / "report.json").read_text())["recipes"]["asr_only"]
+    assert [point["samples"] for point in report["curves"]["7"]] == [8, 16]
+    assert report["left"] == {"7": None}  # random weights: there is nothing to hear
+    trained_on = json.loads((out / "asr_only-7" / "train.json").read_text())["annotation"]
+    assert {entry["task"] for entry in trained_on} == {"asr"}
+    assert (out / "report.png").stat().st_size > 1000
+
+    monkeypatch.setattr(experiment, "ObservedRunner", None)  # a second run would fail
+    monkeypatch.chdir(ROOT)
+    experiment.measure(load_study(recipes), "asr_only", 7, out, options)
+    with pytest.raises(UserError, match="another recipe"):
+        experiment.measure(load_study(recipes), "asr_only", 7, out, [*options, "run.seed=8"])
+    assert read_curves(load_study(recipes), out) == {"asr_only": {7: report["curves"]["7"]}}
+
+
+def test_validations_inside_an_epoch_leave_the_training_as_it_is(mini_world, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    short = ["run.iters_per_epoch=6", "run.accum_grad_iters=2", "run.optims.max_epoch=1", "run.batch_size_train=2"]
+
+    def trained(name: str, *options: str) -> tuple[list[int], dict]:
+        places = [*train_options(mini_world, tmp_path), f"run.exp_name={name}"]
+        runner = Runner(load_config("configs/mini/stage1.yaml", [*places, *short, *options]))
+        assert runner.run()
+        lines = json_lines(tmp_path / name / "log.jsonl")
+        validated = [line["step"] for line in lines if line["kind"] == "valid"]
+        return validated, runner.model.state_dict()
+
+    at_the_end, expected = trained("plain")
+    often, found = trained("often", "run.valid_every_steps=1")
+    assert (at_the_end, often) == ([6], [2, 4, 6])  # counted in iterations; the last is the epoch's own
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -1,0 +1,83 @@
+"""Less is kept for the backward pass, and nothing else is different."""
+
+import gc
+import inspect
+import weakref
+from importlib import import_module
+
+import bitsandbytes
+import pytest
+import torch
+
+from salmonn.model.activation_memory import GATED, Lean, keep_less
+from util.benchmarks.sizes import build, make_batch
+
+CPU = torch.device("cpu")
+FOLDERS = {"GemmaMLP": "gemma", "Gemma2MLP": "gemma2", "Gemma3MLP": "gemma3", "MistralMLP": "mistral"}
+FOLDERS |= {"LlamaMLP": "llama", "Qwen2MLP": "qwen2", "Qwen3MLP": "qwen3"}
+
+
+def gradients(model, samples):
+    """Loss, and the gradient of each parameter, with the same dropout each time."""
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=model.beats.dtype == torch.bfloat16):
+        loss = model(samples)["loss"]
+    loss.backward()
+    return {"loss": loss.detach()} | {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quantization", ["none", "8bit", "nf4"])
+def test_loss_and_gradients_have_the_same_bits_as_if_all_was_kept(quantization, dtype, recompute, monkeypatch):
+    lean = build("mini", CPU, dtype, quantization, gradient_checkpointing=recompute).train()
+    monkeypatch.setattr("salmonn.model.salmonn.keep_less", lambda _: None)
+    whole = build("mini", CPU, dtype, quantization, gradient_checkpointing=recompute).train()
+    assert any(isinstance(module, Lean) for module in lean.modules())
+    assert not any(isinstance(module, Lean) for module in whole.modules())
+    samples = make_batch(lean, 2)
+    ours, plain = gradients(lean, samples), gradients(whole, samples)
+    assert ours.keys() == plain.keys()
+    assert len(ours) > 20
+    for name, gradient in plain.items():
+        assert torch.equal(ours[name], gradient), name
+
+
+@pytest.mark.parametrize("kind", GATED)
+def test_each_named_mlp_is_the_product_that_is_made_again(kind):
+    mlp = getattr(import_module(f"transformers.models.{FOLDERS[kind]}.modeling_{FOLDERS[kind]}"), kind)
+    assert "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))" in inspect.getsource(mlp.forward)
+
+
+def test_an_8_bit_layer_lets_its_input_go():
+    model = build("mini", CPU, quantization="8bit")
+    layer = next(module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear8bitLt))
+    x = torch.randn(2, 3, layer.in_features, requires_grad=True)
+    inner = x * 1.0
+    seen = weakref.ref(inner)
+    y = layer(inner)
+    del inner
+    assert seen() is None
+    y.sum().backward()
+    weight = layer.state.CB.float() * layer.state.SCB[:, None] / 127
+    torch.testing.assert_close(x.grad, torch.ones_like(y) @ weight)
+
+
+def test_each_block_has_two_norms_and_a_product_that_keep_less():
+    model = build("mini", CPU)
+    names = [name for name, module in model.named_modules() if isinstance(module, Lean)]
+    assert len(names) == 3 * 3 + 1  # and a norm at the end
+    keep_less(model.llama_model)
+    assert [name for name, module in model.named_modules() if isinstance(module, Lean)] == names
+
+
+def test_a_model_that_is_let_go_frees_its_weights_at_once():
+    model = build("mini", CPU)
+    weights = [weakref.ref(p) for name, p in model.named_parameters() if "mlp" in name or "norm" in name]
+    gc.disable()
+    try:
+        del model
+        assert not any(weight() is not None for weight in weights)
+    finally:
+        gc.enable()

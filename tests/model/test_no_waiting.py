@@ -1,0 +1,67 @@
+"""A micro-batch is queued without our code waiting for the device: it asks for no value before the step's end.
+
+No GPU is needed: tensors of the meta device have no values, so asking for them fails there.
+"""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import masking_utils
+
+from salmonn.config.schema import RunConfig
+from salmonn.model.llm_input import lay_out
+from salmonn.training.step import TrainingStep
+from util.benchmarks.sizes import build, make_batch
+
+META = torch.device("meta")
+
+
+class Copies(TorchDispatchMode):
+    """Copies to or from the device that the host would wait for."""
+
+    def __init__(self):
+        super().__init__()
+        self.waited_for, self.all = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func is torch.ops.aten._to_copy.default and args[0].device != result.device:
+            self.all += 1
+            if not kwargs.get("non_blocking"):
+                self.waited_for.append(result.shape)
+        return result
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["all", "checkpointing"])
+def test_our_code_asks_the_device_for_nothing_in_a_micro_batch(checkpointing, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none of this device
+    # One look is left, the library's: whether positions begin anew within a row. So the host does wait for the encoders
+    # once per micro-batch.
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda _positions: None)
+    model = build("mini", META, gradient_checkpointing=checkpointing).train()
+    samples = make_batch(model, 3)
+    step = TrainingStep(model, OmegaConf.structured(RunConfig(amp=False, batch_size_train=3)), META)
+    model.encode_speech(samples["raw_wav"])  # the first time makes the filter banks
+    with Copies() as copies:
+        step.backward(model(samples, verbose=True), samples["id"], 1)
+    assert copies.all > 0
+    assert copies.waited_for == []
+    assert all(p.grad is not None for p in step.trainable)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        step.finish(1)  # which reads the counts and the gradients' norm
+
+
+def test_audio_that_was_heard_goes_from_the_host_to_the_device_for_an_answer():
+    model = build("mini", META)
+    layout = lay_out(model.tokenizer, 4, ["<SpeechHere> What?"] * 2, [[]] * 2)
+    n_copies = []
+    for device in (META, torch.device("cpu")):
+        with Copies() as copies:
+            model._embed(layout, torch.zeros(2, 4, model.speech_llama_proj.out_features, device=device))
+        assert copies.waited_for == []
+        n_copies.append(copies.all)
+    assert n_copies[1] == n_copies[0] + 1

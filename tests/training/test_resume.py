@@ -1,0 +1,191 @@
+"""A run goes on where it was: after kill -9, a signal, a restart by torchrun, a full disk, a damaged checkpoint."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from salmonn.model import checkpoint
+from tests.fixtures.commands import json_lines, run_command
+from tests.fixtures.kill_runs import command, family, run_killed, same_state, start
+from tests.fixtures.mini_world import train_options
+from tests.fixtures.paths import ROOT
+
+# One process, two short epochs, a checkpoint after each step.
+SHORT = ["run.iters_per_epoch=4", "run.optims.max_epoch=2", "run.batch_size_train=2", "run.batch_size_eval=8"]
+SHORT += ["run.log_freq=1", "run.save_every_steps=1"]
+
+
+def arguments(world: Path, output: Path, *options: str) -> list[str]:
+    config = ["train.py", "--cfg-path", "configs/mini/stage1.yaml", "--options"]
+    return [*config, *train_options(world, output), *SHORT, *options]
+
+
+def train(world: Path, output: Path, *options: str) -> subprocess.CompletedProcess:
+    return run_command(*arguments(world, output, *options))
+
+
+def log_steps(output: Path, kind: str = "train") -> list[int]:
+    lines = json_lines(output / "stage1/log.jsonl")
+    return [line["step"] for line in lines if line["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def whole(mini_world, tmp_path_factory):
+    """A run of 2 ranks that was never disturbed."""
+    output = tmp_path_factory.mktemp("whole")
+    process = start(command(mini_world, output))
+    message = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, message
+    return output
+
+
+@pytest.fixture(scope="module")
+def short(mini_world, tmp_path_factory):
+    """A run of one process that was never disturbed."""
+    output = tmp_path_factory.mktemp("short")
+    result = train(mini_world, output)
+    assert result.returncode == 0, result.stderr
+    return output
+
+
+def test_a_run_killed_twice_ends_bit_identical(mini_world, whole, tmp_path):
+    rows = run_killed(mini_world, tmp_path, kills=2, rng=random.Random(1))
+    assert all(row["killed"] != "too late" for row in rows)
+    assert all("samples seen" in row["began"] for row in rows[1:])
+    assert same_state(whole, tmp_path)
+    assert log_steps(tmp_path) == log_steps(whole)  # no step twice, none left out
+
+
+def test_a_signal_to_every_process_stops_the_run_after_saving_and_it_goes_on(mini_world, whole, tmp_path):
+    process = start(command(mini_world, tmp_path))
+    log = tmp_path / "stage1/log.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 3):
+        time.sleep(0.02)
+    for pid in family(process.pid)[1:]:  # of all ranks and their loaders' workers, as Slurm does
+        os.kill(pid, signal.SIGTERM)
+    message = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, message
+    assert "the same command goes on from there" in message
+    stopped = checkpoint.read(tmp_path / "stage1/checkpoint_last.pth")["progress"]
+    assert 0 < stopped["epoch"] * 20 + stopped["iteration"] < 40
+    process = start(command(mini_world, tmp_path))
+    message = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, message
+    assert same_state(whole, tmp_path)
+
+
+def test_torchrun_restarts_a_run_that_lost_a_rank_from_its_last_checkpoint(mini_world, whole, tmp_path):
+    launched = command(mini_world, tmp_path)
+    launched.insert(launched.index("--standalone"), "--max-restarts=1")
+    process = start(launched)
+    last = tmp_path / "stage1/checkpoint_last.pth"
+    while process.poll() is None and not last.exists():
+        time.sleep(0.02)
+    ranks = [pid for pid in family(process.pid)[1:] if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(ranks[0], signal.SIGKILL)
+    message = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, message
+    assert "going on with" in message
+    assert same_state(whole, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_torchrun_or_ctrl_c_saves_first(mini_world, tmp_path, number):
+    """torchrun itself then ends with 1, whatever its ranks do; Ctrl-C reaches the whole group of processes."""
+    process = start(command(mini_world, tmp_path), start_new_session=True)
+    log = tmp_path / "stage1/log.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 3):
+        time.sleep(0.02)
+    os.kill(process.pid, number) if number == signal.SIGTERM else os.killpg(process.pid, number)
+    message = process.communicate(timeout=120)[1]
+    assert "the same command goes on from there" in message
+    stopped = checkpoint.read(tmp_path / "stage1/checkpoint_last.pth")["progress"]
+    assert stopped["step"] == log_steps(tmp_path)[-1]  # nothing that was done is lost
+
+
+def test_a_finished_run_has_nothing_left_to_do(mini_world, tmp_path):
+    first = train(mini_world, tmp_path, "run.optims.max_epoch=1")
+    assert first.returncode == 0, first.stderr
+    state = checkpoint.read(tmp_path / "stage1/checkpoint_last.pth")
+    assert (state["epoch"], state["progress"]["epoch"], state["progress"]["samples"]) == (0, 1, 8)
+    second = train(mini_world, tmp_path, "run.optims.max_epoch=1")
+    assert second.returncode == 0, second.stderr
+    assert "all 1 epochs are done" in second.stderr  # nothing left to do is no error
+    assert log_steps(tmp_path) == [1, 2, 3, 4]
+    harmless = train(mini_world, tmp_path, "run.optims.max_epoch=1", "run.num_workers=1")
+    assert harmless.returncode == 0, harmless.stderr
+    other = train(mini_world, tmp_path, "run.optims.max_epoch=1", "run.optims.init_lr=0.002")
+    assert other.returncode == 2
+    assert "run.optims.init_lr: 0.003 -> 0.002" in other.stderr
+    assert "Nothing was trained: choose another run.exp_name" in other.stderr
+
+
+def test_a_changed_configuration_is_told(mini_world, short, tmp_path):
+    assert train(mini_world, tmp_path, "run.optims.max_epoch=1").returncode == 0
+    result = train(mini_world, tmp_path, "run.optims.init_lr=0.002")
+    assert result.returncode == 0, result.stderr
+    assert "the configuration has changed: run.optims.init_lr: 0.003 -> 0.002" in result.stderr
+    assert log_steps(tmp_path) == log_steps(short)
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(mini_world, tmp_path):
+    assert train(mini_world, tmp_path, "run.optims.max_epoch=1").returncode == 0
+    folder = tmp_path / "stage1"
+    last, before = folder / "checkpoint_last.pth", folder / "checkpoint_last-1.pth"
+    assert checkpoint.read(before)["progress"]["iteration"] == 4  # of the moment before validation
+    last.write_bytes(last.read_bytes()[:-5000])
+    result = train(mini_world, tmp_path, "run.optims.max_epoch=1")
+    assert result.returncode == 0, result.stderr
+    assert "checkpoint_last.pth is not a SALMONN checkpoint, or damaged" in result.stderr
+    assert "going on with" in result.stderr
+    assert "checkpoint_last-1.pth: epoch 0, iteration 4, 8 samples seen" in result.stderr
+    assert log_steps(tmp_path) == [1, 2, 3, 4]
+    for path in (last, before):
+        path.write_bytes(b"foreign")
+    result = train(mini_world, tmp_path)
+    assert result.returncode == 2
+    assert "none of the checkpoints" in result.stderr
+    assert "run.overwrite=True" in result.stderr
+
+
+def test_a_full_disk_loses_no_checkpoint_and_is_told(mini_world, short, tmp_path):
+    assert train(mini_world, tmp_path, "run.optims.max_epoch=1").returncode == 0
+    last = tmp_path / "stage1/checkpoint_last.pth"
+    before = last.read_bytes()
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))  # noqa: E731
+    cold = [sys.executable, *arguments(mini_world, tmp_path)]
+    result = subprocess.run(cold, cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, timeout=240)
+    assert "NO CHECKPOINT WAS WRITTEN" in result.stderr
+    assert "could not be written" in result.stderr
+    assert result.returncode == 2
+    assert last.read_bytes() == before
+    assert not list(last.parent.glob("*.tmp")) + list(last.parent.glob(".*.tmp"))
+    assert train(mini_world, tmp_path).returncode == 0
+    assert log_steps(tmp_path) == log_steps(short)
+
+
+def test_a_run_can_go_on_from_a_named_checkpoint_elsewhere(mini_world, short, tmp_path):
+    result = train(mini_world, tmp_path, f"run.resume={short}/stage1/checkpoint_last-1.pth")
+    assert result.returncode == 0, result.stderr
+    one, two = (checkpoint.read(folder / "stage1/checkpoint_last.pth")["model"] for folder in (short, tmp_path))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    wrong = train(mini_world, tmp_path / "x", f"run.resume={tmp_path}/nowhere.pth")
+    assert wrong.returncode == 2
+    assert "nowhere.pth: choose auto, none, or a checkpoint" in wrong.stderr
+
+
+def test_two_runs_never_write_to_one_folder(mini_world, tmp_path):
+    (tmp_path / "stage1").mkdir()
+    with FileLock(tmp_path / "stage1/.lock"):
+        result = train(mini_world, tmp_path)
+    assert result.returncode == 2
+    assert "another process is training in" in result.stderr

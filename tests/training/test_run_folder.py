@@ -1,0 +1,167 @@
+"""What a run's folder allows, keeps and goes on from; what its log survives."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from salmonn.common.errors import UserError
+from salmonn.config.loading import load_config
+from salmonn.model import checkpoint
+from salmonn.training import run_folder
+from salmonn.training.progress import Progress
+from salmonn.training.run_folder import RunFolder
+from salmonn.training.run_log import RunLog
+from tests.fixtures.commands import json_lines
+
+STATE = {"optimizer": {}, "scaler": {}}
+
+
+@pytest.fixture
+def folder_of(tmp_path):
+    """The folder of a run with these options."""
+
+    def make(*options: str) -> RunFolder:
+        return RunFolder(load_config("configs/mini/stage1.yaml", [f"run.output_dir={tmp_path}", *options]))
+
+    return make
+
+
+def epoch_of(found) -> int | None:
+    return None if found is None else found[0].epoch
+
+
+@pytest.mark.parametrize("option", ["run.overwrite=True", "run.resume=none"])
+@pytest.mark.parametrize("variable", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_after_a_restart_the_commands_own_checkpoint_counts(folder_of, monkeypatch, option, variable):
+    """A restart repeats the command; what it says of a run that was there before is no longer meant."""
+    model = nn.Linear(2, 2)
+    folder_of().save(model, Progress(epoch=1), **STATE)  # of an earlier run
+    assert epoch_of(folder_of(option).checkpoint_to_resume()) is None
+    monkeypatch.setenv(variable, "1")
+    assert epoch_of(folder_of(option).checkpoint_to_resume()) is None  # killed before it saved anything itself
+    folder_of(option).save(model, Progress(epoch=2), **STATE)
+    assert epoch_of(folder_of(option).checkpoint_to_resume()) == 2
+    monkeypatch.setenv(variable, "0")
+    assert epoch_of(folder_of(option).checkpoint_to_resume()) is None
+
+
+def test_a_command_that_names_a_checkpoint_goes_on_with_what_it_has_saved_itself(folder_of, tmp_path):
+    model, elsewhere = nn.Linear(2, 2), tmp_path / "elsewhere.pth"
+    checkpoint.save(elsewhere, model, progress={"epoch": 7}, config={}, **STATE)
+    named = f"run.resume={elsewhere}"
+    assert epoch_of(folder_of(named).checkpoint_to_resume()) == 7
+    folder_of(named).save(model, Progress(epoch=9), **STATE)
+    assert epoch_of(folder_of(named).checkpoint_to_resume()) == 9
+
+
+def test_a_key_that_came_after_a_run_is_no_change_of_it(folder_of):
+    """Code that was updated in the middle of a run: the run had what is the default now."""
+    folder = folder_of()
+    folder.save(nn.Linear(2, 2), Progress(epoch=1), **STATE)
+    state = torch.load(folder.kept()[0], weights_only=True)
+    del state["config"]["run"]["valid_every_steps"]
+    torch.save(state, folder.kept()[0])
+    assert folder_of().checkpoint_to_resume().changes == []
+    assert folder_of("run.valid_every_steps=3").checkpoint_to_resume().changes == ["run.valid_every_steps: 0 -> 3"]
+
+
+def test_a_named_checkpoint_does_not_push_another_run_aside(folder_of, tmp_path):
+    model, elsewhere = nn.Linear(2, 2), tmp_path / "elsewhere.pth"
+    checkpoint.save(elsewhere, model, progress={"epoch": 7}, config={}, **STATE)
+    folder_of().save(model, Progress(epoch=1), **STATE)
+    with pytest.raises(UserError, match=r"already holds another run than run\.resume"):
+        folder_of(f"run.resume={elsewhere}").checkpoint_to_resume()
+    assert epoch_of(folder_of(f"run.resume={elsewhere}", "run.overwrite=True").checkpoint_to_resume()) == 7
+    older = folder_of().path / "checkpoint_last.pth"  # going back in the same folder is meant
+    assert epoch_of(folder_of(f"run.resume={older}", "run.seed=1").checkpoint_to_resume()) == 1
+
+
+def test_the_best_checkpoint_of_a_run_whose_others_are_gone_is_not_deleted(folder_of):
+    folder = folder_of()
+    checkpoint.save(folder.path / "checkpoint_best.pth", nn.Linear(2, 2))
+    (problem,) = folder.problems()
+    assert "holds checkpoint_best.pth but no checkpoint to go on from" in problem
+    (problem,) = folder_of("run.resume=none").problems()
+    assert "already holds a run" in problem
+    assert folder_of("run.overwrite=True").problems() == []
+
+
+def test_with_one_checkpoint_kept_there_is_one_at_every_moment(folder_of, monkeypatch):
+    folder, model = folder_of("run.keep_checkpoints=1"), nn.Linear(2, 2)
+    folder.save(model, Progress(epoch=1), **STATE)
+    replace = Path.replace
+
+    def killed(_self, target):
+        assert Path(target).name == "checkpoint_last.pth"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.save(model, Progress(epoch=2), **STATE)
+    monkeypatch.setattr(Path, "replace", replace)
+    assert epoch_of(folder.checkpoint_to_resume()) == 1
+    folder.save(model, Progress(epoch=3), **STATE)
+    assert [path.name for path in folder.kept()] == ["checkpoint_last.pth"]
+
+
+@pytest.mark.parametrize("damage", ["values", "cut", "no archive", "another version"])
+def test_a_damaged_or_foreign_checkpoint_gives_way_to_the_one_before(folder_of, damage, caplog):
+    folder, model = folder_of(), nn.Linear(64, 64)
+    folder.save(model, Progress(epoch=1), **STATE)
+    folder.save(model, Progress(epoch=2), **STATE)
+    last = folder.path / "checkpoint_last.pth"
+    content = last.read_bytes()
+    if damage == "values":  # the archive is whole, the library would load it
+        with zipfile.ZipFile(last) as archive:
+            member = max(archive.infolist(), key=lambda info: info.file_size)
+        middle = member.header_offset + member.file_size // 2 + 128
+        last.write_bytes(content[:middle] + bytes(256) + content[middle + 256 :])
+        torch.load(last, weights_only=True)
+    elif damage == "cut":
+        last.write_bytes(content[:-100])
+    elif damage == "no archive":
+        last.write_bytes(b"\x80\x02}q\x00.")
+    else:
+        state = checkpoint.read(last)
+        torch.save({**state, "progress": {"epochs": 3}}, last)
+    assert epoch_of(folder.checkpoint_to_resume()) == 1
+    assert "checkpoint_last.pth" in caplog.text
+
+
+def test_a_new_run_leaves_nothing_of_an_earlier_one(folder_of):
+    folder = folder_of()
+    folder.save(nn.Linear(2, 2), Progress(), **STATE)
+    for name in run_folder._RUN_FILES:
+        (folder.path / name).touch()
+    (folder.path / "tensorboard").mkdir()
+    (folder.path / "my_notes.txt").touch()
+    folder.clear()
+    assert [path.name for path in folder.path.iterdir()] == ["my_notes.txt"]
+
+
+def test_a_full_disk_stops_neither_the_log_nor_the_run(tmp_path, caplog):
+    log = RunLog(tmp_path)
+    log.write("train", 1, loss=1.0)
+    lines = log._lines
+    log._lines = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115
+    log._tensorboard.file_writer.event_writer._worker.stop()  # as its thread ends when it cannot write
+    for step in range(2, 60):  # more than its queue holds
+        log.write("train", step, loss=1.0)
+    log._lines = lines
+    log.write("train", 60, loss=1.0)
+    log.close()
+    steps = [line["step"] for line in json_lines(tmp_path / "log.jsonl")]
+    assert steps == [1, 60]
+    assert caplog.text.count("could not be written") == 1
+    assert caplog.text.count("TensorBoard's curves stop here") == 1
+
+
+def test_a_log_line_that_was_cut_does_not_keep_a_run_from_going_on(tmp_path):
+    (tmp_path / "log.jsonl").write_text(
+        '{"kind": "train", "step": 1}\n{"kind": "tr\n{"kind": "train", "step": 3}\n{"ki'
+    )
+    RunLog(tmp_path, step=2).close()
+    assert (tmp_path / "log.jsonl").read_text() == '{"kind": "train", "step": 1}\n'

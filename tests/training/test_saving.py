@@ -1,0 +1,146 @@
+"""What a run saves and when it ends: the best checkpoint, signals, full disks, going on with other settings."""
+
+import json
+
+import pytest
+import torch
+
+from salmonn.common.errors import UserError
+from salmonn.model import checkpoint
+from tests.fixtures.commands import run_command
+from tests.fixtures.runners import log_lines
+
+
+def test_the_best_checkpoint_is_that_of_highest_accuracy(make_runner, monkeypatch):
+    runner = make_runner("run.iters_per_epoch=1", "run.optims.max_epoch=3", "run.batch_size_train=1")
+    accuracies = iter([0.2, 0.5, 0.4])
+    monkeypatch.setattr(
+        runner, "validate", lambda *_: {"loss": 1.0, "accuracy": next(accuracies), "loss_shuffled": 2.0}
+    )
+    assert runner.train()
+    runner.close()
+    assert checkpoint.read(runner.folder / "checkpoint_best.pth")["epoch"] == 1
+    assert checkpoint.read(runner.folder / "checkpoint_last.pth")["epoch"] == 2
+    assert checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]["best"]["epoch"] == 1
+
+
+def test_a_best_checkpoint_that_could_not_be_written_does_not_count(make_runner, monkeypatch):
+    runner = make_runner("run.iters_per_epoch=1", "run.optims.max_epoch=3", "run.batch_size_train=1")
+    accuracies = iter([0.2, 0.5, 0.4])
+    monkeypatch.setattr(
+        runner, "validate", lambda *_: {"loss": 1.0, "accuracy": next(accuracies), "loss_shuffled": 2.0}
+    )
+    save_best, calls = runner.run_folder.save_best, []
+
+    def full_the_second_time(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError("No space left on device")
+        save_best(*args, **kwargs)
+
+    monkeypatch.setattr(runner.run_folder, "save_best", full_the_second_time)
+    assert runner.train()
+    runner.close()
+    best = checkpoint.read(runner.folder / "checkpoint_best.pth")
+    assert best["progress"]["best"]["epoch"] == best["epoch"] == 2  # of those that could be kept
+    assert json.loads((runner.folder / "summary.json").read_text())["best"]["epoch"] == 2
+
+
+def test_a_signal_in_validation_is_heard_and_the_run_goes_on_with_that_validation(make_runner, monkeypatch):
+    options = "run.iters_per_epoch=2", "run.optims.max_epoch=1", "run.batch_size_train=1"
+    runner = make_runner(*options)
+    encode = runner.model.encode_speech
+
+    def encode_then_hear_the_signal(*args):
+        if not torch.is_grad_enabled():
+            runner.stop_request.name = "SIGTERM"
+        return encode(*args)
+
+    monkeypatch.setattr(runner.model, "encode_speech", encode_then_hear_the_signal)
+    assert not runner.train()
+    runner.close()
+    progress = checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]
+    assert (progress["epoch"], progress["iteration"], progress["samples"]) == (0, 2, 2)
+    assert not (runner.folder / "checkpoint_best.pth").exists()
+    runner = make_runner(*options, "run.overwrite=False")
+    assert runner.train()
+    runner.close()
+    assert [(line["kind"], line["step"]) for line in log_lines(runner)] == [("train", 1), ("train", 2), ("valid", 2)]
+    assert (runner.folder / "checkpoint_best.pth").exists()
+
+
+def test_a_signal_between_micro_batches_drops_the_unfinished_step(make_runner, monkeypatch):
+    options = "run.accum_grad_iters=2", "run.iters_per_epoch=4", "run.batch_size_train=1"
+    runner = make_runner(*options)
+    backward, calls = runner.step.backward, []
+
+    def backward_then_signal(*args):
+        calls.append(1)
+        if len(calls) == 3:  # the first micro-batch of the second step
+            runner.stop_request.name = "SIGTERM"
+        return backward(*args)
+
+    monkeypatch.setattr(runner.step, "backward", backward_then_signal)
+    assert not runner.train()
+    runner.close()
+    progress = checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]
+    assert (progress["iteration"], progress["step"], progress["samples"]) == (2, 2, 2)
+
+
+def test_a_signal_during_the_last_save_ends_a_list_of_stages(make_runner, monkeypatch):
+    runner = make_runner("run.iters_per_epoch=1", "run.batch_size_train=1")
+    save = runner.run_folder.save
+
+    def save_and_signal(model, progress, **state):
+        save(model, progress, **state)
+        if progress.epoch == 1:
+            runner.stop_request.name = "SIGTERM"
+
+    monkeypatch.setattr(runner.run_folder, "save", save_and_signal)
+    assert not runner.train()
+    assert checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]["epoch"] == 1
+
+
+def test_a_stop_that_could_not_save_is_an_error(make_runner, monkeypatch):
+    runner = make_runner("run.iters_per_epoch=2", "run.batch_size_train=1")
+    runner.stop_request.name = "SIGTERM"
+    monkeypatch.setattr(checkpoint, "write", lambda *_a, **_k: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(UserError, match=r"nothing could be written to .* make room"):
+        runner.train()
+
+
+def test_another_precision_or_batch_size_goes_on_with_the_same_run(make_runner):
+    """No loss scaler's state to take up; in a pass over the data the place is found again, and no log line is lost."""
+    shared = ["run.epoch_based=True", "run.optims.max_epoch=2", "run.save_every_steps=20"]
+    runner = make_runner(*shared, "run.batch_size_train=4")
+    original = runner._finish_step
+
+    def stop_after_20(epoch, group):
+        if group[-1] == 19:
+            runner.stop_request.name = "SIGTERM"
+        return original(epoch, group)
+
+    runner._finish_step = stop_after_20
+    assert not runner.train()
+    runner.close()
+    steps = [line["step"] for line in log_lines(runner)]
+    runner = make_runner(*shared, "run.overwrite=False", "run.batch_size_train=8", "run.amp=True")
+    assert (runner.progress.iteration, runner.progress.step, runner.progress.samples) == (10, 20, 80)
+    assert runner.step.scaler.is_enabled()
+    assert runner.train()
+    runner.close()
+    after = [line["step"] for line in log_lines(runner) if line["kind"] == "train"]
+    assert after[:20] == steps
+    assert after == list(range(1, len(after) + 1))
+
+
+def test_a_run_does_not_replace_the_checkpoint_it_starts_from(plain_options, tmp_path):
+    (tmp_path / "stage1").mkdir()
+    ckpt = tmp_path / "stage1" / "checkpoint_best.pth"
+    ckpt.touch()
+    result = run_command(
+        "train.py", "--cfg-path", "configs/mini/stage1.yaml", "--options", *plain_options, f"model.ckpt={ckpt}"
+    )
+    assert result.returncode == 2
+    assert "lies in the folder" in result.stderr
+    assert ckpt.exists()

@@ -1,0 +1,138 @@
+"""Stages after each other by one command, through quantised LLMs too; and how a list of stages is read."""
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from salmonn.common.errors import UserError
+from salmonn.config.loading import load_config, load_stages
+from salmonn.model import checkpoint
+from salmonn.model.salmonn import SALMONN
+from tests.fixtures.commands import run_command, torchrun
+from tests.fixtures.kill_runs import start
+from tests.fixtures.mini_world import mini_options
+from tests.fixtures.paths import ROOT
+
+SHORT = [
+    "run.iters_per_epoch=2", "run.optims.max_epoch=1", "run.batch_size_train=2", "run.batch_size_eval=8",
+    "run.log_freq=1", "run.optims.warmup_steps=0",
+]  # fmt: skip
+
+
+@pytest.fixture
+def stages(mini_world, tmp_path):
+    """A list of the miniature stages whose files are where the small world is; stage 3 is for one process."""
+    for stage in (1, 2, 3):
+        ann = {f"{split}_ann_path": f"{mini_world}/ann/stage{stage}_{split}.json" for split in ("train", "valid")}
+        run = {"use_distributed": stage < 3}
+        base = {"base": str(ROOT / "configs/mini/base.yaml"), "datasets": ann, "run": run}
+        (tmp_path / f"stage{stage}.yaml").write_text(json.dumps(base))  # JSON is YAML
+    (tmp_path / "all.yaml").write_text("stages: [stage1.yaml, stage2.yaml, stage3.yaml]")
+    return tmp_path
+
+
+def command(world, stages, *options, processes=1):
+    launcher = torchrun(processes) if processes > 1 else []
+    arguments = ["train.py", "--cfg-path", str(stages / "all.yaml"), "--options"]
+    return [*launcher, *arguments, *mini_options(world, stages / "out"), *SHORT, *options]
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "nf4"])
+def test_three_stages_through_a_quantised_llm(mini_world, stages, quantization):
+    result = run_command(*command(mini_world, stages, f"model.llm_quantization={quantization}"))
+    assert result.returncode == 0, result.stderr
+    folders = [stages / "out" / f"stage{stage}" for stage in (1, 2, 3)]
+    for folder in folders:
+        parameters = checkpoint.read(folder / "checkpoint_best.pth")["model"]
+        assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in parameters.values())
+        assert (folder / "training_curves.png").stat().st_size > 10_000
+    for before, after in itertools.pairwise(folders):
+        assert OmegaConf.load(after / "config.yaml").model.ckpt == str(before / "checkpoint_best.pth")
+    moved = checkpoint.read(folders[2] / "checkpoint_last.pth")["model"]
+    first = checkpoint.read(folders[0] / "checkpoint_last.pth")["model"]
+    assert any(not torch.equal(moved[name], value) for name, value in first.items())
+    llm = SALMONN.from_config(load_config(folders[2] / "config.yaml").model).llama_model
+    kinds = {type(module).__name__ for module in llm.modules()}
+    assert {"8bit": "Linear8bitLt", "nf4": "Linear4bit"}[quantization] in kinds
+
+
+def test_stages_on_two_processes_the_last_on_one_then_nothing_is_left(mini_world, stages):
+    arguments = command(mini_world, stages, processes=2)
+    result = run_command(*arguments)
+    assert result.returncode == 0, result.stderr
+    ends = [checkpoint.read(stages / f"out/stage{stage}/checkpoint_last.pth")["progress"] for stage in (1, 2, 3)]
+    assert [end["processes"] for end in ends] == [2, 2, 1]
+    again = run_command(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("all 1 epochs are done") == 3
+    assert "trainable parameters" not in again.stderr  # no model was loaded to find nothing to do
+
+
+def test_a_signal_ends_the_stage_and_the_list_and_the_same_command_goes_on(mini_world, stages):
+    arguments = [sys.executable, *command(mini_world, stages, "run.iters_per_epoch=30", "run.save_every_steps=1")]
+    process = start(arguments)
+    log = stages / "out/stage1/log.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 2):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    message = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, message
+    assert "stopped by SIGTERM" in message
+    assert not (stages / "out/stage2").exists()
+    again = subprocess.run(arguments, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    assert again.returncode == 0, again.stderr
+    assert "going on with" in again.stderr
+    assert json.loads((stages / "out/stage3/summary.json").read_text())["steps"] == 30
+
+
+def test_problems_of_a_later_stage_are_told_before_the_first_begins(mini_world, stages):
+    last = OmegaConf.load(stages / "stage3.yaml")
+    last.datasets.train_ann_path = "nowhere.json"
+    OmegaConf.save(last, stages / "stage3.yaml")
+    result = run_command(*command(mini_world, stages))
+    assert result.returncode == 2
+    assert "datasets.train_ann_path: nowhere.json does not exist" in result.stderr
+    assert "model.ckpt" not in result.stderr  # stages 1 and 2 will write them
+    assert not (stages / "out").exists()
+
+
+def test_the_listed_stages_start_from_each_other_wherever_they_write():
+    for configs_folder, folder in (("", "output"), ("7b/", "output/7b"), ("mini/", "output/mini")):
+        configs = load_stages(f"configs/{configs_folder}all_stages.yaml")
+        assert [config.run.exp_name for config in configs] == ["stage1", "stage2", "stage3"]
+        assert [config.model.ckpt for config in configs] == [
+            "", f"{folder}/stage1/checkpoint_best.pth", f"{folder}/stage2/checkpoint_best.pth",
+        ]  # fmt: skip
+    moved = load_stages("configs/all_stages.yaml", ["run.output_dir=elsewhere", "model.ckpt=start.pth"])
+    assert [config.model.ckpt for config in moved] == [
+        "start.pth", "elsewhere/stage1/checkpoint_best.pth", "elsewhere/stage2/checkpoint_best.pth",
+    ]  # fmt: skip
+    assert len(load_stages("configs/stage1.yaml")) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "told"),
+    [
+        ("stages: []", [], "must be a list"),
+        ("stages: [a.yaml]\nrun: {seed: 1}", [], "stand alone"),
+        ("stages: [a.yaml, b.yaml]", ["run.exp_name=x"], "run.exp_name: not for several stages"),
+        ("stages: [a.yaml, a.yaml]", [], "a run.exp_name of its own"),
+        ("stages: [a.yaml, b.yaml]", ["run.resume=x.pth"], "run.resume = x.pth: not for several stages"),
+        ("stages: [alone.yaml, a.yaml]", [], "only the last stage"),
+        ("stages: [c.yaml]", [], "c.yaml does not exist"),
+    ],
+)
+def test_a_list_of_stages_that_cannot_be_run_is_refused(tmp_path, text, options, told):
+    (tmp_path / "list.yaml").write_text(text)
+    for name in "ab":
+        (tmp_path / f"{name}.yaml").write_text("run: {seed: 0}")
+    (tmp_path / "alone.yaml").write_text("run: {use_distributed: False}")
+    with pytest.raises(UserError, match=told):
+        load_stages(tmp_path / "list.yaml", options)

@@ -1,0 +1,279 @@
+"""The benchmark of a training step: both sides do the same work, and what is counted is what is done."""
+
+import json
+import os
+import re
+import time
+from argparse import Namespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.flop_counter import FlopCounterMode
+
+from salmonn.common.errors import UserError
+from salmonn.common.files import GB
+from salmonn.config.schema import RunConfig
+from salmonn.model import beats
+from salmonn.model.activation_memory import Lean
+from util.benchmark import text_line
+from util.benchmarks import plain_step, training
+from util.benchmarks.encoder_cache import bench_cache
+from util.benchmarks.flops import sample_flops
+from util.benchmarks.limits import bench_limits
+from util.benchmarks.measure import in_own_process, peak_growth
+from util.benchmarks.parts import bench_parts
+from util.benchmarks.sizes import SIZES, build, make_batch
+from util.benchmarks.step_split import REST, split_step
+
+CPU = torch.device("cpu")
+SDPA = F.scaled_dot_product_attention
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build("mini", CPU)
+
+
+def steps_of(model, samples) -> dict[str, plain_step.Step]:
+    run = OmegaConf.structured(RunConfig(amp=False))
+    return {side: step(model, run, samples) for side, step in training.STEPS.items()}
+
+
+def gradients(model, step) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and the gradient of each parameter, without dropout."""
+    model.eval()
+    loss = step.forward()["loss"]
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return loss.detach(), found
+
+
+def test_the_plain_step_has_our_loss_and_our_gradients(model):
+    steps = steps_of(model, make_batch(model, 3))
+    (loss, ours), (plain_loss, plain) = (gradients(model, steps[side]) for side in ("ours", "plain"))
+    torch.testing.assert_close(plain_loss, loss, rtol=0, atol=1e-4)
+    assert plain.keys() == ours.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    for name, gradient in ours.items():
+        torch.testing.assert_close(plain[name].norm(), gradient.norm(), rtol=1e-3, atol=1e-5, msg=name)
+    assert min(g.norm() for name, g in ours.items() if "lora_" in name) > 1e-3  # nothing is zero for want of weights
+
+
+def test_the_plain_step_keeps_everything_and_ours_goes_on_as_before(model):
+    def lean() -> list:
+        return [name for name, module in model.named_modules() if isinstance(module, Lean)]
+
+    before, inside = lean(), []
+    with plain_step.everything_kept(model):
+        inside += [len(lean()), beats.QUERIES]
+    assert len(before) > 5
+    assert inside == [0, plain_step.ALL_AT_ONCE]
+    assert lean() == before
+    assert beats.QUERIES == 256
+
+
+def test_the_loss_hears_the_audio(model):
+    """Else equal losses would say nothing of the encoders."""
+    samples = make_batch(model, 2)
+    step = steps_of(model, samples)["plain"]
+    loss, _ = gradients(model, step)
+    samples["raw_wav"] = samples["raw_wav"].flip(1)
+    assert abs(gradients(model, step)[0] - loss) > 1e-3
+
+
+def test_padding_in_the_middle_is_the_plain_step_s_alone(model):
+    """Why the batch of the benchmark has one prompt: with several, the published layout gives another loss."""
+    samples = make_batch(model, 2)
+    samples["prompts"][1] = samples["prompts"][1].replace("\n", " Write all of it down, word by word.\n")
+    ours, plain = (gradients(model, step)[0] for step in steps_of(model, samples).values())
+    assert abs(ours - plain) > 1e-4
+
+
+def test_a_plain_step_takes_no_fused_attention_and_leaves_none_behind(model, monkeypatch):
+    from torch.nn import functional
+
+    fused, calls = functional.scaled_dot_product_attention, []
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(a) or fused(*a, **k))
+    steps = steps_of(model, make_batch(model, 1))
+    steps["plain"].forward()
+    assert calls == []
+    steps["ours"].forward()
+    assert len(calls) == 2 + 2 + 2 * 2 + 3  # layers of Whisper, BEATs, Q-Former (two each), LLM
+
+
+def test_both_sides_move_the_parameters(model):
+    steps = steps_of(model.train(), make_batch(model, 1))
+    for step in steps.values():
+        before = model.speech_llama_proj.weight.detach().clone()
+        step()
+        assert not torch.equal(model.speech_llama_proj.weight, before)
+        assert model.speech_llama_proj.weight.grad is None
+
+
+def equal_rows(model, n: int) -> dict:
+    """Clips and texts of one length: nothing is padding, and all that is computed counts."""
+    samples = make_batch(model, n)
+    wav = samples["raw_wav"][-1]
+    return samples | {
+        "raw_wav": pad_sequence([wav] * n, batch_first=True),
+        "padding_mask": torch.zeros(n, len(wav), dtype=torch.bool),
+        "text": samples["text"][:1] * n,
+    }
+
+
+def test_the_formula_counts_what_pytorch_counts(model):
+    n = 2
+    samples = equal_rows(model, n)
+    step = steps_of(model.eval(), samples)["ours"]
+    with sdpa_kernel(SDPBackend.MATH):  # the counter does not know the fused kernel of a CPU
+        with FlopCounterMode(display=False) as counter:
+            result = step.forward()
+        counts = {name: sum(by_kind.values()) for name, by_kind in counter.get_flop_counts().items()}
+        with FlopCounterMode(display=False) as counter:
+            result["loss"].backward()
+    model.zero_grad(set_to_none=True)
+    expected = training.batch_flops(model, samples)
+    modules = {
+        "Whisper": ["speech_encoder"],
+        "BEATs": ["beats"],
+        "Q-Former": ["speech_Qformer", "speech_llama_proj"],
+        "LLM": ["llama_model.base_model.model.model"],
+    }
+    # ours takes the vocabulary forth and back at once, in the forward pass
+    vocabulary = 2 * result["total"].item() * model.llama_model.get_output_embeddings().weight.numel()
+    for part, names in modules.items():
+        counted = sum(counts[f"SALMONN.{name}"] for name in names) + (vocabulary if part == "LLM" else 0)
+        assert expected[part].forward * n == pytest.approx(counted, rel=2e-3), part
+    backward = sum(flops.backward for flops in expected.values())
+    assert backward * n == pytest.approx(counter.get_total_flops() + vocabulary, rel=2e-3)
+
+
+def test_padding_is_no_work(model):
+    """A sample counts as much alone as beside a longer one."""
+    both = make_batch(model, 2)
+    alone = {key: value[:1] for key, value in both.items()}
+    whole, first = (training.batch_flops(model, samples)["LLM"].forward for samples in (both, alone))
+    second = {key: value[1:] for key, value in both.items()}
+    assert whole == pytest.approx((first + training.batch_flops(model, second)["LLM"].forward) / 2)
+
+
+@pytest.mark.parametrize(("size", "billions"), [("7b", 6.61), ("13b", 12.85)])
+def test_the_published_sizes_are_those_of_the_papers(size, billions):
+    """A token costs twice the parameters (without the table of embeddings); Whisper-large's encoder has 637 million."""
+    model = build(size, torch.device("meta"), "bfloat16")
+    flops = sample_flops(model, 744, 1000, 1000)
+    attention = 4 * 1000 * model.llama_model.config.hidden_size * model.llama_model.config.num_hidden_layers
+    assert (flops["LLM"].forward / 1000 - attention) / 2e9 == pytest.approx(billions, rel=0.01)
+    assert flops["LLM"].backward == pytest.approx(flops["LLM"].forward, rel=0.1)  # frozen: only activations
+    assert flops["Whisper"].forward == pytest.approx(2 * 1500 * 0.637e9, rel=0.25)  # and attention
+
+
+def test_time_is_booked_where_it_is_spent(model, monkeypatch):
+    delay = 0.1
+
+    def slowed(call):
+        def slow(*args, **kwargs):
+            time.sleep(delay)
+            return call(*args, **kwargs)
+
+        return slow
+
+    for side, step in steps_of(model.train(), make_batch(model, 1)).items():
+        parts = training._parts(side, model)
+        for part, functions in parts.items():
+            with monkeypatch.context() as patch:
+                for owner, name in functions:
+                    patch.setattr(owner, name, slowed(getattr(owner, name)))
+                seconds = split_step(step, parts, 1, CPU)
+            assert seconds[part] >= delay * len(functions), (side, part)
+            assert seconds[REST] >= 0
+        assert list(seconds) == [*parts, "backward", "optimiser", REST]
+
+
+def test_peak_memory_is_that_of_the_work_alone():
+    floats = 12_000_000  # 48 MB
+    before = torch.ones(3 * floats)  # what came before must not hide it
+    del before
+    assert 0.9 < peak_growth(lambda: torch.ones(floats), CPU) / (4 * floats) < 1.3
+    assert peak_growth(lambda: torch.ones(100), CPU) < floats
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "nf4"])
+def test_quantised_random_weights_are_those_that_loading_makes(quantization):
+    model = build("mini", CPU, quantization=quantization)
+    layer = model.llama_model.get_base_model().get_decoder().layers[0]
+    assert layer.mlp.up_proj.weight.dtype in (torch.int8, torch.uint8)
+    assert layer.self_attn.q_proj.base_layer.weight.dtype in (torch.int8, torch.uint8)
+    ours, plain = (gradients(model, step)[0] for step in steps_of(model, make_batch(model, 2)).values())
+    torch.testing.assert_close(ours, plain, rtol=1e-3, atol=0)
+    same_work = [training.batch_flops(m, make_batch(m, 1)) for m in (model, build("mini", CPU))]
+    assert same_work[0] == same_work[1]
+
+
+def test_a_process_of_its_own_is_another_one():
+    assert in_own_process(os.getpid) not in (os.getpid(), os.getppid())
+
+
+def test_in_bfloat16_ours_is_compared_with_plain_float32(monkeypatch):
+    monkeypatch.setattr(training, "in_own_process", lambda function, *args: function(*args))  # which takes long
+    monkeypatch.setattr(training, "peak_growth", lambda work, _: 10**9 * len(work()))  # this one holds too much already
+    args = Namespace(size="mini", device="cpu", dtype="bfloat16", quant="none", batch=2, repeats=1, recompute=False)
+    rows = list(training.bench_train(args))
+    assert rows[0]["precision"] == {"ours": "bfloat16", "plain": "float32"}
+    by_name = {row["what"].strip(): row for row in rows}
+    assert 0 < by_name["loss, dropout off"]["difference"] < 0.01
+    assert by_name["weights"]["ours"] < by_name["weights"]["plain"]
+    for part in ("frontends", "Whisper", "BEATs", "Q-Former", "LLM forward", "backward", "optimiser"):
+        assert by_name[part]["ours"] > 0
+    assert by_name["MFU of ours"]["value"] > 0
+    assert by_name["data wait of ours"]["seconds"] >= 0
+    assert by_name["peak memory above the weights"]["plain"] == pytest.approx(training.MEMORY_STEPS * 10**9 / GB)
+    assert all(text_line(row).startswith(row["what"]) for row in rows)
+    assert json.loads(json.dumps(rows)) == rows
+
+
+@pytest.mark.parametrize("size", [name for name, size in SIZES.items() if size.needs_gpu])
+def test_a_size_that_a_cpu_cannot_train_is_refused(size):
+    with pytest.raises(UserError, match=f"--size {size} needs a GPU"):
+        build(size, CPU)
+
+
+def test_a_gpu_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    args = Namespace(size="mini", device="cuda", dtype="float32", quant="none", batch=1, repeats=1, recompute=False)
+    with pytest.raises(UserError, match="no GPU"):
+        next(training.bench_train(args))
+
+
+def test_limits_count_each_weight_of_the_llm_twice_for_each_token():
+    args = Namespace(size="13b", quant="none", batch=4)
+    by_name = {row["what"].strip(): row.get("value") for row in bench_limits(args)}
+    forward = by_name["LLM, forward"] * 1e9
+    tokens = re.search(r"rows of up to (\d+) tokens", " ".join(by_name))
+    assert 0.8 < forward / (2 * 13e9 * int(tokens[1])) < 1.05  # rows are of different length
+    assert by_name["LLM's weights, forward and backward"] == pytest.approx(2 * 26.03 / 4, rel=0.01)
+    speed = by_name["4 x A100 80 GB, ESTIMATED at 50% of its 312 TFLOP/s"]
+    assert speed == pytest.approx(4 * 500 / by_name["A100 80 GB, operations at its peak"])
+    less = {row["what"].strip(): row.get("value") for row in bench_limits(Namespace(size="13b", quant="nf4", batch=4))}
+    assert less["LLM's weights, forward and backward"] < 0.4 * by_name["LLM's weights, forward and backward"]
+
+
+def test_each_part_of_a_step_is_timed_against_the_other_way_and_attention_stays_as_it_was():
+    args = Namespace(size="mini", device="cpu", dtype="float32", batch=1, repeats=1)
+    _, *rows = bench_parts(args)
+    assert len(rows) == 7
+    assert all(row["ours"] > 0 and row["plain"] > 0 and text_line(row) for row in rows)
+    assert F.scaled_dot_product_attention is SDPA
+    assert beats.QUERIES == 256
+
+
+def test_a_step_that_finds_its_clips_in_the_encoder_cache_has_the_same_loss_and_gradient():
+    args = Namespace(size="mini", device="cpu", dtype="float32", quant="none", batch=2, repeats=1)
+    rows = list(bench_cache(args))
+    assert [row["difference"] for row in rows if "difference" in row] == [0, 0]
+    assert all(text_line(row) for row in rows)
+    assert rows[-1]["mb"] > 0.1

@@ -1,0 +1,120 @@
+"""The benchmarks of answers and of ranks: both sides do the same work, and time is booked where it is spent."""
+
+import json
+from argparse import Namespace
+
+import pytest
+import torch
+
+from salmonn.config.loading import generate_config
+from salmonn.evaluation import efficiency
+from salmonn.evaluation.efficiency import of_length
+from util.benchmark import text_line
+from util.benchmarks import generation, scaling
+from util.benchmarks.sizes import build, make_batch, rows_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = build("mini", CPU).eval()
+    generation.tell_clips_apart(model)
+    return model
+
+
+def settings_of(tokens: int, beams: int = 1):
+    return of_length(generate_config({"num_beams": beams}), tokens)
+
+
+def test_the_rows_of_a_batch_are_its_samples_alone(model):
+    samples = make_batch(model, 3)
+    parts = [rows_of(samples, slice(i, i + 1)) for i in range(3)]
+    for i, part in enumerate(parts):
+        length = int((~samples["padding_mask"][i]).sum())
+        assert part["raw_wav"].shape == (1, length)
+        assert not part["padding_mask"].any()
+        assert torch.equal(part["raw_wav"][0], samples["raw_wav"][i, :length])
+        assert (part["text"], part["id"]) == (samples["text"][i : i + 1], samples["id"][i : i + 1])
+    assert len({part["raw_wav"].shape[1] for part in parts}) == 3
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_answers_are_of_one_length_and_tell_the_clips_apart(model, beams):
+    """Else equal ids of both sides would say nothing."""
+    samples, settings = generation.make_questions(model, 3), settings_of(9, beams)
+    for given in (samples, samples | {"prompts": samples["prompts"][:1] * 3}):  # by their audio alone, too
+        answers = generation.answer(model, given, settings)
+        assert [len(ids) for ids in answers.ids] == [9, 9, 9]
+        assert len(set(map(tuple, answers.ids))) == 3
+
+
+def test_the_benchmark_of_answers_finds_both_sides_equal(monkeypatch, model):
+    monkeypatch.setattr(generation, "build", lambda *_: model)
+    monkeypatch.setattr(generation, "tell_clips_apart", lambda _: None)  # it is done
+    args = Namespace(size="mini", device="cpu", dtype="float32", quant="none", batches=[1, 3], beams=[1, 4], tokens=6)
+    rows = list(generation.bench_generate(Namespace(**vars(args), repeats=1)))
+    totals = [row for row in rows if "same" in row]
+    assert [(row["same"], row["of"]) for row in totals] == [(1, 1), (3, 3)] * 2
+    for row in totals:
+        assert row["tokens_per_second"] == pytest.approx(6 * row["ours"])
+    assert len(rows) == 4 * len(totals)
+    assert "same ids: 3 of 3" in text_line(totals[1])
+    assert json.loads(json.dumps(rows)) == rows
+
+
+def test_another_answer_is_counted(monkeypatch, model):
+    answer = generation.answer
+
+    def forgetful(model, samples, settings):
+        given = answer(model, samples, settings)
+        return given._replace(ids=[[0], *given.ids[1:]]) if len(given.ids) > 1 else given
+
+    monkeypatch.setattr(generation, "answer", forgetful)
+    [row, *_] = generation.rows_for("", model, make_batch(model, 2), settings_of(3), 1)
+    assert (row["same"], row["of"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("slow", "expected"), [("encoding", (1.0, 0.0, 0.0)), ("prefill", (0.0, 1.0, 0.0)), ("token", (0.0, 1.0, 1.0))]
+)
+def test_time_of_answers_is_booked_where_it_is_spent(monkeypatch, model, slow, expected):
+    """A clock that only the slow part moves: the encoders, the LLM's first call, each of its calls."""
+    seconds = 0.0
+
+    def slowed(call, every):
+        def late(*args, **kwargs):
+            nonlocal seconds, every
+            seconds, every = seconds + float(every), every and slow != "prefill"
+            return call(*args, **kwargs)
+
+        return late
+
+    for module in (generation, efficiency):
+        monkeypatch.setattr(module, "now", lambda _device: seconds)
+    owner, name = (model, "encode_speech") if slow == "encoding" else (model.llama_model.get_base_model(), "forward")
+    monkeypatch.setattr(owner, name, slowed(getattr(owner, name), True))
+    taken = generation.answer(model, make_batch(model, 1), settings_of(5, 4))
+    assert (taken.encoding, taken.prefill, taken.token) == expected
+
+
+def test_ranks_work_and_tell_their_seconds(monkeypatch):
+    monkeypatch.setattr(scaling, "TURN", 0.01)
+    args = Namespace(size="mini", batch=1, repeats=1)
+    rows = list(scaling.bench_scaling(args))
+    assert rows[0]["ratio"] == pytest.approx(rows[0]["ours"] / rows[0]["plain"])
+    assert all(text_line(row).startswith(row["what"]) for row in rows)
+    assert json.loads(json.dumps(rows)) == rows
+
+
+def test_the_slowest_rank_decides_and_medians_are_of_rounds():
+    seconds = {
+        "alone": [[4.0], [9.0], [4.2]],
+        "apart": [[2.0, 2.4], [2.1, 2.2], [2.3, 2.0]],
+        "together": [[2.5, 2.5], [2.8, 2.8], [2.6, 2.6]],
+    }
+    total, apart, behind, averaging = scaling.scaling_rows("scaling", 8, seconds)
+    assert (total["plain"], total["ours"]) == pytest.approx((8 / 4.2, 8 / 2.6))
+    assert apart["ratio"] == pytest.approx(4.2 / 2.3)
+    assert behind["seconds"] == pytest.approx(0.3)
+    assert averaging["seconds"] == pytest.approx(2.6 - 2.3)

@@ -1,0 +1,302 @@
+"""Checkpoints become folders and back bit for bit; adapters leave in PEFT's format or inside their LLM."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from salmonn import SALMONN
+from salmonn.common.errors import UserError, run_cli
+from salmonn.model import checkpoint
+from tests.fixtures.convert import GOLDEN_PTH, written
+from tests.fixtures.golden import golden_config, golden_sample
+from tests.fixtures.paths import GOLDEN
+from util import convert
+
+IDS = torch.arange(3, 40)[None]  # [1, 37]
+
+
+def logits(llm, ids=IDS) -> torch.Tensor:
+    with torch.no_grad():
+        return llm(ids).logits
+
+
+# ---- folders
+
+
+def test_the_golden_checkpoint_comes_back_bit_identical(command, config_file, tmp_path):
+    assert "73 tensors" in command("to-folder", GOLDEN_PTH, tmp_path / "folder", "--cfg-path", config_file)
+    command("to-pth", tmp_path / "folder", tmp_path / "back.pth")
+    before, after = checkpoint.read(GOLDEN_PTH), checkpoint.read(tmp_path / "back.pth")
+    check_same_tensors(after["model"], before["model"])
+    assert after["epoch"] == before["epoch"]
+
+
+def test_every_precision_and_every_bit_survive(command, config_file, tmp_path):
+    parameters = dict(checkpoint.read(GOLDEN_PTH)["model"])
+    names = iter(sorted(name for name in parameters if "Qformer" in name and name.endswith(".weight")))
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        name = next(names)
+        parameters[name] = parameters[name].to(dtype)
+    odd = parameters[next(names)]
+    odd.view(-1)[:4] = torch.tensor([float("nan"), -0.0, float("inf"), 1e-45])
+    transposed = next(names)
+    parameters[transposed] = parameters[transposed].T.contiguous().T  # not contiguous
+    source = written(tmp_path / "odd.pth", parameters)
+    command("to-folder", source, tmp_path / "folder", "--cfg-path", config_file)
+    command("to-pth", tmp_path / "folder", tmp_path / "back.pth")
+    check_same_tensors(checkpoint.read(tmp_path / "back.pth")["model"], parameters)
+
+
+def check_same_tensors(found: dict, wanted: dict) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
+        bits = [t.contiguous().flatten().view(torch.uint8) for t in (found[name], value)]
+        assert torch.equal(*bits), name
+
+
+def test_a_trained_checkpoint_keeps_its_configuration_and_drops_what_only_a_run_needs(command, trained_pth, tmp_path):
+    output = command("to-folder", trained_pth, tmp_path / "folder")
+    assert "left out: optimizer, progress, scaler" in output
+    assert "hf_secret" not in (tmp_path / "folder" / "config.json").read_text()
+    command("to-pth", tmp_path / "folder", tmp_path / "back.pth")
+    before, after = checkpoint.read(trained_pth), checkpoint.read(tmp_path / "back.pth")
+    check_same_tensors(after["model"], before["model"])
+    assert after.keys() == {"model", "config", "epoch", "step"}
+    assert (after["epoch"], after["step"]) == (3, 900)
+    assert after["config"]["run"] == {"exp_name": "stage2"}
+    changed = {key for key, value in before["config"]["model"].items() if after["config"]["model"][key] != value}
+    assert changed == {"token", "ckpt"}
+
+
+def test_a_folder_gives_the_same_answers_as_its_checkpoint(golden, command, config_file, tmp_path):
+    command("to-folder", GOLDEN_PTH, tmp_path / "folder", "--cfg-path", config_file)
+    model, case = SALMONN.from_pretrained(tmp_path / "folder").eval(), golden("base")
+    for i in range(2):
+        sample, settings = golden_sample(case, i), {"num_beams": 1, "max_new_tokens": 20}
+        assert model.generate(sample, settings) == case.model.generate(sample, settings)
+
+
+def test_save_pretrained_keeps_parameters_and_the_present_lora_scaling(golden, tmp_path):
+    case = golden("base")
+    try:
+        case.model.lora_scaling = 1.5
+        case.model.save_pretrained(tmp_path / "folder")
+    finally:
+        case.model.lora_scaling = 4.0
+    model = SALMONN.from_pretrained(tmp_path / "folder")
+    assert model.lora_scaling == 1.5
+    check_same_tensors(
+        {name: p.detach() for name, p in checkpoint.own_parameters(model).items()},
+        {name: p.detach() for name, p in checkpoint.own_parameters(case.model).items()},
+    )
+    model.lora_scaling = 4.0
+    model.save_pretrained(tmp_path / "folder")  # replaces its own kind
+    assert json.loads((tmp_path / "folder" / "config.json").read_text())["model"]["lora_scaling"] is None
+
+
+def test_files_that_are_elsewhere_are_all_named_and_can_be_given(golden, tmp_path):
+    golden("base").model.save_pretrained(tmp_path / "folder")
+    real = golden_config("base")
+    moved = {"llama_path": "/no/llm", "whisper_path": "/no/whisper", "prompt_path": "/no/prompts.json"}
+    with pytest.raises(UserError) as error:
+        SALMONN.from_pretrained(tmp_path / "folder", **moved)
+    assert all(f"model.{key}: {path} does not exist" in str(error.value) for key, path in moved.items())
+    assert "llama_path=" in str(error.value)
+    model = SALMONN.from_pretrained(tmp_path / "folder", llama_path=real.llama_path, lora_scaling=2.0)
+    assert model.lora_scaling == 2.0
+    with pytest.raises(UserError, match=r"llama_pth \(did you mean model\.llama_path\?\)"):
+        SALMONN.from_pretrained(tmp_path / "folder", llama_pth="x")
+
+
+def test_a_folder_of_another_kind_is_neither_read_nor_replaced(golden, tmp_path):
+    llm = golden_config("base").llama_path
+    with pytest.raises(UserError, match="model_type 'llama'"):
+        SALMONN.from_pretrained(llm)
+    with pytest.raises(UserError, match=r"no config\.json"):
+        SALMONN.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError, match="model_type 'llama'"):
+        golden("base").model.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_damaged_folder_is_refused(golden, tmp_path):
+    golden("base").model.save_pretrained(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(UserError, match=r"model\.safetensors is not a SALMONN checkpoint, or damaged"):
+        SALMONN.from_pretrained(tmp_path)
+
+
+# ---- exports
+
+
+@pytest.mark.parametrize("scaling", [None, 1.5])
+def test_peft_loads_the_exported_adapter_with_the_same_logits(golden, command, config_file, tmp_path, scaling):
+    options = [] if scaling is None else ["--lora-scaling", scaling]
+    command("export-lora", GOLDEN_PTH, tmp_path / "adapter", "--cfg-path", config_file, *options)
+    base = AutoModelForCausalLM.from_pretrained(golden_config("base").llama_path, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(adapted), expected_logits(golden, scaling), rtol=0, atol=1e-6)
+
+
+def test_the_exported_adapter_is_what_peft_itself_writes(golden, command, config_file, tmp_path):
+    command("export-lora", GOLDEN_PTH, tmp_path / "adapter", "--cfg-path", config_file)
+    golden("base").model.llama_model.save_pretrained(tmp_path / "peft")
+    ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapter", "peft"))
+    check_same_tensors(ours, theirs)
+    ours, theirs = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("adapter", "peft"))
+    assert {key for key in theirs if ours[key] != theirs[key] and key != "target_modules"} <= {"auto_mapping"}
+    assert sorted(ours["target_modules"]) == sorted(theirs["target_modules"])
+
+
+@pytest.mark.parametrize("scaling", [None, 1.5, 0.0])
+def test_the_merged_llm_equals_base_and_lora(golden, command, config_file, tmp_path, scaling):
+    options = [] if scaling is None else ["--lora-scaling", scaling]
+    command("export-merged", GOLDEN_PTH, tmp_path / "merged", "--cfg-path", config_file, *options)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    # In float32 arithmetic base and LoRA are themselves 1e-5 off their exact result (logits up to 10),
+    # so the merged weights are held to 1e-5 in exact arithmetic, and both to the sum of the two.
+    exact = expected_logits(golden, scaling, torch.float64)
+    torch.testing.assert_close(logits(merged), expected_logits(golden, scaling), rtol=0, atol=2e-5)
+    torch.testing.assert_close(logits(merged.double()), exact, rtol=0, atol=1e-5)
+
+
+def test_the_merged_folder_is_whole(command, trained_pth, tmp_path):
+    command("export-merged", trained_pth, tmp_path / "merged")
+    base = golden_config("base").llama_path
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").config.use_cache
+    tokenizers = [AutoTokenizer.from_pretrained(path) for path in (tmp_path / "merged", base)]
+    texts = "USER: <Speech></Speech> What is said?\nASSISTANT: it rains.</s>"
+    assert tokenizers[0](texts).input_ids == tokenizers[1](texts).input_ids
+
+
+def expected_logits(golden, scaling: float | None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Logits of the golden LLM with its adapters, as SALMONN itself runs it."""
+    model = golden("base").model
+    try:
+        model.lora_scaling = 4.0 if scaling is None else scaling
+        return logits(model.llama_model.to(dtype))
+    finally:
+        model.lora_scaling = 4.0
+        model.llama_model.to(torch.float32)
+
+
+def test_scalings_and_dtypes_change_what_is_exported(golden, command, trained_pth, tmp_path):
+    assert not torch.allclose(expected_logits(golden, 4.0), expected_logits(golden, 1.5), atol=1e-3)
+    command("export-merged", trained_pth, tmp_path / "half", "--dtype", "float16")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype="auto").dtype == torch.float16
+
+
+def test_an_export_needs_neither_whisper_nor_beats(command, trained_pth, tmp_path):
+    content = checkpoint.read(trained_pth)
+    content["config"]["model"] |= {"whisper_path": "/no/whisper", "beats_path": "/no/beats.pt"}
+    torch.save(content, trained_pth)
+    command("export-merged", trained_pth, tmp_path / "merged")
+    command("export-lora", trained_pth, tmp_path / "adapter")
+
+
+def test_a_published_generation_config_that_the_library_calls_invalid_can_be_merged(command, trained_pth, tmp_path):
+    llm = copy_of_llm(tmp_path / "vicuna")
+    (llm / "generation_config.json").write_text('{"temperature": 0.9, "top_p": 0.6, "bos_token_id": 1}')  # as v1.5 has
+    command("export-merged", trained_pth, tmp_path / "merged", "--llama-path", llm)
+    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["top_p"] == 0.6
+
+
+def test_an_llm_of_another_size_is_refused_before_its_weights_are_read(command, trained_pth, tmp_path):
+    llm = copy_of_llm(tmp_path / "wider")
+    config = json.loads((llm / "config.json").read_text())
+    (llm / "config.json").write_text(json.dumps(config | {"hidden_size": 96}))  # no more what its weights are
+    with pytest.raises(UserError, match=r"lora_A\.default\.weight: \[8, 48\] in the file, \[8, 96\] in the model"):
+        command("export-merged", trained_pth, tmp_path / "merged", "--llama-path", llm)
+
+
+def copy_of_llm(folder: Path) -> Path:
+    return Path(shutil.copytree(golden_config("base").llama_path, folder))
+
+
+# ---- bad input
+
+
+def test_tensor_files_of_another_kind_get_one_clear_message(command, tmp_path):
+    with pytest.raises(UserError, match="neither a SALMONN checkpoint, nor a folder of save_pretrained, nor a BEATs"):
+        command("inspect", golden_config("base").llama_path + "/model.safetensors")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match='has no "model" dictionary'):
+        command("inspect", tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"beats\.pt is not a SALMONN checkpoint: it holds \d+ other tensors"):
+        command("to-folder", GOLDEN / "base" / "beats.pt", tmp_path / "folder")
+    with pytest.raises(UserError, match="does not exist"):
+        command("inspect", tmp_path / "absent.pth")
+    with pytest.raises(UserError, match=r"it has no config\.json"):
+        command("to-pth", GOLDEN_PTH, tmp_path / "b.pth")
+
+
+def test_a_checkpoint_without_a_configuration_asks_for_one(command, tmp_path):
+    bare = written(tmp_path / "bare.pth", checkpoint.read(GOLDEN_PTH)["model"])
+    with pytest.raises(UserError, match="does not say how its model is built; name its config file: --cfg-path"):
+        command("to-folder", bare, tmp_path / "folder")
+    assert "48 wide, 2 layers" in command("inspect", bare)
+
+
+def test_nothing_is_overwritten(command, trained_pth, tmp_path):
+    command("to-folder", trained_pth, tmp_path / "folder")
+    for name, source, target in (
+        ("to-folder", trained_pth, tmp_path / "folder"),
+        ("to-pth", tmp_path / "folder", trained_pth),
+        ("export-lora", trained_pth, tmp_path / "folder"),
+    ):
+        with pytest.raises(UserError, match="exists already"):
+            command(name, source, target)
+
+
+def test_a_model_without_lora_and_an_impossible_scaling_are_refused(command, trained_pth, tmp_path):
+    with pytest.raises(UserError, match="lora_scaling = -1"):
+        command("export-lora", trained_pth, tmp_path / "a", "--lora-scaling", -1)
+    content = checkpoint.read(trained_pth)
+    content["config"]["model"]["lora"] = False
+    content["model"] = {k: v for k, v in content["model"].items() if not k.startswith("llama_model.")}
+    torch.save(content, trained_pth)
+    with pytest.raises(UserError, match="no LoRA"):
+        command("export-merged", trained_pth, tmp_path / "m")
+
+
+def test_bad_input_ends_the_command_with_code_2(monkeypatch, capsys, tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"PK\x03\x04 half a zip")
+    monkeypatch.setattr(sys, "argv", ["convert.py", "inspect", str(tmp_path / "a.pth")])
+    with pytest.raises(SystemExit) as end:
+        run_cli(convert.main)
+    assert end.value.code == 2
+    assert "a.pth is not a SALMONN or BEATs checkpoint, or damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.pth", b"", "it is empty"),
+        ("a.pth", b"hello there, this is a text", "it is no whole file of torch.save"),
+        ("a.safetensors", b"hello", "it is no whole safetensors file"),
+        ("a.pth", torch.nn.Linear(1, 1), "it holds more than tensors and plain values, which is never loaded"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told_in_words(command, tmp_path, name, content, reason):
+    path = tmp_path / name
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save({"model": content}, path)
+    with pytest.raises(UserError, match=f"{path} is not a SALMONN or BEATs checkpoint, or damaged: {reason}$"):
+        command("inspect", path)
+
+
+def test_a_wrong_argument_shows_the_usage_of_its_subcommand(command, capsys):
+    with pytest.raises(SystemExit):
+        command("to-pth", "a", "b", "c")
+    shown = capsys.readouterr().err
+    assert shown.startswith("usage: convert.py to-pth [-h] DIR FILE.pth\n")
+    assert "unrecognized arguments: c" in shown

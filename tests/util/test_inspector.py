@@ -1,0 +1,343 @@
+"""util/anns_inspector.py: what counts as ready, what is printed, what is refused."""
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from salmonn.data.clip_paths import OTHER_EXTENSIONS, RELEASED_PATH_MAP, ClipPaths
+from tests.fixtures.paths import ROOT
+from util.inspector.readiness import count_ready
+
+RELEASED_PREFIX = RELEASED_PATH_MAP[0]["from"]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """Two corpora under media/ with a present, an empty and a missing clip, and a folder named like one."""
+    (tmp_path / "media/A").mkdir(parents=True)
+    (tmp_path / "media/B/folder.wav").mkdir(parents=True)
+    for name in ("A/1.wav", "A/2.wav", "B/3.wav"):
+        (tmp_path / "media" / name).write_text("x")
+    (tmp_path / "media/A/empty.wav").touch()
+    (tmp_path / "ann").mkdir()
+    return tmp_path
+
+
+def annotate(path: Path, *entries: tuple[str, ...]) -> None:
+    """Write entries (path, task, appended clips ...); the text is left out: readiness does not need it."""
+    content = [{"path": e[0], **({"task": e[1]} if e[1] else {}), "expand_wav": list(e[2:])} for e in entries]
+    data = json.dumps({"annotation": content}).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def inspect(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "util/anns_inspector.py"), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_ready_means_that_every_clip_of_the_entry_is_a_file_with_content(world: Path):
+    annotate(
+        world / "ann/stage1.json",
+        ("/A/1.wav", ""),
+        ("/A/empty.wav", "asr"),
+        ("/A/missing.wav", "asr"),
+        ("/B/folder.wav", "asr"),
+        ("/A/1.wav", "speaker_verification", "/B/3.wav"),
+        ("/A/2.wav", "speaker_verification", "/B/missing.wav"),
+    )
+    result = inspect(world, "--prefix", str(world / "media"))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        "ann/stage1.json",
+        "[asr] A | ready: 1, not_ready: 2, total: 3 | ready_rate: 33.33%",
+        "[asr] B | ready: 0, not_ready: 1, total: 1 | ready_rate: 0.00%",
+        "[asr] all corpora | ready: 1, not_ready: 3, total: 4 | ready_rate: 25.00%",
+        "[speaker_verification] A | ready: 1, not_ready: 1, total: 2 | ready_rate: 50.00%",
+        "all tasks | ready: 2, not_ready: 4, total: 6 | ready_rate: 33.33%",
+        "",
+    ]
+
+
+def test_json_holds_the_same_numbers_for_plain_and_compressed_files(world: Path):
+    for name in ("plain.json", "packed.json.gz"):
+        annotate(world / name, ("/A/1.wav", ""), ("3.wav", "QA"))
+    result = inspect(
+        world, "--prefix", f"{world}/media/B/", "--ann", "plain.json", "packed.json.gz", "--json", "out/ready.json"
+    )
+    assert result.returncode == 0, result.stderr
+    plain, packed = json.loads((world / "out/ready.json").read_text())["files"]
+    assert plain["total"] == {"ready": 1, "not_ready": 1, "total": 2, "ready_rate": 0.5}
+    assert [(row["task"], row["corpus"], row["ready"]) for row in plain["corpora"]] == [
+        ("QA", "(no folder)", 1),
+        ("asr", "A", 0),
+    ]
+    assert packed == {**plain, "file": "packed.json.gz"}
+
+
+def test_without_files_it_says_what_to_put_where(world: Path):
+    result = inspect(world)
+    assert result.returncode == 2
+    assert "no annotation file in ann/" in result.stderr
+    assert "stage1_train.json" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"annotation": [{"path": "a.wav"}, {"text": "t"}]}', "entry 1: no 'path'"),
+        ('{"annotation": [{"path": ""}]}', "entry 0: 'path' is empty"),
+        ('{"annotation": []}', "has no entries"),
+        ('{"annotation": ', "cannot be read"),
+        ('{"entries": []}', "expected"),
+    ],
+)
+def test_a_malformed_file_is_one_message_and_exit_code_2(world: Path, content: str, message: str):
+    (world / "ann/bad.json").write_text(content)
+    result = inspect(world)
+    assert result.returncode == 2
+    assert "ann/bad.json" in result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def clips(folder: Path, n: int, seconds: float = 0.1) -> None:
+    """n noise clips at 16 and 32 kHz in folder/media/A, with an annotation file ann/a.json."""
+    (folder / "media/A").mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        rate = (16_000, 32_000)[i % 2]
+        noise = 0.1 * np.random.default_rng(i).standard_normal(int(seconds * rate))
+        soundfile.write(folder / f"media/A/{i}.flac", noise, rate)
+    annotate(folder / "ann/a.json", *((f"/A/{i}.flac", "asr") for i in range(n)))
+
+
+def verdicts(folder: Path) -> list[dict]:
+    lines = (folder / "ann/verdicts.jsonl").read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines if line.endswith(b"}")]
+
+
+def test_readiness_falls_back_to_other_extensions_and_never_leaves_the_prefix(world: Path):
+    (world / "media/A/mp.mp3").write_text("x")
+    (world / "outside.wav").write_text("x")
+    annotate(world / "ann/a.json", ("/A/mp.wav", "asr"), ("/../outside.wav", "asr"), ("/A/../../outside.wav", "asr"))
+    result = inspect(world, "--prefix", str(world / "media"), "--list-missing", "missing.txt")
+    assert "all tasks | ready: 1, not_ready: 2, total: 3" in result.stdout
+    assert (world / "missing.txt").read_text().splitlines() == ["/../outside.wav", "/A/../../outside.wav"]
+
+
+def test_mapped_folders_are_looked_at_where_they_are(world: Path):
+    annotate(world / "ann/a.json", ("/Else/deep/3.wav", "asr"), ("/A/1.wav", "asr", RELEASED_PREFIX + "/B/3.wav"))
+    result = inspect(world, "--prefix", str(world / "media"), "--path-map", f"/Else/deep={world}/media/B")
+    assert "all tasks | ready: 2, not_ready: 0, total: 2" in result.stdout
+    assert inspect(world, "--path-map", "/nothing").returncode == 2
+
+
+def test_the_list_of_missing_clips_names_each_once_over_all_files(world: Path):
+    annotate(world / "ann/a.json", ("/A/1.wav", "asr"), ("/A/gone.wav", "asr"), ("/A/gone.wav", "QA"))
+    annotate(world / "ann/b.json", ("/A/2.wav", "sv", "/A/empty.wav"))
+    result = inspect(world, "--prefix", str(world / "media"), "--list-missing", "missing.txt")
+    assert result.returncode == 0, result.stderr
+    assert (world / "missing.txt").read_text().splitlines() == ["/A/gone.wav", "/A/empty.wav"]
+
+
+def test_an_unusual_layout_is_read_all_the_same(world: Path):
+    content = {"info": {"of": ["us"]}, "annotation": [{"path": "/A/1.wav"}, {"path": "/A/gone.wav", "text": "}, {"}]}
+    (world / "ann/a.json").write_text(json.dumps(content, indent=1))
+    assert "ready: 1, not_ready: 1, total: 2" in inspect(world, "--prefix", str(world / "media")).stdout
+
+
+def test_integrity_decodes_each_clip_once_and_again_only_when_it_changes(tmp_path: Path):
+    (tmp_path / "ann").mkdir()
+    clips(tmp_path, 8)
+    whole = (tmp_path / "media/A/3.flac").read_bytes()
+    (tmp_path / "media/A/3.flac").write_bytes(whole[: len(whole) // 2])
+    command = ("--prefix", "media", "--check-integrity", "--json", "r.json")
+    first = inspect(tmp_path, *command)
+    assert first.returncode == 0, first.stderr
+    assert "8 clips, 8 of them decoded now" in first.stdout
+    assert json.loads((tmp_path / "r.json").read_text())["files"][0]["integrity"]["files"] == [
+        {"corpus": "A", "verdict": "good", "files": 7},
+        {"corpus": "A", "verdict": "undecodable", "files": 1},
+    ]
+    assert "8 clips, 0 of them decoded now" in inspect(tmp_path, *command).stdout
+    (tmp_path / "media/A/3.flac").write_bytes(whole)
+    third = inspect(tmp_path, *command)
+    assert "8 clips, 1 of them decoded now" in third.stdout
+    assert "undecodable" not in third.stdout
+    assert len(verdicts(tmp_path)) == 9
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_check_goes_on_where_it_stopped(tmp_path: Path, how: signal.Signals):
+    (tmp_path / "ann").mkdir()
+    clips(tmp_path, 600, seconds=2.0)
+    command = [sys.executable, str(ROOT / "util/anns_inspector.py"), "--prefix", "media", "--check-integrity"]
+    process = subprocess.Popen(
+        [*command, "--jobs", "1"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    done = tmp_path / "ann/verdicts.jsonl"
+    while not (done.exists() and done.stat().st_size) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(how)
+    message = process.communicate(timeout=30)[1]
+    before = len(verdicts(tmp_path))
+    assert 0 < before < 600, "it was to be stopped on the way"
+    if how == signal.SIGINT:
+        assert process.returncode == 1
+        assert "run it again to go on" in message
+        assert "Traceback" not in message
+    result = inspect(tmp_path, "--prefix", "media", "--check-integrity")
+    assert f"600 clips, {600 - before} of them decoded now" in result.stdout
+    assert sorted(verdict["path"] for verdict in verdicts(tmp_path)) == sorted(
+        f"{tmp_path}/media/A/{i}.flac" for i in range(600)
+    )
+
+
+def test_descriptions_and_statistics_tell_rates_hours_and_words(tmp_path: Path):
+    (tmp_path / "ann").mkdir()
+    clips(tmp_path, 4, seconds=1.5)
+    content = json.loads((tmp_path / "ann/a.json").read_text())
+    for i, entry in enumerate(content["annotation"]):
+        entry["text"] = "word " * (i + 1)
+    (tmp_path / "ann/a.json").write_text(json.dumps(content))
+    result = inspect(tmp_path, "--prefix", "media", "--describe", "--stats", "--plots", "plots", "--json", "r.json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "r.json").read_text())["files"][0]
+    assert report["clips"][0]["rates"] == {"16000": 2, "32000": 2}
+    assert report["clips"][0]["sample"]["format"] == "FLAC PCM_16"
+    words = next(row for row in report["statistics"]["texts"] if row["quantity"] == "words")
+    assert (words["task"], words["mean"], words["max"]) == ("asr", 2.5, 4)
+    durations = report["statistics"]["durations"]
+    assert [(row["by"], row["clips"], round(row["p50"], 2)) for row in durations] == [
+        ("task", 4, 1.5),
+        ("corpus", 4, 1.5),
+    ]
+    assert {path.name for path in (tmp_path / "plots/a").iterdir()} == {"words.png", "characters.png", "seconds.png"}
+
+
+def test_split_and_convert_take_what_is_ready_and_verified(tmp_path: Path):
+    (tmp_path / "ann").mkdir()
+    clips(tmp_path, 40)
+    (tmp_path / "media/A/0.flac").unlink()
+    whole = (tmp_path / "media/A/1.flac").read_bytes()
+    (tmp_path / "media/A/1.flac").write_bytes(whole[: len(whole) // 2])
+    assert inspect(tmp_path, "--prefix", "media", "--check-integrity").returncode == 0
+    command = ("--prefix", "media", "--split", "0.8", "0.1", "0.1", "--convert", "small", "--json", "r.json")
+    result = inspect(tmp_path, *command)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "r.json").read_text())["files"][0]
+    assert sum(report["split"].values()) == report["converted"]["entries"] == 38
+    entries = [
+        entry["path"]
+        for name in ("train", "valid", "test")
+        for entry in json.loads((tmp_path / f"ann/a_{name}.json").read_text())["annotation"]
+    ]
+    assert sorted(entries) == sorted(f"/A/{i}.flac" for i in range(2, 40))
+    assert inspect(tmp_path, "--prefix", "media", "--ann", "ann/a.json", "--split", "0.8", "0.1", "0.1").returncode == 2
+    assert "all tasks | ready: 38" in inspect(tmp_path, "--prefix", "small", "--ann", "small/a.json").stdout
+
+
+def test_duplicates_and_empty_texts_are_counted(tmp_path: Path):
+    (tmp_path / "ann").mkdir()
+    entries = [{"path": "/A/1.wav", "text": text} for text in ("x", "x", "y", " ")]
+    (tmp_path / "ann/a.json").write_text(json.dumps({"annotation": entries}))
+    result = inspect(tmp_path, "--duplicates")
+    assert "1 groups, 3 surplus entries; with the same text, too: 1 groups, 1 surplus" in result.stdout
+    assert "texts empty: 1 (asr 1; e.g. entries [3])" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--plots", "x"), "--plots goes with --stats"),
+        (("--split", "0.5", "0.6", "0.1"), "sum"),
+        (("--ann", "ann/gone.json"), "ann/gone.json"),
+        (("--duplicates", "--tokenizer", "nowhere"), "--tokenizer nowhere"),
+        (("--jobs", "-3"), "--jobs -3"),
+        (("--channel", "mean"), "--channel goes with --convert"),
+        (("--split", "0.8", "0.1", "0.1", "--verdicts", "typo.jsonl"), "--verdicts typo.jsonl does not exist"),
+        (("--json", "/proc/nowhere/r.json"), "--json /proc/nowhere/r.json"),
+    ],
+)
+def test_wrong_options_are_one_message_and_exit_code_2(world: Path, arguments: tuple[str, ...], message: str):
+    annotate(world / "ann/a.json", ("/A/1.wav", "asr"))
+    result = inspect(world, "--prefix", "media", *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def plain_readiness(folder: Path, entries: list[dict]) -> list[bool]:
+    """Readiness by asking for each file, with none of our short cuts."""
+
+    def is_ready(path: str) -> bool:
+        file = f"{folder}/{path}"
+        if ".." in path.split("/"):
+            return False
+        candidates = [file]
+        if file.lower().endswith(".wav") and not os.path.lexists(file):
+            candidates += [file[:-4] + other for other in OTHER_EXTENSIONS]
+        found = next((candidate for candidate in candidates if os.path.lexists(candidate)), file)
+        return os.path.isfile(found) and os.path.getsize(found) > 0
+
+    return [all(map(is_ready, (entry["path"], *entry.get("expand_wav", [])))) for entry in entries]
+
+
+@pytest.mark.parametrize("spelling", ["{}", "{}/", "{}/.", "{}/../media"])
+def test_readiness_is_that_of_a_plain_look_at_each_file(tmp_path: Path, spelling: str):
+    rng, media = random.Random(0), tmp_path / "media"
+    folders = ["", "/A", "/A/b", "/A/b/c", "/B", "/./A", "//A", "/A//b", "/gone", "/A/gone", "/A/..", "/link"]
+    names = [f"{i}{extension}" for i in range(8) for extension in (".wav", ".WAV", ".flac", ".mp3", "")]
+    for folder in ("A/b/c", "B"):
+        (media / folder).mkdir(parents=True, exist_ok=True)
+    for name in rng.sample(names, 20):
+        for folder in ("", "A", "A/b", "A/b/c", "B"):
+            if rng.random() < 0.6:
+                (media / folder / name).write_text("x" * rng.randrange(3))
+    (media / "link").symlink_to("A/b")
+    (media / "B/folder.wav").mkdir()
+    (media / "B/dangling.wav").symlink_to("nowhere")
+    names += ["folder.wav", "dangling.wav"]
+    entries = [{"path": f"{rng.choice(folders)}/{rng.choice(names)}"} for _ in range(2000)]
+    for entry in rng.sample(entries, 300):
+        entry["expand_wav"] = [f"{rng.choice(folders)}/{rng.choice(names)}"]
+    (tmp_path / "a.json").write_text(json.dumps({"annotation": entries}))
+    found = count_ready(tmp_path / "a.json", ClipPaths(spelling.format(media)), jobs=2)
+    assert found.is_ready.tolist() == plain_readiness(media, entries)
+    assert found.ready.total() == sum(found.is_ready) > 100
+
+
+def test_results_of_a_split_are_not_split_again(tmp_path: Path):
+    (tmp_path / "ann").mkdir()
+    clips(tmp_path, 40)
+    for _ in range(2):
+        result = inspect(tmp_path, "--prefix", "media", "--split", "0.8", "0.1", "0.1", "--force")
+        assert result.returncode == 0, result.stderr
+    assert sorted(file.name for file in (tmp_path / "ann").glob("*.json")) == [
+        "a.json", "a_test.json", "a_train.json", "a_valid.json",
+    ]  # fmt: skip
+
+
+def test_clips_below_a_folder_that_may_not_be_listed_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "ann").mkdir()
+    clips(tmp_path, 4)
+    annotate(tmp_path / "ann/b.json", *((f"/A/{i}.wav", "asr") for i in range(6)))  # the clips are .flac
+    listdir, closed = os.listdir, {str(tmp_path), str(tmp_path / "media"), str(tmp_path / "media/A")}
+
+    def refuse(folder: str) -> list[str]:
+        if folder in closed:
+            raise PermissionError(folder)
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    found = count_ready(tmp_path / "ann/b.json", ClipPaths(str(tmp_path / "media")), jobs=1)
+    assert found.is_ready.tolist() == [True] * 4 + [False] * 2

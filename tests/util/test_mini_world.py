@@ -1,0 +1,181 @@
+"""The miniature world: the same from the same seed, nothing of the test sets in training, real formats; and the
+commands that run on it."""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from salmonn.audio.decode import AudioError, load_clip
+from salmonn.data.annotations import Annotations
+from salmonn.data.clip_paths import ClipPaths
+from tests.fixtures.commands import run_command
+from tests.fixtures.mini_world import mini_options, train_options
+from util.mini_world import corpus
+
+SMALL = ["--train-clips", "40", "--test-clips", "20", "--pretrain-scale", "0"]
+
+
+def digests(folder):
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".ogg" and path.stat().st_size > 200:  # each ogg stream has a random serial number
+            content = soundfile.read(path)[0].tobytes()
+        elif path.is_file() and path.name != "world.json":  # holds the seconds it took
+            content = path.read_bytes()
+        else:
+            continue
+        found[path.relative_to(folder).as_posix()] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def test_the_same_seed_makes_the_same_world_and_another_seed_another(tmp_path):
+    found = []
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        result = run_command("util/make_mini_world.py", "--out", str(tmp_path / name), "--seed", seed, *SMALL)
+        assert result.returncode == 0, result.stderr
+        found.append(digests(tmp_path / name))
+    assert found[0] == found[1]
+    assert found[0]["ann/stage1_train.json"] != found[2]["ann/stage1_train.json"]
+
+
+def test_a_complete_world_is_left_as_it_is(mini_world):
+    before = (mini_world / "world.json").stat().st_mtime_ns
+    settings = ["--seed", "0", "--train-clips", "120", "--test-clips", "24", "--broken", "0.1", "--pretrain-scale", "0"]
+    result = run_command("util/make_mini_world.py", "--out", str(mini_world), *settings)
+    assert result.returncode == 0
+    assert "complete already" in result.stdout
+    assert (mini_world / "world.json").stat().st_mtime_ns == before
+
+
+def spoken(annotations):
+    """Sentences of the entries that say what is spoken."""
+    entries = (annotations[i] for i in range(len(annotations)))
+    return {line for e in entries if e["task"] in ("asr", "speech_separation") for line in e["text"].split("\n")}
+
+
+def test_no_clip_and_no_sentence_of_a_test_set_is_in_training_or_validation(mini_world):
+    paths, sentences = {"test": set(), "stage": set()}, {"test": set(), "stage": set()}
+    for file in (mini_world / "ann").glob("*.json"):
+        kind, annotations = re.match("test|stage", file.name).group(), Annotations(file)
+        paths[kind] |= {str(p) for i in range(len(annotations)) for p in clips(annotations[i])}
+        sentences[kind] |= spoken(annotations)
+    assert paths["test"]
+    assert sentences["test"]
+    assert not paths["test"] & paths["stage"]
+    assert not sentences["test"] & sentences["stage"]
+
+
+def test_a_leak_is_found():
+    clips = corpus.plan(train_clips=40, test_clips=20, broken=0.0, seed=0)
+    clips = [dataclasses.replace(clip, digest=clip.path) for clip in clips]  # as if rendered
+    spoken_test = next(clip for clip in clips if clip.split == "test" and clip.path.startswith("/speech"))
+    corpus.check_splits(clips)
+    with pytest.raises(corpus.LeakError, match="sentences"):
+        corpus.check_splits([*clips, dataclasses.replace(spoken_test, split="train", path="/speech/new.wav")])
+
+
+def clips(entry, prefix=""):
+    return ClipPaths(prefix).of(entry["path"], entry["expand_wav"])
+
+
+def test_good_clips_decode_and_one_in_ten_is_broken_as_listed(mini_world):
+    world = json.loads((mini_world / "world.json").read_text())
+    train = Annotations(mini_world / "ann" / "stage2_train.json")
+    files = {Path(path) for i in range(len(train)) for path in clips(train[i], f"{mini_world}/audio")}
+    broken = {mini_world / "audio" / path[1:] for path in world["broken"]}
+    assert len(broken) == 12
+    rates = set()
+    for file in files:
+        if file in broken:
+            continue
+        assert 16_000 <= len(load_clip([file], 30.0)) <= 5 * 16_000
+        rates.add(file.suffix)
+    assert rates == {".wav", ".flac", ".mp3", ".ogg"}
+    unreadable = 0
+    for file in broken:
+        try:
+            load_clip([file])
+        except AudioError:
+            unreadable += 1
+    assert unreadable >= len(broken) - 2  # a truncated mp3 or ogg may still hold a readable beginning
+
+
+@pytest.fixture(scope="module")
+def trained(mini_world, tmp_path_factory):
+    """A checkpoint of a short run, and the options that point the mini configs here."""
+    output = tmp_path_factory.mktemp("trained")
+    short = ["run.iters_per_epoch=2", "run.optims.max_epoch=1", "run.batch_size_train=2"]
+    options = ["--options", *train_options(mini_world, output), *short]
+    result = run_command("train.py", "--cfg-path", "configs/mini/stage1.yaml", *options)
+    assert result.returncode == 0, result.stderr
+    here = [*mini_options(mini_world, output), f"evaluate.results_dir={output}/results"]
+    short = ["generate.max_new_tokens=8", "run.batch_size_eval=8"]
+    return [*here, f"model.ckpt={output}/stage1/checkpoint_best.pth", *short]
+
+
+def evaluate(mode, *options):
+    arguments = ["evaluate.py", "--mode", mode, "--cfg-path", "configs/mini/evaluate.yaml", "--options", *options]
+    return run_command(*arguments)
+
+
+def results_folder(trained, name):
+    from pathlib import Path
+
+    [folder] = [option.split("=", 1)[1] for option in trained if option.startswith("evaluate.results_dir=")]
+    return Path(folder) / name
+
+
+def test_evaluate_scores_every_clip_once(mini_world, trained):
+    options = [f"datasets.valid_ann_path_asr={mini_world}/ann/test_asr.json", "evaluate.name=asr"]
+    result = evaluate("valid_asr", *trained, *options)
+    assert result.returncode == 0, result.stderr
+    assert "WER" in result.stdout
+    report = json.loads((results_folder(trained, "asr") / "report.json").read_text())
+    assert report["n"] == len(Annotations(mini_world / "ann/test_asr.json"))
+    assert report["finished"] + report["unfinished"] == report["n"]
+
+
+def test_evaluate_scores_captions_and_the_control(mini_world, trained):
+    option = f"datasets.valid_ann_path_aac={mini_world}/ann/test_audiocaption.json"
+    result = evaluate("valid_aac", *trained, option, "evaluate.name=aac")
+    assert result.returncode == 0, result.stderr
+    scores = json.loads((results_folder(trained, "aac") / "report.json").read_text())["scores"]
+    for name in ("cider_d", "rouge_l", "exact"):
+        assert {name, f"{name}_shuffled"} <= scores.keys()
+
+
+def test_a_submission_names_every_id_once_in_order(mini_world, trained):
+    option = f"datasets.test_ann_path_aac={mini_world}/ann/test_audiocaption.json"
+    result = evaluate("submission_aac", *trained, option, "evaluate.name=sub")
+    assert result.returncode == 0, result.stderr
+    with (results_folder(trained, "sub") / "submission.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    test_set = Annotations(mini_world / "ann/test_audiocaption.json")
+    assert header == ["testset_id", "text"]
+    assert [row[0] for row in rows] == [test_set[i]["testset_id"] for i in range(len(test_set))]
+
+
+def test_the_inspector_counts_what_is_ready(mini_world):
+    files = [str(mini_world / "ann" / f"stage1_{split}.json") for split in ("train", "valid")]
+    result = run_command("util/anns_inspector.py", "--prefix", f"{mini_world}/audio", "--ann", *files)
+    assert result.returncode == 0, result.stderr
+    rows = re.findall(
+        r"\[(\w+)\] (\w+) +\| ready: +(\d+), not_ready: +(\d+), total: +(\d+) \| ready_rate:", result.stdout
+    )
+    assert {row[0] for row in rows} == {"asr", "audiocaption"}
+    assert all(int(ready) + int(not_ready) == int(total) for _, _, ready, not_ready, total in rows)
+
+
+@pytest.mark.parametrize("mode", ["valid_asr", "valid_aac", "submission_asr", "submission_aac"])
+def test_evaluate_without_weights_says_what_is_missing(mode):
+    result = run_command("evaluate.py", "--mode", mode)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) < 24
+    for what in ("llama_path", "model.ckpt", "make quickstart"):
+        assert what in result.stderr

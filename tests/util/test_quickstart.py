@@ -1,0 +1,95 @@
+"""The quickstart's last part: what it gathers from the others, its bars, its pictures; and its options."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from util.quickstart import overrides
+from util.quickstart_report import MODES, STAGES, check_bars, summarise, write_report
+
+GOOD = {"wer": 0.12, "wer_shuffled": 0.94, "exact": 0.82, "exact_shuffled": 0.11}
+CAPTIONS = {"cider_d": 5.5, "cider_d_shuffled": 0.6, "rouge_l": 0.9, "rouge_l_shuffled": 0.3}
+
+
+def write(path: Path, *lines: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A finished quickstart's folder, with the files that its parts write."""
+    for stage in STAGES:
+        folder = tmp_path / f"stage{stage}"
+        run = {"trainable_parameters": 1000 + stage, "steps": 10, "valid_loss": 0.5, "valid_loss_shuffled": 2.0 + stage}
+        write(folder / "summary.json", run)
+        train = [{"kind": "train", "step": step, "loss": 3 / step, "lr": 1e-3} for step in (1, 5, 10)]
+        valid = {
+            "kind": "valid",
+            "step": 10,
+            "loss": 0.5,
+            "loss_shuffled": 2,
+            "accuracy": 0.8,
+            "accuracy_shuffled": 0.4,
+        }
+        write(folder / "log.jsonl", *train, valid)
+        write(folder / "quarantine.jsonl", {"path": "always.wav"}, {"path": f"{stage}.wav"})
+        for mode in MODES:
+            evaluation = tmp_path / "results" / f"stage{stage}_{mode}"
+            write(evaluation / "report.json", {"scores": {**GOOD, **CAPTIONS}})
+            answer = {"unreadable": "", "references": ["a | b"], "text": "a b", "text_shuffled": f"{mode} c"}
+            write(evaluation / "predictions.jsonl", answer, {"unreadable": "gone"})
+    files = [{"file": f"w/stage{s}_train.json", "tasks": [{"task": "asr", "total": 9}]} for s in STAGES]
+    write(tmp_path / "inspector.json", {"files": files})
+    write(tmp_path / "world/world.json", {"broken": {f"{i}.wav": "missing" for i in range(5)}})
+    return tmp_path
+
+
+def test_summary_holds_the_scores_of_the_final_model_and_of_stage_1(out: Path):
+    write(out / "results/stage1_valid_asr/report.json", {"scores": {"wer": 0.2, "wer_shuffled": 0.9}})
+    summary = summarise(out, 7, {"stage1": 70.0, "total": 71.0})
+    assert summary["seed"] == 7
+    assert (summary["asr_wer"], summary["stage1"]["asr_wer"]) == (0.12, 0.2)
+    assert (summary["aac_cider_d"], summary["aac_exact_shuffled"]) == (5.5, 0.11)
+    assert summary["valid_loss_shuffled"] == {"stage1": 3.0, "stage2": 4.0, "stage3": 5.0}
+    assert summary["trainable_parameters"] == 1001
+    assert summary["skipped_files"] == 4  # a file that all stages met counts once
+
+
+def test_a_listening_model_passes_every_bar_and_a_deaf_one_fails(out: Path):
+    assert all(verdict.passed for verdict in check_bars(summarise(out, 42, {})))
+    deaf = {"wer": 0.94, "wer_shuffled": 0.94, "exact": 0.11, "exact_shuffled": 0.11}
+    write(out / "results/stage3_valid_asr/report.json", {"scores": deaf})
+    write(out / "results/stage3_valid_aac/report.json", {"scores": {**deaf, **CAPTIONS}})
+    failed = [verdict.line for verdict in check_bars(summarise(out, 42, {})) if not verdict.passed]
+    assert failed == [
+        "FAIL  asr_wer after stage 3: 0.940 (at most 0.35)",
+        "FAIL  aac_exact after stage 3: 0.110 (at least 0.65)",
+    ]
+
+
+def test_report_shows_scores_samples_and_a_picture_per_stage(out: Path):
+    summary = summarise(out, 42, {"stage1": 70.0, "total": 71.0})
+    write_report(out, summary, check_bars(summary))
+    page = (out / "report.md").read_text()
+    for expected in ("PASS  asr_wer", "| 0.120", "asr 9", "4 of the 5", "a \\| b", "valid_aac c"):
+        assert expected in page
+    for stage in STAGES:
+        assert f"](stage{stage}/training_curves.png)" in page
+    assert json.loads((out / "summary.json").read_text()) == summary
+
+
+def test_another_folder_and_seed_are_passed_as_options_and_the_default_needs_none():
+    assert overrides("evaluate", "output/mini", 42) == []
+    moved = overrides("evaluate", "/tmp/elsewhere", 43)
+    for expected in (
+        "run.seed=43",
+        "datasets.prefix=/tmp/elsewhere/world/audio",
+        "model.beats_path=/tmp/elsewhere/world/weights/beats.pt",
+        "evaluate.results_dir=/tmp/elsewhere/results",
+        "run.output_dir=/tmp/elsewhere",
+    ):
+        assert expected in moved
+    assert not any("configs/prompts" in option for option in moved)

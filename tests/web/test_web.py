@@ -1,0 +1,337 @@
+"""The web page: one model for several people, answers as they are written, errors in a box, and a real browser."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import pytest
+import soundfile
+from omegaconf import OmegaConf
+
+from dev.web_screenshot import Visitor, open_browser, served
+from salmonn.common.errors import UserError
+from salmonn.inference.engine import Answer, Listener
+from salmonn.web import __main__ as web
+from salmonn.web import layout as web_look
+from salmonn.web import request_queue as turns_module
+from salmonn.web.conversation import Talk
+from salmonn.web.layout import build
+from salmonn.web.page import Page
+from tests.fixtures.paths import ROOT
+from tests.fixtures.web_rows import SEARCH, VERY_LONG, asked, heard
+
+WAITING = ("", "…", "Loading content")  # what gradio shows while nothing is written yet
+
+pytest_plugins = ["tests.fixtures.web"]
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> str:
+    path = tmp_path / "broken <b>.wav"
+    path.write_text("this is not audio")
+    return str(path)
+
+
+# ---- what the page does
+
+
+def test_a_clip_is_encoded_once_for_several_questions(page: Page, clip, monkeypatch):
+    encoded = []
+    encode = page.listener.model.encode_speech
+    monkeypatch.setattr(
+        page.listener.model, "encode_speech", lambda wav, *rest: encoded.append(len(wav)) or encode(wav, *rest)
+    )
+    talk, [chat, picture, note, error] = heard(page, clip)
+    assert (chat, note, error) == ([], "", "")
+    assert picture.startswith('<img alt="Waveform and log-mel spectrogram of test_')
+    for text, task in (("배는 무슨 색입니까?", ""), ("", "asr"), ("Which one?", "QA")):
+        chat, *_, error = asked(page, talk, text, task=task)
+        assert error == ""
+    assert encoded == [1]
+    assert [message["content"] for message in chat[::2]] == ["배는 무슨 색입니까?", "Transcribe", "Which one?"]
+    assert [message["role"] for message in chat] == ["user", "assistant"] * 3
+
+
+def test_a_file_that_cannot_be_heard_is_told_by_its_name(page: Page, broken):
+    talk, [chat, picture, _, error] = heard(page, broken)
+    assert (talk.hearing.heard, chat, picture) == (None, [], "")
+    assert 'role="alert">broken &lt;b&gt;.wav: undecodable' in error
+    assert str(Path(broken).parent) not in error
+    assert heard(page, broken, in_windows=True)[1][-1] == error
+    assert heard(page, None)[1] == [[], "", "", ""]
+
+
+def test_of_a_long_clip_it_is_told_what_was_heard(page: Page, long_clip):
+    assert "Only the first 5 s are heard." in heard(page, long_clip)[1][2]
+    talk, [_, _, note, error] = heard(page, long_clip, in_windows=True)
+    assert "12.0 s, heard in 3 windows" in note
+    assert error == ""
+    assert len(talk.hearing.heard.embeds) == 3
+
+
+@pytest.mark.parametrize("in_windows", [False, True])
+def test_a_clip_is_decoded_once(page: Page, clip, in_windows, monkeypatch):
+    read, decoded = soundfile.SoundFile.read, []
+    monkeypatch.setattr(
+        soundfile.SoundFile, "read", lambda *args, **library: decoded.append(args) or read(*args, **library)
+    )
+    _, [_, picture, _, error] = heard(page, clip, in_windows)
+    assert picture.startswith("<img")
+    assert error == ""
+    assert len(decoded) == 1
+
+
+def test_nothing_is_sent_to_the_browser_twice(page: Page, clip, monkeypatch):
+    talk, _ = heard(page, clip)
+    told = [None, None, Answer("", False), Answer("a dog", False), Answer("a dog", False), Answer("a dog runs", True)]
+    monkeypatch.setattr(page.turns, "answer", lambda *_: iter(told))
+    rows = list(page.ask(talk, "What is said?", *SEARCH, None))
+    sent = [[value for value in part if value != gr.skip()] for part in zip(*rows, strict=True)]
+    chats, questions, notes, errors = sent
+    assert [chat[1]["content"] for chat in chats] == ["…", "a dog", "a dog runs"]
+    assert ["Waiting" in note for note in notes] == [False, True, False]
+    assert (questions, errors) == ([""], [""])
+
+
+def test_an_answer_without_words_is_told(page: Page, clip, monkeypatch):
+    talk, _ = heard(page, clip)
+    monkeypatch.setattr(page.turns, "answer", lambda *_: iter([Answer("", finished=True)]))
+    assert asked(page, talk, "What?")[0][-1]["content"] == "(no words)"
+
+
+@pytest.mark.parametrize(
+    ("text", "task", "message"),
+    [(" ", "", "the question is empty"), ("", "QA", "Write a question first"), ("?", "asr", "")],
+)
+def test_a_question_that_cannot_be_asked_leaves_the_talk(page: Page, clip, text, task, message):
+    talk, _ = heard(page, clip)
+    talk.ask("Who?").answer = "anna"
+    chat, _, _, error = asked(page, talk, text, task=task)
+    assert message in error
+    assert bool(error) == bool(message)
+    assert len(chat) == len(talk.messages) == (2 if message else 4)
+    assert [message["content"] for message in chat][:2] == ["Who?", "anna"]
+
+
+def test_what_nobody_expected_is_told_without_a_traceback(page: Page, clip, monkeypatch, caplog):
+    talk, _ = heard(page, clip)
+    monkeypatch.setattr(page.listener.model, "answer_embeds", lambda *_, **__: 1 / 0)
+    chat, *_, error = asked(page, talk, "What?")
+    assert chat == []
+    assert "ZeroDivisionError" in error
+    assert "Traceback" not in error
+    assert "Traceback" in caplog.text  # the server's log has it
+    assert "No clip yet" in asked(page, Talk(), "What?")[-1]
+
+
+def test_every_task_has_a_button(page: Page):
+    parts = build(page).config["components"]
+    buttons = [part["props"]["value"] for part in parts if part["type"] == "button"]
+    assert len(buttons) == len(set(buttons)) == len(page.listener.model.test_prompts) + 2
+    assert {"Ask", "Stop", "Transcribe", "Describe the music"} <= set(buttons)
+
+
+# ---- the command
+
+
+def test_what_cannot_be_served_is_told_before_the_model_is_loaded(monkeypatch, tmp_path):
+    for arguments, message in (
+        (["--port", "0"], "--port 0"),
+        (["--max-upload-mb", "-1"], "--max-upload-mb -1"),
+        (["--max-minutes", "0"], "--max-minutes 0: more"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["web", *arguments])
+        with pytest.raises(UserError, match=message):
+            web.parse_arguments()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"127.0.0.1:{port} cannot be served .*choose another --port"):
+            web.require_port("127.0.0.1", port)
+    with pytest.raises(UserError, match="no clips in it"):
+        web.find_examples([str(tmp_path)])
+    with pytest.raises(UserError, match="does not exist"):
+        web.find_examples(["/nowhere"])
+
+
+def test_a_gradio_that_does_not_load_is_told_in_a_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(sys, "argv", ["web", "--cfg-path", f"{ROOT}/configs/mini/decode.yaml", "--port", "7999"])
+    with pytest.raises(UserError, match=r"the web page needs gradio \(.*\): pip install -r requirements.txt"):
+        web.main()
+
+
+def test_nobody_else_can_reach_the_page_unless_asked(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["web"])
+    args = web.parse_arguments()
+    assert (args.host, args.share) == ("127.0.0.1", False)
+
+
+def test_examples_are_files_and_all_of_a_folder(tmp_path):
+    for name in ("a/x.wav", "a/deep/y.FLAC", "a/notes.txt", "b/z.mp3"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = web.find_examples([str(tmp_path / "a"), str(tmp_path / "b/z.mp3")])
+    assert list(found) == ["a/deep/y.FLAC", "a/x.wav", "b/z.mp3"]
+    assert found["b/z.mp3"] == str(tmp_path / "b/z.mp3")
+    assert web.find_examples([]) == {}
+
+
+def test_gradio_loads_only_for_the_page():
+    code = "import sys, salmonn.chat, salmonn.web; print({'gradio', 'torch'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "set()"
+
+
+# ---- in a browser
+
+
+def test_a_page_that_is_served_for_a_while_is_closed_whatever_happens(page: Page, monkeypatch):
+    closed = []
+    monkeypatch.setattr(web_look, "build", lambda page: page)
+    monkeypatch.setattr(web_look, "serve", lambda *_, **__: "http://127.0.0.1")
+    monkeypatch.setattr(web_look, "close", closed.append)
+    with pytest.raises(ZeroDivisionError), served(page):
+        print(1 / 0)
+    assert closed == [page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """Headless Chromium, started once."""
+    try:
+        with open_browser() as browser:
+            yield browser
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def address(page: Page, clip, monkeypatch) -> Iterator[str]:
+    """A page that is served, with one example."""
+    monkeypatch.setattr(turns_module, "_PATIENCE", 5.0)
+    page.examples = {"example.wav": clip}
+    with served(page, max_upload_mb=1) as address:
+        yield address
+
+
+_BEYOND_THE_EDGE = """return [...document.querySelectorAll("h1, p, img, button, textarea, label, .block, .message")]
+    .filter(part => part.getBoundingClientRect().right > innerWidth).map(part => part.outerHTML)"""
+_LEFT_OVER = """return [...document.querySelectorAll("footer, [class*=api], a")].map(part => part.outerHTML)
+    .concat(document.body.innerText.match(/gradio|use via api|built with/gi) ?? [])"""
+
+
+def fits(visitor: Visitor) -> bool:
+    """Whether nothing lies beyond the edge, on a phone and on a desk."""
+    beyond = []
+    for width in (400, 1280):
+        visitor.resize(width)
+        beyond += visitor.browser.execute_script(_BEYOND_THE_EDGE)
+    return beyond == []
+
+
+def test_a_visit(browser, address: str, page: Page, clip, long_clip, written, tmp_path):
+    visitor = Visitor(browser, address)
+    until, find, texts = visitor.until, visitor.find, visitor.texts
+    assert browser.title == "SALMONN"
+    assert browser.execute_script(_LEFT_OVER) == []
+
+    too_large = tmp_path / "large.wav"
+    soundfile.write(too_large, np.zeros(600_000), 16_000)
+    visitor.upload(too_large)
+    until(lambda: find("#error [role=alert]"))
+    assert "exceed the maximum allowed size of 1.0 Mb" in texts("#error [role=alert]")[0]
+
+    broken = tmp_path / "broken.wav"
+    broken.write_text("this is not audio")
+    visitor.upload(broken)
+    until(lambda: texts("#error [role=alert]") == ["broken.wav: undecodable: Format not recognised"])
+
+    visitor.upload(clip)
+    until(lambda: find("#picture img"))
+    assert not find("#error [role=alert]")
+    listener = page.listener
+    for text in ("What is said?", "배는 무슨 색입니까?"):
+        visitor.ask(text)
+        [answer] = listener.ask(listener.hear([clip]), listener.question(text))
+        until(lambda answer=answer: texts(".message.bot")[-1:] == [answer.text])
+    visitor.press("Transcribe")
+    [answer] = listener.ask(listener.hear([clip]), listener.task_question("asr"))
+    until(lambda: texts(".message.bot")[2:] == [answer.text])
+    assert texts(".message.user")[-1] == "Transcribe"
+    assert fits(visitor)
+
+    page.listener = Listener(listener.model, OmegaConf.merge(listener.config, {"generate": VERY_LONG}))
+    n_written = len(written)
+    visitor.press("Describe the sound")
+    until(lambda: len(texts(".message.bot")) == 4 and texts(".message.bot")[-1] not in WAITING)
+    visitor.press("Stop")
+    until(lambda: texts(".note")[-1:] == ["Stopped."])
+    page.turns.run(int)  # the model is free for others
+    assert len(written) == n_written
+
+    visitor.press("Describe the sound")
+    until(lambda: len(texts(".message.bot")) == 5 and texts(".message.bot")[-1] not in WAITING)
+    find("#chat button[aria-label=Clear]")[0].click()
+    until(lambda: texts(".message.bot") == texts(".note") == [])
+    page.turns.run(int)
+    assert len(written) == n_written
+    page.listener = listener
+    visitor.press("Transcribe")
+    until(lambda: texts(".message.bot") == [answer.text])
+
+    visitor.upload(long_clip)
+    until(lambda: texts(".note") == ["Only the first 5 s are heard."])
+    assert texts(".message") == []
+    find("#in-windows input")[0].click()
+    until(lambda: texts(".note") == ["12.0 s, heard in 3 windows; the picture shows the first."])
+    assert fits(visitor)
+    visitor.press("Describe the sound")
+    heard = listener.hear_long(long_clip)
+    [answer] = listener.ask(heard, listener.task_question("audiocaption"))
+    until(lambda: texts(".message.bot") == [answer.text])
+    assert answer.text.startswith("[0:00.0 - ")
+
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    requests = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
+
+
+def test_two_visitors_with_settings_of_their_own(browser, address: str, page: Page, clip, monkeypatch, request):
+    listener, asked = page.listener, []
+    [transcript] = listener.ask(listener.hear([clip]), listener.task_question("asr"))
+    answer = listener.model.answer_embeds
+
+    def watch(embeds, chosen, settings, **library):
+        asked.append((listener.model.lora_scaling, settings.num_beams))
+        return answer(embeds, chosen, settings, **library)
+
+    monkeypatch.setattr(listener.model, "answer_embeds", watch)
+    tabs = [browser.current_window_handle]
+    first = Visitor(browser, address)
+    browser.switch_to.new_window("tab")
+    tabs.append(browser.current_window_handle)
+    second = Visitor(browser, address)
+    for tab, visitor in zip(tabs, (first, second), strict=True):
+        browser.switch_to.window(tab)
+        visitor.choose("example.wav")
+        visitor.until(lambda visitor=visitor: visitor.find("#picture img"))
+    busy = request.getfixturevalue("busy")
+
+    second.press("Settings")
+    second.set("LoRA scaling", 1.5)
+    second.set("Beams", 2)
+    second.ask("What is said?")
+    second.until(lambda: second.texts(".note") == ["Waiting: the model is busy with other requests."])
+    browser.switch_to.window(tabs[0])
+    first.press("Transcribe")
+    first.until(lambda: first.texts(".message.bot") == ["…"])
+    busy.set()
+    first.until(lambda: first.texts(".message.bot") == [transcript.text])
+    browser.switch_to.window(tabs[1])
+    second.until(lambda: second.texts(".message.bot") not in ([], ["…"]))
+    assert second.texts(".message.user") == ["What is said?"]
+    assert asked == [(1.5, 2), (4.0, 1)]
