@@ -28,7 +28,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.errors import UserError, run_cli
+from salmonn.common.cli import run_cli
+from salmonn.common.errors import UserError
 from salmonn.common.files import replacing
 from util.quickstart import ENVIRONMENT
 from util.quickstart_report import SCORES

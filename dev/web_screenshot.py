@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.errors import UserError, run_cli
+from salmonn.common.cli import run_cli
+from salmonn.common.errors import UserError
 from salmonn.common.files import replacing
 
 if TYPE_CHECKING:
@@ -140,11 +141,11 @@ def main() -> None:
     args = parse_arguments()
     os.chdir(ROOT)
     from salmonn.config.loading import load_config
-    from salmonn.inference.engine import Listener
+    from salmonn.inference.engine import InferenceEngine
     from salmonn.web.page import Page
     from salmonn.web.request_queue import Turns
 
-    turns = Turns(Listener.load(load_config("configs/mini/decode.yaml", [])))
+    turns = Turns(InferenceEngine.load(load_config("configs/mini/decode.yaml", [])))
     examples = {name: str(ROOT / "output/mini/world/audio" / name) for name in EXAMPLES}
     scheme = {"features": [{"name": "prefers-color-scheme", "value": "dark" if args.dark else "light"}]}
     try:

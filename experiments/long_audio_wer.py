@@ -24,7 +24,7 @@ from salmonn.config.loading import load_config
 from salmonn.evaluation.metrics.base import Texts
 from salmonn.evaluation.metrics.word_errors import word_errors
 from salmonn.evaluation.normalisers import words
-from salmonn.inference.engine import Listener
+from salmonn.inference.engine import InferenceEngine
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 95.0
@@ -37,15 +37,15 @@ Clip = tuple[np.ndarray, str]  # samples, what is said
 def main() -> None:
     ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
     world = ROOT / "output/mini/world"
-    listener = Listener.load(load_config(ROOT / "configs/mini/decode.yaml"))
+    engine = InferenceEngine.load(load_config(ROOT / "configs/mini/decode.yaml"))
     entries = json.loads((world / "ann/test_asr.json").read_text())["annotation"]
-    seconds = listener.model.max_seconds
+    seconds = engine.model.max_seconds
     clips = [(load_clip(f"{world}/audio{entry['path']}", seconds), entry["text"]) for entry in entries]
     totals = []
     for group in groups(clips):
         truth = [text for _, text in group]
-        alone = errors(transcribe_alone(listener, group), truth)
-        stitched = errors([transcribe_long(listener, group)], [" ".join(truth)])
+        alone = errors(transcribe_alone(engine, group), truth)
+        stitched = errors([transcribe_long(engine, group)], [" ".join(truth)])
         totals.append((*alone, stitched[0]))
         what = f"{sum(len(wav) for wav, _ in group) / SAMPLE_RATE:.1f} s, {len(group)} sentences"
         print(f"{what}: {shown(*alone)} alone, {shown(*stitched)} in windows", flush=True)
@@ -65,16 +65,16 @@ def groups(clips: Sequence[Clip]) -> Iterator[list[Clip]]:
         group.append(clip)
 
 
-def transcribe_alone(listener: Listener, group: Sequence[Clip]) -> list[str]:
-    heard = listener.hear([wav for wav, _ in group])
-    return [answer.text for answer in listener.ask(heard, listener.task_question("asr"))]
+def transcribe_alone(engine: InferenceEngine, group: Sequence[Clip]) -> list[str]:
+    heard = engine.hear([wav for wav, _ in group])
+    return [answer.text for answer in engine.ask(heard, engine.task_question("asr"))]
 
 
-def transcribe_long(listener: Listener, group: Sequence[Clip]) -> str:
+def transcribe_long(engine: InferenceEngine, group: Sequence[Clip]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long.flac"
         soundfile.write(path, np.concatenate([wav for wav, _ in group]), SAMPLE_RATE)
-        [answer] = listener.ask(listener.hear_long(path, OVERLAP), listener.task_question("asr"))
+        [answer] = engine.ask(engine.hear_long(path, OVERLAP), engine.task_question("asr"))
     return answer.text
 
 

@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from salmonn.audio.decode import AudioError, inspect_header
-from salmonn.common.errors import UserError, run_cli
-from salmonn.config.loading import argument_parser, load_config
+from salmonn.common.cli import argument_parser, run_cli, tell
+from salmonn.common.errors import UserError
+from salmonn.config.loading import load_config
 
 if TYPE_CHECKING:
-    from salmonn.inference.engine import Answer, Heard, Listener, Question
+    from salmonn.inference.engine import Answer, EncodedAudio, InferenceEngine, Question
 
-MOST_BEAMS = 64  # each takes the memory of an answer of its own
 
 HELP = """\
 Plain text is a question about the clip. A line that begins with / is a command:
@@ -51,17 +51,17 @@ def main() -> None:
     config.model.ckpt = args.ckpt or config.model.ckpt
     require_audio(args.audio)  # a wrong path is known before the model is loaded
 
-    from salmonn.inference.engine import Listener
-    from salmonn.training.run_log import setup_logging  # torch and transformers load only now
+    from salmonn.common.logging import setup_logging  # torch and transformers load only now
+    from salmonn.inference.engine import InferenceEngine, tell_if_untrained
 
     setup_logging()
     logging.getLogger().setLevel(logging.WARNING)
-    listener = Listener.load(config)
+    engine = InferenceEngine.load(config)
     tell_if_untrained(config)
     if args.task or args.prompt is not None:
-        answer_once(listener, args)
+        answer_once(engine, args)
     else:
-        converse(Chat(listener, args.long, args.overlap), args.audio)
+        converse(Chat(engine, args.long, args.overlap), args.audio)
 
 
 def parse_arguments() -> Namespace:
@@ -107,19 +107,19 @@ def require_audio(paths: Sequence[str]) -> None:
 # ---- one question
 
 
-def answer_once(listener: "Listener", args: Namespace) -> None:
+def answer_once(engine: "InferenceEngine", args: Namespace) -> None:
     """Ask the question of the command line about its clips and print the answers."""
-    question = listener.task_question(args.task, args.question) if args.task else listener.question(args.prompt)
+    question = engine.task_question(args.task, args.question) if args.task else engine.question(args.prompt)
     for paths in [[path] for path in args.audio] if args.long else [args.audio]:
-        heard = hear(listener, paths, args.long, args.overlap)
+        heard = hear(engine, paths, args.long, args.overlap)
         if args.json:
-            for path, answer in zip(paths, listener.ask(heard, question), strict=True):
+            for path, answer in zip(paths, engine.ask(heard, question), strict=True):
                 print(json.dumps(as_json(path, question, answer, heard), ensure_ascii=False), flush=True)
         else:
-            show_answers(listener, heard, question, listener.config.generate, args.audio[1:] and paths)
+            show_answers(engine, heard, question, engine.config.generate, args.audio[1:] and paths)
 
 
-def as_json(path: str, question: "Question", answer: "Answer", heard: "Heard") -> dict:
+def as_json(path: str, question: "Question", answer: "Answer", heard: "EncodedAudio") -> dict:
     """What a program wants to know of an answer."""
     fields = {"audio": path, "prompt": question.prompt, "answer": answer.text, "finished": answer.finished}
     if answer.parts:
@@ -128,18 +128,18 @@ def as_json(path: str, question: "Question", answer: "Answer", heard: "Heard") -
     return fields
 
 
-def hear(listener: "Listener", paths: Sequence[str], in_windows: bool, overlap: float | None) -> "Heard":
+def hear(engine: "InferenceEngine", paths: Sequence[str], in_windows: bool, overlap: float | None) -> "EncodedAudio":
     """Let the model hear clips, or one clip in windows; tells what of them was not heard as a whole."""
-    seconds = listener.model.max_seconds
+    seconds = engine.model.max_seconds
     if in_windows:
-        heard = listener.hear_long(paths[0], overlap)
+        heard = engine.hear_long(paths[0], overlap)
         if len(heard.spans) > 1:
             tell(
                 f"note: {paths[0]}: {heard.spans[-1].end:.1f} s, put together from {len(heard.spans)} windows; the "
                 f"model hears {seconds:g} s at once (the published one 30 s) and knows nothing of the other windows"
             )
         return heard
-    heard = listener.hear(paths)
+    heard = engine.hear(paths)
     for path, is_cut in zip(paths, heard.cut, strict=True):
         if is_cut:
             tell(f"note: {path}: only the first {seconds:g} s are heard; --long hears all of it")
@@ -147,15 +147,19 @@ def hear(listener: "Listener", paths: Sequence[str], in_windows: bool, overlap: 
 
 
 def show_answers(
-    listener: "Listener", heard: "Heard", question: "Question", settings: DictConfig, names: Sequence[str] = ()
+    engine: "InferenceEngine",
+    heard: "EncodedAudio",
+    question: "Question",
+    settings: DictConfig,
+    names: Sequence[str] = (),
 ) -> None:
     """Print the answers behind the clips' names if there are any; without, one row with one beam word by word."""
     from transformers import TextStreamer
 
     streamer = None
     if settings.num_beams == 1 and len(heard.embeds) == 1 and not names:
-        streamer = TextStreamer(listener.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    answers = listener.ask(heard, question, settings, streamer)
+        streamer = TextStreamer(engine.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    answers = engine.ask(heard, question, settings, streamer)
     for number, answer in enumerate(answers):
         if streamer is None:
             print(f"{names[number]}: {answer.text}" if names else answer.text, flush=True)
@@ -169,11 +173,11 @@ def show_answers(
 class Chat:
     """A conversation about one clip at a time."""
 
-    def __init__(self, listener: "Listener", in_windows: bool = False, overlap: float | None = None) -> None:
-        self.listener = listener
+    def __init__(self, engine: "InferenceEngine", in_windows: bool = False, overlap: float | None = None) -> None:
+        self.engine = engine
         self.in_windows, self.overlap = in_windows, overlap
-        self.settings: DictConfig = listener.config.generate
-        self.heard: Heard | None = None
+        self.settings: DictConfig = engine.config.generate
+        self.heard: EncodedAudio | None = None
         self.commands: dict[str, Callable[[str], None]] = {
             "/audio": self.hear,
             "/task": self.ask_task,
@@ -185,7 +189,7 @@ class Chat:
     def obey(self, line: str) -> None:
         """Do what a line says. Raises UserError for whatever cannot be done; the clip heard stays."""
         if not line.startswith("/"):
-            return self.ask(self.listener.question(line))
+            return self.ask(self.engine.question(line))
         name, _, operand = line.partition(" ")
         if name not in self.commands:
             near = difflib.get_close_matches(name, self.commands, n=1)
@@ -196,31 +200,33 @@ class Chat:
         """Print the answer about the current clip."""
         if self.heard is None:
             raise UserError("no clip is heard yet: /audio FILE")
-        show_answers(self.listener, self.heard, question, self.settings)
+        show_answers(self.engine, self.heard, question, self.settings)
 
     def ask_task(self, operand: str) -> None:
         """NAME [QUESTION]; without a name the tasks are listed."""
         if not operand:
-            print(", ".join(self.listener.model.test_prompts), flush=True)
+            print(", ".join(self.engine.model.test_prompts), flush=True)
             return
         name, _, question = operand.partition(" ")
-        self.ask(self.listener.task_question(name, question))
+        self.ask(self.engine.task_question(name, question))
 
     def hear(self, operand: str) -> None:
         """FILE, perhaps in quotes, as a file manager drops it."""
         if not operand:
             raise UserError("/audio FILE: which file?")
         path = os.path.expanduser(operand.strip("'\""))
-        self.heard = hear(self.listener, [path], self.in_windows, self.overlap)
+        self.heard = hear(self.engine, [path], self.in_windows, self.overlap)
         tell(f"listening to {path}")
 
     def set_scaling(self, operand: str) -> None:
         """NUMBER, from 0."""
-        self.listener.model.lora_scaling = number(operand, float, 0, 1000)
-        tell(f"LoRA scaling {self.listener.model.lora_scaling:g}")
+        self.engine.model.lora_scaling = number(operand, float, 0, 1000)
+        tell(f"LoRA scaling {self.engine.model.lora_scaling:g}")
 
     def set_beams(self, operand: str) -> None:
         """NUMBER, from 1."""
+        from salmonn.inference.engine import MOST_BEAMS
+
         beams = number(operand, int, 1, MOST_BEAMS)
         self.settings = OmegaConf.merge(self.settings, {"num_beams": beams})
         tell(f"{beams} beams" if beams > 1 else "1 beam: answers appear word by word")
@@ -253,12 +259,6 @@ def converse(chat: Chat, audio: Sequence[str]) -> None:
             tell("\n(stopped)")
 
 
-def tell_if_untrained(config: DictConfig) -> None:
-    """Without a checkpoint nothing answers that has learned to."""
-    if not config.model.ckpt:
-        tell("note: no checkpoint is given (--ckpt FILE): the connector is untrained, its answers mean nothing")
-
-
 def number(text: str, kind: type[int] | type[float], least: float, most: float) -> float:
     """A number from what was typed. Raises UserError for anything that is not within the limits."""
     with suppress(ValueError):
@@ -267,11 +267,6 @@ def number(text: str, kind: type[int] | type[float], least: float, most: float) 
             return value
     what = "a whole number" if kind is int else "a number"
     raise UserError(f"{text!r}: give {what} from {least:g} to {most:g}")
-
-
-def tell(message: str) -> None:
-    """To the person, not to a program that reads the answers."""
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

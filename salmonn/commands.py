@@ -3,18 +3,7 @@
 Nothing heavy loads before a command is chosen and its command line read.
 """
 
-import sys
-from pathlib import Path
-
-from salmonn.common.errors import run_cli
-
-
-def program_name() -> str:
-    """The command as it was typed, for its usage: `python -m` leaves argparse with the name of a file."""
-    spec = sys.modules["__main__"].__spec__
-    if spec and spec.name.startswith("salmonn."):
-        return f"python -m {spec.name.removesuffix('.__main__')}"
-    return Path(sys.argv[0]).name
+from salmonn.common.cli import run_cli
 
 
 def train() -> None:

@@ -1,21 +1,17 @@
 """What keeps a run from starting, all of it told together and before anything big is read."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from salmonn.common import distributed
+from salmonn.common.device import device_of
 from salmonn.common.errors import UserError
-from salmonn.common.files import GB, existing_part
+from salmonn.common.files import GB, free_bytes
 from salmonn.config.missing_files import missing_files
 from salmonn.data.annotations import Annotations
 from salmonn.model import checkpoint, prompts
-from salmonn.model.meta_model import build_skeleton, require_checkpoint_fits
-from salmonn.training.encoder_cache import folder_bytes
-from salmonn.training.run_folder import RunFolder
-from salmonn.training.training_data import annotation_keys
+from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits
 
 _TASKS_SHOWN = 5
 _ADAM_STATE = 2  # values that AdamW keeps beside each parameter
@@ -33,15 +29,6 @@ def refuse(problems: Sequence[str]) -> None:
         raise UserError("\n  ".join(["this run cannot start:", *lines]) + (remedy if is_missing else ""))
 
 
-def run_problems(config: DictConfig, made_before: Sequence[str] = ()) -> list[str]:
-    """All that keeps a training run from starting. `made_before`: checkpoints that will be there when it does."""
-    folder, unread = RunFolder(config), list(made_before)
-    if folder.continues():  # then these are not read any more
-        unread += [config.model.ckpt, config.model.speech_llama_proj_model]
-    problems = folder.problems() + find_problems(config, annotation_keys(config), unread, goes_on=folder.candidates())
-    return problems + _problem_of(_require_cache_room, config.run)
-
-
 def find_problems(
     config: DictConfig,
     annotations: Sequence[str],
@@ -57,16 +44,17 @@ def find_problems(
     has to fit the model.
     """
     missing = missing_files(config, annotations, unread)
-    problems = [*missing, *_problem_of(_require_device, config)]
+    problems = [*missing, *problem_of(_require_device, config)]
     if training:
         present = [key for key in annotations if Path(config.datasets[key]).is_file()]
-        problems += _problem_of(_require_prompts, config, present)
+        problems += problem_of(_require_prompts, config, present)
     if not any(problem.startswith("model.") for problem in missing):
-        problems += _problem_of(_require_model, config, unread, training, goes_on)
+        problems += problem_of(_require_model, config, unread, training, goes_on)
     return problems
 
 
-def _problem_of(require: Callable[..., object], *args: object, **kwargs: object) -> list[str]:
+def problem_of(require: Callable[..., object], *args: object, **kwargs: object) -> list[str]:
+    """What a check that raises UserError has to say; empty where it raises nothing."""
     try:
         require(*args, **kwargs)
     except UserError as error:
@@ -75,7 +63,7 @@ def _problem_of(require: Callable[..., object], *args: object, **kwargs: object)
 
 
 def _require_device(config: DictConfig) -> None:
-    distributed.device_of(config)
+    device_of(config)
 
 
 def _require_prompts(config: DictConfig, annotations: Sequence[str]) -> None:
@@ -101,16 +89,16 @@ def _require_prompts(config: DictConfig, annotations: Sequence[str]) -> None:
 
 def _require_model(config: DictConfig, unread: Sequence[str], training: bool, goes_on: Sequence[Path]) -> None:
     """Raise UserError when a part has the wrong kind, a checkpoint does not fit, or the disk is too full to save."""
-    skeleton = build_skeleton(config.model)
+    meta_model = build_meta_model(config.model)
     problems = []
     for path, partial in ((config.model.speech_llama_proj_model, True), (config.model.ckpt, False)):
         if path and path not in unread:
-            problems += _problem_of(require_checkpoint_fits, skeleton, path, partial)
-    if readable := next((path for path in goes_on if not _problem_of(checkpoint.read, path, lazily=True)), None):
-        problems += _problem_of(require_checkpoint_fits, skeleton, readable)
-    n_trainable = sum(p.numel() for p in skeleton.parameters() if p.requires_grad)
+            problems += problem_of(require_checkpoint_fits, meta_model, path, partial)
+    if readable := next((path for path in goes_on if not problem_of(checkpoint.read, path, lazily=True)), None):
+        problems += problem_of(require_checkpoint_fits, meta_model, readable)
+    n_trainable = sum(p.numel() for p in meta_model.parameters() if p.requires_grad)
     if training and not config.run.evaluate:
-        problems += _problem_of(_require_disk, config, checkpoint_bytes(n_trainable))
+        problems += problem_of(_require_disk, config, checkpoint_bytes(n_trainable))
     if problems:
         raise UserError("\n".join(problems))
 
@@ -126,27 +114,9 @@ def _require_disk(config: DictConfig, size: int) -> None:
     folder = Path(run.output_dir)
     there = sum(file.stat().st_size for file in (folder / run.exp_name).glob("checkpoint_*.pth"))
     n_files = run.keep_checkpoints + 2  # the best, and the one being written
-    free = _free_bytes(folder)
+    free = free_bytes(folder)
     if free + there < n_files * size:
         raise UserError(
             f"run.output_dir = {folder}: {free / GB:.1f} GB are free, but this run's {n_files} checkpoints take "
             f"{n_files * size / GB:.1f} GB (run.keep_checkpoints = {run.keep_checkpoints}, the best, one being written)"
         )
-
-
-def _require_cache_room(run: DictConfig) -> None:
-    """Raise UserError when the disk is too full for the encoder cache to grow to its bound."""
-    if not run.encoder_cache:
-        return
-    folder = Path(run.encoder_cache)
-    room = (_free_bytes(folder) + folder_bytes(folder)) / GB
-    if room < run.encoder_cache_gb:
-        raise UserError(
-            f"run.encoder_cache = {folder}: this disk has {room:.1f} GB for it, fewer than run.encoder_cache_gb = "
-            f"{run.encoder_cache_gb:g}; set that lower, or name a folder of another disk"
-        )
-
-
-def _free_bytes(folder: Path) -> int:
-    """What its disk has left, also where the folder is still to be made."""
-    return shutil.disk_usage(existing_part(folder)).free

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from salmonn import SALMONN
 from salmonn.audio.decode import load_clip
 from salmonn.config.loading import load_config
-from salmonn.evaluation.requests import Output
+from salmonn.evaluation.requests import Prediction
 from salmonn.model import checkpoint
 from tests.fixtures.commands import json_lines, run_command
 from tests.fixtures.mini_world import mini_options
@@ -69,8 +69,8 @@ def test_words_are_counted_without_punctuation():
     ],
 )
 def test_a_story_that_did_not_end_is_cut_back_to_its_last_whole_sentence(unfinished: str, expected: str):
-    assert story_text(Output(unfinished, 200, finished=False)) == expected
-    assert story_text(Output(unfinished, 200, finished=True)) == unfinished
+    assert story_text(Prediction(unfinished, 200, finished=False)) == expected
+    assert story_text(Prediction(unfinished, 200, finished=True)) == unfinished
 
 
 def test_a_story_at_the_limits_is_kept_and_one_beyond_them_is_not():
@@ -87,13 +87,13 @@ def test_stories_are_kept_until_there_are_enough_and_every_other_one_has_its_rea
     other = TALE.replace("dog", "cat")
     told = iter(
         [
-            (clip("/short.wav"), Output("A dog.", 4, finished=True)),
-            (clip("/first.wav", text="a dog", Q="?"), Output(TALE, 30, finished=True)),
-            (clip("/broken.wav"), Output(unreadable="is empty")),
-            (clip("/loop.wav"), Output("the dog barks " * 20, 60, finished=True)),
-            (clip("/same.wav"), Output(TALE, 30, finished=True)),
-            (clip("/cut.wav", expand_wav=["/more.wav"]), Output(f"{other} And then the", 33, finished=False)),
-            (clip("/not needed.wav"), Output(TALE.replace("dog", "cow"), 30, finished=True)),
+            (clip("/short.wav"), Prediction("A dog.", 4, finished=True)),
+            (clip("/first.wav", text="a dog", Q="?"), Prediction(TALE, 30, finished=True)),
+            (clip("/broken.wav"), Prediction(unreadable="is empty")),
+            (clip("/loop.wav"), Prediction("the dog barks " * 20, 60, finished=True)),
+            (clip("/same.wav"), Prediction(TALE, 30, finished=True)),
+            (clip("/cut.wav", expand_wav=["/more.wav"]), Prediction(f"{other} And then the", 33, finished=False)),
+            (clip("/not needed.wav"), Prediction(TALE.replace("dog", "cow"), 30, finished=True)),
         ]
     )
     stories = select_stories(told, n=2, min_words=10, max_repetition=0.2)

@@ -18,7 +18,7 @@ from salmonn.audio.decode import load_clip
 from salmonn.chat import Chat, answer_once, number, parse_arguments
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
-from salmonn.inference.engine import Listener
+from salmonn.inference.engine import InferenceEngine
 from tests.fixtures.commands import run_command
 from tests.fixtures.mini_world import mini_options
 from tests.fixtures.paths import ROOT
@@ -32,15 +32,15 @@ def options(mini_world: Path, tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def listener(options: list[str]) -> Listener:
+def engine(options: list[str]) -> InferenceEngine:
     torch.manual_seed(0)
-    return Listener.load(load_config(ROOT / "configs/mini/decode.yaml", options))
+    return InferenceEngine.load(load_config(ROOT / "configs/mini/decode.yaml", options))
 
 
 @pytest.fixture
-def chat(listener: Listener, monkeypatch) -> Chat:
-    monkeypatch.setattr(listener.model, "lora_scaling", listener.model.lora_scaling)  # put back after the test
-    return Chat(listener)
+def chat(engine: InferenceEngine, monkeypatch) -> Chat:
+    monkeypatch.setattr(engine.model, "lora_scaling", engine.model.lora_scaling)  # put back after the test
+    return Chat(engine)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def talk(options: list[str], *arguments: str, typed: bytes | None = None) -> sub
 # ---- one question
 
 
-def test_each_file_of_a_batch_gets_the_answer_that_it_gets_alone(options, clips, listener):
+def test_each_file_of_a_batch_gets_the_answer_that_it_gets_alone(options, clips, engine):
     result = talk(options, "--audio", *clips, "--prompt", "What is said?", "--json")
     assert result.returncode == 0, result.stderr
     answers = [json.loads(line) for line in result.stdout.splitlines()]
@@ -76,7 +76,7 @@ def test_each_file_of_a_batch_gets_the_answer_that_it_gets_alone(options, clips,
     prompt = "USER: <Speech><SpeechHere></Speech> What is said?\nASSISTANT:"
     for answer in answers:
         wav = torch.from_numpy(load_clip(answer["audio"], 5.0))[None]
-        [alone] = listener.model.generate({"raw_wav": wav}, listener.config.generate, [prompt], return_details=True)
+        [alone] = engine.model.generate({"raw_wav": wav}, engine.config.generate, [prompt], return_details=True)
         assert answer["prompt"] == prompt
         assert (answer["answer"], answer["finished"]) == (alone["text"], alone["finished"])
     assert "the connector is untrained" in result.stderr
@@ -112,10 +112,10 @@ def test_options_that_do_not_go_together_are_refused(arguments, message, monkeyp
 
 
 @pytest.mark.parametrize("long", [False, True])
-def test_answers_about_several_files_are_behind_their_names(listener: Listener, clips, long, capsys):
+def test_answers_about_several_files_are_behind_their_names(engine: InferenceEngine, clips, long, capsys):
     args = Namespace(audio=clips, task="asr", question="", prompt=None, json=False, long=long, overlap=None)
-    answer_once(listener, args)
-    answers = listener.ask(listener.hear(clips), listener.task_question("asr"))
+    answer_once(engine, args)
+    answers = engine.ask(engine.hear(clips), engine.task_question("asr"))
     expected = [f"{path}: {answer.text}" for path, answer in zip(clips, answers, strict=True)]
     assert capsys.readouterr().out.splitlines() == expected
 
@@ -199,9 +199,9 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(options, clips):
 
 def test_a_clip_is_encoded_once_for_several_questions(chat: Chat, clips, monkeypatch, capsys):
     encoded = []
-    encode = chat.listener.model.encode_speech
+    encode = chat.engine.model.encode_speech
     monkeypatch.setattr(
-        chat.listener.model, "encode_speech", lambda wav, *rest: encoded.append(len(wav)) or encode(wav, *rest)
+        chat.engine.model, "encode_speech", lambda wav, *rest: encoded.append(len(wav)) or encode(wav, *rest)
     )
     for line in (f"/audio {clips[0]}", "What is said?", "/task asr", "/scale 2", "/beams 2", "Who speaks?"):
         chat.obey(line)
@@ -223,25 +223,25 @@ def test_a_clip_that_cannot_be_read_leaves_the_one_before(chat: Chat, clips, cap
 
 def test_scaling_and_beams_change_what_is_answered_with(chat: Chat, clips, monkeypatch):
     seen = []
-    answer = chat.listener.model.answer_embeds
+    answer = chat.engine.model.answer_embeds
 
     def watch(embeds, chosen, settings, **library):
-        seen.append((chat.listener.model.lora_scaling, settings.num_beams, library["streamer"] is not None))
+        seen.append((chat.engine.model.lora_scaling, settings.num_beams, library["streamer"] is not None))
         return answer(embeds, chosen, settings, **library)
 
-    monkeypatch.setattr(chat.listener.model, "answer_embeds", watch)
+    monkeypatch.setattr(chat.engine.model, "answer_embeds", watch)
     for line in (f"/audio {clips[0]}", "What?", "/scale 2", "/beams 3", "What?"):
         chat.obey(line)
     assert seen == [(4.0, 1, True), (2.0, 3, False)]
-    assert chat.listener.config.generate.num_beams == 1  # one person's setting is not another's
+    assert chat.engine.config.generate.num_beams == 1  # one person's setting is not another's
 
 
-def test_a_streamed_answer_is_the_same_text(listener: Listener, chat: Chat, clips, capsys):
-    heard, question = listener.hear(clips[:1]), listener.question("What is said?")
-    [answer] = listener.ask(heard, question)
+def test_a_streamed_answer_is_the_same_text(engine: InferenceEngine, chat: Chat, clips, capsys):
+    heard, question = engine.hear(clips[:1]), engine.question("What is said?")
+    [answer] = engine.ask(heard, question)
     assert answer.text
-    streamer = TextIteratorStreamer(listener.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    assert listener.ask(heard, question, streamer=streamer) == [answer]
+    streamer = TextIteratorStreamer(engine.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    assert engine.ask(heard, question, streamer=streamer) == [answer]
     pieces = list(streamer)
     assert "".join(pieces).strip() == answer.text
     assert sum(map(bool, pieces)) > 1
@@ -253,12 +253,12 @@ def test_a_streamed_answer_is_the_same_text(listener: Listener, chat: Chat, clip
 # ---- long clips
 
 
-def test_without_long_the_beginning_is_heard_and_that_is_told(options, long_clip, listener):
+def test_without_long_the_beginning_is_heard_and_that_is_told(options, long_clip, engine):
     result = talk(options, "--audio", long_clip, "--task", "asr")
     assert result.returncode == 0, result.stderr
     assert f"{long_clip}: only the first 5 s are heard; --long hears all of it" in result.stderr
     wav = torch.from_numpy(load_clip(long_clip, 5.0))[None]
-    expected = listener.model.generate({"raw_wav": wav, "task": ["asr"]}, listener.config.generate)
+    expected = engine.model.generate({"raw_wav": wav, "task": ["asr"]}, engine.config.generate)
     assert result.stdout.strip() == expected[0]
 
 
@@ -274,23 +274,23 @@ def test_long_answers_about_each_window_and_says_so(options, long_clip):
     assert answer["answer"].splitlines()[0] == f"[0:00.0 - 0:05.0] {first}"
 
 
-def test_windows_of_a_long_clip_are_heard_as_clips_of_their_own(listener: Listener, long_clip):
-    heard = listener.hear_long(long_clip, 1.0)
+def test_windows_of_a_long_clip_are_heard_as_clips_of_their_own(engine: InferenceEngine, long_clip):
+    heard = engine.hear_long(long_clip, 1.0)
     wav = load_clip(long_clip, 12.0)
     for row, span in enumerate(heard.spans):
         part = wav[int(span.start * 16_000) : int(span.end * 16_000)]
-        torch.testing.assert_close(heard.embeds[row : row + 1], listener.hear([part]).embeds, atol=1e-4, rtol=0)
+        torch.testing.assert_close(heard.embeds[row : row + 1], engine.hear([part]).embeds, atol=1e-4, rtol=0)
 
 
-def test_a_short_clip_is_not_stitched(listener: Listener, clips):
-    heard, question = listener.hear_long(clips[0]), listener.task_question("asr")
-    assert listener.ask(heard, question) == listener.ask(listener.hear(clips[:1]), question)
+def test_a_short_clip_is_not_stitched(engine: InferenceEngine, clips):
+    heard, question = engine.hear_long(clips[0]), engine.task_question("asr")
+    assert engine.ask(heard, question) == engine.ask(engine.hear(clips[:1]), question)
 
 
 @pytest.mark.parametrize("overlap", [-1.0, 5.0, float("nan")])
-def test_an_overlap_that_leaves_no_window_is_refused(listener: Listener, clips, overlap):
+def test_an_overlap_that_leaves_no_window_is_refused(engine: InferenceEngine, clips, overlap):
     with pytest.raises(UserError, match="less than the window of 5 s"):
-        listener.hear_long(clips[0], overlap)
+        engine.hear_long(clips[0], overlap)
 
 
 def test_numbers_are_whole_where_they_have_to_be():

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from salmonn.commands import program_name
+from salmonn.common.cli import program_name
 from tests.dev.test_docs import PAGES, commands
 from tests.fixtures.paths import ROOT
 

@@ -9,10 +9,12 @@ import torch
 from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor
 
 from salmonn import preflight
+from salmonn.common import files
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.model.beats import BEATs
-from salmonn.model.meta_model import build_skeleton, require_checkpoint_fits
+from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits
+from salmonn.training import readiness
 from tests.fixtures.commands import run_command
 from tests.fixtures.paths import GOLDEN
 from tests.model.test_model import BEATS_CPT2
@@ -70,11 +72,11 @@ def problems(weights, *more, size="13b", config="configs/stage1.yaml"):
 @pytest.mark.parametrize("size", SIZES)
 def test_a_published_checkpoint_fits_the_model_of_its_size(weights, size):
     config = load_config("configs/stage2.yaml", options(weights, size))
-    skeleton = build_skeleton(config.model)
-    assert all(p.device.type == "meta" for p in skeleton.parameters())
-    n_trainable = sum(p.numel() for p in skeleton.parameters() if p.requires_grad)
+    meta_model = build_meta_model(config.model)
+    assert all(p.device.type == "meta" for p in meta_model.parameters())
+    n_trainable = sum(p.numel() for p in meta_model.parameters() if p.requires_grad)
     assert n_trainable == FULL["num_trainable_parameters"][f"salmonn_{size}"]
-    require_checkpoint_fits(skeleton, f"{weights}/salmonn-{size}.pth")
+    require_checkpoint_fits(meta_model, f"{weights}/salmonn-{size}.pth")
     assert problems(weights, f"model.ckpt={weights}/salmonn-{size}.pth", size=size) == []
 
 
@@ -134,7 +136,7 @@ def test_a_beats_file_that_contradicts_its_own_configuration_is_refused(weights,
 
 def test_no_room_for_the_checkpoints_is_told_before_training(weights, tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(free=1e9))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage(free=1e9))
     (message,) = problems(weights, f"run.output_dir={tmp_path}/new")
     n_trainable = FULL["num_trainable_parameters"]["salmonn_13b"]
     assert f"1.0 GB are free, but this run's 4 checkpoints take {4 * 12 * n_trainable / 1e9:.1f} GB" in message
@@ -155,7 +157,7 @@ def test_a_run_that_cannot_go_on_is_told_before_the_model_is_loaded(weights, tmp
 
     def told(*more):
         config = load_config("configs/stage1.yaml", [*options(weights), f"run.output_dir={tmp_path}", *more])
-        return [problem for problem in preflight.run_problems(config) if "ann_path" not in problem]
+        return [problem for problem in readiness.run_problems(config) if "ann_path" not in problem]
 
     assert told() == []
     (problem,) = told("model.lora_rank=16")

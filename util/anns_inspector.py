@@ -23,7 +23,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.errors import UserError, run_cli
+from salmonn.common.cli import run_cli
+from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.data.clip_paths import ClipPaths
 from util.inspector.inspection import Inspection, readiness_line

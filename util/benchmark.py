@@ -31,8 +31,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from salmonn.common.errors import run_cli  # noqa: E402
-from salmonn.training.run_log import setup_logging  # noqa: E402
+from salmonn.common.cli import run_cli  # noqa: E402
+from salmonn.common.logging import setup_logging  # noqa: E402
 from util.benchmarks.annotation_files import bench_inspector, bench_workers  # noqa: E402
 from util.benchmarks.big_file import N_ENTRIES  # noqa: E402
 from util.benchmarks.encoder_cache import bench_cache  # noqa: E402

@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from omegaconf import DictConfig
 
-from salmonn.common.errors import UserError, run_cli
+from salmonn.common.cli import run_cli
+from salmonn.common.errors import UserError
 from salmonn.common.files import replacing
 from salmonn.model import checkpoint, pretrained
 from salmonn.model.llm import llm_quantization

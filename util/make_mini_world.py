@@ -17,7 +17,8 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.errors import UserError, run_cli
+from salmonn.common.cli import run_cli
+from salmonn.common.errors import UserError
 from util.mini_world.build import build
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+from salmonn.common.device import autocast
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -26,14 +28,14 @@ import torch
 
 from salmonn.audio.decode import SAMPLE_RATE, AudioError, load_clip
 from salmonn.chat import require_audio
-from salmonn.common import distributed
 from salmonn.common.charts import new_figure, png_path, write_png
-from salmonn.common.errors import UserError, run_cli
-from salmonn.config.loading import argument_parser, load_config
-from salmonn.inference.engine import Listener, Question
+from salmonn.common.cli import argument_parser, run_cli
+from salmonn.common.errors import UserError
+from salmonn.common.logging import setup_logging
+from salmonn.config.loading import load_config
+from salmonn.inference.engine import InferenceEngine, Question
 from salmonn.model.attention_maps import answer_attention, encode_with_attention, loudest_heads, split_words
 from salmonn.model.qformer import WHISPER_FRAMES_PER_SECOND, window_frames
-from salmonn.training.run_log import setup_logging
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,10 +65,10 @@ def main() -> None:
     config = load_config(args.cfg_path, args.options)
     require_audio([args.audio])  # a wrong path is known before the model is loaded
     setup_logging()
-    listener = Listener.load(config)
-    question = listener.task_question(args.task, args.question) if args.task else listener.question(args.prompt)
-    with distributed.autocast(config.run, listener.model.device):
-        attention = look(listener, args.audio, question)
+    engine = InferenceEngine.load(config)
+    question = engine.task_question(args.task, args.question) if args.task else engine.question(args.prompt)
+    with autocast(config.run, engine.model.device):
+        attention = look(engine, args.audio, question)
     title = f"{Path(args.audio).name}: {args.question or args.prompt or args.task}"
     write_png(draw(attention, title), args.out)
     print(f"{' '.join(attention.words)}\n{args.out}")
@@ -91,16 +93,16 @@ def parse_arguments() -> Namespace:
     return parser.parse_args()
 
 
-def look(listener: Listener, path: str, question: Question) -> Attention:
+def look(engine: InferenceEngine, path: str, question: Question) -> Attention:
     """Answer the question about a clip and find where the model looked. Raises UserError for what cannot be heard."""
-    model = listener.model
+    model = engine.model
     try:
-        wav = load_clip(path, model.max_seconds, listener.config.datasets.channel)
+        wav = load_clip(path, model.max_seconds, engine.config.datasets.channel)
     except AudioError as error:
         raise UserError(str(error)) from error
     raw_wav = torch.from_numpy(wav)[None]
     embeds, weights = encode_with_attention(model, raw_wav)
-    [details] = model.answer_embeds(embeds, [question.prompt], listener.config.generate)
+    [details] = model.answer_embeds(embeds, [question.prompt], engine.config.generate)
     words = split_words(model.tokenizer, details["token_ids"])
     if not words:
         raise UserError(f"{path}: the model answers {question.prompt!r} with nothing, so there is nothing to draw")

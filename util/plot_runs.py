@@ -16,7 +16,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from salmonn.common.charts import distinct_parts, png_path
-from salmonn.common.errors import UserError, run_cli
+from salmonn.common.cli import run_cli
+from salmonn.common.errors import UserError
 from salmonn.training.curves import plot_curves, plot_runs, read_log
 
 LOG = "log.jsonl"

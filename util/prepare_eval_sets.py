@@ -23,7 +23,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.errors import UserError, run_cli
+from salmonn.common.cli import run_cli
+from salmonn.common.errors import UserError
 from util.eval_sets.annotation import Clip, make_clips, write
 from util.eval_sets.base import EvalSet, MissingError, Request
 from util.eval_sets.catalogue import SETS

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.errors import run_cli
+from salmonn.common.cli import run_cli
 from salmonn.config.loading import known_keys, load_config
 from util.quickstart_report import EVALUATED_STAGES, MODES, STAGES, check_bars, summarise, write_report
 

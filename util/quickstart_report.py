@@ -43,7 +43,7 @@ BARS = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Check:
     """A bar and what was reached."""
 
     bar: Bar
@@ -89,16 +89,16 @@ def _scores(out: Path, stage: int) -> dict[str, float]:
     return scores
 
 
-def check_bars(summary: dict[str, Any]) -> list[Verdict]:
+def check_bars(summary: dict[str, Any]) -> list[Check]:
     """One verdict per bar."""
-    return [Verdict(bar, _of_stage(summary, bar.stage)[bar.score]) for bar in BARS]
+    return [Check(bar, _of_stage(summary, bar.stage)[bar.score]) for bar in BARS]
 
 
 def _of_stage(summary: dict[str, Any], stage: int) -> dict[str, float]:
     return summary if stage == EVALUATED_STAGES[-1] else summary[f"stage{stage}"]
 
 
-def write_report(out: Path, summary: dict[str, Any], verdicts: Sequence[Verdict]) -> None:
+def write_report(out: Path, summary: dict[str, Any], verdicts: Sequence[Check]) -> None:
     """Write summary.json and report.md, which shows the curves that each stage has drawn."""
     write_json(out / "summary.json", summary)
     parts = [

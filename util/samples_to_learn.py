@@ -21,7 +21,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from experiments.samples_to_learn.experiment import measure, read_curves  # noqa: E402
 from experiments.samples_to_learn.recipes import load_study  # noqa: E402
 from experiments.samples_to_learn.report import markdown, plot, summarise  # noqa: E402
-from salmonn.common.errors import UserError, run_cli  # noqa: E402
+from salmonn.common.cli import run_cli  # noqa: E402
+from salmonn.common.errors import UserError  # noqa: E402
 from salmonn.common.files import write_json, write_text  # noqa: E402
 
 

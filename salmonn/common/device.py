@@ -1,7 +1,17 @@
-"""From the host to the device without waiting for what the device still has to do."""
+"""Where a process computes: its device and precision, transfers without waiting, random seeds, peak memory."""
 
+import os
+import random
+import resource
+
+import numpy as np
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
+
+from salmonn.common.errors import UserError
+
+AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -9,3 +19,41 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def device_of(config: DictConfig) -> torch.device:
+    """This process's device. Raises UserError when `run.device` asks for a GPU that is not there."""
+    run, quantised = config.run, config.model.low_resource or config.model.llm_quantization != "none"
+    local_rank = int(os.environ.get("LOCAL_RANK", config.model.device_8bit if quantised else 0))
+    if not run.device.startswith("cuda"):
+        return torch.device(run.device)
+    if not torch.cuda.is_available():
+        raise UserError(f"run.device = {run.device}, but this machine has no usable GPU; run.device=cpu goes without")
+    device = torch.device("cuda", local_rank) if run.device == "cuda" else torch.device(run.device)
+    if device.index >= torch.cuda.device_count():
+        raise UserError(f"{device} is asked for, but this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def autocast(run: DictConfig, device: torch.device) -> torch.autocast:
+    """Mixed precision as `run.amp` and `run.amp_dtype` say."""
+    return torch.autocast(device.type, AMP_DTYPES[run.amp_dtype], enabled=run.amp)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has needed at most: of the GPU's memory, or of the machine's on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make all randomness of a step (dropout, prompts) depend on these three alone: nothing to save and restore."""
+    seed_everything(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

@@ -14,9 +14,7 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from salmonn.common.errors import UserError
-
-AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+from salmonn.common.device import device_of
 
 # What the libraries say when another rank does not answer: gloo before and after it closed the connection, NCCL.
 _LOST = ("gloo/transport", "Application timeout caused pair closure", "ncclRemoteError")
@@ -24,20 +22,6 @@ _LOST = ("gloo/transport", "Application timeout caused pair closure", "ncclRemot
 _control: dist.ProcessGroup | None = None  # of the CPUs: what ranks agree on must not wait for GPUs
 _store: dist.Store | None = None  # how ranks find each other, also when a group is broken
 _timeout = datetime.timedelta()  # how long ranks wait for each other
-
-
-def device_of(config: DictConfig) -> torch.device:
-    """This process's device. Raises UserError when `run.device` asks for a GPU that is not there."""
-    run, quantised = config.run, config.model.low_resource or config.model.llm_quantization != "none"
-    local_rank = int(os.environ.get("LOCAL_RANK", config.model.device_8bit if quantised else 0))
-    if not run.device.startswith("cuda"):
-        return torch.device(run.device)
-    if not torch.cuda.is_available():
-        raise UserError(f"run.device = {run.device}, but this machine has no usable GPU; run.device=cpu goes without")
-    device = torch.device("cuda", local_rank) if run.device == "cuda" else torch.device(run.device)
-    if device.index >= torch.cuda.device_count():
-        raise UserError(f"{device} is asked for, but this machine has {torch.cuda.device_count()} GPUs")
-    return device
 
 
 def init(config: DictConfig) -> torch.device:
@@ -76,11 +60,6 @@ def _meeting_point(dist_url: str, timeout: datetime.timedelta) -> tuple[dist.Sto
     if restarts and environment.get("GROUP_WORLD_SIZE") == "1":  # on several machines the agents count restarts apart
         store = dist.PrefixStore(f"restart {restarts}", store)
     return store, rank, world_size
-
-
-def autocast(run: DictConfig, device: torch.device) -> torch.autocast:
-    """Mixed precision as `run.amp` and `run.amp_dtype` say."""
-    return torch.autocast(device.type, AMP_DTYPES[run.amp_dtype], enabled=run.amp)
 
 
 def wrap(model: nn.Module, device: torch.device, find_unused_parameters: bool = False) -> nn.Module:

@@ -1,19 +1,12 @@
-"""How a command ends: what a person did wrong is told in one message, any other error with its traceback, once."""
+"""Errors that are told to people: bad input, and packages that do not load."""
 
-import json
-import os
-import sys
-import time
-import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
-# Of several ranks one speaks, and its launcher ends the others while they wait: rank 0 first, then
-# the others, which may have the same to say; last who only noticed that another rank is gone.
-_OTHERS_WAIT = 5  # s
-_WITNESSES_WAIT = 15  # s
+from collections.abc import Sequence
 
 _NAMED = 5  # of a list in a message
+
+# How packages fail when they are loaded: absent, a library of the system that is absent or of another version (OSError,
+# RuntimeError), or built for another version of a package that they use (the others).
+BROKEN = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError)
 
 
 class UserError(Exception):
@@ -26,50 +19,8 @@ def examples(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def run_cli(main: Callable[[], None]) -> None:
-    """Run a command's `main`: a `UserError` is one message on stderr and exit code 2, Ctrl-C exit code 1.
-
-    Any other error is exit code 1; of several ranks the one that made it shows its traceback.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave shared cores to others
-    try:
-        main()
-    except UserError as error:
-        _tell(f"error: {error}")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        sys.exit(1)
-    except Exception as error:
-        if "RANK" not in os.environ:
-            raise
-        _tell(_lost_contact(error) or traceback.format_exc())
-        sys.exit(1)
-
-
-def _lost_contact(error: Exception) -> str:
-    """What a rank says that lost another one, after waiting for that to speak itself; "" for an error of its own."""
-    distributed = sys.modules.get("salmonn.common.distributed")  # not loaded: no contact was made
-    return distributed.lost_contact(error, seconds=_WITNESSES_WAIT) if distributed else ""
-
-
-def _tell(message: str) -> None:
-    """Print the message; under torchrun hand it over, once where all ranks meet the same error.
-
-    torchrun ends with a report of a screen's length and exit code 1 whatever a rank does. It prints
-    the message of the rank that failed first as the last thing in it, where it is seen.
-    """
-    environment = os.environ
-    if int(environment.get("RANK") or environment.get("SLURM_PROCID", "0")) > 0:
-        time.sleep(_OTHERS_WAIT)
-    handover = environment.get("TORCHELASTIC_ERROR_FILE")
-    if not handover or _will_be_restarted():
-        print(message, file=sys.stderr, flush=True)
-    else:
-        Path(handover).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
-
-
-def _will_be_restarted() -> bool:
-    """Whether torchrun starts the ranks again: then it reports nothing."""
-    restarts, most = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
-    return restarts < most
+def reason(error: Exception) -> str:
+    """What an error says in a line or a few."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return kind + "\n".join(lines[: 10 if isinstance(error, UserError) else 2])

@@ -1,11 +1,14 @@
-"""Files that are there whole or not at all, and files of lines that a kill leaves with whole lines only."""
+"""Atomic writes, and append-only JSON Lines of which a kill leaves whole lines only."""
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from salmonn.common.errors import UserError
 
 GB = 1e9  # bytes
 
@@ -13,6 +16,11 @@ GB = 1e9  # bytes
 def existing_part(folder: Path) -> Path:
     """The folder, or where it is still to be made the nearest one above that is there."""
     return next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())
+
+
+def free_bytes(folder: Path) -> int:
+    """What its disk has left, also where the folder is still to be made."""
+    return shutil.disk_usage(existing_part(folder)).free
 
 
 @contextmanager
@@ -52,6 +60,34 @@ def appending(path: Path) -> BinaryIO:
         with path.open("rb") as reader:
             file.truncate(_end_of_last_line(reader, size))
     return file
+
+
+def whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number, line) of a file of lines, from 1; a last line without an end was being written by a process that died.
+
+    Raises OSError where the file cannot be read.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                yield number, line
+
+
+def read_json_lines(path: Path, what: str, kind: Callable[[Any], Any] | None = None) -> Iterator[Any]:
+    """What each whole line of a JSON Lines file holds, or what `kind` makes of it; `what` the file is, for messages.
+
+    Raises UserError that names file and line where one is no JSON, or is refused by `kind`
+    (ValueError, KeyError, TypeError, AttributeError).
+    """
+    number = 0
+    try:
+        for number, line in whole_lines(path):
+            value = json.loads(line)
+            yield value if kind is None else kind(value)
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{what} {path}, line {number}: {error}; remove that line, or the file") from error
 
 
 def _end_of_last_line(file: BinaryIO, size: int) -> int:

@@ -5,7 +5,6 @@ the later win; `--options a.b=c` come last. Unknown keys and wrong types are col
 """
 
 import difflib
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from salmonn.commands import program_name
 from salmonn.common.errors import UserError
 from salmonn.config.checks import CHOICES, impossible_values
 from salmonn.config.schema import Config, GenerateConfig, ModelConfig
@@ -217,25 +215,3 @@ def leaves(values: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]
         else:
             found.append((f"{prefix}{key}", value))
     return found
-
-
-def argument_parser(description: str, default_cfg_path: str | None = None) -> ArgumentParser:
-    """The options shared by the commands: --cfg-path and --options."""
-    parser = ArgumentParser(prog=program_name(), description=description, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--cfg-path",
-        required=default_cfg_path is None,
-        default=default_cfg_path,
-        metavar="FILE",
-        help="YAML configuration"
-        + (f" (default: {default_cfg_path})" if default_cfg_path else ", e.g. configs/stage1.yaml"),
-    )
-    parser.add_argument(
-        "--options",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="set single keys of it, e.g. run.device=cpu model.ckpt=last.pth; configs/base.yaml has them all",
-    )
-    return parser

@@ -51,3 +51,8 @@ def _absent(key: str, path: str) -> str:
     where = _ORIGIN.get(key) or (_ORIGIN["other annotations"] if "ann_path" in key else "")
     shown = f"{path} does not exist" if path else "is not set"
     return f"{key}: {shown}" + (f"\n    get it: {where}" if where else "")
+
+
+def annotation_keys(config: DictConfig) -> tuple[str, ...]:
+    """Keys of the datasets section that a run reads."""
+    return ("test_ann_path",) if config.run.evaluate else ("train_ann_path", "valid_ann_path")

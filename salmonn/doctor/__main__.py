@@ -22,10 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from salmonn.commands import program_name
-from salmonn.common.errors import UserError, run_cli
-from salmonn.common.files import GB, existing_part
-from salmonn.doctor.findings import BROKEN, MISSING, NOTE, OK, WRONG, Finding, attempt, reason
+from salmonn.common.cli import program_name, run_cli
+from salmonn.common.errors import BROKEN, UserError, reason
+from salmonn.common.files import GB, existing_part, free_bytes
+from salmonn.doctor.findings import MISSING, NOTE, OK, WRONG, Finding, attempt
 from salmonn.doctor.hardware import check_attention, check_gpus, check_quantised
 from salmonn.doctor.packages import COSTS, check_packages, check_system, check_torch_pair
 
@@ -131,7 +131,7 @@ def check_ffmpeg() -> Iterator[Finding]:
 def check_disk(folder: Path) -> Iterator[Finding]:
     """Whether runs can write, and how much."""
     there = existing_part(folder)
-    says = f"{shutil.disk_usage(there).free / GB:.1f} GB free for {folder}"
+    says = f"{free_bytes(folder) / GB:.1f} GB free for {folder}"
     writable = os.access(there, os.W_OK)
     yield Finding(OK if writable else WRONG, "disk", says + ("" if writable else f"; {there} is not yours to write to"))
 
@@ -148,10 +148,9 @@ def _load(path: str, options: Sequence[str]) -> "tuple[list[DictConfig], list[Fi
 
 def check_configs(path: str, configs: "Sequence[DictConfig]") -> Iterator[Finding]:
     """All that keeps the configs from being used: to train where they name training data, else to answer."""
-    from salmonn.config.missing_files import missing_files
+    from salmonn.config.missing_files import annotation_keys, missing_files
     from salmonn.preflight import find_problems
-    from salmonn.training.stages import all_problems
-    from salmonn.training.training_data import annotation_keys
+    from salmonn.training.readiness import all_problems
 
     missing = {absent for config in configs for absent in missing_files(config, annotation_keys(config))}
     if configs[0].datasets.train_ann_path:

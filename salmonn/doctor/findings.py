@@ -3,13 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from salmonn.common.errors import UserError
+from salmonn.common.errors import reason
 
 OK, NOTE, MISSING, WRONG = "ok", "note", "missing", "wrong"
-
-# How packages fail when they are loaded: absent, a library of the system that is absent or of another version (OSError,
-# RuntimeError), or built for another version of a package that they use (the others).
-BROKEN = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError)
 
 
 class Finding(NamedTuple):
@@ -27,10 +23,3 @@ def attempt(name: str, check: Callable[[], Iterable[Finding]], costs: str, state
         yield from check()
     except Exception as error:  # whatever a broken package raises: the other checks are still wanted
         yield Finding(state, name, reason(error), costs)
-
-
-def reason(error: Exception) -> str:
-    """What an error says in a line or a few."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return kind + "\n".join(lines[: 10 if isinstance(error, UserError) else 2])

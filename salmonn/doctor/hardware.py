@@ -5,8 +5,9 @@ import subprocess
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from salmonn.common.errors import BROKEN, reason
 from salmonn.common.files import GB
-from salmonn.doctor.findings import BROKEN, NOTE, OK, WRONG, Finding, reason
+from salmonn.doctor.findings import NOTE, OK, WRONG, Finding
 
 if TYPE_CHECKING:
     import torch

@@ -14,8 +14,9 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from salmonn import __version__
+from salmonn.common.errors import BROKEN, reason
 from salmonn.common.files import GB
-from salmonn.doctor.findings import BROKEN, NOTE, OK, WRONG, Finding, reason
+from salmonn.doctor.findings import NOTE, OK, WRONG, Finding
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

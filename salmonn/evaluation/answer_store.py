@@ -8,7 +8,7 @@ from pathlib import Path
 from salmonn.common import distributed
 from salmonn.common.errors import UserError
 from salmonn.common.files import appending
-from salmonn.evaluation.requests import Answer, Output
+from salmonn.evaluation.requests import Answer, Prediction
 
 
 class AnswerStore:
@@ -17,7 +17,7 @@ class AnswerStore:
     The code may have changed between two answers: each carries its commit, and `commits` has those that were read.
     """
 
-    def __init__(self, folder: Path, name: str, commit: str, kind: type[Answer] = Output) -> None:
+    def __init__(self, folder: Path, name: str, commit: str, kind: type[Answer] = Prediction) -> None:
         self.folder, self.name, self.commit, self.kind = folder, name, commit, kind
         self.commits: set[str] = set()
 

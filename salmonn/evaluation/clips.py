@@ -11,7 +11,7 @@ from salmonn.evaluation.tasks import EvalTask
 
 
 @dataclass(frozen=True)
-class Clip:
+class EvalExample:
     """One output to be generated: what is heard, what is asked, what would be right."""
 
     index: int  # of the first entry of the annotation file that names it
@@ -23,7 +23,7 @@ class Clip:
     spoken: str = ""  # what is said in the clip, where the reference is something else
 
 
-def clips_of(entries: Sequence[Mapping[str, Any]], task: EvalTask, source: str) -> list[Clip]:
+def clips_of(entries: Sequence[Mapping[str, Any]], task: EvalTask, source: str) -> list[EvalExample]:
     """The clips of an annotation file in its order; entries of one clip give it several references.
 
     `entries` as they stand in the file, checked by salmonn.data.annotations. Raises UserError for
@@ -64,9 +64,9 @@ def _heard(entry: Mapping[str, Any]) -> tuple[str, ...]:
     return (entry["path"], *(entry.get("expand_wav") or ()))
 
 
-def _clip(entries: Sequence[Mapping[str, Any]], indices: Sequence[int], task: EvalTask) -> Clip:
+def _clip(entries: Sequence[Mapping[str, Any]], indices: Sequence[int], task: EvalTask) -> EvalExample:
     first = entries[indices[0]]
-    return Clip(
+    return EvalExample(
         index=indices[0],
         id=_testset_id(first) or str(indices[0]),
         path=first["path"],

@@ -17,9 +17,9 @@ Modes:
   generate                        the answers to any annotation file: --ann FILE
 A hackathon mode whose own set is empty uses datasets.test_ann_path.
 
-Results: <evaluate.results_dir>/<evaluate.name, else the mode>/ with report.md, report.json (with a card of all
+Results: <evaluate.results_dir>/<evaluate.name, else the mode>/ with report.md, report.json (with a provenance of all
 that the result depends on), pictures and predictions.jsonl. Killed, the same command goes on: what was answered
-under the same card is not asked again. evaluate.shuffled_control=true answers once more with the audio swapped
+under the same provenance is not asked again. evaluate.shuffled_control=true answers once more with the audio shuffled
 between clips: a model that listens scores far worse then. evaluate.judge.* sets who judges SQQA, SF and SAC.
 """
 
@@ -31,8 +31,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from salmonn.common import slurm
-from salmonn.common.errors import UserError, run_cli
-from salmonn.config.loading import argument_parser, load_config
+from salmonn.common.cli import argument_parser, run_cli
+from salmonn.common.errors import UserError
+from salmonn.config.loading import load_config
 from salmonn.evaluation.tasks import MODES, load_tasks, named_tasks
 
 # Which operands a mode takes.

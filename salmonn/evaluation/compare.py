@@ -23,7 +23,7 @@ READING = (
 HASH_SHOWN = 12  # digits of a sha256 in a table
 _KEYS = {"name", "n", "finished", "unfinished", "scores", "provenance"}  # by which a report is known
 _NOTHING = "nothing to compare: evaluate both on sets with ground truth"
-_AGAIN = "run evaluate.py again (answers under the same card are kept) and compare then"
+_AGAIN = "run evaluate.py again (answers under the same provenance are kept) and compare then"
 
 Report = Mapping[str, Any]
 
@@ -181,12 +181,12 @@ def _row(name: str, metric_name: str, first: Mapping[str, Any], second: Mapping[
 
 
 def _differences(names: Sequence[str], a: Result, b: Result) -> str:
-    """A table of what the cards of the two results do not share, or "Nothing."."""
+    """A table of what the provenances of the two results do not share, or "Nothing."."""
     tasks_of: dict[tuple[str, ...], list[str]] = {}
     for name in names:
-        cards = [_card(one.reports[name]) for one in (a, b)]
-        for key in dict.fromkeys([*cards[0], *cards[1]]):
-            values = [card.get(key, "(absent)") for card in cards]
+        provenances = [_provenance(one.reports[name]) for one in (a, b)]
+        for key in dict.fromkeys([*provenances[0], *provenances[1]]):
+            values = [provenance.get(key, "(absent)") for provenance in provenances]
             if values[0] != values[1]:
                 tasks_of.setdefault((key, *values), []).append(name)
     if not tasks_of:
@@ -195,7 +195,7 @@ def _differences(names: Sequence[str], a: Result, b: Result) -> str:
     return table(["setting", "A", "B", "tasks"], rows)
 
 
-def _card(report: Report) -> dict[str, str]:
+def _provenance(report: Report) -> dict[str, str]:
     """All that a result depends on, by dotted key, as shown in a table."""
     known = leaves({**report["provenance"], "scoring": report["scoring"]})
     return {key: _shown(value)[: HASH_SHOWN if key.endswith("_sha256") else None] for key, value in known}

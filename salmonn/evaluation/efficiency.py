@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from salmonn.audio.decode import MIN_SECONDS, SAMPLE_RATE
-from salmonn.common import distributed
+from salmonn.common.device import autocast, peak_memory
 from salmonn.common.errors import UserError
 from salmonn.common.files import write_json, write_text
 from salmonn.config.loading import generate_config
@@ -20,7 +20,6 @@ from salmonn.evaluation.pipeline import load_model, session
 from salmonn.evaluation.report.tables import table
 from salmonn.model.llm import llm_quantization
 from salmonn.model.salmonn import SALMONN
-from salmonn.training.meter import peak_memory
 
 INSTRUCTION = "<Speech><SpeechHere></Speech> Please describe the audio."
 
@@ -41,7 +40,7 @@ def run_efficiency(config: DictConfig, folder: Path) -> None:
     settings = OmegaConf.merge(config.generate, {"num_beams": of_run.pop("num_beams")})
     with session(config):
         model = load_model(config, folder)
-        with distributed.autocast(config.run, model.device):
+        with autocast(config.run, model.device):
             result = measure(model, settings, **of_run)
     write_json(folder / "report.json", result)
     shown = comparison(result)

@@ -14,7 +14,7 @@ from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.pipeline import Answered, answer_sets, judge_sets, load_model, open_sets, session
 from salmonn.evaluation.report import curve_plots
 from salmonn.evaluation.report.curve_plots import Curve
-from salmonn.evaluation.report.tables import card_table, metrics_of, shown_interval, shown_score, table
+from salmonn.evaluation.report.tables import metrics_of, provenance_table, shown_interval, shown_score, table
 from salmonn.evaluation.report.task_report import without_statistics
 from salmonn.evaluation.tasks import EvalTask, scored_tasks
 
@@ -66,9 +66,9 @@ def write_sweep(
     write_json(folder / "report.json", of_scaling)
     if figure := curve_plots.sweep(curves):
         write_png(figure, folder / "lora_sweep.png")
-    cards = [report["provenance"] for by_name in reports.values() for report in by_name.values()]
+    provenances = [report["provenance"] for by_name in reports.values() for report in by_name.values()]
     parts = ["# Scores over the LoRA scaling", shown, "![curves](lora_sweep.png)", "Full reports: scaling_*/<task>/."]
-    parts += ["## What all of this depends on", card_table(cards)]
+    parts += ["## What all of this depends on", provenance_table(provenances)]
     write_text(folder / "report.md", "\n\n".join(parts) + "\n")
     return f"\n{shown}\n\nResults: {folder}/"
 

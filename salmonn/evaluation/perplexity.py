@@ -16,17 +16,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from salmonn.common import distributed
 from salmonn.common.charts import distinct_parts, write_png
+from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
 from salmonn.common.files import write_json, write_text
 from salmonn.evaluation.answer_store import AnswerStore
 from salmonn.evaluation.answering import answer_all
 from salmonn.evaluation.metrics.base import Metric, interval_of, ratio, value_of
 from salmonn.evaluation.pipeline import EvalSet, load_model, open_sets, session
-from salmonn.evaluation.provenance import earlier_commits, fingerprint, provenance
+from salmonn.evaluation.provenance import build_provenance, earlier_commits, fingerprint
 from salmonn.evaluation.report import curve_plots
 from salmonn.evaluation.report.curve_plots import PerplexityCurve
-from salmonn.evaluation.report.tables import card_table, shown_interval, shown_score, table
-from salmonn.evaluation.requests import Answer, Job
+from salmonn.evaluation.report.tables import provenance_table, shown_interval, shown_score, table
+from salmonn.evaluation.requests import Answer, Request
 from salmonn.evaluation.tasks import EvalTask, scored_tasks
 from salmonn.model import checkpoint
 from salmonn.model.prompts import SPEECH_MARKER
@@ -111,11 +112,11 @@ def _require_comparable(config: DictConfig, points: Sequence[Point]) -> None:
 def _measure_set(model: SALMONN, config: DictConfig, folder: Path, label: str, one: EvalSet) -> dict[str, Any]:
     """Perplexities of a set, with how they were come by; the same on every rank."""
     one.dataset.max_seconds = model.max_seconds
-    card = provenance(config, one.task.annotation, model.lora_scaling)
-    name = fingerprint(card, [job.prompt for job in one.jobs])
-    store = AnswerStore(folder / "answers" / one.task.name, name, card["commit"], Likelihood)
+    provenance = build_provenance(config, one.task.annotation, model.lora_scaling)
+    name = fingerprint(provenance, [request.prompt for request in one.requests])
+    store = AnswerStore(folder / "answers" / one.task.name, name, provenance["commit"], Likelihood)
     ask = partial(likelihoods, model, config)
-    answers = answer_all(ask, one.dataset, one.jobs, config, f"{one.task.name}, {label}", store)
+    answers = answer_all(ask, one.dataset, one.requests, config, f"{one.task.name}, {label}", store)
     heard = [answer for answer in answers.values() if not answer.unreadable]
     longest = sum(answer.n_tokens == config.model.max_txt_len for answer in heard)
     result: dict[str, Any] = {"n": len(answers), "heard": len(heard), "as_long_as_max_txt_len": longest}
@@ -123,16 +124,18 @@ def _measure_set(model: SALMONN, config: DictConfig, folder: Path, label: str, o
         statistics = np.array([[getattr(a, loss) * a.n_tokens, a.n_tokens] for a in heard]).reshape(-1, 2)
         result[key] = value_of(PERPLEXITY, statistics)
         result[f"{key} interval"] = interval_of(PERPLEXITY, statistics)
-    return {**result, "provenance": card | earlier_commits(card, store.commits)}
+    return {**result, "provenance": provenance | earlier_commits(provenance, store.commits)}
 
 
 @torch.no_grad()
-def likelihoods(model: SALMONN, config: DictConfig, batch: Mapping[str, Any], heard: Sequence[Job]) -> list[Likelihood]:
+def likelihoods(
+    model: SALMONN, config: DictConfig, batch: Mapping[str, Any], heard: Sequence[Request]
+) -> list[Likelihood]:
     """How likely each clip's text (its first reference) is, asked with its prompt and hearing the audio alone."""
     bare = config.model.prompt_template.replace("{}", ONLY_AUDIO, 1)
-    with distributed.autocast(config.run, model.device):
+    with autocast(config.run, model.device):
         embeds, _ = model.encode_speech(batch["raw_wav"], batch["padding_mask"])  # [B, A, H]
-        asked = model.answer_loss(embeds, [job.prompt for job in heard], batch["text"])
+        asked = model.answer_loss(embeds, [request.prompt for request in heard], batch["text"])
         unasked = model.answer_loss(embeds, [bare] * len(heard), batch["text"])
     n_tokens = asked["sample_total"].long().tolist()
     losses = zip(asked["sample_loss"].tolist(), unasked["sample_loss"].tolist(), strict=True)
@@ -150,9 +153,9 @@ def write_perplexity(folder: Path, tasks: Sequence[EvalTask], results: Mapping[s
         f"Perplexity per target token of the right answers (of several references the first), 95 % intervals over "
         f"clips. {WITH}: audio and instruction. {WITHOUT}: the audio alone."
     )
-    cards = [one["provenance"] for by_task in results.values() for one in by_task.values()]
+    provenances = [one["provenance"] for by_task in results.values() for one in by_task.values()]
     parts = ["# Perplexity of the right answers", shown, explained, "![curves](perplexity.png)"]
-    parts += ["## What all of this depends on", card_table(cards)]
+    parts += ["## What all of this depends on", provenance_table(provenances)]
     write_text(folder / "report.md", "\n\n".join(parts) + "\n")
     return f"\n{shown}\n\n{explained}\n\nResults: {folder}/"
 

@@ -13,18 +13,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from salmonn import SALMONN
 from salmonn.common import distributed
+from salmonn.common.device import device_of
 from salmonn.common.errors import UserError
 from salmonn.common.files import write_text
+from salmonn.common.logging import setup_logging
 from salmonn.config.loading import generate_config
 from salmonn.data.annotations import Annotations
 from salmonn.data.dataset import SALMONNDataset
 from salmonn.evaluation.answer_store import AnswerStore
 from salmonn.evaluation.answering import answer_all, generate_batch
-from salmonn.evaluation.clips import Clip, clips_of
+from salmonn.evaluation.clips import EvalExample, clips_of
 from salmonn.evaluation.judge.judging import Judgement, judge_answers
-from salmonn.evaluation.provenance import earlier_commits, fingerprint, provenance
+from salmonn.evaluation.provenance import build_provenance, earlier_commits, fingerprint
 from salmonn.evaluation.report.task_report import build_report, prediction_lines, summary, write_report
-from salmonn.evaluation.requests import Job, Output, plan_jobs, swap_audio
+from salmonn.evaluation.requests import Prediction, Request, plan_requests, shuffle_audio
 from salmonn.evaluation.submission import submission_csv
 from salmonn.evaluation.table3 import earlier_reports, write_overview
 from salmonn.evaluation.tasks import (
@@ -37,7 +39,6 @@ from salmonn.evaluation.tasks import (
 )
 from salmonn.model.prompts import load_test_prompts
 from salmonn.preflight import find_problems, refuse
-from salmonn.training.run_log import setup_logging
 
 
 class NothingHeardError(UserError):
@@ -50,8 +51,8 @@ class EvalSet:
 
     task: EvalTask
     dataset: SALMONNDataset
-    clips: list[Clip]
-    jobs: list[Job]
+    clips: list[EvalExample]
+    requests: list[Request]
 
 
 @dataclass
@@ -59,10 +60,10 @@ class Answered:
     """A set with the model's answers: all that a report is made of."""
 
     set: EvalSet
-    outputs: dict[int, Output]
-    swapped: dict[int, Output] | None  # to the same prompts with other clips' audio
+    outputs: dict[int, Prediction]
+    shuffled: dict[int, Prediction] | None  # to the same prompts with other clips' audio
     config: DictConfig  # with the task's generation settings
-    card: dict[str, Any]  # provenance
+    provenance: dict[str, Any]
     folder: Path
     report: dict[str, Any]  # complete on rank 0
 
@@ -159,10 +160,10 @@ def _open_set(task: EvalTask, config: DictConfig, prompts: dict[str, str]) -> Ev
     dataset = SALMONNDataset.from_config(annotations, config.datasets, replace_broken=False)
     # as written, without the default task: here the task knows better
     clips = clips_of([annotations.as_written(i) for i in range(len(annotations))], task, task.annotation)
-    jobs = plan_jobs(clips, prompts, config.model.test_prompt_path)
+    requests = plan_requests(clips, prompts, config.model.test_prompt_path)
     if config.evaluate.shuffled_control and task.is_scored:
-        swap_audio(jobs)  # a set that is too small is told before the model is loaded
-    return EvalSet(task, dataset, clips, jobs)
+        shuffle_audio(requests)  # a set that is too small is told before the model is loaded
+    return EvalSet(task, dataset, clips, requests)
 
 
 def load_model(config: DictConfig, folder: Path) -> SALMONN:
@@ -172,7 +173,7 @@ def load_model(config: DictConfig, folder: Path) -> SALMONN:
     except OSError as error:
         raise UserError(f"evaluate.results_dir = {config.evaluate.results_dir}: {error}") from error
     torch.manual_seed(config.run.seed)
-    return SALMONN.from_config(config.model, device=distributed.device_of(config)).eval()
+    return SALMONN.from_config(config.model, device=device_of(config)).eval()
 
 
 def answer_sets(
@@ -189,30 +190,30 @@ def answer_sets(
 
 
 def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -> Answered:
-    """Answer a set and write its results; what was answered before under the same card is not asked again."""
-    task, clips, jobs = one.task, one.clips, one.jobs
+    """Answer a set and write its results; what was answered before under the same provenance is not asked again."""
+    task, clips, requests = one.task, one.clips, one.requests
     one.dataset.max_seconds = model.max_seconds
     config = OmegaConf.merge(config, {"generate": generate_config({**config.generate, **task.generate})})
-    card = provenance(config, task.annotation, model.lora_scaling)
-    name = f"answers-{fingerprint(card, [job.prompt for job in jobs])}"
-    store = AnswerStore(folder / "answers", name, card["commit"])
+    provenance = build_provenance(config, task.annotation, model.lora_scaling)
+    name = f"answers-{fingerprint(provenance, [request.prompt for request in requests])}"
+    store = AnswerStore(folder / "answers", name, provenance["commit"])
     ask = partial(generate_batch, model, config)
-    outputs = answer_all(ask, one.dataset, jobs, config, task.name, store)
-    heard = [job for job in jobs if not outputs[job.position].unreadable]
+    outputs = answer_all(ask, one.dataset, requests, config, task.name, store)
+    heard = [request for request in requests if not outputs[request.position].unreadable]
     if not heard:
         raise NothingHeardError(
             f"{task.annotation}: none of the {len(clips)} clips can be read, e.g. {clips[0].path}: "
             f"{outputs[0].unreadable}; is datasets.prefix = {config.datasets.prefix!r} right?"
         )
-    swapped, commits = None, store.commits
+    shuffled, commits = None, store.commits
     if config.evaluate.shuffled_control and task.is_scored:
-        exchanged = swap_audio(heard)  # who hears whom depends on which clips can be read
-        pairs = [f"{job.audio_index} {job.prompt}" for job in exchanged]
-        control = AnswerStore(folder / "answers", f"shuffled-{fingerprint(card, pairs)}", card["commit"])
-        swapped = answer_all(ask, one.dataset, exchanged, config, f"{task.name}, shuffled audio", control)
+        exchanged = shuffle_audio(heard)  # who hears whom depends on which clips can be read
+        pairs = [f"{request.audio_index} {request.prompt}" for request in exchanged]
+        control = AnswerStore(folder / "answers", f"shuffled-{fingerprint(provenance, pairs)}", provenance["commit"])
+        shuffled = answer_all(ask, one.dataset, exchanged, config, f"{task.name}, shuffled audio", control)
         commits = commits | control.commits
-    card |= earlier_commits(card, commits)
-    answered = Answered(one, outputs, swapped, config, card, folder, {})
+    provenance |= earlier_commits(provenance, commits)
+    answered = Answered(one, outputs, shuffled, config, provenance, folder, {})
     if distributed.is_main():
         write_results(answered, Judgement(problem="comes last: the judge is asked when all sets are answered"))
         print(f"\n{task.name}: {task.title}\n\n{summary(answered.report)}\n\nResults: {folder}/", flush=True)
@@ -244,20 +245,20 @@ def write_results(answered: Answered, judgement: Judgement) -> None:
     """Score a set, fill in its report, and write report, predictions and submission."""
     one, config, outputs = answered.set, answered.config, answered.outputs
     task, clips = one.task, one.clips
-    report = build_report(task, clips, outputs, answered.swapped, config.model.whisper_path, judgement)
+    report = build_report(task, clips, outputs, answered.shuffled, config.model.whisper_path, judgement)
     if not config.model.ckpt:
         report["notes"].insert(0, "NO CHECKPOINT (model.ckpt is empty): connector and LoRA are untrained.")
-    card = answered.card
+    provenance = answered.provenance
     if judgement.verdicts:
-        card = {**card, "judge": judgement.judge}
+        provenance = {**provenance, "judge": judgement.judge}
         report["notes"].append(f"Judged by {judgement.judge}; raw verdicts in predictions.jsonl.")
-    report |= {"annotation": task.annotation, "entries": len(one.dataset), "provenance": card}
+    report |= {"annotation": task.annotation, "entries": len(one.dataset), "provenance": provenance}
     if task.submission:
         texts = [outputs[position].text for position in range(len(clips))]
         write_text(answered.folder / "submission.csv", submission_csv([clip.id for clip in clips], texts))
         report["notes"].append(f"Submission: {answered.folder / 'submission.csv'}, {len(clips)} rows.")
     if config.evaluate.shuffled_control and not task.is_scored:
         report["notes"].append("evaluate.shuffled_control was not run: without scores there is nothing to compare.")
-    lines = prediction_lines(clips, one.jobs, outputs, answered.swapped, judgement)
+    lines = prediction_lines(clips, one.requests, outputs, answered.shuffled, judgement)
     write_report(answered.folder, report, lines)
     answered.report = report

@@ -18,8 +18,8 @@ _OF_THE_AUDIO = ("prefix", "path_map", "channel", "expand_cut")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def provenance(config: DictConfig, annotation: str, lora_scaling: float) -> dict[str, Any]:
-    """The card of one set's result, to be printed and compared; JSON."""
+def build_provenance(config: DictConfig, annotation: str, lora_scaling: float) -> dict[str, Any]:
+    """The provenance of one set's result, to be printed and compared; JSON."""
     return {
         "commit": commit(),
         "checkpoint": config.model.ckpt,
@@ -40,22 +40,22 @@ def provenance(config: DictConfig, annotation: str, lora_scaling: float) -> dict
     }
 
 
-# Of the card: what does not decide whether an answer is asked again. A commit rarely changes answers, and asking
-# thousands of them again may take days: the card tells of earlier ones instead. In float32 an answer is the same in
+# Of the provenance: what does not decide whether an answer is asked again. A commit rarely changes answers, and asking
+# thousands of them again may take days: earlier ones are told of instead. In float32 an answer is the same in
 # any batch; else the batch's size is of the last digits.
 _NOT_OF_THE_ANSWERS = ("processes", "commit", "batch_size")
 
 
-def fingerprint(card: dict[str, Any], prompts: list[str]) -> str:
+def fingerprint(provenance: dict[str, Any], prompts: list[str]) -> str:
     """Short hash of what the answers to these prompts depend on."""
-    kept = {key: value for key, value in card.items() if key not in _NOT_OF_THE_ANSWERS}
-    kept["versions"] = {name: card["versions"][name] for name in _OF_THE_MODEL}
+    kept = {key: value for key, value in provenance.items() if key not in _NOT_OF_THE_ANSWERS}
+    kept["versions"] = {name: provenance["versions"][name] for name in _OF_THE_MODEL}
     return hashlib.sha256(json.dumps([kept, prompts], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def earlier_commits(card: dict[str, Any], commits: set[str]) -> dict[str, list[str]]:
-    """What the card has to add where some answers are of other commits than its own."""
-    earlier = sorted(commits - {card["commit"]})
+def earlier_commits(provenance: dict[str, Any], commits: set[str]) -> dict[str, list[str]]:
+    """What the provenance has to add where some answers are of other commits than its own."""
+    earlier = sorted(commits - {provenance["commit"]})
     return {"answers_of_earlier_commits": earlier} if earlier else {}
 
 

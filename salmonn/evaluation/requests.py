@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from salmonn.common.errors import UserError
-from salmonn.evaluation.clips import Clip
+from salmonn.evaluation.clips import EvalExample
 from salmonn.model.prompts import fill_question
 
 
 @dataclass(frozen=True)
-class Job:
-    """One answer to generate; in a list of jobs no two hear the same entry."""
+class Request:
+    """One answer to generate; in a list of requests no two hear the same entry."""
 
     position: int  # of the clip in the set
     audio_index: int  # entry of the dataset that is heard
@@ -19,13 +19,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a job, whatever was asked; `unreadable` holds the reason where the clip could not be heard."""
+    """What came of a request, whatever was asked; `unreadable` holds the reason where the clip could not be heard."""
 
     unreadable: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)
-class Output(Answer):
+class Prediction(Answer):
     """A generated text."""
 
     text: str = ""
@@ -33,25 +33,25 @@ class Output(Answer):
     finished: bool = False  # the model ended the answer by itself
 
 
-def plan_jobs(clips: Sequence[Clip], prompts: Mapping[str, str], prompt_path: str) -> list[Job]:
-    """One job per clip with its complete prompt. Raises UserError for a task without test prompt."""
+def plan_requests(clips: Sequence[EvalExample], prompts: Mapping[str, str], prompt_path: str) -> list[Request]:
+    """One request per clip with its complete prompt. Raises UserError for a task without test prompt."""
     for task in sorted({clip.task for clip in clips} - set(prompts)):
         raise UserError(f"{prompt_path} has no prompt for the task {task} (it has {', '.join(prompts)})")
     return [
-        Job(position, clip.index, fill_question(prompts[clip.task], clip.question))
+        Request(position, clip.index, fill_question(prompts[clip.task], clip.question))
         for position, clip in enumerate(clips)
     ]
 
 
-def swap_audio(jobs: Sequence[Job]) -> list[Job]:
-    """Give job i the audio of job (i + n // 2) mod n: no job keeps its own.
+def shuffle_audio(requests: Sequence[Request]) -> list[Request]:
+    """Give request i the audio of request (i + n // 2) mod n: no request keeps its own.
 
-    Raises UserError with fewer than two jobs: there is nothing to swap with.
+    Raises UserError with fewer than two requests: there is nothing to swap with.
     """
-    n = len(jobs)
+    n = len(requests)
     if n < 2:
         raise UserError(
             f"evaluate.shuffled_control swaps audio between clips, and {n} is too few: set it to false, "
             "or see in the report which clips could not be read"
         )
-    return [replace(job, audio_index=jobs[(i + n // 2) % n].audio_index) for i, job in enumerate(jobs)]
+    return [replace(request, audio_index=requests[(i + n // 2) % n].audio_index) for i, request in enumerate(requests)]

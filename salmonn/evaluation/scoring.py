@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from salmonn.evaluation.clips import Clip
+from salmonn.evaluation.clips import EvalExample
 from salmonn.evaluation.judge.judging import Judgement
 from salmonn.evaluation.metrics import METRICS, Texts, UnavailableError, measure
 from salmonn.evaluation.normalisers import Normaliser
-from salmonn.evaluation.requests import Output
+from salmonn.evaluation.requests import Prediction
 from salmonn.evaluation.tasks import EvalTask
 
 
@@ -32,8 +32,8 @@ class Scores:
 
 def score(
     task: EvalTask,
-    clips: Sequence[Clip],
-    outputs: Mapping[int, Output],
+    clips: Sequence[EvalExample],
+    outputs: Mapping[int, Prediction],
     normalise: Normaliser,
     judgement: Judgement | None = None,
 ) -> Scores:
@@ -90,7 +90,7 @@ def _no_score(scores: Scores, names: Sequence[str], reason: str) -> Scores:
     return scores
 
 
-def normalised(normalise: Normaliser, clips: Sequence[Clip], outputs: Sequence[Output]) -> Texts:
+def normalised(normalise: Normaliser, clips: Sequence[EvalExample], outputs: Sequence[Prediction]) -> Texts:
     """The texts to be compared, normalised in one call; of the references those that hold a word."""
     raw = [[output.text, clip.spoken, *clip.references] for clip, output in zip(clips, outputs, strict=True)]
     results = iter(normalise([text for texts in raw for text in texts]))

@@ -10,9 +10,9 @@ from salmonn.common.files import write_json, write_text
 from salmonn.evaluation.metrics import METRICS, Metric
 from salmonn.evaluation.report.plots import overview
 from salmonn.evaluation.report.tables import (
-    card_table,
     heard_clips,
     metrics_of,
+    provenance_table,
     shown_difference,
     shown_interval,
     shown_score,
@@ -40,7 +40,7 @@ def write_overview(folder: Path, tasks: Sequence[EvalTask], reports: Mapping[str
     evaluated = [(task, report) for task in tasks if (report := reports.get(task.name))]
     for task, report in evaluated:
         parts += [f"## {task.name}: {task.title}", summary(report), f"All of it: {task.name}/report.md"]
-    parts += ["## What all of this depends on", card_table([report["provenance"] for _, report in evaluated])]
+    parts += ["## What all of this depends on", provenance_table([report["provenance"] for _, report in evaluated])]
     write_text(folder / "report.md", "\n\n".join(parts) + "\n")
     return f"\n{shown}\n\nResults: {folder}/"
 

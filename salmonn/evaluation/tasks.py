@@ -10,9 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from salmonn.common.errors import UserError
 from salmonn.config.loading import read_yaml, typed_section
-from salmonn.evaluation.judge.prompts import JUDGED_TASKS
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.normalisers import NAMES
+
+# Tasks whose answers a judge compares; it is asked their question (judge/prompts.py).
+JUDGED_TASKS = ("SQQA", "slot_filling", "SAC")
 
 
 @dataclass

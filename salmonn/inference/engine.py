@@ -1,6 +1,6 @@
 """A loaded model that hears clips and answers questions about them: what command line and web page share.
 
-What was heard is a value of its own (`Heard`): a clip is encoded once for any number of questions, and
+What was heard is a value of its own (`EncodedAudio`): a clip is encoded once for any number of questions, and
 one model serves several people who each hear another clip.
 """
 
@@ -18,7 +18,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from salmonn import SALMONN
 from salmonn.audio.decode import SAMPLE_RATE, AudioError, load_clip, stream_audio
-from salmonn.common import distributed
+from salmonn.common.cli import tell
+from salmonn.common.device import autocast, device_of
 from salmonn.common.errors import UserError
 from salmonn.data.dataset import pad_wavs
 from salmonn.inference.long_audio import Span, cut_windows, join_transcripts, list_answers
@@ -31,8 +32,8 @@ _BEYOND = 0.1  # s, read of a clip past what the model hears, so that it is know
 
 
 @dataclass(frozen=True)
-class Heard:
-    """Encoded audio: a row for each of several clips, or for each window of a long one."""
+class EncodedAudio:
+    """Embeddings of audio: a row for each of several clips, or for each window of a long one."""
 
     embeds: Tensor  # [B, A, H], on the CPU
     wav: np.ndarray  # [N] float32 at 16 kHz, of the first row
@@ -57,7 +58,7 @@ class Answer:
     parts: list[str] = field(default_factory=list)
 
 
-class Listener:
+class InferenceEngine:
     """A model in evaluation mode with the config that says how to run it."""
 
     def __init__(self, model: SALMONN, config: DictConfig) -> None:
@@ -65,15 +66,15 @@ class Listener:
         self.config = config
 
     @classmethod
-    def load(cls, config: DictConfig) -> "Listener":
+    def load(cls, config: DictConfig) -> "InferenceEngine":
         """Load the model that a complete config names. Raises UserError that lists all that is missing."""
         refuse(find_problems(config, (), training=False))
         torch.manual_seed(config.run.seed)
-        return cls(SALMONN.from_config(config.model, device=distributed.device_of(config)).eval(), config)
+        return cls(SALMONN.from_config(config.model, device=device_of(config)).eval(), config)
 
     # ---- audio
 
-    def hear(self, clips: Sequence[str | Path | np.ndarray]) -> Heard:
+    def hear(self, clips: Sequence[str | Path | np.ndarray]) -> EncodedAudio:
         """Encode clips together: files, or waveforms [N] float32 at 16 kHz; of each what the model hears at once.
 
         Raises UserError that names every file that cannot be read.
@@ -90,14 +91,14 @@ class Listener:
             raise UserError("\n".join(problems))
         limit = int(self.model.max_seconds * SAMPLE_RATE)
         heard = [wav[:limit] for wav in wavs]
-        return Heard(self._encode(heard), heard[0], [len(wav) > limit for wav in wavs])
+        return EncodedAudio(self._encode(heard), heard[0], [len(wav) > limit for wav in wavs])
 
-    def hear_long(self, path: str | Path, overlap: float | None = None) -> Heard:
+    def hear_long(self, path: str | Path, overlap: float | None = None) -> EncodedAudio:
         """Encode a file of any length, window by window; `overlap` in seconds, by default a sixth of a window.
 
         Raises UserError for a file that cannot be read and an overlap that leaves no window.
         """
-        return join_heard([self.hear_windows(batch) for batch in self.read_windows(path, overlap)])
+        return join_encoded([self.hear_windows(batch) for batch in self.read_windows(path, overlap)])
 
     def read_windows(self, path: str | Path, overlap: float | None = None) -> Iterator[list[tuple[Span, np.ndarray]]]:
         """Read and cut a file as `hear_long` does: as many windows [N] at a time as are encoded together."""
@@ -113,10 +114,10 @@ class Listener:
         except AudioError as error:
             raise UserError(str(error)) from error
 
-    def hear_windows(self, windows: Sequence[tuple[Span, np.ndarray]]) -> Heard:
-        """Encode some windows of a long clip; `join_heard` puts all of it together."""
+    def hear_windows(self, windows: Sequence[tuple[Span, np.ndarray]]) -> EncodedAudio:
+        """Encode some windows of a long clip; `join_encoded` puts all of it together."""
         spans, wavs = zip(*windows, strict=True)
-        return Heard(self._encode(wavs), wavs[0], spans=list(spans))
+        return EncodedAudio(self._encode(wavs), wavs[0], spans=list(spans))
 
     def _load(self, path: str | Path) -> np.ndarray:
         return load_clip(path, self.model.max_seconds + _BEYOND, self.config.datasets.channel)
@@ -126,7 +127,7 @@ class Listener:
         """[N] each -> [B, A, H] on the CPU, as it may be kept for long; a row is that of the wav alone."""
         raw_wav, padding_mask = pad_wavs([torch.from_numpy(wav) for wav in wavs])
         try:
-            with distributed.autocast(self.config.run, self.model.device):
+            with autocast(self.config.run, self.model.device):
                 return self.model.encode_speech(raw_wav, padding_mask)[0].cpu()
         except torch.OutOfMemoryError as error:
             raise UserError("out of GPU memory while hearing: try fewer clips at a time") from error
@@ -159,7 +160,7 @@ class Listener:
 
     def ask(
         self,
-        heard: Heard,
+        heard: EncodedAudio,
         question: Question,
         settings: DictConfig | None = None,
         streamer: BaseStreamer | None = None,
@@ -176,7 +177,7 @@ class Listener:
 
     def ask_windows(
         self,
-        heard: Heard,
+        heard: EncodedAudio,
         question: Question,
         settings: DictConfig | None = None,
         streamer: BaseStreamer | None = None,
@@ -188,7 +189,7 @@ class Listener:
         details: list[dict[str, Any]] = []
         for embeds in heard.embeds.split(step):
             try:
-                with distributed.autocast(self.config.run, self.model.device):
+                with autocast(self.config.run, self.model.device):
                     chosen = [question.prompt] * len(embeds)
                     details += self.model.answer_embeds(embeds, chosen, settings, streamer=streamer, **library)
             except torch.OutOfMemoryError as error:
@@ -196,10 +197,10 @@ class Listener:
             yield _answers(details, heard.spans, question)
 
 
-def join_heard(parts: Sequence[Heard]) -> Heard:
+def join_encoded(parts: Sequence[EncodedAudio]) -> EncodedAudio:
     """A long clip of which some windows at a time were heard."""
     embeds = torch.cat([part.embeds for part in parts])
-    return Heard(embeds, parts[0].wav, spans=[span for part in parts for span in part.spans])
+    return EncodedAudio(embeds, parts[0].wav, spans=[span for part in parts for span in part.spans])
 
 
 def _answers(details: Sequence[dict[str, Any]], spans: Sequence[Span], question: Question) -> list[Answer]:
@@ -217,3 +218,12 @@ def _batches(items: Iterable, size: int) -> Iterator[list]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+MOST_BEAMS = 64  # each takes the memory of an answer of its own
+
+
+def tell_if_untrained(config: DictConfig) -> None:
+    """Without a checkpoint nothing answers that has learned to."""
+    if not config.model.ckpt:
+        tell("note: no checkpoint is given (--ckpt FILE): the connector is untrained, its answers mean nothing")

@@ -18,19 +18,19 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 GATED = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemma2MLP", "Gemma3MLP")
 
 
-def keep_less(llm: nn.Module) -> None:
+def reduce_activation_memory(llm: nn.Module) -> None:
     """Let a frozen LLM of the LLaMA kind keep no norms, no gated products and no inputs of 8-bit layers."""
     for module in llm.modules():
         kind: Any = type(module)
-        if lean := lean_kind(kind):
+        if lean := recomputing_kind(kind):
             module.__class__ = lean  # not a forward of its own: that would hold the module beyond its life
 
 
 @cache
-def lean_kind(kind: Any) -> Any:
+def recomputing_kind(kind: Any) -> Any:
     """The same kind of module, which keeps less; None where nothing can be left out."""
     forward: Callable[..., Tensor]
-    if issubclass(kind, Lean):
+    if issubclass(kind, Recomputing):
         return None
     if kind.__name__.endswith("RMSNorm"):
 
@@ -47,14 +47,14 @@ def lean_kind(kind: Any) -> Any:
 
     else:
         return None
-    return type(kind.__name__, (Lean, kind), {"forward": forward})
+    return type(kind.__name__, (Recomputing, kind), {"forward": forward})
 
 
-class Lean:
+class Recomputing:
     """Marks what keeps less than the class behind it."""
 
 
-def enable_recomputation(llm: nn.Module, mode: bool) -> None:
+def set_gradient_checkpointing(llm: nn.Module, mode: bool) -> None:
     """Let the blocks recompute all of their activations in the backward pass (gradient checkpointing), or not.
 
     The library asks a block's own training flag; the modules inside stay in eval mode, without dropout.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from salmonn.model.llm_input import lay_out
+from salmonn.model.llm_input import build_llm_inputs
 from salmonn.model.qformer import Layer, MultiHeadAttention
 from salmonn.model.salmonn import SALMONN
 
@@ -28,7 +28,7 @@ def encode_with_attention(model: SALMONN, raw_wav: Tensor) -> tuple[Tensor, Tens
     def keep(attention: MultiHeadAttention, inputs: tuple[Tensor, Tensor], _output: Tensor) -> None:
         found.append(attention.weights(*inputs).mean(dim=1).float())
 
-    layers = [module for module in model.speech_Qformer.modules() if isinstance(module, Layer)]
+    layers = [module for module in model.connector.speech_Qformer.modules() if isinstance(module, Layer)]
     hooks = [layer.crossattention.self.register_forward_hook(keep) for layer in layers]
     try:
         embeds, _ = model.encode_speech(raw_wav)
@@ -45,13 +45,13 @@ def answer_attention(model: SALMONN, embeds: Tensor, prompt: str, token_ids: Seq
     embeds [1, A, H] of `encode_speech`, a complete templated prompt, T token ids of the answer ->
     [layers, heads, T, A]; what is left of 1 goes to the text. All of the prompt and answer is read at once.
     """
-    layout = lay_out(model.tokenizer, embeds.shape[1], [prompt], [list(token_ids)])
-    inputs = model._embed(layout, embeds)
+    llm_inputs = build_llm_inputs(model.tokenizer, embeds.shape[1], [prompt], [list(token_ids)])
+    inputs = model._embed(llm_inputs, embeds)
     llm = model._causal_lm()
     with eager_attention(llm):
         output = llm.get_decoder()(inputs_embeds=inputs, use_cache=False, output_attentions=True)
-    predicts = layout.is_target[0].nonzero()[:, 0] - 1  # [T]
-    audio = layout.is_audio[0].nonzero()[:, 0]  # [A]
+    predicts = llm_inputs.is_target[0].nonzero()[:, 0] - 1  # [T]
+    audio = llm_inputs.is_audio[0].nonzero()[:, 0]  # [A]
     return torch.stack([weights[0][:, predicts][:, :, audio].float() for weights in output.attentions])
 
 

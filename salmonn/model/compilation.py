@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from salmonn.doctor.findings import BROKEN, reason
+from salmonn.common.errors import BROKEN, reason
 from salmonn.model.llm import llm_quantization, quantised_by
 
 if TYPE_CHECKING:  # it says which blocks it has
@@ -45,7 +45,7 @@ def repeated_blocks(model: "SALMONN") -> list[Stack]:
     return [
         Stack("Whisper", [*model.speech_encoder.layers], dynamic=None),  # it always hears the same length
         Stack("BEATs", [] if model.beats is None else [*model.beats.encoder.layers], dynamic=True),
-        Stack("the Q-Former", [*model.speech_Qformer.bert.encoder.layer], dynamic=True),
+        Stack("the Q-Former", [*model.connector.speech_Qformer.bert.encoder.layer], dynamic=True),
         Stack("the LLM", llm, dynamic=True),
     ]
 

@@ -1,7 +1,7 @@
 """What the two encoders say about clips, before anything that is trained behind them."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 Row = dict[str, Tensor]  # of one clip: "speech" [T, D_whisper] and, with BEATs, "audio" [its own patches, D_beats]
 
 
-class Encoded(NamedTuple):
+class EncoderOutputs(NamedTuple):
     """Outputs of Whisper and BEATs for a batch; `audio` and `padding` are None in models without BEATs."""
 
     speech: Tensor  # [B, T, D_whisper]
@@ -28,7 +28,7 @@ class Encoded(NamedTuple):
         ]
 
     @classmethod
-    def of_rows(cls, rows: Sequence[Row], device: torch.device) -> "Encoded":
+    def of_rows(cls, rows: Sequence[Row], device: torch.device) -> "EncoderOutputs":
         """The batch of clips that came alone, each from any device; zero where padded."""
         speech = torch.stack([row["speech"].to(device) for row in rows])
         if "audio" not in rows[0]:
@@ -38,4 +38,13 @@ class Encoded(NamedTuple):
         return cls(speech, audio, torch.arange(audio.shape[1], device=device)[None, :] >= patches[:, None])
 
 
-RunEncoders = Callable[[Tensor, Tensor], Encoded]  # clips [B, N] and their lengths [B] in samples -> Encoded
+RunEncoders = Callable[
+    [Tensor, Tensor], EncoderOutputs
+]  # clips [B, N] and their lengths [B] in samples -> EncoderOutputs
+
+
+class EncoderOutputCache(Protocol):
+    """Where outputs of frozen encoders are found again."""
+
+    def encode(self, raw_wav: Tensor, lengths: Tensor, run_encoders: RunEncoders) -> EncoderOutputs:
+        """Outputs for clips [B, N], zero behind their lengths [B] in samples; `run_encoders` hears the new ones."""

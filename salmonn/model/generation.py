@@ -1,11 +1,16 @@
-"""From a `generate` section to the library's search, and from its token ids to an answer."""
+"""Generation: settings of the library's search, prefill once for all beams, token ids to an answer."""
 
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
+from torch import Tensor
 from transformers import (
+    Cache,
+    DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
 )
@@ -41,3 +46,23 @@ def answer(ids: list[int], tokenizer: PreTrainedTokenizerBase, end_id: int) -> d
     n_text = ids.index(end_id) if finished else len(ids)  # the end symbol need not be a special token of the LLM
     text = tokenizer.decode(ids[:n_text], skip_special_tokens=True).strip()
     return {"text": text, "token_ids": ids[: n_text + 1], "finished": finished}  # what follows is padding
+
+
+@torch.no_grad()
+def prefill(llm: PreTrainedModel, inputs: Tensor, is_used: Tensor, num_beams: int) -> Cache:
+    """Keys and values of all but each prompt's last position, for the library's search to go on from.
+
+    inputs [B, L, H], is_used [B, L] False = padding on the left; the cache has B * num_beams rows.
+    The library itself would read every prompt once for each beam.
+    """
+    positions = (is_used.cumsum(dim=1) - 1).clamp(min=0)  # [B, L]
+    cache = DynamicCache(config=llm.config)
+    llm.get_decoder()(
+        inputs_embeds=inputs[:, :-1],
+        attention_mask=is_used[:, :-1].long(),
+        position_ids=positions[:, :-1],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    cache.batch_repeat_interleave(num_beams)
+    return cache

@@ -15,7 +15,7 @@ from salmonn.common.errors import UserError
 from salmonn.model.prompts import split_prompt
 
 
-class Layout(NamedTuple):
+class LLMInputs(NamedTuple):
     """What stands where in a batch of sequences; all [B, L]."""
 
     token_ids: Tensor  # 0 where audio or padding stands
@@ -29,13 +29,13 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
     return tokenizer(list(texts), add_special_tokens=False).input_ids
 
 
-def lay_out(
+def build_llm_inputs(
     tokenizer: PreTrainedTokenizerBase,
     n_audio: int,
     chosen: Sequence[str] | None,
     targets: Sequence[list[int]],
     left_padded: bool = False,
-) -> Layout:
+) -> LLMInputs:
     """Lay out one row per target around `n_audio` audio tokens; without prompts the audio stands alone.
 
     Padding on the left is for generation, on the right for training. Raises UserError for prompts
@@ -61,4 +61,4 @@ def lay_out(
         is_audio[i, audio : audio + n_audio] = True
         is_target[i, end - len(t) : end] = True
         is_used[i, start:end] = True
-    return Layout(token_ids, is_audio, is_target, is_used)
+    return LLMInputs(token_ids, is_audio, is_target, is_used)

@@ -20,7 +20,7 @@ from salmonn.model.salmonn import SALMONN
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
-def build_skeleton(model: DictConfig) -> SALMONN:
+def build_meta_model(model: DictConfig) -> SALMONN:
     """The model of a `model` section on the meta device: every name and shape, no values.
 
     Raises UserError that names everything that keeps the real one from being loaded.
@@ -29,7 +29,7 @@ def build_skeleton(model: DictConfig) -> SALMONN:
         "log_mel": lambda: LogMel(_from_folder(WhisperFeatureExtractor, "whisper_path", model)),
         "speech_encoder": lambda: _whisper_encoder(model),
         "beats": lambda: load_beats(model.beats_path, device="meta") if model.beats_path else None,
-        "llm": lambda: llm_skeleton(model),
+        "llm": lambda: meta_llm(model),
         "tokenizer": lambda: load_tokenizer(model),
     }
     parts, problems = {}, []
@@ -44,7 +44,7 @@ def build_skeleton(model: DictConfig) -> SALMONN:
         return SALMONN(model, **parts)
 
 
-def llm_skeleton(model: DictConfig) -> nn.Module:
+def meta_llm(model: DictConfig) -> nn.Module:
     """The LLM alone on the meta device. Raises UserError when the real one cannot be loaded."""
     config = _from_folder(AutoConfig, "llama_path", model)
     require_loadable(config, model)
@@ -53,9 +53,9 @@ def llm_skeleton(model: DictConfig) -> nn.Module:
         return AutoModelForCausalLM.from_config(config).requires_grad_(False)
 
 
-def require_checkpoint_fits(skeleton: SALMONN, path: str | Path, partial: bool = False) -> None:
+def require_checkpoint_fits(meta_model: SALMONN, path: str | Path, partial: bool = False) -> None:
     """Raise UserError unless the checkpoint's names and shapes are those of the model."""
-    checkpoint.require_fit(skeleton, checkpoint.read(path, lazily=True)["model"], path, partial)
+    checkpoint.require_fit(meta_model, checkpoint.read(path, lazily=True)["model"], path, partial)
 
 
 def _whisper_encoder(model: DictConfig) -> WhisperEncoder:

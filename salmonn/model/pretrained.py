@@ -7,7 +7,7 @@ for use: it holds no optimiser, so no run goes on from it.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -18,10 +18,6 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import replacing, write_json
 from salmonn.config.loading import model_config
 from salmonn.config.missing_files import missing_model_files
-from salmonn.model import checkpoint
-
-if TYPE_CHECKING:
-    from salmonn.model.salmonn import SALMONN
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MODEL_TYPE = "salmonn"
@@ -52,15 +48,6 @@ def save(
             safetensors.save(tensors, metadata={"format": "pt"})
         )  # save_file's are for the owner only
     write_json(folder / CONFIG, content)
-
-
-def save_model(model: "SALMONN", folder: str | Path) -> None:
-    """Write a loaded model, its present LoRA scaling included."""
-    section = model.config.copy()
-    if section.lora:
-        as_trained = section.lora_alpha / section.lora_rank
-        section.lora_scaling = None if model.lora_scaling == as_trained else model.lora_scaling
-    save(folder, checkpoint.own_parameters(model), section)
 
 
 def model_section(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> DictConfig:

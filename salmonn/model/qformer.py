@@ -1,17 +1,90 @@
-"""Window-level Q-Former (paper section 3.1): the same few queries attend to each window of the audio.
+"""The connector (paper, section 3.1): LayerNorms, windows, window-level Q-Former, projection into the LLM's space.
 
-A post-LayerNorm BERT over query tokens only; parameter names are those of the published checkpoints.
+The same few queries attend to each window of the audio. The Q-Former is a post-LayerNorm BERT over query tokens only.
+Attribute names make the published parameter names.
+
+Shapes: B clips, T encoder frames, L windows of a clip, W = B * L, K frames of a window, Q queries, A = L * Q audio
+tokens, D the Q-Former's width, C the context's, H the LLM's.
 """
 
 import math
 from collections.abc import Iterable
 
+import torch
 import torch.nn.functional as F
+from omegaconf import DictConfig
 from torch import Tensor, nn
+
+from salmonn.common.errors import UserError
+from salmonn.model.encoders import EncoderOutputs
 
 LAYER_NORM_EPS = 1e-12  # BERT's
 DROPOUT = 0.1
 WHISPER_FRAMES_PER_SECOND = 50  # 1500 frames of a 30 s clip
+
+
+class Connector(nn.Module):
+    """From the two encoders' outputs to the LLM's input embeddings: all that is trained but LoRA.
+
+    `config`: a complete `model` section; `audio_width` 0 for models without BEATs; `frames` that Whisper gives.
+    """
+
+    def __init__(self, config: DictConfig, speech_width: int, audio_width: int, llm_width: int, frames: int) -> None:
+        super().__init__()
+        require_window_fits(config, frames)
+        self.config = config
+        self.ln_speech = nn.LayerNorm(speech_width)
+        if audio_width:
+            self.ln_audio = nn.LayerNorm(audio_width)
+        hidden = config.qformer_hidden_size
+        self.speech_Qformer = QFormer(
+            hidden,
+            config.qformer_num_layers,
+            config.qformer_num_heads,
+            config.qformer_intermediate_size,
+            speech_width + audio_width,
+        )
+        self.speech_query_tokens = nn.Parameter(0.02 * torch.randn(1, config.num_speech_query_token, hidden))
+        self.speech_llama_proj = nn.Linear(hidden, llm_width)
+        if config.freeze_speech_QFormer:
+            self.speech_Qformer.requires_grad_(False)
+            self.speech_query_tokens.requires_grad_(False)
+        if config.freeze_speech_llama_proj:
+            self.speech_llama_proj.requires_grad_(False)
+
+    def forward(self, encoded: EncoderOutputs) -> Tensor:
+        """Audio tokens [B, A, H] of what the encoders say."""
+        return self.embed(self.fuse(encoded))
+
+    def fuse(self, encoded: EncoderOutputs) -> Tensor:
+        """Both normalised, the shorter one zero-padded in time, concatenated on the width: [B, T, C]."""
+        speech = self.ln_speech(encoded.speech.float())
+        if encoded.audio is None or encoded.padding is None:
+            return speech
+        audio = self.ln_audio(encoded.audio.float()).masked_fill(encoded.padding[..., None], 0.0)
+        frames = max(speech.shape[1], audio.shape[1])
+        both = (F.pad(x, (0, 0, 0, frames - x.shape[1])) for x in (speech, audio.to(speech.dtype)))
+        return torch.cat([*both], dim=-1)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """[B, T, C] -> [B, A, H], window-major."""
+        windows = features
+        if self.config.window_level_Qformer:
+            kernel, stride = (window_frames(self.config[k]) for k in ("second_per_window", "second_stride"))
+            windows = split_windows(features, kernel, stride)
+        hidden = self.speech_Qformer(self.speech_query_tokens, windows)  # [W, Q, D]
+        embeds = self.speech_llama_proj(hidden)
+        return embeds.reshape(features.shape[0], -1, embeds.shape[-1])
+
+
+def require_window_fits(config: DictConfig, frames: int) -> None:
+    """Raise UserError for a window that is longer than what Whisper hears."""
+    kernel = window_frames(config.second_per_window)
+    if config.window_level_Qformer and kernel > frames:
+        raise UserError(
+            f"model.second_per_window = {config.second_per_window}: {kernel} frames, but this Whisper hears "
+            f"{frames} ({frames / WHISPER_FRAMES_PER_SECOND:g} s)"
+        )
 
 
 def window_frames(seconds: float) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,24 +12,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from salmonn.audio.decode import MIN_SECONDS, SAMPLE_RATE
-from salmonn.common.device import to_device
+from salmonn.common.device import device_of, to_device
 from salmonn.common.errors import UserError
 from salmonn.config.loading import generate_config, model_config
 from salmonn.model import checkpoint, pretrained, prompts
-from salmonn.model.activation_memory import enable_recomputation, keep_less
+from salmonn.model.activation_memory import reduce_activation_memory, set_gradient_checkpointing
 from salmonn.model.beats import BEATs, load_beats
-from salmonn.model.encoders import Encoded
+from salmonn.model.encoders import EncoderOutputCache, EncoderOutputs
 from salmonn.model.features import LogMel, fbank_lengths, kaldi_fbank
-from salmonn.model.generation import answer, search_settings
+from salmonn.model.generation import answer, prefill, search_settings
 from salmonn.model.llm import add_lora, hidden_at, load_llm, load_tokenizer, lora_layers
-from salmonn.model.llm_input import Layout, lay_out, tokenize
+from salmonn.model.llm_input import LLMInputs, build_llm_inputs, tokenize
 from salmonn.model.loss import target_loss
-from salmonn.model.prefill import read_prompts
-from salmonn.model.qformer import WHISPER_FRAMES_PER_SECOND, QFormer, split_windows, window_frames
+from salmonn.model.qformer import Connector
 from salmonn.model.whisper import load_whisper
-
-if TYPE_CHECKING:  # it is made from a model
-    from salmonn.training.encoder_cache import EncoderCache
 
 
 class SALMONN(nn.Module):
@@ -37,6 +33,8 @@ class SALMONN(nn.Module):
 
     A sample's result is that of a batch of one, whatever else the batch holds.
     """
+
+    connector: Connector
 
     def __init__(
         self,
@@ -54,9 +52,9 @@ class SALMONN(nn.Module):
         self.log_mel = log_mel
         self.speech_encoder = speech_encoder
         self.beats = beats
-        self.encoder_cache: EncoderCache | None = None  # of a run that hears its clips again
+        self.encoder_cache: EncoderOutputCache | None = None  # of a run that hears its clips again
         self._freeze_encoders()
-        keep_less(llm)
+        reduce_activation_memory(llm)
         if config.gradient_checkpointing:
             llm.gradient_checkpointing_enable({"use_reentrant": False})
         self.llama_model = add_lora(llm, config) if config.lora else llm
@@ -80,28 +78,13 @@ class SALMONN(nn.Module):
             self.beats.requires_grad_(False).to(dtype)
 
     def _add_connector(self, llm_width: int) -> None:
-        """Norms, Q-Former and projection: from what the encoders say to the LLM's input embeddings."""
-        config, encoder = self.config, self.speech_encoder.config
-        speech_width, audio_width = encoder.d_model, 0 if self.beats is None else self.beats.width
-        self._check_windows(encoder.max_source_positions)
-        self.ln_speech = nn.LayerNorm(speech_width)
-        if self.beats is not None:
-            self.ln_audio = nn.LayerNorm(audio_width)
-        hidden = config.qformer_hidden_size
-        self.speech_Qformer = QFormer(
-            hidden,
-            config.qformer_num_layers,
-            config.qformer_num_heads,
-            config.qformer_intermediate_size,
-            speech_width + audio_width,
-        )
-        self.speech_query_tokens = nn.Parameter(0.02 * torch.randn(1, config.num_speech_query_token, hidden))
-        self.speech_llama_proj = nn.Linear(hidden, llm_width)
-        if config.freeze_speech_QFormer:
-            self.speech_Qformer.requires_grad_(False)
-            self.speech_query_tokens.requires_grad_(False)
-        if config.freeze_speech_llama_proj:
-            self.speech_llama_proj.requires_grad_(False)
+        """The connector, its parts registered here by the published parameter names and not as `connector.*`."""
+        encoder, audio_width = self.speech_encoder.config, 0 if self.beats is None else self.beats.width
+        connector = Connector(self.config, encoder.d_model, audio_width, llm_width, encoder.max_source_positions)
+        for name, module in connector.named_children():
+            self.add_module(name, module)
+        self.speech_query_tokens = connector.speech_query_tokens
+        self.__dict__["connector"] = connector
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | DictConfig, device: str | torch.device = "cpu") -> "SALMONN":
@@ -135,16 +118,12 @@ class SALMONN(nn.Module):
         return cls.from_config(pretrained.model_section(folder, overrides), device)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the trained parameters (.safetensors) and the `model` section, but not the frozen backbones."""
-        pretrained.save_model(self, folder)
-
-    def _check_windows(self, frames: int) -> None:
-        kernel = window_frames(self.config.second_per_window)
-        if self.config.window_level_Qformer and kernel > frames:
-            raise UserError(
-                f"model.second_per_window = {self.config.second_per_window}: {kernel} frames, but this Whisper hears "
-                f"{frames} ({frames / WHISPER_FRAMES_PER_SECOND:g} s)"
-            )
+        """Write the trained parameters and the `model` section, the present LoRA scaling in it; no frozen backbones."""
+        section = self.config.copy()
+        if section.lora:
+            as_trained = section.lora_alpha / section.lora_rank
+            section.lora_scaling = None if self.lora_scaling == as_trained else self.lora_scaling
+        pretrained.save(folder, checkpoint.own_parameters(self), section)
 
     @property
     def device(self) -> torch.device:
@@ -178,12 +157,12 @@ class SALMONN(nn.Module):
         if self.beats is not None and self.config.freeze_beats:
             self.beats.eval()
         if self.config.freeze_speech_QFormer:
-            self.speech_Qformer.eval()
+            self.connector.speech_Qformer.eval()
         self.llama_model.eval()
         for layer in lora_layers(self.llama_model):
             layer.lora_dropout.train(mode)
         if self.config.gradient_checkpointing:
-            enable_recomputation(self.llama_model, mode)
+            set_gradient_checkpointing(self.llama_model, mode)
         return self
 
     # ---- audio -> embeddings
@@ -202,7 +181,7 @@ class SALMONN(nn.Module):
             encoded = self.run_encoders(raw_wav, lengths, spectrogram)
         else:
             encoded = self.encoder_cache.encode(raw_wav, lengths, self.run_encoders)
-        embeds = self._window_qformer(self._fuse(encoded))
+        embeds = self.connector(encoded)
         return embeds, torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
 
     def _clean_audio(self, raw_wav: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -219,36 +198,16 @@ class SALMONN(nn.Module):
         lengths = (~padding_mask).sum(dim=1).clamp(min=shortest, max=self.log_mel.n_samples)
         return raw_wav, lengths
 
-    def run_encoders(self, raw_wav: Tensor, lengths: Tensor, spectrogram: Tensor | None = None) -> Encoded:
+    def run_encoders(self, raw_wav: Tensor, lengths: Tensor, spectrogram: Tensor | None = None) -> EncoderOutputs:
         """Whisper and BEATs on clips [B, N], zero behind their lengths [B], in samples."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_whisper):
             log_mel = self.log_mel(raw_wav) if spectrogram is None else to_device(spectrogram, self.device)
             speech = self.speech_encoder(log_mel.to(self.speech_encoder.dtype)).last_hidden_state  # [B, T, D_whisper]
         if self.beats is None:
-            return Encoded(speech)
+            return EncoderOutputs(speech)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_beats):
             fbank = kaldi_fbank(raw_wav).to(self.beats.dtype)  # [B, T, 128]
-            return Encoded(speech, *self.beats(fbank, fbank_lengths(lengths)))
-
-    def _fuse(self, encoded: Encoded) -> Tensor:
-        """Both normalised, the shorter one zero-padded in time, concatenated on the width: [B, T, D]."""
-        speech = self.ln_speech(encoded.speech.float())
-        if encoded.audio is None or encoded.padding is None:
-            return speech
-        audio = self.ln_audio(encoded.audio.float()).masked_fill(encoded.padding[..., None], 0.0)
-        frames = max(speech.shape[1], audio.shape[1])
-        both = (F.pad(x, (0, 0, 0, frames - x.shape[1])) for x in (speech, audio.to(speech.dtype)))
-        return torch.cat([*both], dim=-1)
-
-    def _window_qformer(self, features: Tensor) -> Tensor:
-        """[B, T, D] -> [B, windows * queries, H], window-major."""
-        windows = features
-        if self.config.window_level_Qformer:
-            kernel, stride = (window_frames(self.config[k]) for k in ("second_per_window", "second_stride"))
-            windows = split_windows(features, kernel, stride)
-        hidden = self.speech_Qformer(self.speech_query_tokens, windows)
-        embeds = self.speech_llama_proj(hidden)
-        return embeds.reshape(features.shape[0], -1, embeds.shape[-1])
+            return EncoderOutputs(speech, *self.beats(fbank, fbank_lengths(lengths)))
 
     # ---- embeddings -> loss
 
@@ -281,13 +240,13 @@ class SALMONN(nn.Module):
         targets = tokenize(self.tokenizer, [text + self.config.end_sym for text in texts])
         cut = sum(len(ids) > self.config.max_txt_len for ids in targets)
         targets = [ids[: self.config.max_txt_len] for ids in targets]
-        layout = lay_out(self.tokenizer, embeds.shape[1], chosen, targets)
-        target_ids = to_device(layout.token_ids[layout.is_target], self.device)
-        row, column = self._places(layout.is_target)
+        llm_inputs = build_llm_inputs(self.tokenizer, embeds.shape[1], chosen, targets)
+        target_ids = to_device(llm_inputs.token_ids[llm_inputs.is_target], self.device)
+        row, column = self._places(llm_inputs.is_target)
         # Padding stands behind every token that counts, so causal attention needs no mask for it.
         # The position before a token predicts it.
         llm = self._causal_lm()
-        hidden = hidden_at(llm, self._embed(layout, embeds), row, column - 1)  # [targets of the batch, H]
+        hidden = hidden_at(llm, self._embed(llm_inputs, embeds), row, column - 1)  # [targets of the batch, H]
         loss, token_loss, is_correct = target_loss(llm, hidden, target_ids)
         sample_sum, sample_correct, sample_total = (
             torch.zeros(len(texts), device=row.device).index_add_(0, row, values)
@@ -303,15 +262,15 @@ class SALMONN(nn.Module):
             "sample_total": sample_total,
         }
 
-    def _embed(self, layout: Layout, embeds: Tensor) -> Tensor:
+    def _embed(self, llm_inputs: LLMInputs, embeds: Tensor) -> Tensor:
         """Input embeddings [B, L, H] with the audio's [B, A, H] in their places.
 
         Where a family scales its embeddings (Gemma: by sqrt(H)), its embedding module has done so for the
         text; the audio is not scaled: its projection learns the size that the first layer wants.
         """
-        inputs = self.llama_model.get_input_embeddings()(to_device(layout.token_ids, self.device))
+        inputs = self.llama_model.get_input_embeddings()(to_device(llm_inputs.token_ids, self.device))
         audio = to_device(embeds, self.device).to(inputs.dtype)
-        return inputs.index_put(self._places(layout.is_audio), audio.flatten(0, 1))
+        return inputs.index_put(self._places(llm_inputs.is_audio), audio.flatten(0, 1))
 
     def _places(self, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and columns [N] of a mask [B, L], counted on the host: the device would have to be waited for."""
@@ -357,10 +316,10 @@ class SALMONN(nn.Module):
         `chosen`: one complete templated string per row; the rest and the details returned as for `generate`.
         """
         search = generate_config(settings)
-        layout = lay_out(self.tokenizer, embeds.shape[1], chosen, [[]] * len(embeds), left_padded=True)
-        inputs, is_used = self._embed(layout, embeds), layout.is_used.to(self.device)
+        llm_inputs = build_llm_inputs(self.tokenizer, embeds.shape[1], chosen, [[]] * len(embeds), left_padded=True)
+        inputs, is_used = self._embed(llm_inputs, embeds), llm_inputs.is_used.to(self.device)
         if search.num_beams > 1:
-            library["past_key_values"] = read_prompts(self._causal_lm(), inputs, is_used, search.num_beams)
+            library["past_key_values"] = prefill(self._causal_lm(), inputs, is_used, search.num_beams)
         output = self.llama_model.generate(
             inputs_embeds=inputs,
             attention_mask=is_used.long(),
@@ -377,3 +336,12 @@ class SALMONN(nn.Module):
         questions = samples.get("Q") or [""] * len(samples["task"])
         pool = {task: [prompt] for task, prompt in self.test_prompts.items()}
         return prompts.choose_prompts(pool, samples["task"], questions, source="model.test_prompt_path")
+
+
+def load_for_inference(config: DictConfig) -> SALMONN:
+    """The model of a whole checked config in evaluation mode, on the device and with the seed that `run` says.
+
+    Raises UserError as `SALMONN.from_config`.
+    """
+    torch.manual_seed(config.run.seed)
+    return SALMONN.from_config(config.model, device=device_of(config)).eval()

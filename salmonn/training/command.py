@@ -12,8 +12,8 @@ runs all stages on a miniature world.
 import os
 
 from salmonn.common import slurm
-from salmonn.common.errors import run_cli
-from salmonn.config.loading import argument_parser, load_stages
+from salmonn.common.cli import argument_parser, run_cli
+from salmonn.config.loading import load_stages
 
 
 def main() -> None:

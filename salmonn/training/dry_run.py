@@ -22,20 +22,21 @@ from transformers import (
 )
 
 from salmonn.common.files import GB
+from salmonn.common.logging import setup_logging
 from salmonn.config.loading import best_checkpoint
+from salmonn.config.missing_files import annotation_keys
 from salmonn.data.annotations import Annotations
 from salmonn.model.beats import BEATs, read_beats_file
 from salmonn.model.llm import llm_quantization, quantised_by
-from salmonn.model.meta_model import build_skeleton
+from salmonn.model.meta_model import build_meta_model
+from salmonn.model.parameter_counts import show_counts, trainable_parameters
 from salmonn.model.salmonn import SALMONN
 from salmonn.preflight import checkpoint_bytes
 from salmonn.training.curves import read_log
-from salmonn.training.plan import make_plan, shown, trainable_parameters
+from salmonn.training.progress import make_plan
+from salmonn.training.readiness import require_all_ready
 from salmonn.training.run_folder import RunFolder
-from salmonn.training.run_log import setup_logging
 from salmonn.training.runner import Runner
-from salmonn.training.stages import require_all_ready
-from salmonn.training.training_data import annotation_keys
 
 WIDTH, HEADS, LAYERS = 64, 4, 2  # of the tiny model's parts
 TINY_CONNECTOR = {"qformer_hidden_size": WIDTH, "qformer_num_heads": HEADS, "qformer_intermediate_size": 2 * WIDTH}
@@ -61,14 +62,14 @@ def dry_run(configs: Sequence[DictConfig]) -> None:
 def describe(config: DictConfig, made: Sequence[str]) -> list[str]:
     """What a run would do, a line each. `made`: checkpoints that earlier stages write."""
     model, run = config.model, config.run
-    skeleton = build_skeleton(model)
-    counts = trainable_parameters(skeleton)
+    meta_model = build_meta_model(model)
+    counts = trainable_parameters(meta_model)
     sizes = {key: len(Annotations(config.datasets[key])) for key in annotation_keys(config)}
     lines = [f"folder      {Path(run.output_dir) / run.exp_name} ({_beginning(config, made)})"]
     lines += [f"data        datasets.{key}: {n} entries, {config.datasets[key]}" for key, n in sizes.items()]
     lines += [
-        f"model       {_parts(skeleton)}",
-        f"            {shown(counts)}",
+        f"model       {_parts(meta_model)}",
+        f"            {show_counts(counts)}",
         f"precision   {_precision(config)}",
     ]
     if not run.evaluate:

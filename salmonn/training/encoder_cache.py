@@ -27,9 +27,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from salmonn.common import distributed
+from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
 from salmonn.common.files import GB, replacing
-from salmonn.model.encoders import Encoded, Row, RunEncoders
+from salmonn.model.encoders import EncoderOutputs, Row, RunEncoders
 from salmonn.model.salmonn import SALMONN
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def open_cache(config: DictConfig, model: SALMONN, n_samples: int) -> "EncoderCa
     if distributed.is_main():
         silence = torch.zeros(1, model.log_mel.n_samples, device=model.device)
         length = torch.tensor([silence.shape[1]], device=model.device)
-        with torch.no_grad(), distributed.autocast(config.run, model.device):
+        with torch.no_grad(), autocast(config.run, model.device):
             [largest] = map(_size, model.run_encoders(silence, length).rows())
         used = folder_bytes(folder)
         logger.info(
@@ -84,7 +85,7 @@ class EncoderCache:
         self._used, self._added = 0.0, math.inf  # bytes in the folder at the last look, and those that came since
         self._told: set[str] = set()
 
-    def encode(self, raw_wav: Tensor, lengths: Tensor, run_encoders: RunEncoders) -> Encoded:
+    def encode(self, raw_wav: Tensor, lengths: Tensor, run_encoders: RunEncoders) -> EncoderOutputs:
         """What `run_encoders` says of clips [B, N], zero behind their lengths [B]; it hears those that are new."""
         folder = self.folder / _precision(raw_wav.device.type)
         wavs = [wav[:n].numpy() for wav, n in zip(raw_wav.cpu(), lengths.tolist(), strict=True)]
@@ -102,7 +103,7 @@ class EncoderCache:
                 list(pool.map(lambda path: self._write(path, rows[path]), fitting))
         self._heard += len(paths)
         self._encoded += len(new)
-        return Encoded.of_rows([rows[path] for path in paths], raw_wav.device)
+        return EncoderOutputs.of_rows([rows[path] for path in paths], raw_wav.device)
 
     def report(self) -> None:
         """Tell what was found since the last report, over all ranks, each of which must ask."""

@@ -4,33 +4,22 @@ import contextlib
 import json
 import logging
 import math
-import os
-import warnings
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+import torch
+
 from salmonn.common import distributed
-from salmonn.common.files import replacing
+from salmonn.common.device import peak_memory
+from salmonn.common.files import GB, replacing
+from salmonn.training.step import StepResult
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
 logger = logging.getLogger("salmonn")
-
-
-def setup_logging() -> None:
-    """Messages of rank 0 at INFO, of the other ranks only what is wrong; the libraries' small talk is left out."""
-    import transformers
-
-    is_main = int(os.environ.get("RANK", 0)) == 0  # the processes may not have joined yet
-    level = logging.INFO if is_main else logging.ERROR
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=level, force=True)
-    for chatty in ("httpx", "urllib3", "matplotlib", "bitsandbytes"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    # on its way out of transformers 5, without a successor in early releases
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*", category=FutureWarning)
 
 
 class RunLog:
@@ -102,3 +91,59 @@ def _step_of(line: bytes) -> float:
         return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
     except (ValueError, KeyError, TypeError):
         return math.inf
+
+
+class Meter:
+    """Means since the last reading, and the speed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._clear()
+
+    def _clear(self) -> None:
+        self._loss, self._tokens, self._samples, self._cut = 0.0, 0, 0, 0
+        self._grad_norms: list[float] = []
+        self._overflows, self._since = 0, time.monotonic()
+        self.n_steps = 0
+
+    def add(self, step: StepResult) -> None:
+        """Count a step; the norm of an overflow (fp16, the scaler skips that step) stays out of the mean."""
+        self.n_steps += 1
+        self._loss += step.loss
+        self._tokens += step.tokens
+        self._samples += step.samples
+        self._cut += step.cut
+        if math.isfinite(step.grad_norm):
+            self._grad_norms.append(step.grad_norm)
+        else:
+            self._overflows += 1
+
+    def read(self) -> dict[str, float | None]:
+        """Means and counts over all ranks since the last call, for which each rank must ask."""
+        loss, tokens, samples, cut = distributed.sum_numbers(self._loss, self._tokens, self._samples, self._cut)
+        values = {
+            "loss": loss / tokens,
+            "grad_norm": sum(self._grad_norms) / len(self._grad_norms) if self._grad_norms else None,
+            "overflow_steps": self._overflows,
+            "cut_targets": int(cut),
+            "samples_per_second": samples / max(time.monotonic() - self._since, 1e-9),
+            "memory_gb": peak_memory(self.device) / GB,
+        }
+        self._clear()
+        return values
+
+
+def shown_values(values: Mapping[str, Any]) -> str:
+    """What the bar shows of a reading and its learning rate."""
+    return (
+        f"loss {values['loss']:.3f}, lr {values['lr']:.1e}, grad norm {values['grad_norm'] or math.nan:.2f}, "
+        f"{values['samples_per_second']:.1f} samples/s, memory {values['memory_gb']:.1f} GB"
+    )
+
+
+def shown_duration(seconds: float) -> str:
+    """Hours, minutes or seconds, whatever is fitting."""
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} s"

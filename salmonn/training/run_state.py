@@ -10,8 +10,8 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import write_json
 from salmonn.data.quarantine import Quarantine
 from salmonn.model import checkpoint
+from salmonn.model.parameter_counts import trainable_parameters
 from salmonn.model.salmonn import SALMONN
-from salmonn.training.plan import trainable_parameters
 from salmonn.training.progress import Progress
 from salmonn.training.run_folder import Resumed, RunFolder
 from salmonn.training.step import NotFiniteError, TrainingStep

@@ -12,24 +12,24 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from salmonn.common import distributed
+from salmonn.common.device import autocast, seed_everything, seed_step
 from salmonn.common.errors import UserError
 from salmonn.common.files import write_json
+from salmonn.common.logging import setup_logging
 from salmonn.data.dataset import SALMONNDataset
 from salmonn.data.loader import eval_loader
 from salmonn.data.quarantine import Quarantine
 from salmonn.model.compilation import compile_blocks
 from salmonn.model.salmonn import SALMONN
-from salmonn.preflight import refuse, run_problems
+from salmonn.preflight import refuse
 from salmonn.training.curves import draw_curves
 from salmonn.training.encoder_cache import open_cache
-from salmonn.training.meter import Meter, shown_duration, shown_values
 from salmonn.training.optim import learning_rate
-from salmonn.training.plan import log_plan, make_plan
-from salmonn.training.progress import Progress
+from salmonn.training.progress import Progress, log_plan, make_plan
+from salmonn.training.readiness import run_problems
 from salmonn.training.run_folder import Resumed, RunFolder, changes_of_the_result
-from salmonn.training.run_log import RunLog, setup_logging
+from salmonn.training.run_log import Meter, RunLog, shown_duration, shown_values
 from salmonn.training.run_state import RunState
-from salmonn.training.seeding import seed_everything, seed_step
 from salmonn.training.step import NotFiniteError, StepResult, TrainingStep
 from salmonn.training.stop_signal import StopRequest
 from salmonn.training.training_data import open_datasets, training_batches
@@ -166,8 +166,8 @@ class Runner:
         Returns False when a signal interrupted it: then the run goes on with this validation.
         """
         result = self.validate(self.datasets["valid_ann_path"], epoch, self.progress.step)
-        if self.model.encoder_cache:
-            self.model.encoder_cache.report()
+        if self.encoder_cache:
+            self.encoder_cache.report()
         if result is None:
             return False
         best_before = self.progress.best
@@ -249,7 +249,8 @@ class Runner:
             compile_blocks(self.model, self.device)
         for dataset in self.datasets.values():
             dataset.max_seconds = self.model.max_seconds
-        self.model.encoder_cache = open_cache(self.config, self.model, sum(map(len, self.datasets.values())))
+        self.encoder_cache = open_cache(self.config, self.model, sum(map(len, self.datasets.values())))
+        self.model.encoder_cache = self.encoder_cache
 
     def _open_log(self) -> None:
         """Start writing; only now, when all is well, does an earlier run in the folder give way."""
@@ -265,7 +266,7 @@ class Runner:
 
     def autocast(self) -> torch.autocast:
         """Mixed precision as configured."""
-        return distributed.autocast(self.run_config, self.device)
+        return autocast(self.run_config, self.device)
 
     def _no_sync(self) -> contextlib.AbstractContextManager:
         """No all-reduce while a group of micro-batches is still being accumulated."""

@@ -8,9 +8,8 @@ import torch
 from omegaconf import DictConfig
 
 from salmonn.common import distributed
-from salmonn.config.loading import best_checkpoint
-from salmonn.preflight import refuse, run_problems
-from salmonn.training.run_log import setup_logging
+from salmonn.common.logging import setup_logging
+from salmonn.training.readiness import require_all_ready
 from salmonn.training.runner import Runner
 
 
@@ -36,18 +35,3 @@ def run_stages(configs: Sequence[DictConfig]) -> None:
                 torch.cuda.empty_cache()
     finally:
         distributed.shutdown()
-
-
-def require_all_ready(configs: Sequence[DictConfig]) -> None:
-    """Raise one UserError with the problems of all stages, each told once."""
-    refuse(all_problems(configs))
-
-
-def all_problems(configs: Sequence[DictConfig]) -> list[str]:
-    """What keeps each stage from starting, if those before it have left their checkpoints."""
-    problems: list[str] = []
-    made: list[str] = []
-    for config in configs:
-        problems += run_problems(config, made)
-        made.append(best_checkpoint(config.run))
-    return problems

@@ -6,17 +6,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from salmonn.common import distributed
+from salmonn.config.missing_files import annotation_keys
 from salmonn.data.annotations import Annotations
 from salmonn.data.dataset import SALMONNDataset
 from salmonn.data.filtering import usable_entries
 from salmonn.data.loader import train_loader
-from salmonn.training.plan import Plan
-from salmonn.training.progress import Progress
-
-
-def annotation_keys(config: DictConfig) -> tuple[str, ...]:
-    """Keys of the datasets section that a run reads."""
-    return ("test_ann_path",) if config.run.evaluate else ("train_ann_path", "valid_ann_path")
+from salmonn.training.progress import Plan, Progress
 
 
 def open_datasets(config: DictConfig) -> dict[str, SALMONNDataset]:

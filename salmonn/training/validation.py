@@ -39,7 +39,7 @@ def validate(model: SALMONN, batches: Iterable[dict[str, Any]], quarantine: Quar
         embeds, _ = model.encode_speech(samples["raw_wav"], samples["padding_mask"])
         chosen, texts = fixed_prompts(model, samples), samples["text"]
         _add(sums, samples["task"], model.answer_loss(embeds, chosen, texts))
-        rows, partners = swap_partners(samples["id"])
+        rows, partners = shuffle_partners(samples["id"])
         if rows:
             prompts_of_rows = None if chosen is None else [chosen[i] for i in rows]
             result = model.answer_loss(embeds[partners], prompts_of_rows, [texts[i] for i in rows])
@@ -54,7 +54,7 @@ def validate(model: SALMONN, batches: Iterable[dict[str, Any]], quarantine: Quar
     return {**_means(sum(everywhere.values(), start=_zeros())), "tasks": tasks}
 
 
-def swap_partners(clips: Sequence[str]) -> tuple[list[int], list[int]]:
+def shuffle_partners(clips: Sequence[str]) -> tuple[list[int], list[int]]:
     """For each row the next one (cyclically) with another clip; rows without such a one are left out.
 
     Neighbours often share a clip: several captions or tasks of one recording stand side by side.

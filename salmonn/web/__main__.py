@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from salmonn.chat import tell_if_untrained
-from salmonn.common.errors import UserError, run_cli
-from salmonn.config.loading import argument_parser, load_config
+from salmonn.common.cli import argument_parser, run_cli
+from salmonn.common.errors import UserError
+from salmonn.config.loading import load_config
 from salmonn.data.clip_paths import OTHER_EXTENSIONS
 
 _EXTENSIONS = (".wav", *OTHER_EXTENSIONS)
@@ -36,23 +36,23 @@ def main() -> None:
     require_port(args.host, args.port)  # all that is wrong is known before the model is loaded
     require_gradio()
 
-    from salmonn.inference.engine import Listener
-    from salmonn.training.run_log import setup_logging  # gradio, torch and transformers load only now
+    from salmonn.common.logging import setup_logging  # gradio, torch and transformers load only now
+    from salmonn.inference.engine import InferenceEngine, tell_if_untrained
     from salmonn.web.layout import build, close, serve
     from salmonn.web.page import Page
-    from salmonn.web.request_queue import Turns
+    from salmonn.web.request_queue import RequestQueue
 
     setup_logging()
-    turns = Turns(Listener.load(config))
+    queue = RequestQueue(InferenceEngine.load(config))
     tell_if_untrained(config)
-    blocks = build(Page(turns, examples, args.max_minutes))
+    blocks = build(Page(queue, examples, args.max_minutes))
     try:
         url = serve(blocks, args.host, args.port, args.share, args.max_upload_mb, list(examples.values()))
         print(f"SALMONN is at {url} (Ctrl-C ends it)", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
     finally:
-        turns.close()
+        queue.close()
         close(blocks)
         gc.freeze()  # else the interpreter looks through all of it for garbage as it ends, for seconds
 

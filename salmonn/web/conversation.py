@@ -4,12 +4,12 @@ import threading
 from dataclasses import dataclass, field
 
 from salmonn.common.errors import UserError
-from salmonn.inference.engine import Heard
+from salmonn.inference.engine import EncodedAudio
 
 NO_CLIP = "No clip yet: upload or record one first."
 UNWRITTEN = "…"  # in the place of an answer of which nothing is written yet
 
-# Held for microseconds, so one serves all visitors; gradio copies a talk for each of them, which no lock allows.
+# Held for microseconds, so one serves all visitors; gradio copies a conversation for each, which no lock allows.
 _changing = threading.RLock()
 
 
@@ -17,7 +17,7 @@ _changing = threading.RLock()
 class Hearing:
     """A clip that is being heard, or was."""
 
-    heard: Heard | None = None
+    heard: EncodedAudio | None = None
     stop: threading.Event = field(default_factory=threading.Event)  # ends it early
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -28,7 +28,7 @@ class Hearing:
 
 
 @dataclass(eq=False)
-class Round:
+class Turn:
     """A question and its answer as the chat shows it."""
 
     question: str
@@ -38,53 +38,53 @@ class Round:
 
 
 @dataclass
-class Talk:
-    """A clip and the rounds of questions about it. All requests of a visitor that are being served share it."""
+class Conversation:
+    """A clip and the turns of questions about it. All requests of a visitor that are being served share it."""
 
     hearing: Hearing | None = None
-    rounds: list[Round] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
 
     @property
     def messages(self) -> list[dict[str, str]]:
         """As the chat shows it."""
         return [
             {"role": role, "content": text}
-            for round_ in self.rounds
-            for role, text in (("user", round_.question), ("assistant", round_.answer))
+            for turn in self.turns
+            for role, text in (("user", turn.question), ("assistant", turn.answer))
         ]
 
     def begin(self) -> Hearing:
         """Another clip is heard from now on; all else is stopped and forgotten."""
         with _changing:
             self.stop()
-            self.hearing, self.rounds = Hearing(), []
+            self.hearing, self.turns = Hearing(), []
             return self.hearing
 
-    def ask(self, question: str) -> Round:
+    def ask(self, question: str) -> Turn:
         """One more round. Raises UserError while there is no clip, and when nothing could be heard of it."""
         with _changing:
             if self.hearing is None or self.hearing.is_empty:
                 raise UserError(NO_CLIP)
-            round_ = Round(question, self.hearing)
-            self.rounds.append(round_)
-            return round_
+            turn = Turn(question, self.hearing)
+            self.turns.append(turn)
+            return turn
 
-    def drop(self, round_: Round) -> None:
+    def drop(self, turn: Turn) -> None:
         """Forget a round, if it is not forgotten yet."""
         with _changing:
-            self.rounds = [other for other in self.rounds if other is not round_]
+            self.turns = [other for other in self.turns if other is not turn]
 
     def clear(self) -> None:
-        """Stop and forget all rounds; the clip stays."""
+        """Stop and forget all turns; the clip stays."""
         with _changing:
-            for round_ in self.rounds:
-                round_.stop.set()
-            self.rounds = []
+            for turn in self.turns:
+                turn.stop.set()
+            self.turns = []
 
     def stop(self) -> None:
         """End the hearing, the answer under way and those that wait."""
         with _changing:
             if self.hearing:
                 self.hearing.stop.set()
-            for round_ in self.rounds:
-                round_.stop.set()
+            for turn in self.turns:
+                turn.stop.set()

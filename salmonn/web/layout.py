@@ -7,9 +7,9 @@ from functools import partial
 import gradio as gr
 from gradio.themes import Base, colors, sizes
 
-from salmonn.chat import MOST_BEAMS
 from salmonn.common.errors import UserError
-from salmonn.web.conversation import Talk
+from salmonn.inference.engine import MOST_BEAMS
+from salmonn.web.conversation import Conversation
 from salmonn.web.page import Page, task_label
 
 _HOUR, _DAY = 3600, 24 * 3600  # s; an upload is kept for a day, and removed within the next hour
@@ -84,9 +84,9 @@ HEAD = f'<link rel="icon" href="{_ICON}"><script>{_MOVE_NOTICES}</script>'
 
 def build(page: Page) -> gr.Blocks:
     """The parts of the page and what each of them sets off."""
-    listener = page.listener
+    engine = page.engine
     with gr.Blocks(title="SALMONN", analytics_enabled=False, delete_cache=(_HOUR, _DAY)) as blocks:
-        talk = gr.State(Talk())
+        conversation = gr.State(Conversation())
         gr.HTML(
             "<h1>SALMONN</h1><p>Give it a clip of speech, sounds or music, and ask about what it hears.</p>",
             elem_id="heading",
@@ -102,7 +102,7 @@ def build(page: Page) -> gr.Blocks:
                 )
                 in_windows = gr.Checkbox(
                     False,
-                    label=f"Hear all of a clip over {listener.model.max_seconds:g} s, in windows",
+                    label=f"Hear all of a clip over {engine.model.max_seconds:g} s, in windows",
                     elem_id="in-windows",
                 )
                 picture = gr.HTML(elem_id="picture")
@@ -121,16 +121,19 @@ def build(page: Page) -> gr.Blocks:
                     stop = gr.Button("Stop", min_width=100, scale=0)
                 gr.HTML("<p>Or one of its tasks</p>", elem_id="tasks-label")
                 with gr.Row(elem_id="tasks"):
-                    tasks = {name: gr.Button(task_label(name), size="sm") for name in listener.model.test_prompts}
+                    tasks = {name: gr.Button(task_label(name), size="sm") for name in engine.model.test_prompts}
                 settings = _settings(page)
 
-        # Whoever asks waits for the model in `Turns`, where it can be stopped; gradio's queue lets all of them in.
+        # Whoever asks waits for the model in `RequestQueue`, where it can be stopped; gradio's queue lets all in.
         served = {"api_visibility": "private", "concurrency_limit": None}
-        hearing = {"inputs": [talk, clip, in_windows], "outputs": [talk, chat, picture, clip_note, answer_note, error]}
+        hearing = {
+            "inputs": [conversation, clip, in_windows],
+            "outputs": [conversation, chat, picture, clip_note, answer_note, error],
+        }
         for event in (clip.change, in_windows.change):
             event(page.listen, **hearing, **served, trigger_mode="multiple", show_progress="hidden")
         asking = {
-            "inputs": [talk, question, *settings],
+            "inputs": [conversation, question, *settings],
             "outputs": [chat, question, answer_note, error],
             "show_progress_on": [chat],
         }
@@ -140,8 +143,8 @@ def build(page: Page) -> gr.Blocks:
             button.click(partial(page.ask, task=name), **asking, **served)
 
         at_once = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-        stop.click(Talk.stop, talk, None, **at_once)
-        chat.clear(page.clear, talk, [chat, answer_note], **at_once)
+        stop.click(Conversation.stop, conversation, None, **at_once)
+        chat.clear(page.clear, conversation, [chat, answer_note], **at_once)
         example.input(page.choose, example, clip, **at_once)
         clip.upload(lambda: None, None, example, **at_once)
     return blocks.queue()
@@ -149,7 +152,7 @@ def build(page: Page) -> gr.Blocks:
 
 def _settings(page: Page) -> list[gr.components.Component]:
     """Beams, sampling, temperature, top-p, LoRA scaling: what `Page.ask` takes."""
-    generate, model = page.listener.config.generate, page.listener.model
+    generate, model = page.engine.config.generate, page.engine.model
     scaling = model.lora_scaling
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         return [

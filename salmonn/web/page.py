@@ -16,11 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from salmonn.audio.decode import AudioError, inspect_header
 from salmonn.common.errors import UserError
-from salmonn.inference.engine import Answer, Heard, Question, join_heard
+from salmonn.inference.engine import Answer, EncodedAudio, Question, join_encoded
 from salmonn.inference.long_audio import clock
-from salmonn.web.conversation import NO_CLIP, UNWRITTEN, Hearing, Round, Talk
+from salmonn.web.conversation import NO_CLIP, UNWRITTEN, Conversation, Hearing, Turn
 from salmonn.web.pictures import picture_clip
-from salmonn.web.request_queue import Turns
+from salmonn.web.request_queue import RequestQueue
 
 _EVERY = 0.5  # s, between two looks at whether a clip is heard
 
@@ -68,8 +68,8 @@ def changes(rows: Callable[Arguments, Iterator[Row]]) -> Callable[Arguments, Ite
 class Page:
     """What the page does; every request ends with a message for the error box, "" for none."""
 
-    def __init__(self, turns: Turns, examples: Mapping[str, str], max_minutes: float = 60) -> None:
-        self.turns, self.listener = turns, turns.listener
+    def __init__(self, queue: RequestQueue, examples: Mapping[str, str], max_minutes: float = 60) -> None:
+        self.queue, self.engine = queue, queue.engine
         self.examples = examples
         self.max_minutes = max_minutes  # of a clip that is heard in windows
 
@@ -77,62 +77,62 @@ class Page:
         """The file of an example."""
         return self.examples.get(name or "")
 
-    def clear(self, talk: Talk) -> tuple[list, str]:
+    def clear(self, conversation: Conversation) -> tuple[list, str]:
         """Forget what was asked, and stop answering it: (chat, note)."""
-        talk.clear()
-        return talk.messages, ""
+        conversation.clear()
+        return conversation.messages, ""
 
     # ---- hearing
 
     @changes
-    def listen(self, talk: Talk, path: str | None, in_windows: bool) -> Iterator[Row]:
-        """Hear another clip, or none: (talk, chat, picture, note about it, note about answers, error)."""
-        hearing = talk.begin()
+    def listen(self, conversation: Conversation, path: str | None, in_windows: bool) -> Iterator[Row]:
+        """Hear another clip, or none: (conversation, chat, picture, note about it, note about answers, error)."""
+        hearing = conversation.begin()
         picture, note, error = "", "Listening …" if path else "", ""
         try:
-            yield talk, talk.messages, picture, note_box(note), "", error
+            yield conversation, conversation.messages, picture, note_box(note), "", error
             if path is not None:
-                self.turns.require_room()
+                self.queue.require_room()
                 hear = self._hear_in_windows if in_windows else self._hear_at_once
                 for news in hear(path, hearing):
-                    if talk.hearing is not hearing:  # another clip was chosen: this one is of the past
+                    if conversation.hearing is not hearing:  # another clip was chosen: this one is of the past
                         return
                     picture, note = news or (picture, note)
-                    yield talk, talk.messages, picture, note_box(note), "", error
+                    yield conversation, conversation.messages, picture, note_box(note), "", error
         except CancelledError:
             note = "Stopped before anything was heard."
         except Exception as problem:
             picture, note, error = "", "", error_box(problem, path or "")
         finally:
             hearing.over.set()
-        if talk.hearing is hearing:
-            yield talk, talk.messages, picture, note_box(note), "", error
+        if conversation.hearing is hearing:
+            yield conversation, conversation.messages, picture, note_box(note), "", error
 
     def _hear_at_once(self, path: str, hearing: Hearing) -> Iterator[tuple[str, str] | None]:
         """Hear the beginning of a clip: (picture, note), or None while nothing is new."""
-        heard = yield from self.turns.take(partial(self.listener.hear, [path]), hearing.stop)
-        picture = yield from self.turns.take(partial(self._picture, path, heard), hearing.stop)
+        heard = yield from self.queue.take(partial(self.engine.hear, [path]), hearing.stop)
+        picture = yield from self.queue.take(partial(self._picture, path, heard), hearing.stop)
         hearing.heard = heard
-        yield picture, f"Only the first {self.listener.model.max_seconds:g} s are heard." if any(heard.cut) else ""
+        yield picture, f"Only the first {self.engine.model.max_seconds:g} s are heard." if any(heard.cut) else ""
 
     def _hear_in_windows(self, path: str, hearing: Hearing) -> Iterator[tuple[str, str] | None]:
         """Hear a clip of any length: as above. Others have their turn in between; stopped, it keeps what it heard."""
         seconds = self._length(path)
-        parts: list[Heard] = []
+        parts: list[EncodedAudio] = []
         picture, how = "", "heard"
         try:
-            for windows in self.listener.read_windows(path):
-                parts.append((yield from self.turns.take(partial(self.listener.hear_windows, windows), hearing.stop)))
+            for windows in self.engine.read_windows(path):
+                parts.append((yield from self.queue.take(partial(self.engine.hear_windows, windows), hearing.stop)))
                 end = parts[-1].spans[-1].end
                 if end > 60 * self.max_minutes:
                     raise self._too_long(path, f"more than {self.max_minutes:g}")
-                picture = picture or (yield from self.turns.take(partial(self._picture, path, parts[0]), hearing.stop))
+                picture = picture or (yield from self.queue.take(partial(self._picture, path, parts[0]), hearing.stop))
                 yield picture, f"Heard {clock(end)}" + (f" of {clock(seconds)} …" if seconds else " …")
         except CancelledError:
             if not parts:
                 raise
             how = "heard until it was stopped"
-        heard = hearing.heard = join_heard(parts)
+        heard = hearing.heard = join_encoded(parts)
         end, n_windows = heard.spans[-1].end, len(heard.spans)
         yield picture, f"{end:.1f} s, {how} in {n_windows} windows; the picture shows the first." * (n_windows > 1)
 
@@ -152,9 +152,9 @@ class Page:
             "Choose a part of it, or start the page with a larger --max-minutes."
         )
 
-    def _picture(self, path: str, heard: Heard) -> str:
-        log_mel = self.listener.model.log_mel
-        bands = log_mel(torch.from_numpy(heard.wav)[None].to(self.listener.model.device))[0].float().cpu().numpy()
+    def _picture(self, path: str, heard: EncodedAudio) -> str:
+        log_mel = self.engine.model.log_mel
+        bands = log_mel(torch.from_numpy(heard.wav)[None].to(self.engine.model.device))[0].float().cpu().numpy()
         png = picture_clip(heard.wav, bands, log_mel.sampling_rate / log_mel.hop)
         what = html.escape(f"Waveform and log-mel spectrogram of {Path(path).name}", quote=True)
         return f'<img alt="{what}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
@@ -162,69 +162,69 @@ class Page:
     # ---- answering
 
     @changes
-    def ask(self, talk: Talk, text: str, *settings: Any, task: str = "") -> Iterator[Row]:
+    def ask(self, conversation: Conversation, text: str, *settings: Any, task: str = "") -> Iterator[Row]:
         """Answer a question, piece by piece: (chat, what the question's field holds now, note, error).
 
         `settings`: those of `answer_settings`, then the LoRA scaling.
         """
         try:
-            round_, notes = self._begin(talk, text, task, *settings)
+            turn, notes = self._begin(conversation, text, task, *settings)
         except Exception as problem:
-            yield talk.messages, gr.skip(), "", error_box(problem)
+            yield conversation.messages, gr.skip(), "", error_box(problem)
             return
         left, note, error = "" if self._takes_text(task) else gr.skip(), "", ""
-        yield talk.messages, left, note, error
+        yield conversation.messages, left, note, error
         try:
             for note in notes:
-                yield talk.messages, left, note_box(note), error
+                yield conversation.messages, left, note_box(note), error
         except CancelledError:
-            note = "Stopped." if round_ in talk.rounds else ""
-            if round_.answer == UNWRITTEN:
-                round_.answer = "(stopped)"
+            note = "Stopped." if turn in conversation.turns else ""
+            if turn.answer == UNWRITTEN:
+                turn.answer = "(stopped)"
         except Exception as problem:
             note, error = "", error_box(problem)
-            talk.drop(round_)
-        yield talk.messages, left, note_box(note), error
+            conversation.drop(turn)
+        yield conversation.messages, left, note_box(note), error
 
-    def _begin(self, talk: Talk, text: str, task: str, *settings: Any) -> tuple[Round, Iterator[str]]:
-        """A round of the talk, and what writes its answer. Raises UserError for what cannot be asked."""
+    def _begin(self, conversation: Conversation, text: str, task: str, *settings: Any) -> tuple[Turn, Iterator[str]]:
+        """A turn of the conversation, and what writes its answer. Raises UserError for what cannot be asked."""
         *search, scaling = settings
         question, shown = self._question(text, task)
-        generate = answer_settings(self.listener.config.generate, *search)
-        self.turns.require_room()
-        round_ = talk.ask(shown)
-        return round_, self._write(round_, question, generate, scaling)
+        generate = answer_settings(self.engine.config.generate, *search)
+        self.queue.require_room()
+        turn = conversation.ask(shown)
+        return turn, self._write(turn, question, generate, scaling)
 
-    def _write(self, round_: Round, question: Question, generate: DictConfig, scaling: float | None) -> Iterator[str]:
+    def _write(self, turn: Turn, question: Question, generate: DictConfig, scaling: float | None) -> Iterator[str]:
         """Write into a round what is answered as it comes; yields a note now and then, "" for none."""
-        hearing = round_.hearing
-        while not hearing.over.wait(_EVERY) and not round_.stop.is_set():
+        hearing = turn.hearing
+        while not hearing.over.wait(_EVERY) and not turn.stop.is_set():
             yield "Waiting until the clip is heard."
-        if round_.stop.is_set():
+        if turn.stop.is_set():
             raise CancelledError
         if hearing.heard is None:
             raise UserError(NO_CLIP)
         last = Answer("", finished=True)
-        for answer in self.turns.answer(hearing.heard, question, generate, scaling, round_.stop):
+        for answer in self.queue.answer(hearing.heard, question, generate, scaling, turn.stop):
             last = answer or last
-            round_.answer = last.text or round_.answer
+            turn.answer = last.text or turn.answer
             yield "" if answer else "Waiting: the model is busy with other requests."
-        round_.answer = last.text or "(no words)"
-        n_tokens = self.listener.config.generate.max_new_tokens
+        turn.answer = last.text or "(no words)"
+        n_tokens = self.engine.config.generate.max_new_tokens
         yield "" if last.finished else f"The answer was cut off after {n_tokens} tokens (generate.max_new_tokens)."
 
     def _takes_text(self, task: str) -> bool:
-        return not task or "{}" in self.listener.model.test_prompts[task]
+        return not task or "{}" in self.engine.model.test_prompts[task]
 
     def _question(self, text: str, task: str) -> tuple[Question, str]:
         """What the model is asked, and how the chat shows it."""
         if not task:
-            return self.listener.question(text), text.strip()
+            return self.engine.question(text), text.strip()
         if self._takes_text(task):
             if not text.strip():
                 raise UserError("Write a question first, then press this button.")
-            return self.listener.task_question(task, text), text.strip()
-        return self.listener.task_question(task), task_label(task)
+            return self.engine.task_question(task, text), text.strip()
+        return self.engine.task_question(task), task_label(task)
 
 
 def answer_settings(generate: DictConfig, beams: int, sample: bool, temperature: float, top_p: float) -> DictConfig:

@@ -13,7 +13,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
-from salmonn.inference.engine import Answer, Heard, Listener, Question
+from salmonn.inference.engine import Answer, EncodedAudio, InferenceEngine, Question
 
 HEARTBEAT = 2.0  # s, between two yields to a reader for whom there is nothing new
 
@@ -24,11 +24,11 @@ _MOST_WAITING = 32  # jobs; gradio has 40 threads for those who read
 Result = TypeVar("Result")
 
 
-class Turns:
-    """A listener that serves one request after the other."""
+class RequestQueue:
+    """An engine that serves one request after the other."""
 
-    def __init__(self, listener: Listener) -> None:
-        self.listener = listener
+    def __init__(self, engine: InferenceEngine) -> None:
+        self.engine = engine
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._jobs: set[Future] = set()  # the one under way, and those that wait
         self._closed = threading.Event()
@@ -53,7 +53,7 @@ class Turns:
 
     def answer(
         self,
-        heard: Heard,
+        heard: EncodedAudio,
         question: Question,
         settings: DictConfig,
         scaling: float | None = None,
@@ -69,13 +69,13 @@ class Turns:
         left, begun = threading.Event(), threading.Event()
         leaving = _Leaving(left, self._closed)
         stopping = StoppingCriteriaList([leaving])
-        written = _Written(self.listener.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        written = _Written(self.engine.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
         streamer = written if settings.num_beams == 1 and len(heard.embeds) == 1 else None
-        windows = self.listener.ask_windows(heard, question, settings, streamer, stopping_criteria=stopping)
+        windows = self.engine.ask_windows(heard, question, settings, streamer, stopping_criteria=stopping)
 
         def write() -> Answer:
             begun.set()
-            with lora_scaling(self.listener.model, scaling):
+            with lora_scaling(self.engine.model, scaling):
                 return next(windows)[0]
 
         so_far: Answer | None = None

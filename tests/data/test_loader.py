@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from salmonn.config.schema import RunConfig
 from salmonn.data.loader import TrainBatches, eval_loader
-from salmonn.training.plan import make_plan
+from salmonn.training.progress import make_plan
 
 
 def stream(n_batches, **kwargs):

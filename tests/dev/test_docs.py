@@ -20,7 +20,7 @@ from salmonn.model.llm import load_tokenizer
 from tests.fixtures.lightweight import write_llm
 from tests.fixtures.paths import ROOT
 from util import prepare_eval_sets
-from util.benchmarks.memory import Case, largest_batch, longest, predicted, skeleton
+from util.benchmarks.memory import Case, largest_batch, longest, model_without_values, predicted
 from util.eval_sets.base import EvalSet
 
 PAGES = [ROOT / name for name in ("README.md", "README.ko.md", "ann/README.md")]
@@ -100,7 +100,7 @@ def test_memory_in_the_training_guide_is_what_is_predicted():
         assert int(clips) == config.run.batch_size_train
         llm = config.model.llama_path
         if llm not in known:
-            known[llm] = skeleton(config.model)
+            known[llm] = model_without_values(config.model)
         for value, (answer, checkpointing) in zip(
             shown, ((300, False), (60, False), (300, True), (60, True)), strict=True
         ):
@@ -114,7 +114,7 @@ def test_largest_batches_in_performance_md_are_what_is_predicted():
     assert len(rows) == 4
     for name, quantization, answer, *shown in rows:
         config = load_config(ROOT / name)
-        model = skeleton(config.model)
+        model = model_without_values(config.model)
         for checkpointing, most in zip((False, True), shown, strict=True):
             case = Case("cuda", 2, quantization, config.run.amp, checkpointing, gradients_stay=True)
             assert largest_batch(model, case, int(answer), 32e9) == int(most), (name, quantization, answer)

@@ -14,11 +14,12 @@ import torch
 from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 
+from salmonn.common.errors import BROKEN
 from salmonn.doctor import __main__ as doctor
 from salmonn.doctor import hardware
 from salmonn.doctor import packages as installed
 from salmonn.doctor.__main__ import check_configs, check_disk, check_ffmpeg, examine, shown
-from salmonn.doctor.findings import BROKEN, MISSING, NOTE, OK, WRONG, Finding, attempt
+from salmonn.doctor.findings import MISSING, NOTE, OK, WRONG, Finding, attempt
 from salmonn.doctor.hardware import check_attention, check_gpus, check_quantised
 from salmonn.doctor.packages import check_package, check_packages, check_torch_pair
 from salmonn.evaluation.metrics import captions

@@ -12,11 +12,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from salmonn.config.schema import DatasetsConfig
-from salmonn.evaluation.clips import Clip
+from salmonn.evaluation.clips import EvalExample
 from salmonn.evaluation.metrics import METRICS, Texts, UnavailableError, captions, measure
 from salmonn.evaluation.metrics.base import interval_of
 from salmonn.evaluation.normalisers import normaliser
-from salmonn.evaluation.requests import Output
+from salmonn.evaluation.requests import Prediction
 from salmonn.evaluation.scoring import score
 from salmonn.evaluation.tasks import task_of_mode
 from tests.fixtures.paths import ROOT
@@ -214,8 +214,8 @@ def test_a_java_program_that_fails_is_told_and_loses_no_other_score():
 @pytest.mark.usefixtures("files")
 @pytest.mark.parametrize("said", ["a dog", ""])
 def test_a_tokenizer_that_fails_is_told_and_the_report_is_written(said: str):
-    clips = [Clip(0, "0", "0.wav", "audiocaption", "", ("a dog",))]
-    scores = score(AAC, clips, {0: Output(said, 2, True)}, captions.ptb_tokens)
+    clips = [EvalExample(0, "0", "0.wav", "audiocaption", "", ("a dog",))]
+    scores = score(AAC, clips, {0: Prediction(said, 2, True)}, captions.ptb_tokens)
     assert set(scores.all.values()) == {None}
     assert "aac-metrics failed" in scores.unavailable["rouge_l"]
 

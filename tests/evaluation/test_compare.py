@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from salmonn.common.errors import UserError
-from salmonn.evaluation.clips import Clip
+from salmonn.evaluation.clips import EvalExample
 from salmonn.evaluation.compare import compare
 from salmonn.evaluation.metrics import METRICS, Metric, UnavailableError
 from salmonn.evaluation.metrics.base import interval_of, paired_interval_of
 from salmonn.evaluation.report.task_report import build_report, prediction_lines, write_report
-from salmonn.evaluation.requests import Job, Output
+from salmonn.evaluation.requests import Prediction, Request
 from salmonn.evaluation.table3 import write_overview
 from salmonn.evaluation.tasks import EvalTask
 from tests.fixtures.paths import ROOT
@@ -36,18 +36,19 @@ def wrong_words(counts: list[int]) -> list[str]:
 
 
 def evaluated(
-    task: EvalTask, answers: list[str | None], folder: Path, texts: list[str] = TEXTS, **card: Any
+    task: EvalTask, answers: list[str | None], folder: Path, texts: list[str] = TEXTS, **provenance: Any
 ) -> dict[str, Any]:
     """Write the result of these answers (None: an unreadable clip) as a run does; returns its report."""
     references = [() if task.submission else (text,) for text in texts[: len(answers)]]
-    clips = [Clip(i, str(i), f"{i}.wav", "asr", "", texts) for i, texts in enumerate(references)]
+    clips = [EvalExample(i, str(i), f"{i}.wav", "asr", "", texts) for i, texts in enumerate(references)]
     outputs = {
-        i: Output(unreadable="gone") if text is None else Output(text, 1, True) for i, text in enumerate(answers)
+        i: Prediction(unreadable="gone") if text is None else Prediction(text, 1, True)
+        for i, text in enumerate(answers)
     }
     report = build_report(task, clips, outputs, None, WHISPER)
-    report |= {"annotation": task.annotation, "entries": len(clips), "provenance": CARD | card}
-    jobs = [Job(i, i, "prompt") for i in range(len(clips))]
-    write_report(folder, report, prediction_lines(clips, jobs, outputs, None))
+    report |= {"annotation": task.annotation, "entries": len(clips), "provenance": CARD | provenance}
+    requests = [Request(i, i, "prompt") for i in range(len(clips))]
+    write_report(folder, report, prediction_lines(clips, requests, outputs, None))
     return report
 
 

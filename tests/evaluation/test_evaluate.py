@@ -14,7 +14,7 @@ from salmonn.data.dataset import SALMONNDataset
 from salmonn.evaluation.answering import answer_all, generate_batch
 from salmonn.evaluation.clips import clips_of
 from salmonn.evaluation.pipeline import evaluate
-from salmonn.evaluation.requests import Job, Output, plan_jobs, swap_audio
+from salmonn.evaluation.requests import Prediction, Request, plan_requests, shuffle_audio
 from salmonn.evaluation.submission import check_submission, submission_csv
 from salmonn.evaluation.tasks import EvalTask
 from tests.fixtures.paths import ROOT
@@ -35,7 +35,7 @@ def test_valid_asr_scores_counts_and_lists(stub_world: Path, capsys: pytest.Capt
     report, predictions = results(stub_world, "valid_asr")
     assert report["scores"]["wer"] == pytest.approx(2 / 9)  # "a" deleted, grey for gray
     assert report["scores_finished"] == {"wer": pytest.approx(1 / 4)}  # blue and grey
-    # heard 2 1 4 3, swapped by two: 4 3 2 1; three colours wrong and "a" deleted, and blue for gray
+    # heard 2 1 4 3, shuffled by two: 4 3 2 1; three colours wrong and "a" deleted, and blue for gray
     assert report["scores"]["wer_shuffled"] == pytest.approx(5 / 9)
     assert [report[key] for key in ("n", "finished", "unfinished", "empty_outputs")] == [5, 2, 2, 0]
     assert [clip["path"] for clip in report["unreadable"]] == ["broken.wav"]
@@ -141,15 +141,15 @@ def test_the_mode_gives_the_task_where_the_entry_has_none_and_the_question_fills
     clips = clips_of(
         [entry(1, testset_id=1, Q="now")], EvalTask("submission_aac", accepts=["audiocaption"]), "ann.json"
     )
-    assert plan_jobs(clips, {"audiocaption": "Describe {}"}, "p.json") == [Job(0, 0, "Describe now")]
+    assert plan_requests(clips, {"audiocaption": "Describe {}"}, "p.json") == [Request(0, 0, "Describe now")]
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 7])
 def test_swapped_audio_leaves_no_clip_its_own_and_uses_each_once(n: int):
-    jobs = [Job(position, 10 * position, "p") for position in range(n)]
-    swapped = swap_audio(jobs)
-    assert all(job.audio_index != jobs[job.position].audio_index for job in swapped)
-    assert sorted(job.audio_index for job in swapped) == [job.audio_index for job in jobs]
+    requests = [Request(position, 10 * position, "p") for position in range(n)]
+    shuffled = shuffle_audio(requests)
+    assert all(request.audio_index != requests[request.position].audio_index for request in shuffled)
+    assert sorted(request.audio_index for request in shuffled) == [request.audio_index for request in requests]
 
 
 def test_two_ranks_answer_every_clip_exactly_once(
@@ -159,7 +159,7 @@ def test_two_ranks_answer_every_clip_exactly_once(
     config = config_for(stub_world, entries)
     annotations = Annotations(config.datasets.valid_ann_path_asr)
     dataset = SALMONNDataset.from_config(annotations, config.datasets, replace_broken=False)
-    jobs = [Job(position, position, "p") for position in range(5)]
+    requests = [Request(position, position, "p") for position in range(5)]
     ask = partial(generate_batch, stub_model, config)
     shares: dict[int, list] = {}
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
@@ -167,10 +167,10 @@ def test_two_ranks_answer_every_clip_exactly_once(
 
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     with pytest.raises(RuntimeError, match="5 clips were to be answered, 2 answers came back"):
-        answer_all(ask, dataset, jobs, config, "rank 1 alone")
-    shares[1] = [(1, Output("red dog")), (3, Output("green dog"))]
+        answer_all(ask, dataset, requests, config, "rank 1 alone")
+    shares[1] = [(1, Prediction("red dog")), (3, Prediction("green dog"))]
     monkeypatch.setattr(distributed, "rank", lambda: 0)
-    outputs = answer_all(ask, dataset, jobs, config, "with rank 0")
+    outputs = answer_all(ask, dataset, requests, config, "with rank 0")
     assert [outputs[position].text for position in range(5)] == [f"{word} dog" for word in WORDS[:5]]
     assert [word for _, word in stub_model.heard] == ["red", "green", "zero", "blue", "grey"]
 

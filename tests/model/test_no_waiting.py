@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
 from salmonn.config.schema import RunConfig
-from salmonn.model.llm_input import lay_out
+from salmonn.model.llm_input import build_llm_inputs
 from salmonn.training.step import TrainingStep
 from util.benchmarks.sizes import build, make_batch
 
@@ -57,11 +57,11 @@ def test_our_code_asks_the_device_for_nothing_in_a_micro_batch(checkpointing, mo
 
 def test_audio_that_was_heard_goes_from_the_host_to_the_device_for_an_answer():
     model = build("mini", META)
-    layout = lay_out(model.tokenizer, 4, ["<SpeechHere> What?"] * 2, [[]] * 2)
+    llm_inputs = build_llm_inputs(model.tokenizer, 4, ["<SpeechHere> What?"] * 2, [[]] * 2)
     n_copies = []
     for device in (META, torch.device("cpu")):
         with Copies() as copies:
-            model._embed(layout, torch.zeros(2, 4, model.speech_llama_proj.out_features, device=device))
+            model._embed(llm_inputs, torch.zeros(2, 4, model.speech_llama_proj.out_features, device=device))
         assert copies.waited_for == []
         n_copies.append(copies.all)
     assert n_copies[1] == n_copies[0] + 1

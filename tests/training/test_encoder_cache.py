@@ -9,7 +9,7 @@ from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.data.dataset import pad_wavs
 from salmonn.model import salmonn as model
-from salmonn.model.encoders import Encoded
+from salmonn.model.encoders import EncoderOutputs
 from salmonn.training import encoder_cache
 from salmonn.training.dry_run import tiny_step
 from salmonn.training.encoder_cache import EncoderCache, fingerprint, folder_bytes
@@ -110,7 +110,7 @@ def test_other_audio_other_precision_and_another_length_are_encoded_anew(cached)
 
 def test_the_fingerprint_changes_with_features_weights_and_settings(golden, monkeypatch):
     salmonn = golden("base").model
-    whisper, beats, mel = salmonn.speech_encoder, salmonn.model.beats, salmonn.log_mel
+    whisper, beats, mel = salmonn.speech_encoder, salmonn.beats, salmonn.log_mel
     names = [fingerprint(salmonn)]
     for values in (whisper.layers[0].fc1.bias, beats.encoder.layer_norm.weight, mel.mel_filters[5]):
         kept = values.detach().clone()
@@ -166,7 +166,7 @@ def test_what_another_run_adds_meanwhile_counts_for_the_bound(cached, tmp_path):
     first.max_bytes = 3.5 * folder_bytes(tmp_path)
     second = EncoderCache(tmp_path, first.folder.name, first.max_bytes)
     for cache, clip, n_entries in ((second, 3, 2), (first, 1, 3), (second, 2, 3)):
-        salmonn.training.encoder_cache = cache
+        salmonn.encoder_cache = cache
         embeds(salmonn, clip)
         assert len(entries(first)) == n_entries
 
@@ -175,7 +175,7 @@ def test_each_of_several_ranks_leaves_room_for_what_the_others_write(cached, tmp
     salmonn, alone = cached()
     embeds(salmonn, 0)
     cache = EncoderCache(tmp_path, alone.folder.name, 4.5 * folder_bytes(tmp_path), writers=3)
-    salmonn.training.encoder_cache = cache
+    salmonn.encoder_cache = cache
     embeds(salmonn, 3)  # and two by the others
     assert len(entries(cache)) == 2
     embeds(salmonn, 1)
@@ -216,9 +216,9 @@ def test_two_runs_may_encode_the_same_clip_at_the_same_time(golden, cached):
 
 def test_a_batch_is_taken_apart_and_put_together_again():
     padding = torch.tensor([[False, False, True], [False, False, False]])
-    encoded = Encoded(torch.randn(2, 5, 4), torch.randn(2, 3, 6).masked_fill(padding[..., None], 0.0), padding)
+    encoded = EncoderOutputs(torch.randn(2, 5, 4), torch.randn(2, 3, 6).masked_fill(padding[..., None], 0.0), padding)
     assert [row["audio"].shape[0] for row in encoded.rows()] == [2, 3]
-    again = Encoded.of_rows(encoded.rows(), torch.device("cpu"))
+    again = EncoderOutputs.of_rows(encoded.rows(), torch.device("cpu"))
     assert all(torch.equal(a, b) for a, b in zip(encoded, again, strict=True))
 
 

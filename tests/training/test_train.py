@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from salmonn.config.loading import argument_parser
+from salmonn.common.cli import argument_parser
 from salmonn.model import checkpoint
 from tests.fixtures.commands import json_lines, run_command, torchrun
 from tests.fixtures.mini_world import train_options

@@ -2,14 +2,14 @@
 
 import torch
 
-from salmonn.training.validation import report_listening, swap_partners, validate
+from salmonn.training.validation import report_listening, shuffle_partners, validate
 
 
 def test_shuffled_control_pairs_each_clip_with_another_one():
-    assert swap_partners(["a", "b", "c"]) == ([0, 1, 2], [1, 2, 0])
-    assert swap_partners(["a", "a", "b", "b"]) == ([0, 1, 2, 3], [2, 2, 0, 0])  # never the same recording
-    assert swap_partners(["a", "a"]) == ([], [])
-    assert swap_partners([]) == ([], [])
+    assert shuffle_partners(["a", "b", "c"]) == ([0, 1, 2], [1, 2, 0])
+    assert shuffle_partners(["a", "a", "b", "b"]) == ([0, 1, 2, 3], [2, 2, 0, 0])  # never the same recording
+    assert shuffle_partners(["a", "a"]) == ([], [])
+    assert shuffle_partners([]) == ([], [])
 
 
 class HearsItsNumber:

@@ -18,7 +18,7 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import GB
 from salmonn.config.schema import RunConfig
 from salmonn.model import beats
-from salmonn.model.activation_memory import Lean
+from salmonn.model.activation_memory import Recomputing
 from util.benchmark import text_line
 from util.benchmarks import plain_step, training
 from util.benchmarks.encoder_cache import bench_cache
@@ -65,7 +65,7 @@ def test_the_plain_step_has_our_loss_and_our_gradients(model):
 
 def test_the_plain_step_keeps_everything_and_ours_goes_on_as_before(model):
     def lean() -> list:
-        return [name for name, module in model.named_modules() if isinstance(module, Lean)]
+        return [name for name, module in model.named_modules() if isinstance(module, Recomputing)]
 
     before, inside = lean(), []
     with plain_step.everything_kept(model):

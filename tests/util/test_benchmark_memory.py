@@ -102,7 +102,7 @@ def test_the_published_models_weigh_what_is_known(size, quantization, gigabytes)
 
 def test_a_smaller_llm_shares_its_keys_and_its_embeddings():
     """3.21 thousand million parameters, a third as many keys and values as queries."""
-    model = memory.skeleton(load_config("configs/lightweight/llama3.2-3b.yaml").model)
+    model = memory.model_without_values(load_config("configs/lightweight/llama3.2-3b.yaml").model)
     case = Case("cuda", 2, amp=True)
     assert frozen_weights(model, case)["LLM"] / GIGA == pytest.approx(2 * 3.21, abs=0.01)
     attention = 2 * (2 * 3072 + 2 * 1024) + 4 * 24
@@ -115,7 +115,7 @@ def test_about_33_million_parameters_are_trained():
 
 
 def test_a_clip_more_is_too_big():
-    model = memory.skeleton(load_config(STAGE1).model)
+    model = memory.model_without_values(load_config(STAGE1).model)
     case, size = Case("cuda", 2, "8bit", amp=True), 24 * GIGA
     most = memory.largest_batch(model, case, 100, size)
     totals = [sum(memory.predicted(model, case, memory.longest(model, n, 100)).values()) for n in (most, most + 1)]
@@ -161,7 +161,7 @@ def test_a_size_that_a_cpu_trains_is_measured_there(monkeypatch):
 def test_a_model_that_is_neither_here_nor_known_is_named():
     section = load_config(STAGE1, ["model.llama_path=weights/some-llm"]).model
     with pytest.raises(UserError, match="llama_path = weights/some-llm"):
-        memory.skeleton(section)
+        memory.model_without_values(section)
 
 
 def test_blocks_of_another_kind_are_refused():

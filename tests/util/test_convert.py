@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from salmonn import SALMONN
-from salmonn.common.errors import UserError, run_cli
+from salmonn.common.cli import run_cli
+from salmonn.common.errors import UserError
 from salmonn.model import checkpoint
 from tests.fixtures.convert import GOLDEN_PTH, written
 from tests.fixtures.golden import golden_config, golden_sample

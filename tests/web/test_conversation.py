@@ -5,15 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from salmonn.web import conversation as talk_module
-from salmonn.web.conversation import Hearing, Round, Talk
+from salmonn.web import conversation as conversation_module
+from salmonn.web.conversation import Conversation, Hearing, Turn
 
 
 class Other(threading.Thread):
     """Another request of the visitor, which asks "What?"."""
 
-    def __init__(self, talk: Talk) -> None:
-        super().__init__(target=talk.ask, args=["What?"])
+    def __init__(self, conversation: Conversation) -> None:
+        super().__init__(target=conversation.ask, args=["What?"])
 
     def interfere(self) -> None:
         """Come now; it comes to its end only where nothing keeps it waiting."""
@@ -21,31 +21,31 @@ class Other(threading.Thread):
         self.join(0.1)
 
 
-class Interrupted(list[Round]):
+class Interrupted(list[Turn]):
     """The other one comes when all of it was looked at."""
 
     other: Other
 
-    def __iter__(self) -> Iterator[Round]:
+    def __iter__(self) -> Iterator[Turn]:
         yield from super().__iter__()
         self.other.interfere()
 
 
 @pytest.mark.parametrize("change", ["drop", "clear", "begin"])
 def test_no_request_loses_the_question_of_another(change, monkeypatch):
-    talk = Talk()
-    first_clip = talk.begin()
-    first, other = talk.ask("Who?"), Other(talk)
+    conversation = Conversation()
+    first_clip = conversation.begin()
+    first, other = conversation.ask("Who?"), Other(conversation)
     if change == "begin":
-        monkeypatch.setattr(talk_module, "Hearing", lambda: other.interfere() or Hearing())
+        monkeypatch.setattr(conversation_module, "Hearing", lambda: other.interfere() or Hearing())
     else:
-        talk.rounds = Interrupted([first])
-        talk.rounds.other = other
-    getattr(talk, change)(*[first] * (change == "drop"))
+        conversation.turns = Interrupted([first])
+        conversation.turns.other = other
+    getattr(conversation, change)(*[first] * (change == "drop"))
     other.join()
-    assert [round_.question for round_ in talk.rounds] == ["What?"]
-    [asked] = talk.rounds
-    assert asked.hearing is talk.hearing
-    assert (talk.hearing is first_clip) == (change != "begin")
+    assert [turn.question for turn in conversation.turns] == ["What?"]
+    [asked] = conversation.turns
+    assert asked.hearing is conversation.hearing
+    assert (conversation.hearing is first_clip) == (change != "begin")
     assert not asked.stop.is_set()
     assert first.stop.is_set() == (change != "drop")

@@ -10,9 +10,9 @@ import torch
 from omegaconf import OmegaConf
 
 from salmonn.common.errors import UserError
-from salmonn.inference.engine import Answer, Heard, Listener, Question
-from salmonn.web import request_queue as turns_module
-from salmonn.web.request_queue import Turns
+from salmonn.inference.engine import Answer, EncodedAudio, InferenceEngine, Question
+from salmonn.web import request_queue as queue_module
+from salmonn.web.request_queue import RequestQueue
 from tests.fixtures.web_rows import VERY_LONG
 
 pytest_plugins = ["tests.fixtures.web"]
@@ -20,9 +20,9 @@ pytest_plugins = ["tests.fixtures.web"]
 
 def test_text_is_told_while_it_is_written_and_nothing_twice(monkeypatch):
     looks = []
-    wait = turns_module.wait
-    monkeypatch.setattr(turns_module, "_EVERY", 0.001)
-    monkeypatch.setattr(turns_module, "wait", lambda *args: looks.append(args) or wait(*args))
+    wait = queue_module.wait
+    monkeypatch.setattr(queue_module, "_EVERY", 0.001)
+    monkeypatch.setattr(queue_module, "wait", lambda *args: looks.append(args) or wait(*args))
 
     def until_looked_at() -> None:
         n_before = len(looks)
@@ -37,86 +37,90 @@ def test_text_is_told_while_it_is_written_and_nothing_twice(monkeypatch):
         yield [Answer("a red dog", finished=True)]
 
     model = SimpleNamespace(lora_scaling=4.0, tokenizer=None)
-    turns = Turns(SimpleNamespace(model=model, ask_windows=ask))
-    heard = Heard(torch.zeros(1, 1, 1), torch.zeros(1).numpy())
-    told = list(turns.answer(heard, Question("?"), SimpleNamespace(num_beams=1)))
-    turns.close()
+    queue = RequestQueue(SimpleNamespace(model=model, ask_windows=ask))
+    heard = EncodedAudio(torch.zeros(1, 1, 1), torch.zeros(1).numpy())
+    told = list(queue.answer(heard, Question("?"), SimpleNamespace(num_beams=1)))
+    queue.close()
     assert [answer.text for answer in told if answer] == ["", "a red", "a red dog", "a red dog"]
     assert [answer.finished for answer in told if answer] == [False, False, False, True]
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_the_last_answer_is_that_of_the_listener(turns: Turns, listener: Listener, clip, beams):
-    heard, question = listener.hear([clip]), listener.question("What is said?")
-    settings = OmegaConf.merge(listener.config.generate, {"num_beams": beams})
-    expected = listener.ask(heard, question, settings)
-    *_, last = turns.answer(heard, question, settings)
+def test_the_last_answer_is_that_of_the_listener(queue: RequestQueue, engine: InferenceEngine, clip, beams):
+    heard, question = engine.hear([clip]), engine.question("What is said?")
+    settings = OmegaConf.merge(engine.config.generate, {"num_beams": beams})
+    expected = engine.ask(heard, question, settings)
+    *_, last = queue.answer(heard, question, settings)
     assert [last] == expected
     assert last.text
 
 
-def test_of_a_long_clip_some_windows_are_told_at_a_time(turns: Turns, listener: Listener, long_clip):
-    heard, question = listener.hear_long(long_clip), listener.task_question("asr")
-    told = [answer for answer in turns.answer(heard, question, listener.config.generate) if answer and answer.parts]
+def test_of_a_long_clip_some_windows_are_told_at_a_time(queue: RequestQueue, engine: InferenceEngine, long_clip):
+    heard, question = engine.hear_long(long_clip), engine.task_question("asr")
+    told = [answer for answer in queue.answer(heard, question, engine.config.generate) if answer and answer.parts]
     assert [len(answer.parts) for answer in told] == [2, 3]
-    assert [told[-1]] == listener.ask(heard, question)
+    assert [told[-1]] == engine.ask(heard, question)
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_the_model_stops_for_whoever_leaves(turns: Turns, listener: Listener, clip, beams, written):
-    settings = OmegaConf.merge(listener.config.generate, VERY_LONG, {"num_beams": beams})
-    answers = turns.answer(listener.hear([clip]), listener.question("What is said?"), settings)
+def test_the_model_stops_for_whoever_leaves(queue: RequestQueue, engine: InferenceEngine, clip, beams, written):
+    settings = OmegaConf.merge(engine.config.generate, VERY_LONG, {"num_beams": beams})
+    answers = queue.answer(engine.hear([clip]), engine.question("What is said?"), settings)
     while not next(answers):
         pass
     answers.close()
-    turns.run(int)  # the thread is free again
+    queue.run(int)  # the thread is free again
     assert written == []
 
 
-def test_the_model_stops_when_nobody_looks_any_more(turns: Turns, listener: Listener, clip, monkeypatch, written):
-    monkeypatch.setattr(turns_module, "_PATIENCE", 0.2)
-    settings = OmegaConf.merge(listener.config.generate, VERY_LONG)
-    answers = turns.answer(listener.hear([clip]), listener.question("What is said?"), settings)
+def test_the_model_stops_when_nobody_looks_any_more(
+    queue: RequestQueue, engine: InferenceEngine, clip, monkeypatch, written
+):
+    monkeypatch.setattr(queue_module, "_PATIENCE", 0.2)
+    settings = OmegaConf.merge(engine.config.generate, VERY_LONG)
+    answers = queue.answer(engine.hear([clip]), engine.question("What is said?"), settings)
     while not next(answers):
         pass
-    turns.run(int)  # and the reader is gone, without a word
+    queue.run(int)  # and the reader is gone, without a word
     assert written == []
 
 
-def test_who_looks_on_is_waited_for_though_nothing_is_new(turns: Turns, listener: Listener, clip, monkeypatch):
-    monkeypatch.setattr(turns_module, "_PATIENCE", 0.5)
-    monkeypatch.setattr(turns_module, "HEARTBEAT", 0.1)
-    settings = OmegaConf.merge(listener.config.generate, {"max_new_tokens": 300, "min_length": 300, "num_beams": 2})
-    *_, last = turns.answer(listener.hear([clip]), listener.question("What is said?"), settings)
+def test_who_looks_on_is_waited_for_though_nothing_is_new(
+    queue: RequestQueue, engine: InferenceEngine, clip, monkeypatch
+):
+    monkeypatch.setattr(queue_module, "_PATIENCE", 0.5)
+    monkeypatch.setattr(queue_module, "HEARTBEAT", 0.1)
+    settings = OmegaConf.merge(engine.config.generate, {"max_new_tokens": 300, "min_length": 300, "num_beams": 2})
+    *_, last = queue.answer(engine.hear([clip]), engine.question("What is said?"), settings)
     assert last.text
 
 
-def test_who_stops_before_his_turn_is_not_answered(turns: Turns, listener: Listener, clip, busy, written):
+def test_who_stops_before_his_turn_is_not_answered(queue: RequestQueue, engine: InferenceEngine, clip, busy, written):
     stop = threading.Event()
-    question = listener.question("What is said?")
-    answers = turns.answer(listener.hear([clip]), question, listener.config.generate, stop=stop)
+    question = engine.question("What is said?")
+    answers = queue.answer(engine.hear([clip]), question, engine.config.generate, stop=stop)
     assert next(answers) is None
     stop.set()
     with pytest.raises(CancelledError):
         next(answers)
     busy.set()
-    turns.run(int)
+    queue.run(int)
     assert written == []
 
 
-def test_nobody_has_the_scaling_of_another(turns: Turns, listener: Listener, clip, monkeypatch):
+def test_nobody_has_the_scaling_of_another(queue: RequestQueue, engine: InferenceEngine, clip, monkeypatch):
     seen = []
-    answer = listener.model.answer_embeds
+    answer = engine.model.answer_embeds
 
     def watch(*args, **library):
-        seen.append(listener.model.lora_scaling)
+        seen.append(engine.model.lora_scaling)
         if len(seen) == 2:
             raise UserError("no")
         return answer(*args, **library)
 
-    monkeypatch.setattr(listener.model, "answer_embeds", watch)
-    ask = listener.hear([clip]), listener.question("What is said?"), listener.config.generate
-    first, second, third = turns.answer(*ask, scaling=1.5), turns.answer(*ask, scaling=0.0), turns.answer(*ask)
+    monkeypatch.setattr(engine.model, "answer_embeds", watch)
+    ask = engine.hear([clip]), engine.question("What is said?"), engine.config.generate
+    first, second, third = queue.answer(*ask, scaling=1.5), queue.answer(*ask, scaling=0.0), queue.answer(*ask)
     list(first)
     with pytest.raises(UserError):
         list(second)
@@ -124,27 +128,29 @@ def test_nobody_has_the_scaling_of_another(turns: Turns, listener: Listener, cli
     assert seen == [1.5, 0.0, 4.0]
 
 
-def test_of_too_many_that_wait_the_next_is_told_to_come_again(turns: Turns, monkeypatch):
-    monkeypatch.setattr(turns_module, "HEARTBEAT", 0.0)
+def test_of_too_many_that_wait_the_next_is_told_to_come_again(queue: RequestQueue, monkeypatch):
+    monkeypatch.setattr(queue_module, "HEARTBEAT", 0.0)
     release = threading.Event()
-    turns.require_room()
-    taking = turns.take(release.wait, threading.Event())
+    queue.require_room()
+    taking = queue.take(release.wait, threading.Event())
     next(taking)
-    monkeypatch.setattr(turns_module, "_MOST_WAITING", 0)
+    monkeypatch.setattr(queue_module, "_MOST_WAITING", 0)
     with pytest.raises(UserError, match="waiting already: try again"):
-        turns.require_room()
+        queue.require_room()
     release.set()
     assert list(taking) == []
-    turns.require_room()
+    queue.require_room()
 
 
-def test_what_waits_when_the_page_ends_does_not_begin(turns: Turns, listener: Listener, clip, busy, written):
-    answers = turns.answer(listener.hear([clip]), listener.question("What is said?"), listener.config.generate)
+def test_what_waits_when_the_page_ends_does_not_begin(
+    queue: RequestQueue, engine: InferenceEngine, clip, busy, written
+):
+    answers = queue.answer(engine.hear([clip]), engine.question("What is said?"), engine.config.generate)
     assert next(answers) is None
     threading.Timer(0.2, busy.set).start()
-    turns.close()
+    queue.close()
     with pytest.raises(CancelledError):
         list(answers)
     with pytest.raises(CancelledError):
-        turns.run(int)
+        queue.run(int)
     assert written == []

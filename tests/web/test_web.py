@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 
 from dev.web_screenshot import Visitor, open_browser, served
 from salmonn.common.errors import UserError
-from salmonn.inference.engine import Answer, Listener
+from salmonn.inference.engine import Answer, InferenceEngine
 from salmonn.web import __main__ as web
 from salmonn.web import layout as web_look
-from salmonn.web import request_queue as turns_module
-from salmonn.web.conversation import Talk
+from salmonn.web import request_queue as queue_module
+from salmonn.web.conversation import Conversation
 from salmonn.web.layout import build
 from salmonn.web.page import Page
 from tests.fixtures.paths import ROOT
@@ -42,15 +42,15 @@ def broken(tmp_path: Path) -> str:
 
 def test_a_clip_is_encoded_once_for_several_questions(page: Page, clip, monkeypatch):
     encoded = []
-    encode = page.listener.model.encode_speech
+    encode = page.engine.model.encode_speech
     monkeypatch.setattr(
-        page.listener.model, "encode_speech", lambda wav, *rest: encoded.append(len(wav)) or encode(wav, *rest)
+        page.engine.model, "encode_speech", lambda wav, *rest: encoded.append(len(wav)) or encode(wav, *rest)
     )
-    talk, [chat, picture, note, error] = heard(page, clip)
+    conversation, [chat, picture, note, error] = heard(page, clip)
     assert (chat, note, error) == ([], "", "")
     assert picture.startswith('<img alt="Waveform and log-mel spectrogram of test_')
     for text, task in (("배는 무슨 색입니까?", ""), ("", "asr"), ("Which one?", "QA")):
-        chat, *_, error = asked(page, talk, text, task=task)
+        chat, *_, error = asked(page, conversation, text, task=task)
         assert error == ""
     assert encoded == [1]
     assert [message["content"] for message in chat[::2]] == ["배는 무슨 색입니까?", "Transcribe", "Which one?"]
@@ -58,8 +58,8 @@ def test_a_clip_is_encoded_once_for_several_questions(page: Page, clip, monkeypa
 
 
 def test_a_file_that_cannot_be_heard_is_told_by_its_name(page: Page, broken):
-    talk, [chat, picture, _, error] = heard(page, broken)
-    assert (talk.hearing.heard, chat, picture) == (None, [], "")
+    conversation, [chat, picture, _, error] = heard(page, broken)
+    assert (conversation.hearing.heard, chat, picture) == (None, [], "")
     assert 'role="alert">broken &lt;b&gt;.wav: undecodable' in error
     assert str(Path(broken).parent) not in error
     assert heard(page, broken, in_windows=True)[1][-1] == error
@@ -68,10 +68,10 @@ def test_a_file_that_cannot_be_heard_is_told_by_its_name(page: Page, broken):
 
 def test_of_a_long_clip_it_is_told_what_was_heard(page: Page, long_clip):
     assert "Only the first 5 s are heard." in heard(page, long_clip)[1][2]
-    talk, [_, _, note, error] = heard(page, long_clip, in_windows=True)
+    conversation, [_, _, note, error] = heard(page, long_clip, in_windows=True)
     assert "12.0 s, heard in 3 windows" in note
     assert error == ""
-    assert len(talk.hearing.heard.embeds) == 3
+    assert len(conversation.hearing.heard.embeds) == 3
 
 
 @pytest.mark.parametrize("in_windows", [False, True])
@@ -87,10 +87,10 @@ def test_a_clip_is_decoded_once(page: Page, clip, in_windows, monkeypatch):
 
 
 def test_nothing_is_sent_to_the_browser_twice(page: Page, clip, monkeypatch):
-    talk, _ = heard(page, clip)
+    conversation, _ = heard(page, clip)
     told = [None, None, Answer("", False), Answer("a dog", False), Answer("a dog", False), Answer("a dog runs", True)]
-    monkeypatch.setattr(page.turns, "answer", lambda *_: iter(told))
-    rows = list(page.ask(talk, "What is said?", *SEARCH, None))
+    monkeypatch.setattr(page.queue, "answer", lambda *_: iter(told))
+    rows = list(page.ask(conversation, "What is said?", *SEARCH, None))
     sent = [[value for value in part if value != gr.skip()] for part in zip(*rows, strict=True)]
     chats, questions, notes, errors = sent
     assert [chat[1]["content"] for chat in chats] == ["…", "a dog", "a dog runs"]
@@ -99,9 +99,9 @@ def test_nothing_is_sent_to_the_browser_twice(page: Page, clip, monkeypatch):
 
 
 def test_an_answer_without_words_is_told(page: Page, clip, monkeypatch):
-    talk, _ = heard(page, clip)
-    monkeypatch.setattr(page.turns, "answer", lambda *_: iter([Answer("", finished=True)]))
-    assert asked(page, talk, "What?")[0][-1]["content"] == "(no words)"
+    conversation, _ = heard(page, clip)
+    monkeypatch.setattr(page.queue, "answer", lambda *_: iter([Answer("", finished=True)]))
+    assert asked(page, conversation, "What?")[0][-1]["content"] == "(no words)"
 
 
 @pytest.mark.parametrize(
@@ -109,30 +109,30 @@ def test_an_answer_without_words_is_told(page: Page, clip, monkeypatch):
     [(" ", "", "the question is empty"), ("", "QA", "Write a question first"), ("?", "asr", "")],
 )
 def test_a_question_that_cannot_be_asked_leaves_the_talk(page: Page, clip, text, task, message):
-    talk, _ = heard(page, clip)
-    talk.ask("Who?").answer = "anna"
-    chat, _, _, error = asked(page, talk, text, task=task)
+    conversation, _ = heard(page, clip)
+    conversation.ask("Who?").answer = "anna"
+    chat, _, _, error = asked(page, conversation, text, task=task)
     assert message in error
     assert bool(error) == bool(message)
-    assert len(chat) == len(talk.messages) == (2 if message else 4)
+    assert len(chat) == len(conversation.messages) == (2 if message else 4)
     assert [message["content"] for message in chat][:2] == ["Who?", "anna"]
 
 
 def test_what_nobody_expected_is_told_without_a_traceback(page: Page, clip, monkeypatch, caplog):
-    talk, _ = heard(page, clip)
-    monkeypatch.setattr(page.listener.model, "answer_embeds", lambda *_, **__: 1 / 0)
-    chat, *_, error = asked(page, talk, "What?")
+    conversation, _ = heard(page, clip)
+    monkeypatch.setattr(page.engine.model, "answer_embeds", lambda *_, **__: 1 / 0)
+    chat, *_, error = asked(page, conversation, "What?")
     assert chat == []
     assert "ZeroDivisionError" in error
     assert "Traceback" not in error
     assert "Traceback" in caplog.text  # the server's log has it
-    assert "No clip yet" in asked(page, Talk(), "What?")[-1]
+    assert "No clip yet" in asked(page, Conversation(), "What?")[-1]
 
 
 def test_every_task_has_a_button(page: Page):
     parts = build(page).config["components"]
     buttons = [part["props"]["value"] for part in parts if part["type"] == "button"]
-    assert len(buttons) == len(set(buttons)) == len(page.listener.model.test_prompts) + 2
+    assert len(buttons) == len(set(buttons)) == len(page.engine.model.test_prompts) + 2
     assert {"Ask", "Stop", "Transcribe", "Describe the music"} <= set(buttons)
 
 
@@ -182,7 +182,7 @@ def test_examples_are_files_and_all_of_a_folder(tmp_path):
 
 
 def test_gradio_loads_only_for_the_page():
-    code = "import sys, salmonn.chat, salmonn.web; print({'gradio', 'torch'} & set(sys.modules))"
+    code = "import sys, salmonn.chat, salmonn.web.__main__; print({'gradio', 'torch'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "set()"
 
 
@@ -212,7 +212,7 @@ def browser() -> Iterator:
 @pytest.fixture
 def address(page: Page, clip, monkeypatch) -> Iterator[str]:
     """A page that is served, with one example."""
-    monkeypatch.setattr(turns_module, "_PATIENCE", 5.0)
+    monkeypatch.setattr(queue_module, "_PATIENCE", 5.0)
     page.examples = {"example.wav": clip}
     with served(page, max_upload_mb=1) as address:
         yield address
@@ -253,33 +253,33 @@ def test_a_visit(browser, address: str, page: Page, clip, long_clip, written, tm
     visitor.upload(clip)
     until(lambda: find("#picture img"))
     assert not find("#error [role=alert]")
-    listener = page.listener
+    engine = page.engine
     for text in ("What is said?", "배는 무슨 색입니까?"):
         visitor.ask(text)
-        [answer] = listener.ask(listener.hear([clip]), listener.question(text))
+        [answer] = engine.ask(engine.hear([clip]), engine.question(text))
         until(lambda answer=answer: texts(".message.bot")[-1:] == [answer.text])
     visitor.press("Transcribe")
-    [answer] = listener.ask(listener.hear([clip]), listener.task_question("asr"))
+    [answer] = engine.ask(engine.hear([clip]), engine.task_question("asr"))
     until(lambda: texts(".message.bot")[2:] == [answer.text])
     assert texts(".message.user")[-1] == "Transcribe"
     assert fits(visitor)
 
-    page.listener = Listener(listener.model, OmegaConf.merge(listener.config, {"generate": VERY_LONG}))
+    page.engine = InferenceEngine(engine.model, OmegaConf.merge(engine.config, {"generate": VERY_LONG}))
     n_written = len(written)
     visitor.press("Describe the sound")
     until(lambda: len(texts(".message.bot")) == 4 and texts(".message.bot")[-1] not in WAITING)
     visitor.press("Stop")
     until(lambda: texts(".note")[-1:] == ["Stopped."])
-    page.turns.run(int)  # the model is free for others
+    page.queue.run(int)  # the model is free for others
     assert len(written) == n_written
 
     visitor.press("Describe the sound")
     until(lambda: len(texts(".message.bot")) == 5 and texts(".message.bot")[-1] not in WAITING)
     find("#chat button[aria-label=Clear]")[0].click()
     until(lambda: texts(".message.bot") == texts(".note") == [])
-    page.turns.run(int)
+    page.queue.run(int)
     assert len(written) == n_written
-    page.listener = listener
+    page.engine = engine
     visitor.press("Transcribe")
     until(lambda: texts(".message.bot") == [answer.text])
 
@@ -290,8 +290,8 @@ def test_a_visit(browser, address: str, page: Page, clip, long_clip, written, tm
     until(lambda: texts(".note") == ["12.0 s, heard in 3 windows; the picture shows the first."])
     assert fits(visitor)
     visitor.press("Describe the sound")
-    heard = listener.hear_long(long_clip)
-    [answer] = listener.ask(heard, listener.task_question("audiocaption"))
+    heard = engine.hear_long(long_clip)
+    [answer] = engine.ask(heard, engine.task_question("audiocaption"))
     until(lambda: texts(".message.bot") == [answer.text])
     assert answer.text.startswith("[0:00.0 - ")
 
@@ -301,15 +301,15 @@ def test_a_visit(browser, address: str, page: Page, clip, long_clip, written, tm
 
 
 def test_two_visitors_with_settings_of_their_own(browser, address: str, page: Page, clip, monkeypatch, request):
-    listener, asked = page.listener, []
-    [transcript] = listener.ask(listener.hear([clip]), listener.task_question("asr"))
-    answer = listener.model.answer_embeds
+    engine, asked = page.engine, []
+    [transcript] = engine.ask(engine.hear([clip]), engine.task_question("asr"))
+    answer = engine.model.answer_embeds
 
     def watch(embeds, chosen, settings, **library):
-        asked.append((listener.model.lora_scaling, settings.num_beams))
+        asked.append((engine.model.lora_scaling, settings.num_beams))
         return answer(embeds, chosen, settings, **library)
 
-    monkeypatch.setattr(listener.model, "answer_embeds", watch)
+    monkeypatch.setattr(engine.model, "answer_embeds", watch)
     tabs = [browser.current_window_handle]
     first = Visitor(browser, address)
     browser.switch_to.new_window("tab")

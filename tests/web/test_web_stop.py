@@ -13,11 +13,11 @@ import gradio as gr
 import pytest
 from omegaconf import OmegaConf
 
-from salmonn.inference.engine import Listener
+from salmonn.inference.engine import InferenceEngine
 from salmonn.web import __main__ as web
 from salmonn.web import layout as web_look
 from salmonn.web import page as web_page
-from salmonn.web.conversation import Talk
+from salmonn.web.conversation import Conversation
 from salmonn.web.page import Page
 from tests.fixtures.paths import ROOT
 from tests.fixtures.web_rows import SEARCH, ask_very_long, asked, heard, shown
@@ -29,95 +29,95 @@ pytest_plugins = ["tests.fixtures.web"]
 
 
 def test_a_question_that_is_stopped_while_it_waits_is_not_answered(page: Page, clip, request, written):
-    talk, _ = heard(page, clip)
+    conversation, _ = heard(page, clip)
     busy = request.getfixturevalue("busy")
-    rows = page.ask(talk, "What is said?", *SEARCH, None)
+    rows = page.ask(conversation, "What is said?", *SEARCH, None)
     before = shown([next(rows), next(rows)])
     assert [message["content"] for message in before[0]] == ["What is said?", "…"]
     assert "Waiting" in before[2]
-    talk.stop()
+    conversation.stop()
     chat, _, note, error = shown(rows, before)
     assert [message["content"] for message in chat] == ["What is said?", "(stopped)"]
     assert "Stopped." in note
     assert error == ""
     busy.set()
-    page.turns.run(int)
+    page.queue.run(int)
     assert written == []
 
 
 def test_a_chat_that_is_emptied_stays_empty(page: Page, clip, written):
-    talk, _ = heard(page, clip)
-    asked(page, talk, "Who?")
-    rows = ask_very_long(page, talk)
-    assert len(talk.messages) == 4
-    assert page.clear(talk) == ([], "")
-    chat, _, note, error = shown(rows, (talk.messages, "", "", ""))
-    assert (chat, talk.messages, note, error) == ([], [], "", "")
-    page.turns.run(int)
+    conversation, _ = heard(page, clip)
+    asked(page, conversation, "Who?")
+    rows = ask_very_long(page, conversation)
+    assert len(conversation.messages) == 4
+    assert page.clear(conversation) == ([], "")
+    chat, _, note, error = shown(rows, (conversation.messages, "", "", ""))
+    assert (chat, conversation.messages, note, error) == ([], [], "", "")
+    page.queue.run(int)
     assert len(written) == 1
-    assert talk.hearing.heard  # the clip stays
-    page.listener = page.turns.listener
-    assert len(asked(page, talk, "Who?")[0]) == 2
+    assert conversation.hearing.heard  # the clip stays
+    page.engine = page.queue.engine
+    assert len(asked(page, conversation, "Who?")[0]) == 2
 
 
 def test_another_clip_ends_the_answers_about_the_one_before(page: Page, clip, written):
-    talk, _ = heard(page, clip)
-    rows = ask_very_long(page, talk)
-    others = page.listen(talk, clip, False)
+    conversation, _ = heard(page, clip)
+    rows = ask_very_long(page, conversation)
+    others = page.listen(conversation, clip, False)
     assert next(others)[1] == []
-    assert shown(rows, (talk.messages, "", "", ""))[0] == []
+    assert shown(rows, (conversation.messages, "", "", ""))[0] == []
     shown(others)
-    page.turns.run(int)
+    page.queue.run(int)
     assert written == []
-    page.listener = page.turns.listener
-    assert len(asked(page, talk, "Who?")[0]) == 2
+    page.engine = page.queue.engine
+    assert len(asked(page, conversation, "Who?")[0]) == 2
 
 
 # ---- hearing
 
 
 def test_hearing_that_is_stopped_keeps_what_was_heard(page: Page, long_clip):
-    talk = Talk()
-    rows = page.listen(talk, long_clip, True)
+    conversation = Conversation()
+    rows = page.listen(conversation, long_clip, True)
     before = shown([next(rows), next(rows)])
     assert "Heard 0:0" in before[3]
     assert " of 0:12.0" in before[3]
-    talk.stop()
+    conversation.stop()
     _, _, picture, note, _, error = shown(rows, before)
     assert picture.startswith("<img")
     assert "heard until it was stopped in 2 windows" in note
     assert error == ""
-    assert len(talk.hearing.heard.embeds) == len(talk.hearing.heard.spans) == 2
-    assert asked(page, talk, "", task="asr")[3] == ""
+    assert len(conversation.hearing.heard.embeds) == len(conversation.hearing.heard.spans) == 2
+    assert asked(page, conversation, "", task="asr")[3] == ""
 
 
 @pytest.mark.usefixtures("busy")
 def test_hearing_that_is_stopped_before_its_turn_hears_nothing(page: Page, clip):
-    talk = Talk()
-    rows = page.listen(talk, clip, False)
+    conversation = Conversation()
+    rows = page.listen(conversation, clip, False)
     before = shown([next(rows)])
     assert "Listening" in before[3]
-    talk.stop()
+    conversation.stop()
     assert "Stopped before anything was heard." in shown(rows, before)[3]
-    assert "No clip yet" in asked(page, talk, "What?")[3]
+    assert "No clip yet" in asked(page, conversation, "What?")[3]
 
 
 def test_of_two_clips_the_one_chosen_last_is_heard(page: Page, clip, long_clip):
-    talk = Talk()
-    first = page.listen(talk, long_clip, True)
+    conversation = Conversation()
+    first = page.listen(conversation, long_clip, True)
     shown([next(first), next(first)])
-    page_shows = shown(page.listen(talk, clip, False))
+    page_shows = shown(page.listen(conversation, clip, False))
     assert list(first) == []  # nothing of it may reach the page any more
-    assert len(talk.hearing.heard.embeds) == 1
+    assert len(conversation.hearing.heard.embeds) == 1
     assert page_shows[3] == ""
 
 
 def test_a_question_waits_until_its_clip_is_heard(page: Page, clip, monkeypatch):
     monkeypatch.setattr(web_page, "_EVERY", 0.01)
-    talk = Talk()
-    hearing = page.listen(talk, clip, False)
+    conversation = Conversation()
+    hearing = page.listen(conversation, clip, False)
     next(hearing)
-    rows = page.ask(talk, "What is said?", *SEARCH, None)
+    rows = page.ask(conversation, "What is said?", *SEARCH, None)
     before = shown([next(rows), next(rows)])
     assert "Waiting until the clip is heard." in before[2]
     list(hearing)
@@ -129,36 +129,36 @@ def test_a_question_waits_until_its_clip_is_heard(page: Page, clip, monkeypatch)
 
 def test_a_question_that_is_forgotten_does_not_wait_for_its_clip(page: Page, clip, monkeypatch):
     monkeypatch.setattr(web_page, "_EVERY", 0.01)
-    talk = Talk()
-    hearing = page.listen(talk, clip, False)
+    conversation = Conversation()
+    hearing = page.listen(conversation, clip, False)
     next(hearing)
-    rows = page.ask(talk, "What is said?", *SEARCH, None)
+    rows = page.ask(conversation, "What is said?", *SEARCH, None)
     before = shown([next(rows), next(rows)])
-    page.clear(talk)
+    page.clear(conversation)
     chat, _, note, error = shown([*islice(rows, 2)], before)
     assert next(rows, "over") == "over"
     assert (chat, note, error) == ([], "", "")
-    assert talk.hearing.over.is_set() is False
+    assert conversation.hearing.over.is_set() is False
 
 
 def test_what_was_typed_stays_where_nothing_was_heard(page: Page, tmp_path):
     (tmp_path / "broken.wav").write_text("this is not audio")
-    talk, _ = heard(page, str(tmp_path / "broken.wav"))
-    [(chat, typed, _, error)] = page.ask(talk, "What is said?", *SEARCH, None)
+    conversation, _ = heard(page, str(tmp_path / "broken.wav"))
+    [(chat, typed, _, error)] = page.ask(conversation, "What is said?", *SEARCH, None)
     assert (chat, typed) == ([], gr.skip())
     assert "No clip yet" in error
 
 
 def test_hearing_is_over_for_whoever_leaves_at_once(page: Page, clip):
-    talk = Talk()
-    rows = page.listen(talk, clip, False)
+    conversation = Conversation()
+    rows = page.listen(conversation, clip, False)
     next(rows)
     rows.close()
-    assert talk.hearing.over.is_set()
+    assert conversation.hearing.over.is_set()
 
 
 def test_others_have_their_turn_between_the_windows_of_a_long_clip(page: Page, long_clip, monkeypatch):
-    model, order = page.listener.model, []
+    model, order = page.engine.model, []
 
     def interrupted(name: str) -> None:
         work = getattr(model, name)
@@ -166,15 +166,15 @@ def test_others_have_their_turn_between_the_windows_of_a_long_clip(page: Page, l
         def watch(*args, **library):
             order.append(name)
             if order.count(name) == 1:
-                threading.Thread(target=page.turns.run, args=[lambda: order.append("other")]).start()
+                threading.Thread(target=page.queue.run, args=[lambda: order.append("other")]).start()
             return work(*args, **library)
 
         monkeypatch.setattr(model, name, watch)
 
     interrupted("encode_speech")
     interrupted("answer_embeds")
-    talk, _ = heard(page, long_clip, in_windows=True)
-    asked(page, talk, "", task="asr")
+    conversation, _ = heard(page, long_clip, in_windows=True)
+    asked(page, conversation, "", task="asr")
     assert order == ["encode_speech", "other", "encode_speech", "answer_embeds", "other", "answer_embeds"]
 
 
@@ -185,10 +185,10 @@ def test_a_clip_of_hours_is_refused_with_the_limit(page: Page, long_clip, monkey
         web_page, "inspect_header", lambda path: dataclasses.replace(inspect(path), frames=int(seconds * 16_000))
     )
     page.max_minutes = 0.1
-    talk, (_, picture, _, error) = heard(page, long_clip, in_windows=True)
+    conversation, (_, picture, _, error) = heard(page, long_clip, in_windows=True)
     assert f"long.wav: {length} minutes long; in windows, up to 0.1 minutes are heard here. Choose a part" in error
     assert "--max-minutes" in error
-    assert talk.hearing.heard is None
+    assert conversation.hearing.heard is None
     assert picture == ""
     assert heard(page, long_clip)[1][3] == ""  # its first 5 s can be heard
 
@@ -197,24 +197,24 @@ def test_a_clip_of_hours_is_refused_with_the_limit(page: Page, long_clip, monkey
 
 
 @pytest.mark.parametrize("doing", ["answering", "hearing"])
-def test_ctrl_c_ends_the_server_whatever_it_does(listener: Listener, clip, long_clip, doing, written, monkeypatch):
+def test_ctrl_c_ends_the_server_whatever_it_does(engine: InferenceEngine, clip, long_clip, doing, written, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    settings = OmegaConf.merge(listener.config, {"run": {"batch_size_eval": 1}})
-    monkeypatch.setattr(Listener, "load", lambda _: Listener(listener.model, settings))
+    settings = OmegaConf.merge(engine.config, {"run": {"batch_size_eval": 1}})
+    monkeypatch.setattr(InferenceEngine, "load", lambda _: InferenceEngine(engine.model, settings))
     monkeypatch.setattr(sys, "argv", ["web", "--port", str(port), "--cfg-path", f"{ROOT}/configs/mini/decode.yaml"])
     main_thread, left = threading.main_thread().ident, []
 
     def visit(page: Page) -> None:
-        talk = Talk()
+        conversation = Conversation()
         if doing == "answering":
-            shown(page.listen(talk, clip, False))
-            rows, before = ask_very_long(page, talk), ("",) * 4
+            shown(page.listen(conversation, clip, False))
+            rows, before = ask_very_long(page, conversation), ("",) * 4
         else:
-            rows = page.listen(talk, long_clip, True)
+            rows = page.listen(conversation, long_clip, True)
             before = shown([next(rows), next(rows)])
         signal.pthread_kill(main_thread, signal.SIGINT)
-        left.append((shown(rows, before), talk))
+        left.append((shown(rows, before), conversation))
 
     visitors = []
 
@@ -230,10 +230,10 @@ def test_ctrl_c_ends_the_server_whatever_it_does(listener: Listener, clip, long_
     web.main()
     gc.unfreeze()  # this process goes on
     visitors[0].join(60)
-    [((*_, note, error), talk)] = left
+    [((*_, note, error), conversation)] = left
     assert error == ""
     if doing == "answering":
         assert written == []
         assert "Stopped." in note
     else:
-        assert len(talk.hearing.heard.spans) == 1
+        assert len(conversation.hearing.heard.spans) == 1

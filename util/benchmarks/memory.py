@@ -19,8 +19,8 @@ from salmonn.config.schema import RunConfig
 from salmonn.model.beats import BEATs
 from salmonn.model.features import LogMel
 from salmonn.model.llm import llm_dtype, llm_quantization
-from salmonn.model.llm_input import lay_out, tokenize
-from salmonn.model.meta_model import build_skeleton
+from salmonn.model.llm_input import build_llm_inputs, tokenize
+from salmonn.model.meta_model import build_meta_model
 from salmonn.model.salmonn import SALMONN
 from util.benchmarks.flops import audio_tokens
 from util.benchmarks.measure import in_own_process, peak_growth
@@ -76,17 +76,17 @@ def _subject(args: argparse.Namespace) -> tuple[SALMONN, Case, str]:
     quantization = llm_quantization(config.model)
     number = llm_dtype(config.model, torch.device("cuda")).itemsize
     case = Case("cuda", number, quantization, config.run.amp, gradients_stay=True)
-    return skeleton(config.model), case, str(args.cfg_path)
+    return model_without_values(config.model), case, str(args.cfg_path)
 
 
-def skeleton(section: DictConfig) -> SALMONN:
+def model_without_values(section: DictConfig) -> SALMONN:
     """The model of a `model` section without values: from its folders, else by the names of published models.
 
     Raises UserError for a model that is neither here nor known.
     """
     keys = [key for key in ("llama_path", "whisper_path", "beats_path") if section[key]]
     if all(Path(section[key]).exists() for key in keys):
-        return build_skeleton(section)
+        return build_meta_model(section)
     if unknown := [f"model.{key} = {section[key]}" for key in keys if Path(section[key]).name not in PUBLISHED]:
         raise UserError(
             f"memory: {', '.join(unknown)}: its shape is not known. Put all of the run's models in their places, "
@@ -182,9 +182,9 @@ def _measured_rows(args: argparse.Namespace) -> list[dict]:
 def batch_of(model: SALMONN, samples: dict) -> Batch:
     """Sizes of a batch as `model` lays it out."""
     targets = tokenize(model.tokenizer, [text + model.config.end_sym for text in samples["text"]])
-    layout = lay_out(model.tokenizer, audio_tokens(model), samples["prompts"], targets)
+    llm_inputs = build_llm_inputs(model.tokenizer, audio_tokens(model), samples["prompts"], targets)
     clips, samples_of_longest = samples["raw_wav"].shape
-    return Batch(clips, samples_of_longest, layout.token_ids.shape[1], int(layout.is_target.sum()))
+    return Batch(clips, samples_of_longest, llm_inputs.token_ids.shape[1], int(llm_inputs.is_target.sum()))
 
 
 def step_growth(size: str, clips: int, checkpointing: bool) -> int:

@@ -26,9 +26,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
 from salmonn.audio.decode import SAMPLE_RATE
-from salmonn.common import distributed
+from salmonn.common.device import autocast
 from salmonn.model import beats
-from salmonn.model.activation_memory import Lean
+from salmonn.model.activation_memory import Recomputing
 from salmonn.model.features import FBANK_BINS, FBANK_MEAN, FBANK_STD, PCM_SCALE, fbank_lengths
 from salmonn.model.llm_input import tokenize
 from salmonn.model.prompts import split_prompt
@@ -59,7 +59,7 @@ def plain_step(model: SALMONN, run: DictConfig, samples: Mapping[str, Any]) -> S
     optimizer = build_optimizer(model, run.optims)
 
     def forward() -> dict[str, Tensor]:
-        with matmul_attention(model), everything_kept(model), distributed.autocast(run, model.device):
+        with matmul_attention(model), everything_kept(model), autocast(run, model.device):
             return {"loss": plain_loss(model, extractor, samples)}
 
     def update() -> None:
@@ -147,7 +147,7 @@ def matmul_attention(model: SALMONN) -> Iterator[None]:
 @contextmanager
 def everything_kept(model: SALMONN) -> Iterator[None]:
     """Let autograd keep what `salmonn.model.activation_memory` would make again, and BEATs all of a layer's scores."""
-    lean = {module: type(module) for module in model.modules() if isinstance(module, Lean)}
+    lean = {module: type(module) for module in model.modules() if isinstance(module, Recomputing)}
     for module, kind in lean.items():
         module.__class__ = kind.__bases__[1]
     try:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from salmonn.common import distributed
+from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
 from salmonn.common.files import GB
 from salmonn.config.schema import RunConfig
 from salmonn.evaluation.efficiency import now
 from salmonn.model import salmonn as whole_model
 from salmonn.model.features import fbank_lengths
-from salmonn.model.llm_input import lay_out, tokenize
+from salmonn.model.llm_input import build_llm_inputs, tokenize
 from salmonn.model.salmonn import SALMONN
 from salmonn.training.step import TrainingStep
 from util.benchmarks import plain_step
@@ -64,7 +64,7 @@ def our_step(
     step = TrainingStep(model, run, model.device)
 
     def forward() -> dict[str, torch.Tensor]:
-        with distributed.autocast(run, model.device):
+        with autocast(run, model.device):
             return (ddp_model or model)(samples, verbose=True)
 
     return Step(forward, lambda result: step.backward(result, samples["id"], 1), lambda: step.finish(1))
@@ -185,8 +185,10 @@ def batch_flops(model: SALMONN, samples: dict[str, Any]) -> dict[str, Any]:
     lengths = (~samples["padding_mask"]).sum(dim=1)
     patches = fbank_lengths(lengths) // model.beats.patch_size * model.beats.patches_per_step  # [B]
     targets = tokenize(model.tokenizer, [text + model.config.end_sym for text in samples["text"]])
-    layout = lay_out(model.tokenizer, audio_tokens(model), samples["prompts"], targets)
-    counts = zip(patches.tolist(), layout.is_used.sum(1).tolist(), layout.is_target.sum(1).tolist(), strict=True)
+    llm_inputs = build_llm_inputs(model.tokenizer, audio_tokens(model), samples["prompts"], targets)
+    counts = zip(
+        patches.tolist(), llm_inputs.is_used.sum(1).tolist(), llm_inputs.is_target.sum(1).tolist(), strict=True
+    )
     each = [sample_flops(model, *count) for count in counts]
     return {
         part: type(flops)(*(sum(values) / len(each) for values in zip(*(one[part] for one in each), strict=True)))

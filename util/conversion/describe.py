@@ -12,8 +12,8 @@ from salmonn.common.errors import UserError
 from salmonn.model import checkpoint
 from salmonn.model.beats import load_beats
 from salmonn.model.llm import llm_quantization
+from salmonn.model.parameter_counts import count_by_part
 from salmonn.model.pretrained import WEIGHTS
-from salmonn.training.plan import count_by_part
 from util.conversion import fit
 from util.conversion.source import Source, as_source, is_salmonn, model_section, read_content
 

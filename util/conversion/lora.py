@@ -12,7 +12,7 @@ from salmonn.common.errors import UserError
 from salmonn.config.loading import model_config
 from salmonn.model import checkpoint
 from salmonn.model.llm import add_lora, load_tokenizer, loading, lora_config, quantised_by, require_all_weights
-from salmonn.model.meta_model import llm_skeleton
+from salmonn.model.meta_model import meta_llm
 from util.conversion.fit import LLM_PREFIX, own
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -59,7 +59,7 @@ def write_merged(
     section = OmegaConf.merge(section, {"llm_quantization": "none", "low_resource": False})
     adapter = {name: value for name, value in parameters.items() if name.startswith(LLM_PREFIX)}
     tokenizer = load_tokenizer(section)
-    skeleton = llm_skeleton(section)
+    skeleton = meta_llm(section)
     if method := quantised_by(skeleton.config):
         raise UserError(
             f"model.llama_path = {section.llama_path} is quantised ({method}): adapters merge into plain weights"

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from salmonn.common.errors import UserError
 from salmonn.common.files import appending
 from salmonn.config.schema import JudgeConfig
-from salmonn.evaluation.clips import Clip
+from salmonn.evaluation.clips import EvalExample
 from salmonn.evaluation.judge.endpoint import ask_endpoint
 from salmonn.evaluation.judge.prompts import PROMPT_VERSION, judge_prompt, read_verdict
-from salmonn.evaluation.requests import Output
+from salmonn.evaluation.requests import Prediction
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class JudgeReply:
     """What a judge says; `correct` is None where its reply is neither yes nor no."""
 
     id: str
@@ -55,14 +55,19 @@ class Verdict:
 class Judgement:
     """The verdicts on a set's answers by position, as which metric they count, and what they cannot tell."""
 
-    verdicts: Mapping[int, Verdict] = field(default_factory=dict)
+    verdicts: Mapping[int, JudgeReply] = field(default_factory=dict)
     judge: str = ""
     metric: str = "judged"  # contained: no language model has judged, and this is another score
     problem: str = ""  # why there is no judged accuracy
 
 
 def judge_answers(
-    kind: str, clips: Sequence[Clip], outputs: Mapping[int, Output], config: DictConfig, folder: Path, device: str
+    kind: str,
+    clips: Sequence[EvalExample],
+    outputs: Mapping[int, Prediction],
+    config: DictConfig,
+    folder: Path,
+    device: str,
 ) -> Judgement:
     """Judge {position: output}; `kind` is one of JUDGED_TASKS, the other arguments are those of `judge_all`.
 
@@ -96,7 +101,7 @@ def judge_name(config: DictConfig | JudgeConfig) -> str:
     return "containment matching (the reference's words in the answer; no judge)"
 
 
-def judge_all(questions: Sequence[Question], config: DictConfig, folder: Path, device: str = "cpu") -> list[Verdict]:
+def judge_all(questions: Sequence[Question], config: DictConfig, folder: Path, device: str = "cpu") -> list[JudgeReply]:
     """The verdict on each question, in order; `config` is evaluate.judge, `device` is for a local judge.
 
     Raises UserError if the judge cannot be used; the verdicts until then are kept in `folder`.
@@ -118,7 +123,7 @@ def judge_all(questions: Sequence[Question], config: DictConfig, folder: Path, d
             ) from error
     name, version = judge_name(settings), _version(settings)
     verdicts = [
-        Verdict(question.id, known[key]["correct"], known[key]["raw"], name, version)
+        JudgeReply(question.id, known[key]["correct"], known[key]["raw"], name, version)
         for key, question in zip(keys, questions, strict=True)
     ]
     if unclear := tally(verdicts)["unclear"]:
@@ -126,7 +131,7 @@ def judge_all(questions: Sequence[Question], config: DictConfig, folder: Path, d
     return verdicts
 
 
-def tally(verdicts: Sequence[Verdict]) -> dict[str, int]:
+def tally(verdicts: Sequence[JudgeReply]) -> dict[str, int]:
     """How many answers are correct, wrong, or without a clear verdict."""
     given = [verdict.correct for verdict in verdicts]
     return {"correct": given.count(True), "wrong": given.count(False), "unclear": given.count(None)}

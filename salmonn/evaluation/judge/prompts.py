@@ -25,7 +25,6 @@ _INSTRUCTIONS = {
         "the speech and also take the other sounds into account? One of them alone is not enough."
     ),
 }
-JUDGED_TASKS = tuple(_INSTRUCTIONS)
 
 # "yes or no" and "yes/no" are echoes of what was asked, and no verdict.
 _FIRST_WORD = re.compile(r"[\W_]*(yes|no)(?![^\W_])(?!\s*(?:/|or\b)\s*(?:yes|no)\b)", re.IGNORECASE)
@@ -34,7 +33,7 @@ _FIRST_WORD = re.compile(r"[\W_]*(yes|no)(?![^\W_])(?!\s*(?:/|or\b)\s*(?:yes|no)
 def judge_prompt(task: str, question: str, references: Sequence[str], answer: str) -> str:
     """The complete text for one answer. Raises UserError for a task that has no judge prompt."""
     if task not in _INSTRUCTIONS:
-        raise UserError(f"the task {task!r} has no judge prompt (there are some for {', '.join(JUDGED_TASKS)})")
+        raise UserError(f"the task {task!r} has no judge prompt (there are some for {', '.join(_INSTRUCTIONS)})")
     listed = "\n".join(reference.strip() for reference in references if reference.strip())
     return (
         f"{_INSTRUCTIONS[task]} Of several references, one per line, one is enough.\n\n"

@@ -41,8 +41,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def card_table(cards: Sequence[Mapping[str, Any]]) -> str:
-    """What results depend on, by dotted key; of several cards what they share."""
-    first, *others = [dict(leaves(card)) for card in cards]
+def provenance_table(provenances: Sequence[Mapping[str, Any]]) -> str:
+    """What results depend on, by dotted key; of several provenances what they share."""
+    first, *others = [dict(leaves(provenance)) for provenance in provenances]
     shared = {key: value for key, value in first.items() if all(key in one and one[key] == value for one in others)}
     return table(["", ""], [[key, str(value)] for key, value in shared.items() if value not in ("", None, [])])

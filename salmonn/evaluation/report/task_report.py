@@ -9,13 +9,20 @@ from typing import Any
 from salmonn.common.charts import write_png
 from salmonn.common.errors import examples
 from salmonn.common.files import write_json, write_text
-from salmonn.evaluation.clips import Clip
+from salmonn.evaluation.clips import EvalExample
 from salmonn.evaluation.judge.judging import Judgement
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.normalisers import Normaliser, normaliser
 from salmonn.evaluation.report.plots import confusion
-from salmonn.evaluation.report.tables import card_table, heard_clips, metrics_of, shown_interval, shown_score, table
-from salmonn.evaluation.requests import Job, Output
+from salmonn.evaluation.report.tables import (
+    heard_clips,
+    metrics_of,
+    provenance_table,
+    shown_interval,
+    shown_score,
+    table,
+)
+from salmonn.evaluation.requests import Prediction, Request
 from salmonn.evaluation.scoring import Scores, score
 from salmonn.evaluation.tasks import EvalTask
 
@@ -26,9 +33,9 @@ UNREADABLE_SHOWN = 20
 
 def build_report(
     task: EvalTask,
-    clips: Sequence[Clip],
-    outputs: Mapping[int, Output],
-    swapped: Mapping[int, Output] | None,
+    clips: Sequence[EvalExample],
+    outputs: Mapping[int, Prediction],
+    shuffled: Mapping[int, Prediction] | None,
     whisper_path: str,
     judgement: Judgement | None = None,
 ) -> dict[str, Any]:
@@ -64,16 +71,16 @@ def build_report(
         "statistics": {},
     }
     if task.is_scored:
-        _add_scores(report, task, clips, outputs, swapped, whisper_path, judgement)
+        _add_scores(report, task, clips, outputs, shuffled, whisper_path, judgement)
     return report
 
 
 def _add_scores(
     report: dict[str, Any],
     task: EvalTask,
-    clips: Sequence[Clip],
-    outputs: Mapping[int, Output],
-    swapped: Mapping[int, Output] | None,
+    clips: Sequence[EvalExample],
+    outputs: Mapping[int, Prediction],
+    shuffled: Mapping[int, Prediction] | None,
     whisper_path: str,
     judgement: Judgement | None,
 ) -> None:
@@ -100,8 +107,8 @@ def _add_scores(
         "statistics": scores.statistics,
     }
     report["notes"] += [normaliser_note, *_notes_on(scores)]
-    if swapped is not None:
-        _add_control(report, task, clips, swapped, normalise)
+    if shuffled is not None:
+        _add_control(report, task, clips, shuffled, normalise)
 
 
 def _notes_on(scores: Scores) -> list[str]:
@@ -119,14 +126,14 @@ def _notes_on(scores: Scores) -> list[str]:
 def _add_control(
     report: dict[str, Any],
     task: EvalTask,
-    clips: Sequence[Clip],
-    swapped: Mapping[int, Output],
+    clips: Sequence[EvalExample],
+    shuffled: Mapping[int, Prediction],
     normalise: Normaliser,
 ) -> None:
     """Scores of the answers to other clips' audio; says where they are as good."""
     # a judge is asked about real answers only, and what needs no truth is the same for answers in another order
     compared = [name for name in task.metrics if METRICS[name].needs in ("references", "spoken")]
-    control = score(replace(task, metrics=compared), clips, swapped, normalise)
+    control = score(replace(task, metrics=compared), clips, shuffled, normalise)
     report["scores"] |= {f"{name}_shuffled": value for name, value in control.all.items()}
     report["notes"].append("Shuffled audio: every prompt answered once more, hearing another clip of the set.")
     report["notes"] += filter(None, (_deafness(report, name) for name in control.all))
@@ -142,19 +149,19 @@ def _deafness(report: Mapping[str, Any], name: str) -> str:
 
 
 def prediction_lines(
-    clips: Sequence[Clip],
-    jobs: Sequence[Job],
-    outputs: Mapping[int, Output],
-    swapped: Mapping[int, Output] | None,
+    clips: Sequence[EvalExample],
+    requests: Sequence[Request],
+    outputs: Mapping[int, Prediction],
+    shuffled: Mapping[int, Prediction] | None,
     judgement: Judgement | None = None,
 ) -> list[dict[str, Any]]:
     """One JSON object per clip, in the order of the set."""
     lines = []
-    for position, (clip, job) in enumerate(zip(clips, jobs, strict=True)):
-        line: dict[str, Any] = {"id": clip.id, "path": clip.path, "task": clip.task, "prompt": job.prompt}
+    for position, (clip, request) in enumerate(zip(clips, requests, strict=True)):
+        line: dict[str, Any] = {"id": clip.id, "path": clip.path, "task": clip.task, "prompt": request.prompt}
         line |= {"references": list(clip.references), **asdict(outputs[position])}
-        if swapped is not None and position in swapped:
-            line["text_shuffled"] = swapped[position].text
+        if shuffled is not None and position in shuffled:
+            line["text_shuffled"] = shuffled[position].text
         if judgement and (verdict := judgement.verdicts.get(position)):
             line["verdict"] = {"correct": verdict.correct, "raw": verdict.raw}
         lines.append(line)
@@ -190,7 +197,7 @@ def markdown(report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]
     heard = [prediction for prediction in predictions if not prediction["unreadable"]]
     rows = [[p["id"], p["references"][0] if p["references"] else "", p["text"]] for p in heard[:SAMPLES_SHOWN]]
     parts += ["## Sample answers", table(["id", "reference", "output"], rows)]
-    parts += ["## What this depends on", card_table([report["provenance"]])]
+    parts += ["## What this depends on", provenance_table([report["provenance"]])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -206,7 +213,7 @@ def summary(report: Mapping[str, Any]) -> str:
 
 
 def score_table(report: Mapping[str, Any]) -> str:
-    """Scores over all answers, over the finished ones, and with the audio swapped; "" without scores."""
+    """Scores over all answers, over the finished ones, and with the audio shuffled; "" without scores."""
     if not report["scores"]:
         return ""
     scores, finished = report["scores"], report["scores_finished"]

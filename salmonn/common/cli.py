@@ -1,0 +1,101 @@
+"""What all commands share: how they end, what they are called, --cfg-path and --options."""
+
+import json
+import os
+import sys
+import time
+import traceback
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from pathlib import Path
+
+from salmonn.common.errors import UserError
+
+# Of several ranks one speaks, and its launcher ends the others while they wait: rank 0 first, then
+# the others, which may have the same to say; last who only noticed that another rank is gone.
+_OTHERS_WAIT = 5  # s
+_WITNESSES_WAIT = 15  # s
+
+
+def run_cli(main: Callable[[], None]) -> None:
+    """Run a command's `main`: a `UserError` is one message on stderr and exit code 2, Ctrl-C exit code 1.
+
+    Any other error is exit code 1; of several ranks the one that made it shows its traceback.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave shared cores to others
+    try:
+        main()
+    except UserError as error:
+        _tell(f"error: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except Exception as error:
+        if "RANK" not in os.environ:
+            raise
+        _tell(_lost_contact(error) or traceback.format_exc())
+        sys.exit(1)
+
+
+def _lost_contact(error: Exception) -> str:
+    """What a rank says that lost another one, after waiting for that to speak itself; "" for an error of its own."""
+    distributed = sys.modules.get("salmonn.common.distributed")  # not loaded: no contact was made
+    return distributed.lost_contact(error, seconds=_WITNESSES_WAIT) if distributed else ""
+
+
+def _tell(message: str) -> None:
+    """Print the message; under torchrun hand it over, once where all ranks meet the same error.
+
+    torchrun ends with a report of a screen's length and exit code 1 whatever a rank does. It prints
+    the message of the rank that failed first as the last thing in it, where it is seen.
+    """
+    environment = os.environ
+    if int(environment.get("RANK") or environment.get("SLURM_PROCID", "0")) > 0:
+        time.sleep(_OTHERS_WAIT)
+    handover = environment.get("TORCHELASTIC_ERROR_FILE")
+    if not handover or _will_be_restarted():
+        print(message, file=sys.stderr, flush=True)
+    else:
+        Path(handover).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
+
+
+def _will_be_restarted() -> bool:
+    """Whether torchrun starts the ranks again: then it reports nothing."""
+    restarts, most = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    return restarts < most
+
+
+def program_name() -> str:
+    """The command as it was typed, for its usage: `python -m` leaves argparse with the name of a file."""
+    spec = sys.modules["__main__"].__spec__
+    if spec and spec.name.startswith("salmonn."):
+        return f"python -m {spec.name.removesuffix('.__main__')}"
+    return Path(sys.argv[0]).name
+
+
+def argument_parser(description: str, default_cfg_path: str | None = None) -> ArgumentParser:
+    """The options shared by the commands: --cfg-path and --options."""
+    parser = ArgumentParser(prog=program_name(), description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--cfg-path",
+        required=default_cfg_path is None,
+        default=default_cfg_path,
+        metavar="FILE",
+        help="YAML configuration"
+        + (f" (default: {default_cfg_path})" if default_cfg_path else ", e.g. configs/stage1.yaml"),
+    )
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set single keys of it, e.g. run.device=cpu model.ckpt=last.pth; configs/base.yaml has them all",
+    )
+    return parser
+
+
+def tell(message: str) -> None:
+    """To the person, not to a program that reads the answers."""
+    print(message, file=sys.stderr, flush=True)

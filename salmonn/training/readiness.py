@@ -1,0 +1,51 @@
+"""Whether runs can start: all that keeps them from it, told at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from salmonn.common.errors import UserError
+from salmonn.common.files import GB, free_bytes
+from salmonn.config.loading import best_checkpoint
+from salmonn.config.missing_files import annotation_keys
+from salmonn.preflight import find_problems, problem_of, refuse
+from salmonn.training.encoder_cache import folder_bytes
+from salmonn.training.run_folder import RunFolder
+
+
+def require_all_ready(configs: Sequence[DictConfig]) -> None:
+    """Raise one UserError with the problems of all stages, each told once."""
+    refuse(all_problems(configs))
+
+
+def all_problems(configs: Sequence[DictConfig]) -> list[str]:
+    """What keeps each stage from starting, if those before it have left their checkpoints."""
+    problems: list[str] = []
+    made: list[str] = []
+    for config in configs:
+        problems += run_problems(config, made)
+        made.append(best_checkpoint(config.run))
+    return problems
+
+
+def run_problems(config: DictConfig, made_before: Sequence[str] = ()) -> list[str]:
+    """All that keeps a training run from starting. `made_before`: checkpoints that will be there when it does."""
+    folder, unread = RunFolder(config), list(made_before)
+    if folder.continues():  # then these are not read any more
+        unread += [config.model.ckpt, config.model.speech_llama_proj_model]
+    problems = folder.problems() + find_problems(config, annotation_keys(config), unread, goes_on=folder.candidates())
+    return problems + problem_of(_require_cache_room, config.run)
+
+
+def _require_cache_room(run: DictConfig) -> None:
+    """Raise UserError when the disk is too full for the encoder cache to grow to its bound."""
+    if not run.encoder_cache:
+        return
+    folder = Path(run.encoder_cache)
+    room = (free_bytes(folder) + folder_bytes(folder)) / GB
+    if room < run.encoder_cache_gb:
+        raise UserError(
+            f"run.encoder_cache = {folder}: this disk has {room:.1f} GB for it, fewer than run.encoder_cache_gb = "
+            f"{run.encoder_cache_gb:g}; set that lower, or name a folder of another disk"
+        )
