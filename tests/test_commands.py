@@ -22,7 +22,7 @@ MODULES |= {"train.py": "salmonn.training.command", "evaluate.py": "salmonn.eval
 MODULES |= {
     f"util/{path.name}": f"util.{path.stem}"
     for path in (ROOT / "util").glob("*.py")
-    if "ArgumentParser(" in (text := path.read_text(encoding="utf-8")) or "argument_parser(" in text
+    if "run_cli(main)" in path.read_text(encoding="utf-8")
 }
 
 

@@ -81,7 +81,7 @@ def read_json_lines(path: Path, what: str, kind: Callable[[Any], Any] | None = N
     """
     number = 0
     try:
-        for number, line in whole_lines(path):
+        for number, line in whole_lines(path):  # noqa: B007 it is named where a line is refused
             value = json.loads(line)
             yield value if kind is None else kind(value)
     except OSError as error:
