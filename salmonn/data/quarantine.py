@@ -20,10 +20,10 @@ class Quarantine:
     def __init__(self, folder: Path, max_bad_fraction: float = 1.0) -> None:
         self.list = VerdictList(folder / "quarantine.jsonl")
         self.max_bad_fraction = max_bad_fraction
-        self.tried, self.bad = 0, 0  # entries, over all ranks
+        self.tried, self.unreadable = 0, 0  # entries, over all ranks
         self.files: dict[str, Verdict] = {}  # over all ranks
         self._new: list[Verdict] = []
-        self._new_tried, self._new_bad = 0, 0
+        self._new_tried, self._new_unreadable = 0, 0
         self._unwritten: list[Verdict] = []
 
     def take_over(self, earlier: str | Path) -> None:
@@ -31,9 +31,9 @@ class Quarantine:
         with self.list.append_to() as file:
             write_verdicts(file, list(VerdictList(earlier).read()))
 
-    def go_on(self, tried: int, bad: int) -> None:
+    def go_on(self, tried: int, unreadable: int) -> None:
         """Take up the counters and the list of a run that goes on."""
-        self.tried, self.bad = tried, bad
+        self.tried, self.unreadable = tried, unreadable
         if self.list.path.exists():
             self.files = {verdict.path: verdict for verdict in self.list.read()}
 
@@ -42,7 +42,7 @@ class Quarantine:
         self._new += samples["broken"]
         if judged:
             self._new_tried += samples["tried"]
-            self._new_bad += len(samples["broken"])
+            self._new_unreadable += len(samples["broken"])
 
     def sync(self) -> dict[str, int | float]:
         """Join what is new on all ranks (each must call), write it down, and return the counters.
@@ -50,20 +50,22 @@ class Quarantine:
         Raises UserError, on every rank, when the share of bad entries is above max_bad_fraction.
         """
         new, self._unwritten = self._unwritten, []
-        for verdicts, tried, bad in distributed.gather_objects((self._new, self._new_tried, self._new_bad)):
+        for verdicts, tried, unreadable in distributed.gather_objects(
+            (self._new, self._new_tried, self._new_unreadable)
+        ):
             self.tried += tried
-            self.bad += bad
+            self.unreadable += unreadable
             for verdict in verdicts:
                 if verdict.path not in self.files:
                     self.files[verdict.path] = verdict
                     new.append(verdict)
-        self._new, self._new_tried, self._new_bad = [], 0, 0
+        self._new, self._new_tried, self._new_unreadable = [], 0, 0
         if distributed.is_main() and (new or not self.list.path.exists()):
             self._write(new)
         self._name(new)
-        if self.tried >= MIN_TRIED and self.bad > self.max_bad_fraction * self.tried:
+        if self.tried >= MIN_TRIED and self.unreadable > self.max_bad_fraction * self.tried:
             raise UserError(self._too_many())
-        return {"tried": self.tried, "bad": self.bad, "bad_files": len(self.files)}
+        return {"tried": self.tried, "bad": self.unreadable, "bad_files": len(self.files)}
 
     def _write(self, verdicts: list[Verdict]) -> None:
         try:
@@ -83,7 +85,7 @@ class Quarantine:
     def _too_many(self) -> str:
         examples = "".join(f"\n  {verdict.path}: {verdict.reason}" for verdict in list(self.files.values())[:_SHOWN])
         return (
-            f"{self.bad} of the {self.tried} entries tried so far could not be used, more than "
+            f"{self.unreadable} of the {self.tried} entries tried so far could not be used, more than "
             f"datasets.max_bad_fraction = {self.max_bad_fraction:g} allows, e.g.{examples}\n"
             f"All of them are in {self.list.path}. Leave them out from the start: datasets.integrity=decode, or "
             f"util/anns_inspector.py --check-integrity and datasets.integrity=verified; or allow more."

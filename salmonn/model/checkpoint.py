@@ -150,13 +150,12 @@ def fit_problems(found: dict[str, Tensor], wanted: dict[str, torch.Size], partia
 def save(path: str | Path, model: nn.Module, **extra: Any) -> None:
     """Write {"model": own parameters, **extra} atomically: a reader sees the old file or the whole new one."""
     with replacing(Path(path)) as temporary:
-        write(temporary, model, **extra)
+        write_content(temporary, {"model": own_values(model), **extra})
 
 
-def write(path: Path, model: nn.Module, **extra: Any) -> None:
-    """Write {"model": own parameters, **extra}, through to the disk. Raises OSError when there is no room."""
-    parameters = {name: p.detach().cpu().clone() for name, p in own_parameters(model).items()}
-    write_content(path, {"model": parameters, **extra})
+def own_values(model: nn.Module) -> dict[str, Tensor]:
+    """Copies on the CPU of `own_parameters`."""
+    return {name: p.detach().cpu().clone() for name, p in own_parameters(model).items()}
 
 
 def write_content(path: Path, content: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ from salmonn.training.curves import read_log
 from salmonn.training.progress import make_plan
 from salmonn.training.readiness import require_all_ready
 from salmonn.training.run_folder import RunFolder
+from salmonn.training.run_state import find_resumed
 from salmonn.training.runner import Runner
 
 WIDTH, HEADS, LAYERS = 64, 4, 2  # of the tiny model's parts
@@ -85,11 +86,11 @@ def describe(config: DictConfig, made: Sequence[str]) -> list[str]:
 
 def _beginning(config: DictConfig, made: Sequence[str]) -> str:
     ckpt = config.model.ckpt
-    if found := RunFolder(config).checkpoint_to_resume():
-        done = found.progress
+    if found := find_resumed(RunFolder(config)):
+        done, path, _ = found[0]
         if done.epoch >= config.run.optims.max_epoch:
             return f"its {done.epoch} epochs are done: nothing is left to train"
-        return f"goes on with {found.path.name}: epoch {done.epoch}, iteration {done.iteration}"
+        return f"goes on with {path.name}: epoch {done.epoch}, iteration {done.epoch_iteration}"
     if not ckpt:
         return "a new run, from untrained connector and LoRA"
     return f"a new run, from {ckpt}" + (", which the stage before writes" if ckpt in made else "")

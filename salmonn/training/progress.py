@@ -1,4 +1,4 @@
-"""Where a run is, also on another number of processes."""
+"""Progress: where a run is, also on another number of processes. Plan: its sizes, which follow from its config."""
 
 import logging
 import math
@@ -19,15 +19,20 @@ class Progress:
     """Where a run is; with parameters, optimiser and scaler it is all that going on takes."""
 
     epoch: int = 0  # that is being trained
-    iteration: int = 0  # micro-batches done in it, per process
-    step: int = 0  # the same since the run began, as the log counts
+    epoch_iteration: int = 0  # micro-batches done in it, per process
+    iteration: int = 0  # the same since the run began, as the log counts
     processes: int = 1  # that did it
     samples: int = 0  # taken from the stream of training data, by all processes
     best: dict[str, Any] = field(default_factory=dict)  # validation of the best epoch
     valid: dict[str, Any] = field(default_factory=dict)  # the newest validation
     seconds: float = 0.0  # of training
     tried: int = 0  # entries
-    bad: int = 0  # of them
+    unreadable: int = 0  # of them
+
+    @classmethod
+    def from_saved(cls, saved: Mapping[str, Any]) -> "Progress":
+        """Of a checkpoint's "progress", also one with the names of before. Raises TypeError for other keys."""
+        return cls(**_today(saved))
 
     def go_on(self, before: Mapping[str, Any], run: DictConfig, processes: int) -> None:
         """On another number of processes the samples go on where they were; so does an epoch that is a pass.
@@ -42,10 +47,21 @@ class Progress:
             )
         samples_before, samples_now = before["batch_size_train"] * self.processes, run.batch_size_train * processes
         if run.epoch_based and samples_before != samples_now:
-            self.iteration = self.iteration * samples_before // samples_now
+            self.epoch_iteration = self.epoch_iteration * samples_before // samples_now
         if samples_before != samples_now or before["accum_grad_iters"] != run.accum_grad_iters:
-            self.iteration -= self.iteration % run.accum_grad_iters  # a step begins with its first micro-batch
+            self.epoch_iteration -= (
+                self.epoch_iteration % run.accum_grad_iters
+            )  # a step begins with its first micro-batch
         self.processes = processes
+
+
+def _today(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Today's names; until November 2026 `step` counted all micro-batches and `iteration` those of the epoch."""
+    if "step" not in saved:
+        return dict(saved)
+    logger.info("the checkpoint's progress has older names: step is iteration now, iteration is epoch_iteration")
+    names = {"step": "iteration", "iteration": "epoch_iteration", "bad": "unreadable"}
+    return {names.get(key, key): value for key, value in saved.items()}
 
 
 @dataclass(frozen=True)

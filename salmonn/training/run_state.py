@@ -1,22 +1,145 @@
-"""The state of a run: written as it trains, taken up again when it goes on."""
+"""What a checkpoint of a run holds: built, read, chosen to go on from, taken up again."""
 
 import logging
 import time
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from salmonn.common import distributed
 from salmonn.common.errors import UserError
 from salmonn.common.files import write_json
+from salmonn.config.loading import BEST
+from salmonn.config.schema import Config
 from salmonn.data.quarantine import Quarantine
 from salmonn.model import checkpoint
 from salmonn.model.parameter_counts import trainable_parameters
 from salmonn.model.salmonn import SALMONN
 from salmonn.training.progress import Progress
-from salmonn.training.run_folder import Resumed, RunFolder
+from salmonn.training.run_folder import RunFolder, is_restart
 from salmonn.training.step import NotFiniteError, TrainingStep
 
 logger = logging.getLogger(__name__)
+
+Content = dict[str, Any]  # of a checkpoint: "model", "optimizer", "scaler", "config", "progress", "epoch", "step"
+
+
+def build_content(model: nn.Module, config: DictConfig, progress: Progress, **more: Any) -> Content:
+    """What a checkpoint holds: the parameters that no frozen backbone's own file has, and all that going on takes."""
+    return {
+        "model": checkpoint.own_values(model),
+        **more,
+        "config": OmegaConf.to_container(config),
+        "progress": asdict(progress),
+    }
+
+
+def read_content(path: Path) -> Content:
+    """A checkpoint that a run can go on from. Raises UserError for any other file."""
+    content = checkpoint.read(path)
+    if missing := {"optimizer", "scaler", "config", "progress"} - content.keys():
+        raise UserError(f"{path} holds parameters but no run to go on with (no {', '.join(sorted(missing))})")
+    try:
+        Progress.from_saved(content["progress"])
+    except TypeError as error:
+        raise UserError(f"{path} was written by another version of this code ({error})") from error
+    defaults = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(Config)))
+    content["config"] = OmegaConf.to_container(OmegaConf.merge(defaults, content["config"]))  # keys that came later
+    return content
+
+
+# ---- where to go on
+
+
+class Resumed(NamedTuple):
+    """Where a run goes on."""
+
+    progress: Progress
+    path: Path  # of the checkpoint
+    changes: list[str]  # of the configuration since: `key: before -> now`
+
+
+def find_resumed(folder: RunFolder) -> tuple[Resumed, Content] | None:
+    """Where to go on: at the newest usable checkpoint of the folder, or the one of `run.resume`; None: nowhere.
+
+    With `run.resume` PATH, and after a restart by torchrun or Slurm, what the same command has saved
+    comes first, whatever it says about a run that was there before. Raises UserError where there
+    are checkpoints and none can be read: a run of days is not started anew by accident.
+    """
+    run, config = folder.config.run, OmegaConf.to_container(folder.config)
+    if not folder.continues():
+        return None
+    named = folder.names_checkpoint()
+    if (named or is_restart()) and (own := _newest(folder, lambda content: content["config"] == config)):
+        return own
+    if (run.overwrite and not named) or run.resume == "none":
+        return None
+    if named:
+        path = Path(run.resume)
+        if folder.kept() and not run.overwrite and path.resolve().parent != folder.path.resolve():
+            raise UserError(
+                f"{folder.path} already holds another run than run.resume = {path}; choose another run.exp_name, "
+                f"or replace it with --options run.overwrite=True"
+            )
+        return _resumed(folder, path, read_content(path))
+    kept = folder.kept()
+    found = _newest(folder, lambda _: True)
+    if kept and not found:
+        raise UserError(
+            f"none of the checkpoints in {folder.path} can be read ({', '.join(path.name for path in kept)}); "
+            f"run.resume=PATH goes on from another one ({BEST} of this folder, for one), run.overwrite=True starts "
+            f"anew"
+        )
+    return found
+
+
+def _newest(folder: RunFolder, accepted: Callable[[Content], bool]) -> tuple[Resumed, Content] | None:
+    for path in folder.kept():
+        try:
+            content = read_content(path)
+        except UserError as error:
+            logger.warning("%s", error)
+            continue
+        if accepted(content):
+            return _resumed(folder, path, content)
+    return None
+
+
+def _resumed(folder: RunFolder, path: Path, content: Content) -> tuple[Resumed, Content]:
+    changes = changed_keys(content["config"], OmegaConf.to_container(folder.config))
+    return Resumed(Progress.from_saved(content["progress"]), path, changes), content
+
+
+# What may differ in a run that is done without making it another run.
+_NOT_OF_THE_RESULT = (
+    "run.num_workers", "run.log_freq", "run.save_every", "run.keep_checkpoints", "run.timeout_minutes", "run.device",
+    "run.batch_size_eval", "run.resume", "run.overwrite", "run.world_size", "run.dist_url", "generate.", "evaluate.",
+    "run.encoder_cache", "run.compile", "model.token", "model.device_8bit",
+)  # fmt: skip
+
+
+def changes_of_the_result(changes: Sequence[str]) -> list[str]:
+    """The changes that would have given another model."""
+    return [change for change in changes if not change.startswith(_NOT_OF_THE_RESULT)]
+
+
+def changed_keys(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """What a configuration says otherwise than another: `key: before -> now`."""
+    changes = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changes += changed_keys(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changes.append(f"{prefix}{key}: {old} -> {new}")
+    return changes
+
+
+# ---- saved and taken up
 
 
 class RunState:
@@ -34,20 +157,19 @@ class RunState:
         """Of training, with those before a run was taken up again."""
         return self.progress.seconds + time.monotonic() - self.started_at
 
-    def restore(self, resumed: Resumed) -> None:
+    def restore(self, resumed: Resumed, content: Content) -> None:
         """Take up the run that a checkpoint holds."""
         path, progress = resumed.path, self.progress
-        state = self.folder.take_state(path)
-        checkpoint.take_parameters(self.model, state["model"], path)
+        checkpoint.take_parameters(self.model, content["model"], path)
         try:
-            self.step.load_state_dict(state)
+            self.step.load_state_dict(content)
         except ValueError as error:
             raise UserError(f"{path}: its optimiser does not fit this configuration ({error})") from error
-        self.quarantine.go_on(progress.tried, progress.bad)
-        progress.go_on(state["config"]["run"], self.folder.config.run, distributed.world_size())
+        self.quarantine.go_on(progress.tried, progress.unreadable)
+        progress.go_on(content["config"]["run"], self.folder.config.run, distributed.world_size())
         logger.info(
             "going on with %s: epoch %d, iteration %d, %d samples seen",
-            path, progress.epoch, progress.iteration, progress.samples,
+            path, progress.epoch, progress.epoch_iteration, progress.samples,
         )  # fmt: skip
         for change in resumed.changes:
             logger.warning("   the configuration has changed: %s", change)
@@ -68,14 +190,16 @@ class RunState:
             )
 
     def _write(self, epoch: int, is_best: bool) -> bool:
-        progress = replace(self.progress, seconds=self.seconds, tried=self.quarantine.tried, bad=self.quarantine.bad)
-        state = {**self.step.state_dict(), "epoch": epoch, "step": progress.step}
+        tried, unreadable = self.quarantine.tried, self.quarantine.unreadable
+        progress = replace(self.progress, seconds=self.seconds, tried=tried, unreadable=unreadable)
+        counts = {"epoch": epoch, "step": progress.iteration}
+        content = build_content(self.model, self.folder.config, progress, **self.step.state_dict(), **counts)
         try:
             if progress.valid:
                 write_json(self.folder.path / "summary.json", self._summary(progress))
             if is_best:  # first: killed in between, the epoch is validated again
-                self.folder.save_best(self.model, progress, **state)
-            self.folder.save(self.model, progress, **state)
+                self.folder.save_best(content)
+            self.folder.save(content)
         except OSError as error:
             logger.error("NO CHECKPOINT WAS WRITTEN: %s. The one before it is kept; training goes on.", error)
             return False
@@ -83,11 +207,11 @@ class RunState:
 
     def _summary(self, progress: Progress) -> dict[str, Any]:
         return {
-            "steps": progress.step,
+            "steps": progress.iteration,
             "seconds": round(progress.seconds, 1),
             "trainable_parameters": sum(trainable_parameters(self.model).values()),
             "tried": progress.tried,
-            "bad": progress.bad,
+            "bad": progress.unreadable,
             "bad_files": len(self.quarantine.files),
             "valid_loss": progress.valid["loss"],
             "valid_loss_shuffled": progress.valid["loss_shuffled"],

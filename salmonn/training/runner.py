@@ -27,9 +27,9 @@ from salmonn.training.encoder_cache import open_cache
 from salmonn.training.optim import learning_rate
 from salmonn.training.progress import Progress, log_plan, make_plan
 from salmonn.training.readiness import run_problems
-from salmonn.training.run_folder import Resumed, RunFolder, changes_of_the_result
+from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_log import Meter, RunLog, shown_duration, shown_values
-from salmonn.training.run_state import RunState
+from salmonn.training.run_state import Content, Resumed, RunState, changes_of_the_result, find_resumed, read_content
 from salmonn.training.step import NotFiniteError, StepResult, TrainingStep
 from salmonn.training.stop_signal import StopRequest
 from salmonn.training.training_data import open_datasets, training_batches
@@ -56,8 +56,9 @@ class Runner:
             refuse(run_problems(config))
         self.device = distributed.init(config)
         self.run_folder.claim()
-        newest = self.run_folder.checkpoint_to_resume() if distributed.is_main() else None
-        self.resumed: Resumed | None = distributed.from_main(newest)  # None: a new run
+        found = find_resumed(self.run_folder) if distributed.is_main() else None
+        self.resumed: Resumed | None = distributed.from_main(found and found[0])  # None: a new run
+        self.content: Content | None = found and found[1]  # of the checkpoint, where this rank has read it already
         self.progress = self.resumed.progress if self.resumed else Progress(processes=distributed.world_size())
         self.quarantine = Quarantine(self.folder, config.datasets.max_bad_fraction)
         self.stop_request = StopRequest()
@@ -105,7 +106,7 @@ class Runner:
                     break
         self.state.require_saved("all epochs are done, but their result could not be written")
         if stopped := self._is_stopped():  # also while the last checkpoint was written
-            reason, step = self.stop_request.name or "a signal to another rank", self.progress.step
+            reason, step = self.stop_request.name or "a signal to another rank", self.progress.iteration
             logger.warning("stopped by %s after step %d; the same command goes on from there", reason, step)
         return not stopped
 
@@ -117,7 +118,7 @@ class Runner:
         self.model.train()
         meter = Meter(self.device)
         with self._progress_bar(epoch) as progress_bar:
-            for group in self.plan.steps(self.progress.iteration):
+            for group in self.plan.steps(self.progress.epoch_iteration):
                 for i in group:
                     lr = learning_rate(self.run_config.optims, self.plan.iters_per_epoch, epoch, i)
                     if self._is_stopped():  # each micro-batch asks: torchrun and Slurm wait for 30 s only
@@ -134,7 +135,7 @@ class Runner:
                 if self._is_save_due():
                     self.state.save(epoch)
                 if self._is_validation_due():
-                    self.validate(self.datasets["valid_ann_path"], epoch, self.progress.step)
+                    self.validate(self.datasets["valid_ann_path"], epoch, self.progress.iteration)
                     self.model.train()
         return True
 
@@ -155,8 +156,8 @@ class Runner:
             kept = self.state.keep_not_finite(error, epoch, group[-1])
             place = f"epoch {epoch}, iteration {group[-1]}, samples {error.samples}"
             raise RuntimeError(f"{error}, {place}{kept}") from error
-        self.progress.iteration = group.stop
-        self.progress.step += len(group)
+        self.progress.epoch_iteration = group.stop
+        self.progress.iteration += len(group)
         self.progress.samples += len(group) * self.plan.samples_per_iteration
         return result
 
@@ -165,7 +166,7 @@ class Runner:
 
         Returns False when a signal interrupted it: then the run goes on with this validation.
         """
-        result = self.validate(self.datasets["valid_ann_path"], epoch, self.progress.step)
+        result = self.validate(self.datasets["valid_ann_path"], epoch, self.progress.iteration)
         if self.encoder_cache:
             self.encoder_cache.report()
         if result is None:
@@ -175,7 +176,7 @@ class Runner:
         self.progress.valid = {"epoch": epoch, **result}
         if is_best:
             self.progress.best = self.progress.valid
-        self.progress.epoch, self.progress.iteration = epoch + 1, 0
+        self.progress.epoch, self.progress.epoch_iteration = epoch + 1, 0
         self.state.save(epoch, is_best)
         if not self.state.is_saved:
             self.progress.best = best_before
@@ -219,7 +220,8 @@ class Runner:
         self.step = TrainingStep(self.model, self.run_config, self.device)
         self.state = RunState(self.run_folder, self.model, self.step, self.progress, self.quarantine)
         if self.resumed:
-            self.state.restore(self.resumed)
+            self.state.restore(self.resumed, self.content or read_content(self.resumed.path))
+            self.content = None  # its memory is needed
         # an encoder that is trained drops layers, each rank others
         drops_layers = not (self.config.model.freeze_whisper and self.config.model.freeze_beats)
         self.ddp_model = distributed.wrap(self.model, self.device, find_unused_parameters=drops_layers)
@@ -260,7 +262,7 @@ class Runner:
             OmegaConf.save(self.config, self.folder / "config.yaml")
             if self.config.datasets.quarantine and not self.resumed:
                 self.quarantine.take_over(self.config.datasets.quarantine)
-        self.log = RunLog(self.folder, self.progress.step)
+        self.log = RunLog(self.folder, self.progress.iteration)
 
     # ---- parts of the loop
 
@@ -293,24 +295,24 @@ class Runner:
 
     def _is_save_due(self) -> bool:
         """By steps, by the clock of any rank, and before validation."""
-        by_steps = self.plan.is_multiple(self.progress.iteration, self.run_config.save_every_steps)
+        by_steps = self.plan.is_multiple(self.progress.epoch_iteration, self.run_config.save_every_steps)
         minutes = self.run_config.save_every_minutes
         by_clock = bool(minutes) and time.monotonic() - self.state.saved_at > 60 * minutes
         return distributed.any_rank(self._is_epoch_end() or by_steps or by_clock)[0]
 
     def _is_validation_due(self) -> bool:
         """Inside an epoch only: at its end there is one anyway, and the best checkpoint is of that."""
-        by_steps = self.plan.is_multiple(self.progress.iteration, self.run_config.valid_every_steps)
+        by_steps = self.plan.is_multiple(self.progress.epoch_iteration, self.run_config.valid_every_steps)
         return by_steps and not self._is_epoch_end()
 
     def _is_epoch_end(self) -> bool:
-        return self.progress.iteration == self.plan.iters_per_epoch
+        return self.progress.epoch_iteration == self.plan.iters_per_epoch
 
     # ---- what is shown
 
     def _progress_bar(self, epoch: int) -> tqdm:
         return tqdm(
-            desc=f"epoch {epoch}", initial=self.progress.iteration, total=self.plan.iters_per_epoch,
+            desc=f"epoch {epoch}", initial=self.progress.epoch_iteration, total=self.plan.iters_per_epoch,
             disable=not distributed.is_main(), mininterval=1.0,
         )  # fmt: skip
 
@@ -318,9 +320,11 @@ class Runner:
         """Write down and show what the last steps gave; once the speed is known, tell the hours that are left."""
         values: dict[str, Any] = {"epoch": self.progress.epoch, "lr": lr, **meter.read(), **self.quarantine.sync()}
         speed = values["samples_per_second"]
-        iterations_left = (self.plan.epochs - self.progress.epoch) * self.plan.iters_per_epoch - self.progress.iteration
+        iterations_left = (
+            self.plan.epochs - self.progress.epoch
+        ) * self.plan.iters_per_epoch - self.progress.epoch_iteration
         seconds = iterations_left * self.plan.samples_per_iteration / speed
-        self.log.write("train", self.progress.step, **values, hours_left=seconds / 3600)
+        self.log.write("train", self.progress.iteration, **values, hours_left=seconds / 3600)
         progress_bar.set_postfix_str(f"{shown_values(values)}, {shown_duration(seconds)} left")
         measured = (self.progress.samples - self.first_sample) / self.plan.effective_batch
         if not self.told_hours and measured >= MEASURED_STEPS:

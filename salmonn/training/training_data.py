@@ -44,6 +44,6 @@ def training_batches(
         run.seed,
         first_sample=progress.samples,
         length_grouped=run.length_grouped,
-        steps=plan.step_sizes(progress.iteration) if sorts_steps else None,
+        steps=plan.step_sizes(progress.epoch_iteration) if sorts_steps else None,
     )
     return iter(loader)

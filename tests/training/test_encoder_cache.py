@@ -13,7 +13,7 @@ from salmonn.model.encoders import EncoderOutputs
 from salmonn.training import encoder_cache
 from salmonn.training.dry_run import tiny_step
 from salmonn.training.encoder_cache import EncoderCache, fingerprint, folder_bytes
-from salmonn.training.run_folder import changes_of_the_result
+from salmonn.training.run_state import changes_of_the_result
 from salmonn.training.runner import Runner
 from tests.fixtures.commands import json_lines
 from tests.fixtures.golden import CASES

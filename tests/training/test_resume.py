@@ -141,7 +141,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(mini_world, tmp
     assert train(mini_world, tmp_path, "run.optims.max_epoch=1").returncode == 0
     folder = tmp_path / "stage1"
     last, before = folder / "checkpoint_last.pth", folder / "checkpoint_last-1.pth"
-    assert checkpoint.read(before)["progress"]["iteration"] == 4  # of the moment before validation
+    assert checkpoint.read(before)["progress"]["epoch_iteration"] == 4  # of the moment before validation
     last.write_bytes(last.read_bytes()[:-5000])
     result = train(mini_world, tmp_path, "run.optims.max_epoch=1")
     assert result.returncode == 0, result.stderr

@@ -14,6 +14,7 @@ from salmonn.training import run_folder
 from salmonn.training.progress import Progress
 from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_log import RunLog
+from salmonn.training.run_state import Resumed, build_content, find_resumed
 from tests.fixtures.commands import json_lines
 
 STATE = {"optimizer": {}, "scaler": {}}
@@ -29,8 +30,17 @@ def folder_of(tmp_path):
     return make
 
 
-def epoch_of(found) -> int | None:
-    return None if found is None else found[0].epoch
+def save(folder: RunFolder, model: nn.Module, progress: Progress) -> None:
+    folder.save(build_content(model, folder.config, progress, **STATE))
+
+
+def resumed(folder: RunFolder) -> Resumed | None:
+    found = find_resumed(folder)
+    return found and found[0]
+
+
+def epoch_of(found: Resumed | None) -> int | None:
+    return None if found is None else found.progress.epoch
 
 
 @pytest.mark.parametrize("option", ["run.overwrite=True", "run.resume=none"])
@@ -38,45 +48,45 @@ def epoch_of(found) -> int | None:
 def test_after_a_restart_the_commands_own_checkpoint_counts(folder_of, monkeypatch, option, variable):
     """A restart repeats the command; what it says of a run that was there before is no longer meant."""
     model = nn.Linear(2, 2)
-    folder_of().save(model, Progress(epoch=1), **STATE)  # of an earlier run
-    assert epoch_of(folder_of(option).checkpoint_to_resume()) is None
+    save(folder_of(), model, Progress(epoch=1))  # of an earlier run
+    assert epoch_of(resumed(folder_of(option))) is None
     monkeypatch.setenv(variable, "1")
-    assert epoch_of(folder_of(option).checkpoint_to_resume()) is None  # killed before it saved anything itself
-    folder_of(option).save(model, Progress(epoch=2), **STATE)
-    assert epoch_of(folder_of(option).checkpoint_to_resume()) == 2
+    assert epoch_of(resumed(folder_of(option))) is None  # killed before it saved anything itself
+    save(folder_of(option), model, Progress(epoch=2))
+    assert epoch_of(resumed(folder_of(option))) == 2
     monkeypatch.setenv(variable, "0")
-    assert epoch_of(folder_of(option).checkpoint_to_resume()) is None
+    assert epoch_of(resumed(folder_of(option))) is None
 
 
 def test_a_command_that_names_a_checkpoint_goes_on_with_what_it_has_saved_itself(folder_of, tmp_path):
     model, elsewhere = nn.Linear(2, 2), tmp_path / "elsewhere.pth"
     checkpoint.save(elsewhere, model, progress={"epoch": 7}, config={}, **STATE)
     named = f"run.resume={elsewhere}"
-    assert epoch_of(folder_of(named).checkpoint_to_resume()) == 7
-    folder_of(named).save(model, Progress(epoch=9), **STATE)
-    assert epoch_of(folder_of(named).checkpoint_to_resume()) == 9
+    assert epoch_of(resumed(folder_of(named))) == 7
+    save(folder_of(named), model, Progress(epoch=9))
+    assert epoch_of(resumed(folder_of(named))) == 9
 
 
 def test_a_key_that_came_after_a_run_is_no_change_of_it(folder_of):
     """Code that was updated in the middle of a run: the run had what is the default now."""
     folder = folder_of()
-    folder.save(nn.Linear(2, 2), Progress(epoch=1), **STATE)
+    save(folder, nn.Linear(2, 2), Progress(epoch=1))
     state = torch.load(folder.kept()[0], weights_only=True)
     del state["config"]["run"]["valid_every_steps"]
     torch.save(state, folder.kept()[0])
-    assert folder_of().checkpoint_to_resume().changes == []
-    assert folder_of("run.valid_every_steps=3").checkpoint_to_resume().changes == ["run.valid_every_steps: 0 -> 3"]
+    assert resumed(folder_of()).changes == []
+    assert resumed(folder_of("run.valid_every_steps=3")).changes == ["run.valid_every_steps: 0 -> 3"]
 
 
 def test_a_named_checkpoint_does_not_push_another_run_aside(folder_of, tmp_path):
     model, elsewhere = nn.Linear(2, 2), tmp_path / "elsewhere.pth"
     checkpoint.save(elsewhere, model, progress={"epoch": 7}, config={}, **STATE)
-    folder_of().save(model, Progress(epoch=1), **STATE)
+    save(folder_of(), model, Progress(epoch=1))
     with pytest.raises(UserError, match=r"already holds another run than run\.resume"):
-        folder_of(f"run.resume={elsewhere}").checkpoint_to_resume()
-    assert epoch_of(folder_of(f"run.resume={elsewhere}", "run.overwrite=True").checkpoint_to_resume()) == 7
+        resumed(folder_of(f"run.resume={elsewhere}"))
+    assert epoch_of(resumed(folder_of(f"run.resume={elsewhere}", "run.overwrite=True"))) == 7
     older = folder_of().path / "checkpoint_last.pth"  # going back in the same folder is meant
-    assert epoch_of(folder_of(f"run.resume={older}", "run.seed=1").checkpoint_to_resume()) == 1
+    assert epoch_of(resumed(folder_of(f"run.resume={older}", "run.seed=1"))) == 1
 
 
 def test_the_best_checkpoint_of_a_run_whose_others_are_gone_is_not_deleted(folder_of):
@@ -91,7 +101,7 @@ def test_the_best_checkpoint_of_a_run_whose_others_are_gone_is_not_deleted(folde
 
 def test_with_one_checkpoint_kept_there_is_one_at_every_moment(folder_of, monkeypatch):
     folder, model = folder_of("run.keep_checkpoints=1"), nn.Linear(2, 2)
-    folder.save(model, Progress(epoch=1), **STATE)
+    save(folder, model, Progress(epoch=1))
     replace = Path.replace
 
     def killed(_self, target):
@@ -100,18 +110,18 @@ def test_with_one_checkpoint_kept_there_is_one_at_every_moment(folder_of, monkey
 
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        folder.save(model, Progress(epoch=2), **STATE)
+        save(folder, model, Progress(epoch=2))
     monkeypatch.setattr(Path, "replace", replace)
-    assert epoch_of(folder.checkpoint_to_resume()) == 1
-    folder.save(model, Progress(epoch=3), **STATE)
+    assert epoch_of(resumed(folder)) == 1
+    save(folder, model, Progress(epoch=3))
     assert [path.name for path in folder.kept()] == ["checkpoint_last.pth"]
 
 
 @pytest.mark.parametrize("damage", ["values", "cut", "no archive", "another version"])
 def test_a_damaged_or_foreign_checkpoint_gives_way_to_the_one_before(folder_of, damage, caplog):
     folder, model = folder_of(), nn.Linear(64, 64)
-    folder.save(model, Progress(epoch=1), **STATE)
-    folder.save(model, Progress(epoch=2), **STATE)
+    save(folder, model, Progress(epoch=1))
+    save(folder, model, Progress(epoch=2))
     last = folder.path / "checkpoint_last.pth"
     content = last.read_bytes()
     if damage == "values":  # the archive is whole, the library would load it
@@ -127,13 +137,13 @@ def test_a_damaged_or_foreign_checkpoint_gives_way_to_the_one_before(folder_of, 
     else:
         state = checkpoint.read(last)
         torch.save({**state, "progress": {"epochs": 3}}, last)
-    assert epoch_of(folder.checkpoint_to_resume()) == 1
+    assert epoch_of(resumed(folder)) == 1
     assert "checkpoint_last.pth" in caplog.text
 
 
 def test_a_new_run_leaves_nothing_of_an_earlier_one(folder_of):
     folder = folder_of()
-    folder.save(nn.Linear(2, 2), Progress(), **STATE)
+    save(folder, nn.Linear(2, 2), Progress())
     for name in run_folder._RUN_FILES:
         (folder.path / name).touch()
     (folder.path / "tensorboard").mkdir()

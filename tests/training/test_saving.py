@@ -60,7 +60,7 @@ def test_a_signal_in_validation_is_heard_and_the_run_goes_on_with_that_validatio
     assert not runner.train()
     runner.close()
     progress = checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]
-    assert (progress["epoch"], progress["iteration"], progress["samples"]) == (0, 2, 2)
+    assert (progress["epoch"], progress["epoch_iteration"], progress["samples"]) == (0, 2, 2)
     assert not (runner.folder / "checkpoint_best.pth").exists()
     runner = make_runner(*options, "run.overwrite=False")
     assert runner.train()
@@ -84,16 +84,16 @@ def test_a_signal_between_micro_batches_drops_the_unfinished_step(make_runner, m
     assert not runner.train()
     runner.close()
     progress = checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]
-    assert (progress["iteration"], progress["step"], progress["samples"]) == (2, 2, 2)
+    assert (progress["epoch_iteration"], progress["iteration"], progress["samples"]) == (2, 2, 2)
 
 
 def test_a_signal_during_the_last_save_ends_a_list_of_stages(make_runner, monkeypatch):
     runner = make_runner("run.iters_per_epoch=1", "run.batch_size_train=1")
     save = runner.run_folder.save
 
-    def save_and_signal(model, progress, **state):
-        save(model, progress, **state)
-        if progress.epoch == 1:
+    def save_and_signal(content):
+        save(content)
+        if content["progress"]["epoch"] == 1:
             runner.stop_request.name = "SIGTERM"
 
     monkeypatch.setattr(runner.run_folder, "save", save_and_signal)
@@ -104,7 +104,7 @@ def test_a_signal_during_the_last_save_ends_a_list_of_stages(make_runner, monkey
 def test_a_stop_that_could_not_save_is_an_error(make_runner, monkeypatch):
     runner = make_runner("run.iters_per_epoch=2", "run.batch_size_train=1")
     runner.stop_request.name = "SIGTERM"
-    monkeypatch.setattr(checkpoint, "write", lambda *_a, **_k: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(checkpoint, "write_content", lambda *_a, **_k: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(UserError, match=r"nothing could be written to .* make room"):
         runner.train()
 
@@ -125,7 +125,7 @@ def test_another_precision_or_batch_size_goes_on_with_the_same_run(make_runner):
     runner.close()
     steps = [line["step"] for line in log_lines(runner)]
     runner = make_runner(*shared, "run.overwrite=False", "run.batch_size_train=8", "run.amp=True")
-    assert (runner.progress.iteration, runner.progress.step, runner.progress.samples) == (10, 20, 80)
+    assert (runner.progress.epoch_iteration, runner.progress.iteration, runner.progress.samples) == (10, 20, 80)
     assert runner.step.scaler.is_enabled()
     assert runner.train()
     runner.close()
