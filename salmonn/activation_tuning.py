@@ -202,7 +202,9 @@ def tell_stories(
     print(f"{config.model.ckpt}: LoRA scaling {lora_scaling:g}, trained with {model.lora_scaling:g}", flush=True)
     model.lora_scaling = lora_scaling
     # a list of entries serves here like an annotation file
-    dataset = SALMONNDataset.from_config(clips, config.datasets, replace_broken=False, max_seconds=model.max_seconds)
+    dataset = SALMONNDataset.from_config(
+        clips, config.datasets, replace_unreadable=False, max_seconds=model.max_seconds
+    )
     requests = [Request(number, number, prompt) for number in range(len(clips))]
     for outputs in answer_batches(partial(generate_batch, model, config), dataset, requests, config):
         yield from ((clips[number], output) for number, output in outputs)

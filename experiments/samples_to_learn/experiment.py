@@ -15,6 +15,7 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import write_json
 from salmonn.data.annotations import Annotations
 from salmonn.data.dataset import SALMONNDataset
+from salmonn.training.readiness import require_all_ready
 from salmonn.training.runner import Runner
 
 CURVE = "curve.json"
@@ -60,6 +61,7 @@ def run_folder(out: Path | str, name: str, seed: int | str) -> Path:
 
 
 def _run(config: DictConfig, max_samples: int, recipe: Recipe) -> list[Point]:
+    require_all_ready([config])
     runner = ObservedRunner(config, max_samples, recipe)
     if not runner.run() and runner.stop_request.name != ENOUGH:
         raise KeyboardInterrupt

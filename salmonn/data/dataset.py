@@ -11,18 +11,19 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from salmonn.audio.decode import AudioError, load_clip
+from salmonn.common.samples import Samples
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths
 from salmonn.data.integrity import bad_verdict
 
-MAX_REPLACEMENTS = 100  # broken files in a row; after that the item stays without audio
+MAX_REPLACEMENTS = 100  # unreadable files in a row; after that the item stays without audio
 
 
 class SALMONNDataset(Dataset):
     """One sample per usable annotation entry; an unreadable clip never raises.
 
-    With `replace_broken` (training) another entry takes its place, chosen from seed and index
-    alone; without (evaluation) the item says that it is broken. Both report the file.
+    With `replace_unreadable` (training) another entry takes its place, chosen from seed and index
+    alone; without (evaluation) the item has no audio. Both report the file.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class SALMONNDataset(Dataset):
         max_seconds: float = 30.0,
         channel: str = "first",
         expand_cut: str = "head",
-        replace_broken: bool = True,
+        replace_unreadable: bool = True,
         seed: int = 0,
         usable: np.ndarray | None = None,
     ) -> None:
@@ -41,7 +42,7 @@ class SALMONNDataset(Dataset):
         self.clip_paths = clip_paths or ClipPaths()
         self.max_seconds = max_seconds
         self.channel, self.expand_cut = channel, expand_cut
-        self.replace_broken = replace_broken
+        self.replace_unreadable = replace_unreadable
         self.seed = seed
         self.usable = np.arange(len(annotations)) if usable is None else usable
 
@@ -68,28 +69,28 @@ class SALMONNDataset(Dataset):
             return 0
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """{"raw_wav": [N] float32 or None, "text", "task", "Q", "id", "index", "testset_id", "broken", "tried"}.
+        """{"raw_wav": [N] float32 or None, "text", "task", "Q", "id", "index", "testset_id", "unreadable", "tried"}.
 
-        `index` is the entry's number in the file, `broken` the verdicts on the files that failed,
+        `index` is the entry's number in the file, `unreadable` the verdicts on the files that failed,
         `tried` how many entries were tried.
         """
         rng = random.Random(f"{self.seed}:{position}")
         item = self._load(int(self.usable[position]))
-        broken, tried = item["broken"], 1
-        while item["raw_wav"] is None and self.replace_broken and tried < MAX_REPLACEMENTS:
+        unreadable, tried = item["unreadable"], 1
+        while item["raw_wav"] is None and self.replace_unreadable and tried < MAX_REPLACEMENTS:
             item = self._load(int(self.usable[rng.randrange(len(self))]))
-            broken, tried = broken + item["broken"], tried + 1
-        return {**item, "broken": broken, "tried": tried}
+            unreadable, tried = unreadable + item["unreadable"], tried + 1
+        return {**item, "unreadable": unreadable, "tried": tried}
 
     def _load(self, index: int) -> dict[str, Any]:
         entry = self.annotations[index]
         item = {key: entry[key] for key in ("text", "task", "Q")}
-        item |= {"id": entry["path"], "index": index, "testset_id": entry.get("testset_id"), "broken": []}
+        item |= {"id": entry["path"], "index": index, "testset_id": entry.get("testset_id"), "unreadable": []}
         try:
             paths = self.clip_paths.of(entry["path"], entry["expand_wav"])
             wav = load_clip(paths, self.max_seconds, self.channel, self.expand_cut)
         except AudioError as error:
-            item["broken"] = [bad_verdict(error.path, error.reason)]
+            item["unreadable"] = [bad_verdict(error.path, error.reason)]
             return {**item, "raw_wav": None}
         return {**item, "raw_wav": torch.from_numpy(wav)}
 
@@ -101,21 +102,16 @@ def pad_wavs(wavs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return raw_wav, torch.arange(raw_wav.shape[1])[None, :] >= lengths[:, None]
 
 
-def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Batch of the readable items.
-
-    Returns raw_wav [B, N] zero-padded, padding_mask [B, N] True = padding, lists text, task, Q, id,
-    index, testset_id, the verdicts on files that failed (`broken`), {index: reason} of the items left
-    out (`unreadable`), and how many entries were tried. B may be 0 in evaluation.
-    """
+def collate(items: list[dict[str, Any]]) -> Samples:
+    """Batch of the readable items, raw_wav [B, N] zero-padded; B may be 0 in evaluation."""
     readable = [item for item in items if item["raw_wav"] is not None]
     wavs = [item["raw_wav"] for item in readable]
     raw_wav, padding_mask = pad_wavs(wavs) if wavs else (torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.bool))
-    samples: dict[str, Any] = {
+    samples: Samples = {
         "raw_wav": raw_wav,
         "padding_mask": padding_mask,
-        "broken": [verdict for item in items for verdict in item["broken"]],
-        "unreadable": {item["index"]: item["broken"][-1].reason for item in items if item["raw_wav"] is None},
+        "unreadable": [verdict for item in items for verdict in item["unreadable"]],
+        "left_out": {item["index"]: item["unreadable"][-1].reason for item in items if item["raw_wav"] is None},
         "tried": sum(item["tried"] for item in items),
     }
     for key in ("text", "task", "Q", "id", "index", "testset_id"):

@@ -2,10 +2,10 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from salmonn.common import distributed
 from salmonn.common.errors import UserError
+from salmonn.common.samples import Samples
 from salmonn.data.integrity import Verdict, VerdictList, write_verdicts
 
 logger = logging.getLogger(__name__)
@@ -37,12 +37,12 @@ class Quarantine:
         if self.list.path.exists():
             self.files = {verdict.path: verdict for verdict in self.list.read()}
 
-    def add(self, samples: dict[str, Any], judged: bool = True) -> None:
+    def add(self, samples: Samples, judged: bool = True) -> None:
         """Take what a batch of this rank reports; `judged`: it counts for the share that ends a run."""
-        self._new += samples["broken"]
+        self._new += samples["unreadable"]
         if judged:
             self._new_tried += samples["tried"]
-            self._new_unreadable += len(samples["broken"])
+            self._new_unreadable += len(samples["unreadable"])
 
     def sync(self) -> dict[str, int | float]:
         """Join what is new on all ranks (each must call), write it down, and return the counters.

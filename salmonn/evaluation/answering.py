@@ -9,12 +9,13 @@ from tqdm import tqdm
 
 from salmonn.common import distributed
 from salmonn.common.device import autocast
+from salmonn.common.samples import Samples
 from salmonn.data.dataset import SALMONNDataset, collate
 from salmonn.evaluation.answer_store import AnswerStore
 from salmonn.evaluation.requests import Answer, Prediction, Request
 from salmonn.model.salmonn import SALMONN
 
-Ask = Callable[[dict[str, Any], Sequence[Request]], Sequence[Answer]]  # (batch, its requests) -> an answer to each
+Ask = Callable[[Samples, Sequence[Request]], Sequence[Answer]]  # (batch, its requests) -> an answer to each
 
 
 def answer_all(
@@ -69,7 +70,7 @@ def answer_batches(
     )
     for batch in loader:
         heard = [by_audio[index] for index in batch["index"]]
-        unreadable = batch["unreadable"].items()
+        unreadable = batch["left_out"].items()
         answers: list[tuple[int, Answer]] = [
             (by_audio[index].position, Prediction(unreadable=reason)) for index, reason in unreadable
         ]
@@ -78,9 +79,7 @@ def answer_batches(
         yield answers
 
 
-def generate_batch(
-    model: SALMONN, config: DictConfig, batch: dict[str, Any], heard: Sequence[Request]
-) -> list[Prediction]:
+def generate_batch(model: SALMONN, config: DictConfig, batch: Samples, heard: Sequence[Request]) -> list[Prediction]:
     """The model's text for each request of a batch."""
     with autocast(config.run, model.device):
         details = model.generate(

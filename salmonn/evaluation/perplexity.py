@@ -19,6 +19,7 @@ from salmonn.common.charts import distinct_parts, write_png
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
 from salmonn.common.files import write_json, write_text
+from salmonn.common.samples import Samples
 from salmonn.evaluation.answer_store import AnswerStore
 from salmonn.evaluation.answering import answer_all
 from salmonn.evaluation.metrics.base import Metric, interval_of, ratio, value_of
@@ -128,9 +129,7 @@ def _measure_set(model: SALMONN, config: DictConfig, folder: Path, label: str, o
 
 
 @torch.no_grad()
-def likelihoods(
-    model: SALMONN, config: DictConfig, batch: Mapping[str, Any], heard: Sequence[Request]
-) -> list[Likelihood]:
+def likelihoods(model: SALMONN, config: DictConfig, batch: Samples, heard: Sequence[Request]) -> list[Likelihood]:
     """How likely each clip's text (its first reference) is, asked with its prompt and hearing the audio alone."""
     bare = config.model.prompt_template.replace("{}", ONLY_AUDIO, 1)
     with autocast(config.run, model.device):

@@ -157,7 +157,7 @@ def open_sets(tasks: Sequence[EvalTask], config: DictConfig) -> list[EvalSet]:
 
 def _open_set(task: EvalTask, config: DictConfig, prompts: dict[str, str]) -> EvalSet:
     annotations = Annotations(task.annotation, need_text=task.is_scored)
-    dataset = SALMONNDataset.from_config(annotations, config.datasets, replace_broken=False)
+    dataset = SALMONNDataset.from_config(annotations, config.datasets, replace_unreadable=False)
     # as written, without the default task: here the task knows better
     clips = clips_of([annotations.as_written(i) for i in range(len(annotations))], task, task.annotation)
     requests = plan_requests(clips, prompts, config.model.test_prompt_path)

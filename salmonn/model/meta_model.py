@@ -53,6 +53,11 @@ def meta_llm(model: DictConfig) -> nn.Module:
         return AutoModelForCausalLM.from_config(config).requires_grad_(False)
 
 
+def heard_seconds(model: DictConfig) -> float:
+    """Length of audio that the Whisper of a `model` section hears: `SALMONN.max_seconds` before there is a model."""
+    return LogMel(_from_folder(WhisperFeatureExtractor, "whisper_path", model)).max_seconds
+
+
 def require_checkpoint_fits(meta_model: SALMONN, path: str | Path, partial: bool = False) -> None:
     """Raise UserError unless the checkpoint's names and shapes are those of the model."""
     checkpoint.require_fit(meta_model, checkpoint.read(path, lazily=True)["model"], path, partial)

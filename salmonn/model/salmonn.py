@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from salmonn.audio.decode import MIN_SECONDS, SAMPLE_RATE
 from salmonn.common.device import device_of, to_device
 from salmonn.common.errors import UserError
+from salmonn.common.samples import Samples
 from salmonn.config.loading import generate_config, model_config
 from salmonn.model import checkpoint, pretrained, prompts
 from salmonn.model.activation_memory import reduce_activation_memory, set_gradient_checkpointing
@@ -211,7 +212,7 @@ class SALMONN(nn.Module):
 
     # ---- embeddings -> loss
 
-    def forward(self, samples: Mapping[str, Any], verbose: bool = False) -> dict[str, Tensor]:
+    def forward(self, samples: Samples, verbose: bool = False) -> dict[str, Tensor]:
         """Loss of a batch, the mean over all its target tokens.
 
         samples: raw_wav [B, N], padding_mask [B, N], text, task, Q (lists); optional `spectrogram`
@@ -223,7 +224,7 @@ class SALMONN(nn.Module):
         result = self.answer_loss(embeds, chosen, samples["text"])
         return result if verbose else {"loss": result["loss"]}
 
-    def choose_prompts(self, samples: Mapping[str, Any], rng: Random | None = None) -> list[str] | None:
+    def choose_prompts(self, samples: Samples, rng: Random | None = None) -> list[str] | None:
         """A random training prompt per sample; None without prompt_path (then no prompt, as published)."""
         if not self.train_prompts:
             return None
@@ -285,7 +286,7 @@ class SALMONN(nn.Module):
     @torch.no_grad()
     def generate(
         self,
-        samples: Mapping[str, Any],
+        samples: Samples,
         settings: Mapping[str, Any] | DictConfig | None = None,
         prompts: Sequence[str] | None = None,
         return_details: bool = False,
@@ -328,7 +329,7 @@ class SALMONN(nn.Module):
         )
         return [answer(ids, self.tokenizer, self.end_id) for ids in output.tolist()]
 
-    def _test_prompts(self, samples: Mapping[str, Any]) -> list[str]:
+    def _test_prompts(self, samples: Samples) -> list[str]:
         if not self.test_prompts or "task" not in samples:
             raise UserError(
                 "generate needs prompts: prompts=[...], samples['prompts'], or model.test_prompt_path with tasks"

@@ -16,17 +16,16 @@ from salmonn.common.device import autocast, seed_everything, seed_step
 from salmonn.common.errors import UserError
 from salmonn.common.files import write_json
 from salmonn.common.logging import setup_logging
+from salmonn.common.samples import Samples
 from salmonn.data.dataset import SALMONNDataset
 from salmonn.data.loader import eval_loader
 from salmonn.data.quarantine import Quarantine
 from salmonn.model.compilation import compile_blocks
 from salmonn.model.salmonn import SALMONN
-from salmonn.preflight import refuse
 from salmonn.training.curves import draw_curves
 from salmonn.training.encoder_cache import open_cache
 from salmonn.training.optim import learning_rate
 from salmonn.training.progress import Progress, log_plan, make_plan
-from salmonn.training.readiness import run_problems
 from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_log import Meter, RunLog, shown_duration, shown_values
 from salmonn.training.run_state import Content, Resumed, RunState, changes_of_the_result, find_resumed, read_content
@@ -47,13 +46,11 @@ class Runner:
     log: RunLog  # there once the run writes
 
     def __init__(self, config: DictConfig) -> None:
-        """Check all that the config names, join the process group, find where to go on. Raises UserError."""
+        """Join the process group, find where to go on; `config` has passed `require_all_ready`. Raises UserError."""
         self.config, self.run_config = config, config.run
         self.run_folder = RunFolder(config)
         self.folder = self.run_folder.path
         setup_logging()
-        if distributed.is_local_main():  # one process looks; the others wait for it where all join
-            refuse(run_problems(config))
         self.device = distributed.init(config)
         self.run_folder.claim()
         found = find_resumed(self.run_folder) if distributed.is_main() else None
@@ -249,8 +246,6 @@ class Runner:
         self.model = SALMONN.from_config(model, self.device)
         if self.run_config.compile:
             compile_blocks(self.model, self.device)
-        for dataset in self.datasets.values():
-            dataset.max_seconds = self.model.max_seconds
         self.encoder_cache = open_cache(self.config, self.model, sum(map(len, self.datasets.values())))
         self.model.encoder_cache = self.encoder_cache
 
@@ -275,11 +270,11 @@ class Runner:
         model = self.ddp_model
         return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
-    def _next_samples(self) -> dict[str, Any]:
+    def _next_samples(self) -> Samples:
         samples = next(self.batches)
         self.quarantine.add(samples)
         if not samples["text"]:
-            last = samples["broken"][-1]
+            last = samples["unreadable"][-1]
             raise UserError(
                 f"{self.config.datasets.train_ann_path}: hardly a clip can be read, e.g. {last.path}: "
                 f"{last.reason}. Check datasets.prefix = {self.config.datasets.prefix!r}, and see "

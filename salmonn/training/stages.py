@@ -16,11 +16,11 @@ from salmonn.training.runner import Runner
 def run_stages(configs: Sequence[DictConfig]) -> None:
     """Train the configs in order; a signal that ends one ends all.
 
-    What is wrong with a later stage is told before the first one begins. A stage without
+    What is wrong with any of them is told before the first one begins. A stage without
     `run.use_distributed` is trained by the first process alone, the others end.
     """
     setup_logging()
-    if len(configs) > 1 and distributed.is_local_main():
+    if distributed.is_local_main():  # one process looks; the others wait for it where all join
         require_all_ready(configs)
     try:
         for config in configs:

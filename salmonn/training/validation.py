@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from salmonn.common import distributed
+from salmonn.common.samples import Samples
 from salmonn.data.quarantine import Quarantine
 from salmonn.model import prompts
 from salmonn.model.salmonn import SALMONN
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def validate(model: SALMONN, batches: Iterable[dict[str, Any]], quarantine: Quarantine) -> dict[str, Any] | None:
+def validate(model: SALMONN, batches: Iterable[Samples], quarantine: Quarantine) -> dict[str, Any] | None:
     """Score this rank's batches, sum over all ranks; in `tasks` the same values for each task.
 
     Loss is the mean over samples, accuracy over tokens, as published; a sample's loss is that of a
@@ -112,7 +113,7 @@ def _means(sums: np.ndarray) -> dict[str, float | None]:
     return means
 
 
-def fixed_prompts(model: SALMONN, samples: dict[str, Any]) -> list[str] | None:
+def fixed_prompts(model: SALMONN, samples: Samples) -> list[str] | None:
     """A prompt per sample that depends on its index alone, so that validations can be compared."""
     if not model.train_prompts:
         return None

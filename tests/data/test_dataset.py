@@ -38,16 +38,16 @@ def test_a_broken_clip_is_replaced_the_same_way_each_time_and_reported(corpus):
     assert first["index"] not in (2, 4)
     assert torch.equal(first["raw_wav"], second["raw_wav"])
     assert first["text"] == f"text {first['index']}"  # audio and text stay together
-    assert first["broken"][0].path.endswith("2.wav")
-    assert first["broken"][0].reason
+    assert first["unreadable"][0].path.endswith("2.wav")
+    assert first["unreadable"][0].reason
 
 
 def test_in_evaluation_a_broken_clip_is_reported_and_left_out(corpus):
-    dataset = SALMONNDataset(*corpus, replace_broken=False)
+    dataset = SALMONNDataset(*corpus, replace_unreadable=False)
     samples = collate([dataset[i] for i in range(6)])
     assert samples["index"] == [0, 1, 3, 5]
     assert samples["raw_wav"].shape[0] == 4
-    assert sorted(samples["unreadable"]) == [2, 4]
+    assert sorted(samples["left_out"]) == [2, 4]
 
 
 def test_a_data_set_of_broken_clips_ends_instead_of_looping(tmp_path):

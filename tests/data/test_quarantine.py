@@ -9,7 +9,7 @@ from tests.fixtures.commands import json_lines
 
 
 def batch(n_tried, *broken):
-    return {"tried": n_tried, "broken": [Verdict(path, False, "undecodable: x") for path in broken]}
+    return {"tried": n_tried, "unreadable": [Verdict(path, False, "undecodable: x") for path in broken]}
 
 
 def listed(folder):

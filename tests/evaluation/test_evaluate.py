@@ -158,7 +158,7 @@ def test_two_ranks_answer_every_clip_exactly_once(
     entries = [entry(level, text="x") for level in range(5)]
     config = config_for(stub_world, entries)
     annotations = Annotations(config.datasets.valid_ann_path_asr)
-    dataset = SALMONNDataset.from_config(annotations, config.datasets, replace_broken=False)
+    dataset = SALMONNDataset.from_config(annotations, config.datasets, replace_unreadable=False)
     requests = [Request(position, position, "p") for position in range(5)]
     ask = partial(generate_batch, stub_model, config)
     shares: dict[int, list] = {}

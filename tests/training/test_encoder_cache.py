@@ -15,6 +15,7 @@ from salmonn.training.dry_run import tiny_step
 from salmonn.training.encoder_cache import EncoderCache, fingerprint, folder_bytes
 from salmonn.training.run_state import changes_of_the_result
 from salmonn.training.runner import Runner
+from salmonn.training.stages import run_stages
 from tests.fixtures.commands import json_lines
 from tests.fixtures.golden import CASES
 from tests.fixtures.mini_world import mini_options
@@ -281,7 +282,7 @@ def test_a_dry_run_leaves_the_cache_alone(options, tmp_path):
 def test_more_than_the_disk_has_is_refused_before_anything_is_read(options, tmp_path):
     cache = [f"run.encoder_cache={tmp_path}/cache", "run.encoder_cache_gb=1e9"]
     with pytest.raises(UserError, match="encoder_cache_gb"):
-        Runner(load_config("configs/mini/stage1.yaml", [*options, *cache]))
+        run_stages([load_config("configs/mini/stage1.yaml", [*options, *cache])])
 
 
 @pytest.mark.parametrize(

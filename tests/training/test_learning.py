@@ -99,7 +99,7 @@ NAN_ON_RANK_1 = """
 import sys
 from salmonn.common import distributed
 from salmonn.config import load_config
-from salmonn.common.errors import run_cli
+from salmonn.common.cli import run_cli
 from salmonn.training.runner import Runner
 
 def main():

@@ -76,7 +76,7 @@ def test_a_signal_to_every_process_stops_the_run_after_saving_and_it_goes_on(min
     assert process.returncode == 0, message
     assert "the same command goes on from there" in message
     stopped = checkpoint.read(tmp_path / "stage1/checkpoint_last.pth")["progress"]
-    assert 0 < stopped["epoch"] * 20 + stopped["iteration"] < 40
+    assert 0 < stopped["epoch"] * 20 + stopped["epoch_iteration"] < 40
     process = start(command(mini_world, tmp_path))
     message = process.communicate(timeout=240)[1]
     assert process.returncode == 0, message
@@ -109,7 +109,7 @@ def test_a_signal_to_torchrun_or_ctrl_c_saves_first(mini_world, tmp_path, number
     message = process.communicate(timeout=120)[1]
     assert "the same command goes on from there" in message
     stopped = checkpoint.read(tmp_path / "stage1/checkpoint_last.pth")["progress"]
-    assert stopped["step"] == log_steps(tmp_path)[-1]  # nothing that was done is lost
+    assert stopped["iteration"] == log_steps(tmp_path)[-1]  # nothing that was done is lost
 
 
 def test_a_finished_run_has_nothing_left_to_do(mini_world, tmp_path):

@@ -37,7 +37,7 @@ def test_validation_scores_the_right_audio_and_the_swapped():
         wav = torch.tensor([[float(n)] for n in numbers])
         texts = [str(n) for n in numbers]
         tasks = ["odd" if n % 2 else "even" for n in numbers]
-        return {"raw_wav": wav, "padding_mask": wav > 99, "text": texts, "id": texts, "task": tasks, "broken": []}
+        return {"raw_wav": wav, "padding_mask": wav > 99, "text": texts, "id": texts, "task": tasks, "unreadable": []}
 
     result = validate(HearsItsNumber(), [batch(1, 2), batch(3)], Ignored())
     tasks = result.pop("tasks")

@@ -83,7 +83,7 @@ def bench_workers(args: argparse.Namespace) -> list[dict]:
 
 def _worker_memory(path: Path, prefix: Path) -> list[float]:
     """[WORKERS] MB after each worker has looked up thousands of entries all over the file."""
-    dataset = SALMONNDataset(Annotations(path), ClipPaths(str(prefix)), replace_broken=False)
+    dataset = SALMONNDataset(Annotations(path), ClipPaths(str(prefix)), replace_unreadable=False)
     order = np.random.default_rng(0).permutation(len(dataset))[: WORKERS * 4000]
     batches = order.reshape(-1, 50).tolist()
     loader = DataLoader(
