@@ -35,7 +35,7 @@ from util.quickstart import ENVIRONMENT
 from util.quickstart_report import SCORES
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ["README.md", "README.ko.md"]
+FILES = ["README.md", "README.ko.md", "docs/using.md", "docs/training.md", "docs/data.md", "docs/evaluation.md"]
 SUMMARY = "output/mini/summary.json"
 REMOVABLE = Path("output")  # nothing outside is removed
 OUTPUT = re.compile(
