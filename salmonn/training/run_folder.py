@@ -222,9 +222,21 @@ def _read_state(path: Path) -> dict[str, Any]:
         Progress(**state["progress"])
     except TypeError as error:
         raise UserError(f"{path} was written by another version of this code ({error})") from error
+    _drop_removed_keys(state["config"], path)
     defaults = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(Config)))
     state["config"] = OmegaConf.to_container(OmegaConf.merge(defaults, state["config"]))  # keys that came later
     return state
+
+
+_REMOVED = {"run": ("length_grouped",)}  # keys that earlier versions had, by section
+
+
+def _drop_removed_keys(config: dict[str, Any], path: Path) -> None:
+    """Take keys that are gone out of a checkpoint's configuration: a run of an earlier version goes on without them."""
+    for section, keys in _REMOVED.items():
+        found = config.get(section, {})
+        if dropped := [f"{section}.{key} = {found.pop(key)}" for key in keys if key in found]:
+            logger.info("%s names keys that are gone; they are left out: %s", path, ", ".join(dropped))
 
 
 # What may differ in a run that is done without making it another run.
