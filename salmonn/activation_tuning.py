@@ -40,11 +40,11 @@ from salmonn.common.files import write_json
 from salmonn.config.loading import load_config
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths, FolderCache
+from salmonn.evaluation.metrics.stories import STORY_WORDS, repeated_share
 from salmonn.evaluation.requests import Prediction, Request
 from salmonn.model.prompts import load_test_prompts
 
 TASK = "audio_story_telling"
-SEQUENCE = 4  # words; shorter ones recur in any text
 CLIPS_PER_STORY = 20  # tried before giving up: a model that writes nothing usable is known by then
 SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)[.!?]+[\"'”’)\]]*(?=\s|$)")
 
@@ -101,7 +101,9 @@ def parse_arguments() -> Namespace:
         metavar="S",
         help="weight of the adapters while writing (default: %(default)s)",
     )
-    add("--min-words", type=int, default=50, metavar="N", help="fewest words of a story (default: %(default)s)")
+    add(
+        "--min-words", type=int, default=STORY_WORDS, metavar="N", help="fewest words of a story (default: %(default)s)"
+    )
     add(
         "--max-repetition",
         type=float,
@@ -186,28 +188,24 @@ def tell_stories(
     clips: Sequence[Entry], prompt: str, config: DictConfig, lora_scaling: float
 ) -> Iterator[tuple[Entry, Prediction]]:
     """Load the model and yield each clip with what the model tells about it, as they come."""
-    import torch  # takes seconds, with the model's libraries: not before everything is known to be there
-
-    from salmonn import SALMONN
-    from salmonn.common import distributed
+    # seconds, with the model's libraries: not before everything is known to be there
     from salmonn.common.logging import setup_logging
     from salmonn.data.dataset import SALMONNDataset
     from salmonn.evaluation.answering import answer_batches, generate_batch
+    from salmonn.model.salmonn import load_for_inference
 
-    config.run.use_distributed = False  # a dozen stories need no second process
-    device = distributed.init(config)
     setup_logging()
-    torch.manual_seed(config.run.seed)
-    model = SALMONN.from_config(config.model, device=device).eval()
+    model = load_for_inference(config)
     print(f"{config.model.ckpt}: LoRA scaling {lora_scaling:g}, trained with {model.lora_scaling:g}", flush=True)
     model.lora_scaling = lora_scaling
-    # a list of entries serves here like an annotation file
     dataset = SALMONNDataset.from_config(
         clips, config.datasets, replace_unreadable=False, max_seconds=model.max_seconds
     )
     requests = [Request(number, number, prompt) for number in range(len(clips))]
     for outputs in answer_batches(partial(generate_batch, model, config), dataset, requests, config):
-        yield from ((clips[number], output) for number, output in outputs)
+        for number, output in outputs:
+            assert isinstance(output, Prediction)  # `generate_batch` gives no other kind of answer
+            yield clips[number], output
 
 
 def select_stories(
@@ -255,9 +253,8 @@ def words_of(text: str) -> list[str]:
 
 
 def repetition(words: Sequence[str]) -> float:
-    """Share of the sequences of SEQUENCE words that occurred before, 0 to 1; 0 where there are none."""
-    sequences = [tuple(words[i : i + SEQUENCE]) for i in range(len(words) - SEQUENCE + 1)]
-    return (len(sequences) - len(set(sequences))) / len(sequences) if sequences else 0.0
+    """As the metric of told stories; 0 where there are too few words to repeat any."""
+    return repeated_share(words) or 0.0
 
 
 def describe(output: Prediction, text: str, problem: str) -> str:

@@ -1,7 +1,6 @@
 """util/make_activation_data.py: which stories are kept, which clips are asked, and stage 3 on what it wrote."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,17 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from salmonn import SALMONN
-from salmonn.audio.decode import load_clip
-from salmonn.config.loading import load_config
-from salmonn.evaluation.requests import Prediction
-from salmonn.model import checkpoint
-from tests.fixtures.commands import json_lines, run_command
-from tests.fixtures.mini_world import mini_options
-from tests.fixtures.paths import ROOT
-
-sys.path.insert(0, str(ROOT))
-
-from util.make_activation_data import (
+from salmonn.activation_tuning import (
     choose_clips,
     read_clips,
     repetition,
@@ -29,6 +18,13 @@ from util.make_activation_data import (
     why_dropped,
     words_of,
 )
+from salmonn.audio.decode import load_clip
+from salmonn.config.loading import load_config
+from salmonn.evaluation.requests import Prediction
+from salmonn.model import checkpoint
+from tests.fixtures.commands import json_lines, run_command
+from tests.fixtures.mini_world import mini_options
+from tests.fixtures.paths import ROOT
 
 COMMAND = "util/make_activation_data.py"
 TALE = "Once a dog barked at the moon. The moon did not answer, and the dog went home to sleep."  # 19 words

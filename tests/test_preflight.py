@@ -14,13 +14,13 @@ from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.model.beats import BEATs
 from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits
+from salmonn.model.random_model import BEATS_CPT2, VICUNA_7B, VICUNA_13B, WHISPER_LARGE
 from salmonn.training import readiness
 from tests.fixtures.commands import run_command
 from tests.fixtures.paths import GOLDEN
-from tests.model.test_model import BEATS_CPT2
 
 FULL = json.loads((GOLDEN / "full_size_keys.json").read_text())
-SIZES = {"13b": (5120, 40, 40, 13824), "7b": (4096, 32, 32, 11008)}
+SIZES = {"13b": VICUNA_13B, "7b": VICUNA_7B}
 
 
 def without_values(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
@@ -32,21 +32,17 @@ def without_values(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
 def weights(tmp_path_factory):
     """Folders and files of the published sizes as they look from outside, and published-format checkpoints."""
     folder = tmp_path_factory.mktemp("weights")
-    for size, (width, layers, heads, mlp) in SIZES.items():
+    for size, shape in SIZES.items():
         llama = folder / f"vicuna-{size}"
         shutil.copytree(GOLDEN / "base/llama", llama, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
-        LlamaConfig(
-            hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=mlp,
-            vocab_size=32_000,
-        ).save_pretrained(llama)  # fmt: skip
+        LlamaConfig(**shape).save_pretrained(llama)
         shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
         (llama / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
         for name in shards.values():
             (llama / name).touch()
         names = FULL[f"salmonn_{size}"] | {name: [2] for name in FULL[f"salmonn_{size}_non_trainable_extras"]}
         torch.save({"model": without_values(names)}, folder / f"salmonn-{size}.pth")
-    whisper = WhisperConfig(d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120)
-    whisper.save_pretrained(folder / "whisper")
+    WhisperConfig(**WHISPER_LARGE).save_pretrained(folder / "whisper")
     WhisperFeatureExtractor().save_pretrained(folder / "whisper")
     (folder / "whisper/model.safetensors").touch()
     with torch.device("meta"):

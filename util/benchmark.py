@@ -1,17 +1,11 @@
 """Measure our way against the plain way, side by side in one run.
 
   python util/benchmark.py load        clips per second and core, from file to batch (10 s and 180 s clips)
-  python util/benchmark.py hour        the first 30 s of an hour against a file of 30 s
-  python util/benchmark.py frontends   log-mel and Kaldi filter bank
   python util/benchmark.py inspector   readiness of 2.4 million entries (takes some minutes)
-  python util/benchmark.py workers     memory of loader workers on 2.4 million entries
   python util/benchmark.py train       a training step: speed, where the time goes, memory, share of the matmul peak
   python util/benchmark.py cache       a training step whose clips are in the encoder cache, against encoding them
   python util/benchmark.py memory      predicted memory of a training step on a GPU by part, and the largest batch
-  python util/benchmark.py limits      operations and bytes of a training sample, and days on four GPUs, by count
-  python util/benchmark.py parts       the pieces of a training step one by one
   python util/benchmark.py generate    answers of a batch against one by one: speed, same tokens, where the time goes
-  python util/benchmark.py scaling     training steps on two ranks against one, a thread each
 
   python util/benchmark.py memory --cfg-path configs/stage1.yaml --gpu-gb 32
 
@@ -33,34 +27,24 @@ import torch  # noqa: E402
 
 from salmonn.common.cli import run_cli  # noqa: E402
 from salmonn.common.logging import setup_logging  # noqa: E402
-from util.benchmarks.annotation_files import bench_inspector, bench_workers  # noqa: E402
+from util.benchmarks.annotation_files import bench_inspector  # noqa: E402
 from util.benchmarks.big_file import N_ENTRIES  # noqa: E402
 from util.benchmarks.encoder_cache import bench_cache  # noqa: E402
-from util.benchmarks.frontends import bench_frontends  # noqa: E402
 from util.benchmarks.generation import BEAMS, bench_generate  # noqa: E402
-from util.benchmarks.limits import bench_limits  # noqa: E402
-from util.benchmarks.loading import bench_hour, bench_load  # noqa: E402
+from util.benchmarks.loading import bench_load  # noqa: E402
 from util.benchmarks.memory import bench_memory  # noqa: E402
-from util.benchmarks.parts import bench_parts  # noqa: E402
-from util.benchmarks.scaling import bench_scaling  # noqa: E402
 from util.benchmarks.sizes import SIZES  # noqa: E402
 from util.benchmarks.training import bench_train  # noqa: E402
 
 BENCHMARKS = {
     "load": bench_load,
-    "hour": bench_hour,
-    "frontends": bench_frontends,
     "inspector": bench_inspector,
-    "workers": bench_workers,
     "train": bench_train,
     "cache": bench_cache,
     "memory": bench_memory,
-    "limits": bench_limits,
-    "parts": bench_parts,
     "generate": bench_generate,
-    "scaling": bench_scaling,
 }
-QUICK = ("load", "hour", "frontends")  # what runs when none is named
+DEFAULT = ("load",)
 
 
 def main() -> None:
@@ -71,7 +55,7 @@ def main() -> None:
     machine = f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
     print(machine)
     rows = []
-    for name in args.what or QUICK:
+    for name in args.what or DEFAULT:
         for batch in args.batch or [None]:
             for row in BENCHMARKS[name](argparse.Namespace(**vars(args) | {"batch": batch})):
                 rows.append(row)
@@ -87,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
         "what",
         nargs="*",
         metavar="NAME",
-        help=f"one or several of those above (default: {' '.join(QUICK)})",
+        help=f"one or several of those above (default: {' '.join(DEFAULT)})",
     )
     parser.add_argument(
         "--seconds",
@@ -97,14 +81,14 @@ def parse_arguments() -> argparse.Namespace:
         metavar="S",
         help="load: lengths of the clips (default: 10 180)",
     )
-    add = parser.add_argument_group("of the benchmarks of models: all below hour").add_argument
+    add = parser.add_argument_group("of the benchmarks of models: all but load and inspector").add_argument
     add(
         "--size",
         choices=SIZES,
         default="mini",
         help="random weights of this size (default mini; memory: of no use with --cfg-path)",
     )
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where all but scaling run (default cpu)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where they run (default cpu)")
     add(
         "--dtype", choices=("float32", "bfloat16"), default="float32",
         help="frozen weights and autocast of ours; on a CPU train's plain step stays in float32 (default float32)",
@@ -116,7 +100,7 @@ def parse_arguments() -> argparse.Namespace:
         type=above_zero(int),
         nargs="+",
         metavar="N",
-        help="clips, in turn (default 4); frontends, too (default 8)",
+        help="clips, in turn (default 4)",
     )
     add(
         "--batches",
@@ -155,7 +139,7 @@ def parse_arguments() -> argparse.Namespace:
         type=above_zero(int),
         default=N_ENTRIES,
         metavar="N",
-        help="inspector, workers: size of the file (default %(default)s)",
+        help="inspector: size of the file (default %(default)s)",
     )
     parser.add_argument("--repeats", type=above_zero(int), default=3, metavar="N", help="timed repeats (default 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE, too")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from salmonn.common.files import write_json, write_text
+from salmonn.common.files import read_json_lines, write_json, write_text
 from salmonn.evaluation.report.tables import table
 
 STAGES = (1, 2, 3)
@@ -63,10 +63,8 @@ class Check:
 def summarise(out: Path, seed: int, seconds: dict[str, float]) -> dict[str, Any]:
     """Gather the numbers of all parts. Scores at the top level are the final model's."""
     runs = {f"stage{stage}": _read(out / f"stage{stage}" / "summary.json") for stage in STAGES}
-    skipped = set()
-    for stage in STAGES:
-        lines = (out / f"stage{stage}" / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
-        skipped |= {json.loads(line)["path"] for line in lines}
+    lists = [read_json_lines(out / f"stage{stage}" / "quarantine.jsonl", "list of clips") for stage in STAGES]
+    skipped = {verdict["path"] for verdicts in lists for verdict in verdicts}
     return {
         "seed": seed,
         "seconds": seconds,
@@ -149,8 +147,7 @@ def _training_table(out: Path, summary: dict[str, Any]) -> str:
 
 def _samples(out: Path, mode: str) -> str:
     path = out / "results" / f"stage{EVALUATED_STAGES[-1]}_{mode}" / "predictions.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    heard = [line for line in lines if not line["unreadable"]][:SAMPLES_SHOWN]
+    heard = [line for line in read_json_lines(path, "answers") if not line["unreadable"]][:SAMPLES_SHOWN]
     rows = [[line["references"][0], line["text"], line["text_shuffled"]] for line in heard]
     return table(["truth", f"answer ({mode})", "answer to another clip's audio"], rows)
 

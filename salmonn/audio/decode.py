@@ -97,11 +97,11 @@ def load_clip(
     return np.pad(wav, (0, missing)) if missing > 0 else wav
 
 
-def stream_audio(path: str | Path, channel: str = "first") -> Iterator[np.ndarray]:
+def stream_audio(path: str | Path, channel: str = "first", block_seconds: int = _BLOCK_SECONDS) -> Iterator[np.ndarray]:
     """Read a whole file of any length at 16 kHz, a block [N] float32 of some 30 s at a time; else as `load_audio`."""
     with _open(path) as file:
         resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE, num_channels=1, dtype="float32", quality="HQ")
-        for samples in _blocks(file):  # [N, channels]
+        for samples in _blocks(file, block_seconds):  # [N, channels]
             wav = samples.mean(1) if channel == "mean" else samples[:, 0]
             yield resampler.resample_chunk(np.ascontiguousarray(wav))
         yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
@@ -217,9 +217,9 @@ def _read(file: soundfile.SoundFile, frames: int, known: int | None, start: int 
     return samples
 
 
-def _blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    """The whole file from its beginning, as `_read` gives it, `_BLOCK_SECONDS` at a time."""
-    size, known = _BLOCK_SECONDS * file.samplerate, _known_frames(file)
+def _blocks(file: soundfile.SoundFile, seconds: int = _BLOCK_SECONDS) -> Iterator[np.ndarray]:
+    """The whole file from its beginning, as `_read` gives it, so many seconds at a time."""
+    size, known = seconds * file.samplerate, _known_frames(file)
     frames, is_last = 0, False
     while not is_last:
         samples = _read(file, size, known, frames)

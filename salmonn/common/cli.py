@@ -75,7 +75,7 @@ def program_name() -> str:
 
 
 def argument_parser(description: str, default_cfg_path: str | None = None) -> ArgumentParser:
-    """The options shared by the commands: --cfg-path and --options."""
+    """The options shared by the commands: --cfg-path, with a default of "" for those that go without, and --options."""
     parser = ArgumentParser(prog=program_name(), description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument(
         "--cfg-path",

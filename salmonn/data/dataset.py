@@ -2,7 +2,7 @@
 
 import os
 import random
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,14 @@ from salmonn.data.integrity import bad_verdict
 MAX_REPLACEMENTS = 100  # unreadable files in a row; after that the item stays without audio
 
 
+class Entries(Protocol):
+    """What samples are taken from: an annotation file, or a list of entries with every field."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+
 class SALMONNDataset(Dataset):
     """One sample per usable annotation entry; an unreadable clip never raises.
 
@@ -28,7 +36,7 @@ class SALMONNDataset(Dataset):
 
     def __init__(
         self,
-        annotations: Annotations,
+        annotations: Entries,
         clip_paths: ClipPaths | None = None,
         max_seconds: float = 30.0,
         channel: str = "first",
@@ -47,7 +55,7 @@ class SALMONNDataset(Dataset):
         self.usable = np.arange(len(annotations)) if usable is None else usable
 
     @classmethod
-    def from_config(cls, annotations: Annotations, datasets: DictConfig, **kwargs: Any) -> "SALMONNDataset":
+    def from_config(cls, annotations: Entries, datasets: DictConfig, **kwargs: Any) -> "SALMONNDataset":
         """A dataset with the paths and the decoding that the `datasets` section describes."""
         clip_paths = ClipPaths(datasets.prefix, datasets.path_map)
         return cls(annotations, clip_paths, channel=datasets.channel, expand_cut=datasets.expand_cut, **kwargs)
@@ -58,7 +66,9 @@ class SALMONNDataset(Dataset):
     @property
     def text_lengths(self) -> np.ndarray:
         """[N] characters of each sample's text."""
-        return self.annotations.text_lengths[self.usable]
+        if isinstance(self.annotations, Annotations):
+            return self.annotations.text_lengths[self.usable]
+        return np.array([len(self.annotations[number]["text"]) for number in self.usable.tolist()])
 
     def size(self, position: int) -> int:
         """Bytes of a sample's files, about as its length; 0 where they cannot be found."""

@@ -14,7 +14,7 @@ import msgspec
 
 from salmonn.audio.decode import AudioError, decode_all, inspect_header
 from salmonn.common.errors import UserError
-from salmonn.common.files import appending
+from salmonn.common.files import appending, whole_lines
 from salmonn.common.processes import in_processes
 
 _BATCH = 8  # files that a process checks before it reports
@@ -117,11 +117,8 @@ class VerdictList:
         """
         decoder, number = msgspec.json.Decoder(Verdict), 0
         try:
-            with self.path.open("rb") as file:
-                for line in file:
-                    number += 1
-                    if line.endswith(b"\n"):
-                        yield decoder.decode(line)
+            for number, line in whole_lines(self.path):  # noqa: B007 it is named where a line is refused
+                yield decoder.decode(line)
         except OSError as error:
             raise UserError(f"verdict file {self.path} cannot be read: {error}") from error
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -11,9 +11,6 @@ from torch.utils.data import DataLoader, Sampler
 
 from salmonn.data.dataset import SALMONNDataset, collate
 
-# Length-grouped passes: samples are sorted within blocks of the shuffled order, and the groups of
-# neighbours of a block come in random order. Neither size depends on batch size or number of ranks.
-LENGTH_BLOCK, LENGTH_GROUP = 4096, 64
 PREFETCH = 4  # batches that each worker has ready: one slow file does not stop the GPU
 
 
@@ -22,9 +19,9 @@ class TrainBatches(Sampler[list[int]]):
 
     The stream depends on the seed alone; from `first_sample` on, each batch of all ranks is its next
     stretch of B * W samples, cut among the W ranks. So a run goes on at any sample, on any number of
-    ranks, with no sample repeated or left out. With `lengths` [n], samples of like length come together:
-    less padding. With `steps`, too, the number of batches in each coming step of the optimiser, they do
-    so within a step alone, which then holds the samples that it would hold without.
+    ranks, with no sample repeated or left out. With `lengths` [n] and `steps`, the number of batches in
+    each coming step of the optimiser, a step's samples of like length come together: less padding. It
+    holds the samples that it would hold without.
     """
 
     def __init__(
@@ -45,7 +42,7 @@ class TrainBatches(Sampler[list[int]]):
         stream, size = self._stream(), self.batch_size
         for n_batches in self.steps or repeat(1):
             step = [next(stream) for _ in range(n_batches * self.world_size * size)]
-            if self.steps and self.lengths is not None:  # the longest first: too little memory shows at once
+            if self.lengths is not None:  # the longest first: too little memory shows at once
                 step.sort(key=self.lengths.__getitem__, reverse=True)
             for start in range(self.rank * size, len(step), self.world_size * size):
                 yield step[start : start + size]
@@ -59,15 +56,7 @@ class TrainBatches(Sampler[list[int]]):
     def _order(self, epoch: int) -> torch.Tensor:
         """[n] all samples once."""
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-        order = torch.randperm(self.n, generator=generator)
-        if self.lengths is None or self.steps:
-            return order
-        groups = []
-        for block in order.split(LENGTH_BLOCK):
-            lengths = torch.from_numpy(self.lengths[block.numpy()].astype(np.int64))
-            by_length = block[lengths.argsort(stable=True)].split(LENGTH_GROUP)
-            groups += [by_length[i] for i in torch.randperm(len(by_length), generator=generator)]
-        return torch.cat(groups)
+        return torch.randperm(self.n, generator=generator)
 
 
 def train_loader(
@@ -78,11 +67,10 @@ def train_loader(
     world_size: int,
     seed: int,
     first_sample: int = 0,
-    length_grouped: bool = False,
     steps: Iterable[int] | None = None,
 ) -> DataLoader:
     """Endless loader of training batches, from a sample of the stream on; `steps` as for `TrainBatches`."""
-    lengths = dataset.text_lengths if length_grouped or steps else None
+    lengths = dataset.text_lengths if steps else None
     batches = TrainBatches(len(dataset), batch_size, rank, world_size, seed, first_sample, lengths, steps)
     return _loader(dataset, num_workers, batch_sampler=batches)
 

@@ -15,14 +15,13 @@ import re
 import shutil
 import sys
 import warnings
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from salmonn.common.cli import program_name, run_cli
+from salmonn.common.cli import argument_parser, run_cli
 from salmonn.common.errors import BROKEN, UserError, reason
 from salmonn.common.files import GB, existing_part, free_bytes
 from salmonn.doctor.findings import MISSING, NOTE, OK, WRONG, Finding, attempt
@@ -35,7 +34,7 @@ if TYPE_CHECKING:  # everything from outside the standard library may be broken:
 
 def main() -> None:
     """Print each finding as soon as it is there."""
-    args = parse_arguments()
+    args = argument_parser(__doc__, default_cfg_path="").parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # what it says as it loads is not a finding
     print("```")
@@ -46,23 +45,6 @@ def main() -> None:
     failures = [f"{found[state]} {state}" for state in (MISSING, WRONG) if found[state]]
     print(", ".join(failures) or "all that is needed works", "\n```", sep="")
     sys.exit(2 if failures else 0)
-
-
-def parse_arguments() -> Namespace:
-    """The command line; `config.argument_parser` needs packages that may be broken."""
-    parser = ArgumentParser(prog=program_name(), description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--cfg-path", default="", metavar="FILE", help="also check all that this config names, e.g. configs/stage1.yaml"
-    )
-    parser.add_argument(
-        "--options",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="keys of that config, set as the command is going to set them",
-    )
-    return parser.parse_args()
 
 
 def shown(finding: Finding) -> str:

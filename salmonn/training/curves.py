@@ -8,6 +8,7 @@ from typing import Any
 
 from salmonn.common.charts import BLUE, GREY, ORANGE, distinct_colours, logarithmic, new_figure, style_panel, write_png
 from salmonn.common.errors import UserError
+from salmonn.common.files import whole_lines
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +19,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     Raises UserError where the file is absent or not such a file.
     """
     try:
-        content = path.read_bytes()
-        lines = [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+        lines = [json.loads(line) for _, line in whole_lines(path)]
         if not all(isinstance(line, dict) and line.keys() >= {"kind", "step"} for line in lines):
             raise ValueError('there is a line without "kind" and "step"')
         return lines

@@ -1,7 +1,6 @@
 """`train.py --dry-run`: what would happen, and one real step on a tiny model of the same shape."""
 
 import logging
-import math
 import os
 import tempfile
 import time
@@ -9,27 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    WhisperConfig,
-    WhisperFeatureExtractor,
-    WhisperModel,
-)
 
 from salmonn.common.files import GB
 from salmonn.common.logging import setup_logging
 from salmonn.config.loading import best_checkpoint
 from salmonn.config.missing_files import annotation_keys
 from salmonn.data.annotations import Annotations
-from salmonn.model.beats import BEATs, read_beats_file
-from salmonn.model.llm import llm_quantization, quantised_by
+from salmonn.model.llm import llm_quantization
 from salmonn.model.meta_model import build_meta_model
 from salmonn.model.parameter_counts import show_counts, trainable_parameters
+from salmonn.model.random_model import write_tiny_parts
 from salmonn.model.salmonn import SALMONN
 from salmonn.preflight import checkpoint_bytes
 from salmonn.training.curves import read_log
@@ -38,9 +27,6 @@ from salmonn.training.readiness import require_all_ready
 from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_state import find_resumed
 from salmonn.training.runner import Runner
-
-WIDTH, HEADS, LAYERS = 64, 4, 2  # of the tiny model's parts
-TINY_CONNECTOR = {"qformer_hidden_size": WIDTH, "qformer_num_heads": HEADS, "qformer_intermediate_size": 2 * WIDTH}
 
 
 def dry_run(configs: Sequence[DictConfig]) -> None:
@@ -123,7 +109,7 @@ def tiny_step(config: DictConfig) -> str:
     """
     with tempfile.TemporaryDirectory(prefix="salmonn-dry-run-") as folder:
         short: dict[str, Any] = {
-            "model": {**_write_tiny_parts(config.model, Path(folder)), **TINY_CONNECTOR},
+            "model": write_tiny_parts(config.model, Path(folder)),
             "datasets": {"integrity": "off"},  # looking at each file takes its time; the run does
             "run": {
                 "output_dir": folder, "resume": "none", "overwrite": True, "evaluate": False, "use_distributed": False,
@@ -149,47 +135,3 @@ def tiny_step(config: DictConfig) -> str:
         f"one step    of a tiny model of this shape: loss {line['loss']:.2f}, gradient norm {line['grad_norm']:.2f}, "
         f"{line['tried']} clips tried, {line['bad']} unusable, {time.monotonic() - began:.1f} s"
     )
-
-
-def _write_tiny_parts(model: DictConfig, folder: Path) -> dict[str, str]:
-    """Random Whisper, BEATs and LLM of the configured kinds in their file formats; returns their keys and paths."""
-    token = model.token or None
-    whisper = WhisperConfig.from_pretrained(model.whisper_path, token=token)
-    whisper.update(
-        {"d_model": WIDTH, "encoder_layers": LAYERS, "encoder_attention_heads": HEADS, "encoder_ffn_dim": 2 * WIDTH}
-        | {"decoder_layers": 1, "decoder_attention_heads": HEADS, "decoder_ffn_dim": 2 * WIDTH}
-    )
-    WhisperModel(whisper).save_pretrained(folder / "whisper")
-    WhisperFeatureExtractor.from_pretrained(model.whisper_path, token=token).save_pretrained(folder / "whisper")
-
-    llm = shrink_llm(AutoConfig.from_pretrained(model.llama_path, token=token))
-    AutoModelForCausalLM.from_config(llm).save_pretrained(folder / "llm")
-    AutoTokenizer.from_pretrained(model.llama_path, token=token).save_pretrained(folder / "llm")
-
-    paths = {"llama_path": str(folder / "llm"), "whisper_path": str(folder / "whisper"), "beats_path": ""}
-    if model.beats_path:
-        cfg = read_beats_file(model.beats_path, lazily=True)["cfg"]
-        cfg = {**cfg, "encoder_layers": LAYERS, "encoder_embed_dim": WIDTH, "encoder_ffn_embed_dim": 2 * WIDTH}
-        cfg |= {"embed_dim": WIDTH, "encoder_attention_heads": HEADS, "conv_pos_groups": HEADS}
-        torch.save({"cfg": cfg, "model": BEATs(cfg).state_dict()}, folder / "beats.pt")
-        paths["beats_path"] = str(folder / "beats.pt")
-    return paths | {"ckpt": "", "speech_llama_proj_model": ""}
-
-
-def shrink_llm(llm: PretrainedConfig) -> PretrainedConfig:
-    """The configuration of a tiny LLM of the same architecture and vocabulary."""
-    keys_per_head = llm.num_attention_heads // getattr(llm, "num_key_value_heads", llm.num_attention_heads)
-    sizes = {
-        "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": max(2, math.ceil(HEADS / keys_per_head)),  # nf4 on a CPU wants 32 values
-        "head_dim": WIDTH // HEADS,
-    }
-    llm.update({key: value for key, value in sizes.items() if hasattr(llm, key)})
-    if getattr(llm, "layer_types", None):
-        llm.layer_types = llm.layer_types[:LAYERS]
-    if quantised_by(llm):
-        del llm.quantization_config  # random weights are plain ones
-    return llm

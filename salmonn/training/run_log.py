@@ -13,7 +13,7 @@ import torch
 
 from salmonn.common import distributed
 from salmonn.common.device import peak_memory
-from salmonn.common.files import GB, replacing
+from salmonn.common.files import GB, replacing, whole_lines
 from salmonn.training.step import StepResult
 
 if TYPE_CHECKING:
@@ -81,14 +81,14 @@ class RunLog:
 
 def _keep_until(path: Path, step: int) -> None:
     """Drop the lines about later steps, and those that a kill or a full disk has cut."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    kept = [line for _, line in whole_lines(path) if _step_of(line) <= step] if path.exists() else []
     with replacing(path) as temporary:
-        temporary.write_bytes(b"".join(line for line in lines if _step_of(line) <= step))
+        temporary.write_bytes(b"".join(kept))
 
 
 def _step_of(line: bytes) -> float:
     try:
-        return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
+        return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return math.inf
 

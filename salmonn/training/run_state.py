@@ -47,9 +47,21 @@ def read_content(path: Path) -> Content:
         Progress.from_saved(content["progress"])
     except TypeError as error:
         raise UserError(f"{path} was written by another version of this code ({error})") from error
+    _drop_removed_keys(content["config"], path)
     defaults = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(Config)))
     content["config"] = OmegaConf.to_container(OmegaConf.merge(defaults, content["config"]))  # keys that came later
     return content
+
+
+_REMOVED = {"run": ("length_grouped",)}  # keys that earlier versions had, by section
+
+
+def _drop_removed_keys(config: dict[str, Any], path: Path) -> None:
+    """Take keys that are gone out of a checkpoint's configuration: a run of an earlier version goes on without them."""
+    for section, keys in _REMOVED.items():
+        found = config.get(section, {})
+        if dropped := [f"{section}.{key} = {found.pop(key)}" for key in keys if key in found]:
+            logger.info("%s names keys that are gone; they are left out: %s", path, ", ".join(dropped))
 
 
 # ---- where to go on

@@ -34,7 +34,7 @@ def open_datasets(config: DictConfig) -> dict[str, SALMONNDataset]:
 def training_batches(dataset: SALMONNDataset, run: DictConfig, plan: Plan, progress: Progress) -> Iterator[Samples]:
     """This rank's micro-batches without end, from where the run is."""
     # the mean over a step's tokens is the same however the step is cut into micro-batches
-    sorts_steps = run.accum_grad_iters > 1 and run.loss_average == "token" and not run.length_grouped
+    sorts_steps = run.accum_grad_iters > 1 and run.loss_average == "token"
     loader = train_loader(
         dataset,
         run.batch_size_train,
@@ -43,7 +43,6 @@ def training_batches(dataset: SALMONNDataset, run: DictConfig, plan: Plan, progr
         distributed.world_size(),
         run.seed,
         first_sample=progress.samples,
-        length_grouped=run.length_grouped,
         steps=plan.step_sizes(progress.epoch_iteration) if sorts_steps else None,
     )
     return iter(loader)

@@ -55,37 +55,9 @@ def test_evaluation_shows_each_sample_exactly_once_over_all_ranks(world_size):
     assert sorted(seen) == list(range(11))
 
 
-# ---- batches of like length
+# ---- like lengths within a step of the optimiser
 
 LENGTHS = np.random.default_rng(0).integers(1, 1000, 10_000)
-
-
-def grouped(n_batches, **kwargs):
-    return stream(n_batches, n=len(LENGTHS), batch_size=8, lengths=LENGTHS, **kwargs)
-
-
-def test_length_grouped_passes_show_each_sample_once():
-    first, second = (list(chain(*part)) for part in (grouped(1250), grouped(2500)[1250:]))
-    assert sorted(first) == sorted(second) == list(range(len(LENGTHS)))
-    assert first != second
-
-
-def test_length_grouped_batches_hold_texts_of_like_length_in_random_order():
-    spreads = [np.ptp(LENGTHS[batch]) for batch in grouped(500)]
-    plain = [np.ptp(LENGTHS[batch]) for batch in stream(500, n=len(LENGTHS), batch_size=8)]
-    assert np.median(spreads) < 0.05 * np.median(plain)
-    means = [LENGTHS[batch].mean() for batch in grouped(500)[::8]]
-    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.5  # neither short to long nor back
-
-
-def test_length_grouping_depends_on_neither_ranks_nor_where_a_run_goes_on():
-    alone = grouped(40, rank=0, world_size=1)
-    ranks = [grouped(20, rank=r, world_size=2) for r in range(2)]
-    assert [batch for pair in zip(*ranks, strict=True) for batch in pair] == alone
-    assert grouped(10, first_sample=240) == alone[30:]
-
-
-# ---- like lengths within a step of the optimiser
 
 
 def sorted_steps(steps, **kwargs):

@@ -73,7 +73,7 @@ def test_without_a_split_the_missing_and_broken_are_left_out_by_themselves(mini_
     librispeech_only(tmp_path, mini_world)
     trained = train(
         mini_world, tmp_path, "datasets.prefix=ann", "datasets.path_map=[{from: /LibriSpeech, to: data/LibriSpeech}]",
-        "datasets.integrity=decode", "run.length_grouped=True", "datasets.train_ann_path=ann/stage1_train.json",
+        "datasets.integrity=decode", "datasets.train_ann_path=ann/stage1_train.json",
         "datasets.valid_ann_path=ann/stage1_train.json",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr

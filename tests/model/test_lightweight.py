@@ -14,7 +14,7 @@ from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, model_config
 from salmonn.model.meta_model import build_meta_model
 from salmonn.model.prompts import split_prompt
-from salmonn.training.dry_run import shrink_llm
+from salmonn.model.random_model import shrink_llm
 from tests.fixtures.golden import golden_config
 from tests.fixtures.lightweight import FAMILIES, samples_of, write_llm
 

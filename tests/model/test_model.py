@@ -9,45 +9,25 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperFeatureExtractor
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers import AutoTokenizer
 
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
 from salmonn.config.loading import model_config
-from salmonn.model.beats import BEATs, load_beats
-from salmonn.model.features import LogMel
+from salmonn.model.beats import load_beats
 from salmonn.model.qformer import split_windows, window_frames
+from salmonn.model.random_model import BEATS_CPT2, VICUNA_7B, VICUNA_13B, WHISPER_LARGE, random_llm, random_model
 from tests.fixtures.golden import golden_config, golden_sample
 from tests.fixtures.paths import GOLDEN
 
 FULL = json.loads((GOLDEN / "full_size_keys.json").read_text())
-# Configuration of the published BEATs_iter3+ (AS2M) cpt2 file.
-BEATS_CPT2 = {
-    "encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072, "encoder_attention_heads": 12,
-    "embed_dim": 512, "num_buckets": 320, "max_distance": 800, "conv_pos": 128, "conv_pos_groups": 16,
-    "deep_norm": True, "gru_rel_pos": True, "relative_position_embedding": True, "encoder_layerdrop": 0.05,
-}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("size", "hidden", "layers", "heads", "width"), [("13b", 5120, 40, 40, 13824), ("7b", 4096, 32, 32, 11008)]
-)
-def test_full_size_names_and_shapes_are_the_published(size, hidden, layers, heads, width):
-    llama = LlamaConfig(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=width,
-        vocab_size=32_000,
-    )
-    whisper = WhisperConfig(d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120)
+@pytest.mark.parametrize(("size", "llm"), [("13b", VICUNA_13B), ("7b", VICUNA_7B)])
+def test_full_size_names_and_shapes_are_the_published(size, llm):
     tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "base/llama")
-    log_mel = LogMel(WhisperFeatureExtractor())
     with torch.device("meta"):
-        model = SALMONN(
-            model_config({}), log_mel, WhisperEncoder(whisper), BEATs(BEATS_CPT2), LlamaForCausalLM(llama), tokenizer
-        )
+        model = random_model(model_config({}), random_llm(llm), WHISPER_LARGE, BEATS_CPT2, tokenizer)
     shapes = {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     assert shapes == FULL[f"salmonn_{size}"]
     assert (

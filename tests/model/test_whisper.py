@@ -6,9 +6,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers import WhisperConfig, WhisperFeatureExtractor
 
 from salmonn import SALMONN
+from salmonn.model import random_model
 from tests.fixtures.golden import golden_config
 from tests.fixtures.lightweight import samples_of
 from tests.fixtures.paths import GOLDEN
@@ -16,12 +17,11 @@ from tests.fixtures.paths import GOLDEN
 
 def write_whisper(folder, n_mels: int, width: int, decoder_layers: int) -> str:
     config = WhisperConfig(
-        num_mel_bins=n_mels, d_model=width, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=64,
+        **random_model.whisper_shape(width, 2, 4, 64), num_mel_bins=n_mels,
         decoder_layers=decoder_layers, decoder_attention_heads=4, decoder_ffn_dim=64, vocab_size=60,
         pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=3,
     )  # fmt: skip
-    WhisperModel(config).save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=n_mels).save_pretrained(folder)
+    random_model.write_whisper(folder, config, WhisperFeatureExtractor(feature_size=n_mels))
     return str(folder)
 
 

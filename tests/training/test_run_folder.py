@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from salmonn.common.errors import UserError
@@ -65,6 +66,20 @@ def test_a_command_that_names_a_checkpoint_goes_on_with_what_it_has_saved_itself
     assert epoch_of(resumed(folder_of(named))) == 7
     save(folder_of(named), model, Progress(epoch=9))
     assert epoch_of(resumed(folder_of(named))) == 9
+
+
+def test_a_run_of_an_earlier_version_goes_on_without_a_key_that_is_gone(folder_of, caplog):
+    folder = folder_of()
+    config = OmegaConf.to_container(folder.config)
+    config["run"]["length_grouped"] = True
+    checkpoint.save(folder.path / run_folder.LAST, nn.Linear(2, 2), progress={"epoch": 3}, config=config, **STATE)
+    with caplog.at_level("INFO"):
+        found, content = find_resumed(folder)
+    assert (found.progress.epoch, found.changes) == (3, [])
+    assert "length_grouped" not in content["config"]["run"]
+    assert f"{found.path} names keys that are gone; they are left out: run.length_grouped = True" in caplog.text
+    with pytest.raises(UserError, match=r"run\.length_grouped"):  # where a person sets it, it is an error
+        folder_of("run.length_grouped=True")
 
 
 def test_a_key_that_came_after_a_run_is_no_change_of_it(folder_of):

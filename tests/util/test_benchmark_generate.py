@@ -1,4 +1,4 @@
-"""The benchmarks of answers and of ranks: both sides do the same work, and time is booked where it is spent."""
+"""The benchmark of answers: both sides do the same work, and time is booked where it is spent."""
 
 import json
 from argparse import Namespace
@@ -10,7 +10,7 @@ from salmonn.config.loading import generate_config
 from salmonn.evaluation import efficiency
 from salmonn.evaluation.efficiency import of_length
 from util.benchmark import text_line
-from util.benchmarks import generation, scaling
+from util.benchmarks import generation
 from util.benchmarks.sizes import build, make_batch, rows_of
 
 CPU = torch.device("cpu")
@@ -96,25 +96,3 @@ def test_time_of_answers_is_booked_where_it_is_spent(monkeypatch, model, slow, e
     monkeypatch.setattr(owner, name, slowed(getattr(owner, name), True))
     taken = generation.answer(model, make_batch(model, 1), settings_of(5, 4))
     assert (taken.encoding, taken.prefill, taken.token) == expected
-
-
-def test_ranks_work_and_tell_their_seconds(monkeypatch):
-    monkeypatch.setattr(scaling, "TURN", 0.01)
-    args = Namespace(size="mini", batch=1, repeats=1)
-    rows = list(scaling.bench_scaling(args))
-    assert rows[0]["ratio"] == pytest.approx(rows[0]["ours"] / rows[0]["plain"])
-    assert all(text_line(row).startswith(row["what"]) for row in rows)
-    assert json.loads(json.dumps(rows)) == rows
-
-
-def test_the_slowest_rank_decides_and_medians_are_of_rounds():
-    seconds = {
-        "alone": [[4.0], [9.0], [4.2]],
-        "apart": [[2.0, 2.4], [2.1, 2.2], [2.3, 2.0]],
-        "together": [[2.5, 2.5], [2.8, 2.8], [2.6, 2.6]],
-    }
-    total, apart, behind, averaging = scaling.scaling_rows("scaling", 8, seconds)
-    assert (total["plain"], total["ours"]) == pytest.approx((8 / 4.2, 8 / 2.6))
-    assert apart["ratio"] == pytest.approx(4.2 / 2.3)
-    assert behind["seconds"] == pytest.approx(0.3)
-    assert averaging["seconds"] == pytest.approx(2.6 - 2.3)

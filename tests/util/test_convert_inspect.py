@@ -120,9 +120,9 @@ def test_inspect_verifies_beats_files(command, tmp_path):
 
 def test_beats_of_the_published_size_is_recognised(command, tmp_path):
     from salmonn.model.beats import BEATs
-    from util.conversion.describe import PUBLISHED_BEATS
+    from salmonn.model.random_model import BEATS_CPT2
 
     with torch.device("meta"):
-        parameters = BEATs(PUBLISHED_BEATS).state_dict()
-    output = command("inspect", written(tmp_path / "BEATs_iter3_plus.pt", parameters, cfg=PUBLISHED_BEATS))
+        parameters = BEATs(BEATS_CPT2).state_dict()
+    output = command("inspect", written(tmp_path / "BEATs_iter3_plus.pt", parameters, cfg=BEATS_CPT2))
     assert "yes, every size" in output

@@ -178,10 +178,12 @@ def test_a_full_disk_says_how_far_it_came(source, monkeypatch):
 
 
 def test_a_file_that_kills_its_process_is_named(source, monkeypatch):
-    def encode(file: str, *_: str) -> tuple[bytes, bool]:
-        return os._exit(1) if file.endswith("4.wav") else (b"x", False)
+    encode = module._encode
 
-    monkeypatch.setattr(module, "_encode", encode)
+    def deadly(file: str, channel: str) -> tuple[memoryview, bool]:
+        return os._exit(1) if file.endswith("4.wav") else encode(file, channel)
+
+    monkeypatch.setattr(module, "_encode", deadly)
     result = run(source)
     assert result.files["failed"] == 3
     assert result.files.total() == 6

@@ -1,4 +1,4 @@
-"""Annotation files of millions of entries: the inspector against a plain reader, and the memory of workers."""
+"""An annotation file of millions of entries: the inspector against a plain reader."""
 
 import argparse
 import os
@@ -10,18 +10,12 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
-from torch.utils.data import DataLoader
-
-from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths
-from salmonn.data.dataset import SALMONNDataset, collate
 from util.benchmarks.big_file import entries, write_big_file
-from util.benchmarks.measure import proportional_memory, row, unique_memory
+from util.benchmarks.measure import proportional_memory, row
 from util.inspector.readiness import count_ready
 
 REAL_FILES = 5000
-WORKERS = 8
 
 
 def bench_inspector(args: argparse.Namespace) -> list[dict]:
@@ -62,38 +56,6 @@ def _plain(path: Path, prefix: Path) -> float:
 
 def _show(way: str, ready: int, total: int) -> None:
     print(f"   {way}: {ready} of {total} ready", file=sys.stderr)
-
-
-def bench_workers(args: argparse.Namespace) -> list[dict]:
-    """Memory that each of 8 loader workers has for itself, with a big annotation file and with a small one."""
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        path, small = _big_file(args, Path(folder)), Path(folder) / "small.json"
-        write_big_file(small, 1000)
-        for what in ("first", "second"):
-            started = time.perf_counter()
-            Annotations(path)
-            rows.append({"what": f"{what} open of {args.entries} entries", "seconds": time.perf_counter() - started})
-        used = {name: _worker_memory(file, Path(folder)) for name, file in (("big", path), ("1000 entries", small))}
-        for name, megabytes in used.items():
-            rows.append({"what": f"unique memory of a worker, {name} (highest of {WORKERS})", "mb": max(megabytes)})
-        rows.append({"what": "   more with the big file", "mb": max(used["big"]) - max(used["1000 entries"])})
-    return rows
-
-
-def _worker_memory(path: Path, prefix: Path) -> list[float]:
-    """[WORKERS] MB after each worker has looked up thousands of entries all over the file."""
-    dataset = SALMONNDataset(Annotations(path), ClipPaths(str(prefix)), replace_unreadable=False)
-    order = np.random.default_rng(0).permutation(len(dataset))[: WORKERS * 4000]
-    batches = order.reshape(-1, 50).tolist()
-    loader = DataLoader(
-        dataset, batch_sampler=batches, num_workers=WORKERS, collate_fn=collate, persistent_workers=True
-    )
-    iterator, megabytes = iter(loader), []
-    for i, _ in enumerate(iterator):
-        if i == len(batches) - 1:
-            megabytes = [unique_memory(worker.pid) / 1e6 for worker in iterator._workers]
-    return megabytes
 
 
 def _big_file(args: argparse.Namespace, folder: Path) -> Path:

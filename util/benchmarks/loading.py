@@ -3,7 +3,6 @@
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import librosa
@@ -12,7 +11,7 @@ import soundfile
 import torch
 from transformers import WhisperFeatureExtractor
 
-from salmonn.audio.decode import SAMPLE_RATE, load_audio
+from salmonn.audio.decode import SAMPLE_RATE
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths
 from salmonn.data.dataset import SALMONNDataset, collate
@@ -44,23 +43,6 @@ def bench_load(args: argparse.Namespace) -> list[dict]:
                         what = f"{seconds:g} s {suffix} {rate} Hz{name}"
                         rows.append(row(what, times, clips_per_second=CLIPS / times[0]))
     return rows
-
-
-def bench_hour(args: argparse.Namespace) -> list[dict]:
-    """The first 30 s of an hour ("ours") against a file of 30 s ("plain"): the ratio should be near 1."""
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for suffix in ("wav", "flac", "mp3", "ogg"):
-            long, short = Path(folder) / f"hour.{suffix}", Path(folder) / f"short.{suffix}"
-            write_noise(long, 16_000, 3600)
-            write_noise(short, 16_000, 30)
-            times = alternate(_loader(long), _loader(short), 4 * args.repeats)
-            rows.append(row(f"head of an hour / 30 s, {suffix}", times))
-    return rows
-
-
-def _loader(path: Path) -> Callable[[], np.ndarray]:
-    return lambda: load_audio(path, MAX_SECONDS)
 
 
 def _clips(folder: Path, rate: int, suffix: str, seconds: float) -> tuple[SALMONNDataset, list[Path]]:

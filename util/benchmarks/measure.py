@@ -37,14 +37,9 @@ def row(what: str, seconds: tuple[float, float], **more: float) -> dict:
     return {"what": what, "ours": seconds[0], "plain": seconds[1], "ratio": seconds[1] / seconds[0], **more}
 
 
-def unique_memory(pid: int | str = "self") -> int:
-    """Bytes that no other process shares (Linux: private pages of /proc/PID/smaps_rollup)."""
-    return sum(_smaps(pid, "Private_Clean", "Private_Dirty", "Private_Hugetlb"))
-
-
-def proportional_memory(pid: int | str = "self") -> int:
-    """Bytes of a process, shared pages divided among those that share them."""
-    return sum(_smaps(pid, "Pss"))
+def proportional_memory(pid: int) -> int:
+    """Bytes of a process, shared pages divided among those that share them (Linux)."""
+    return _bytes(f"/proc/{pid}/smaps_rollup", "Pss")
 
 
 def peak_growth(work: Callable[[], object], device: torch.device) -> int:
@@ -62,9 +57,9 @@ def peak_growth(work: Callable[[], object], device: torch.device) -> int:
     ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 16)
     # The kernel forgets the highest value so far: building the weights may have taken more than the work will.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = _status("VmRSS")
+    before = _bytes("/proc/self/status", "VmRSS")
     work()
-    return _status("VmHWM") - before
+    return _bytes("/proc/self/status", "VmHWM") - before
 
 
 def in_own_process(function: Callable, *args: Any) -> Any:
@@ -73,9 +68,10 @@ def in_own_process(function: Callable, *args: Any) -> Any:
         return process.submit(function, *args).result()
 
 
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+def _bytes(path: str, name: str) -> int:
+    """What a file of /proc says in kB; 0 for a process that has just ended."""
+    lines = Path(path).read_text(encoding="ascii").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -88,9 +84,3 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
         a @ b
         times.append(now(device) - began)
     return 2 * n**3 / min(times)
-
-
-def _smaps(pid: int | str, *names: str) -> list[int]:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
-    values = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
-    return [values[name] for name in names if name in values]

@@ -8,24 +8,29 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperFeatureExtractor
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from salmonn.audio.decode import SAMPLE_RATE
 from salmonn.common.errors import UserError
 from salmonn.common.files import GB
 from salmonn.config.loading import load_config
 from salmonn.config.schema import RunConfig
-from salmonn.model.beats import BEATs
-from salmonn.model.features import LogMel
 from salmonn.model.llm import llm_dtype, llm_quantization
 from salmonn.model.llm_input import build_llm_inputs, tokenize
 from salmonn.model.meta_model import build_meta_model
+from salmonn.model.random_model import (
+    BEATS_CPT2,
+    LLAMA_3B,
+    VICUNA_7B,
+    VICUNA_13B,
+    WHISPER_LARGE,
+    random_llm,
+    random_model,
+)
 from salmonn.model.salmonn import SALMONN
 from util.benchmarks.flops import audio_tokens
 from util.benchmarks.measure import in_own_process, peak_growth
 from util.benchmarks.memory_parts import Batch, Case, frozen_weights, phases, trained_weights
-from util.benchmarks.sizes import BEATS_BASE, LLAMA_3B, SIZES, WHISPER_LARGE, build, make_batch, make_tokenizer
+from util.benchmarks.sizes import SIZES, build, make_batch, make_tokenizer
 from util.benchmarks.training import BATCH, MEMORY_STEPS, our_step
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # of the table
@@ -34,11 +39,11 @@ INSTRUCTION_TOKENS = 40  # BOS, template and prompt
 CONTEXT = 0.8 * GB  # of CUDA, cuBLAS and NCCL: an assumption
 FRAGMENTATION = 0.1  # of all but the weights, which the allocator cannot use: an assumption
 PUBLISHED = {  # shapes of published models, by the names of their folders and files
-    "vicuna-13b-v1.1": SIZES["13b"].llm,
-    "vicuna-7b-v1.5": SIZES["7b"].llm,
+    "vicuna-13b-v1.1": VICUNA_13B,
+    "vicuna-7b-v1.5": VICUNA_7B,
     "Llama-3.2-3B-Instruct": LLAMA_3B,
     "whisper-large-v2": WHISPER_LARGE,
-    "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt": BEATS_BASE,
+    "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt": BEATS_CPT2,
 }
 CPU, META = torch.device("cpu"), torch.device("meta")
 PARTS = ("weights", "trained", "optimiser", "gradients", "LLM", "Q-Former", "logits", "encoders", "backward", "margin")
@@ -94,14 +99,8 @@ def model_without_values(section: DictConfig) -> SALMONN:
         )
     shapes = {key: PUBLISHED[Path(section[key]).name] for key in keys}
     with META:
-        return SALMONN(
-            section,
-            LogMel(WhisperFeatureExtractor()),
-            WhisperEncoder(WhisperConfig(**shapes["whisper_path"])),
-            BEATs(shapes["beats_path"]) if section.beats_path else None,
-            LlamaForCausalLM(LlamaConfig(**shapes["llama_path"])).requires_grad_(False),
-            make_tokenizer(),
-        )
+        llm = random_llm(shapes["llama_path"])
+        return random_model(section, llm, shapes["whisper_path"], shapes.get("beats_path"), make_tokenizer())
 
 
 def _table(model: SALMONN, case: Case, answer: int, gpu_gb: float) -> Iterator[dict]:

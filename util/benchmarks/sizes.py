@@ -11,23 +11,23 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    WhisperConfig,
-    WhisperFeatureExtractor,
-)
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from salmonn.audio.decode import SAMPLE_RATE
 from salmonn.common.errors import UserError
 from salmonn.config.loading import model_config
-from salmonn.model.beats import BEATs
-from salmonn.model.features import LogMel
 from salmonn.model.llm import lora_layers, quantization_config
+from salmonn.model.random_model import (
+    BEATS_CPT2,
+    VICUNA_7B,
+    VICUNA_13B,
+    WHISPER_LARGE,
+    Shape,
+    llama_shape,
+    random_llm,
+    random_model,
+    whisper_shape,
+)
 from salmonn.model.salmonn import SALMONN
 from util.mini_world.encoders import BEATS_CONFIG
 from util.mini_world.llama import PROMPT_PATH
@@ -38,50 +38,27 @@ CLIP_SHARES = (1 / 3, 1 / 2)  # of what Whisper hears: 10 to 15 s of 30 s, as mo
 
 @dataclass(frozen=True)
 class Size:
-    """Settings of the parts, in each part's own keys; defaults are those of the published model."""
+    """Shapes of the parts; defaults are those of the published model."""
 
-    llm: dict[str, Any]
-    whisper: dict[str, Any]
-    beats: dict[str, Any] = field(default_factory=lambda: BEATS_BASE)
+    llm: Shape
+    whisper: Shape = field(default_factory=lambda: WHISPER_LARGE)
+    beats: Shape = field(default_factory=lambda: BEATS_CPT2)
     model: dict[str, Any] = field(default_factory=dict)
     seconds: int = 30  # that Whisper hears
     needs_gpu: bool = False
 
 
-def _llama(hidden: int, layers: int, heads: int, mlp: int, **more: Any) -> dict[str, Any]:
-    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
-    return {**sizes, "intermediate_size": mlp, "vocab_size": 32_000, "max_position_embeddings": 2048, **more}
-
-
-def _whisper(width: int, layers: int, heads: int, ffn: int, **more: Any) -> dict[str, Any]:
-    return {
-        "d_model": width,
-        "encoder_layers": layers,
-        "encoder_attention_heads": heads,
-        "encoder_ffn_dim": ffn,
-        **more,
-    }
-
-
-BEATS_BASE = BEATS_CONFIG | {  # the published iter3+ files
-    "encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072, "encoder_attention_heads": 12,
-    "embed_dim": 512, "conv_pos": 128,
-}  # fmt: skip
-LLAMA_3B = _llama(  # Llama 3.2
-    3072, 28, 24, 8192, vocab_size=128_256, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True
-)
-WHISPER_LARGE = _whisper(1280, 32, 20, 5120)
 SIZES = {
     "mini": Size(  # as in the miniature world; larger random weights, so that everything matters for the loss
-        llm=_llama(128, 3, 4, 256, vocab_size=1000, initializer_range=0.1),
-        whisper=_whisper(96, 2, 4, 192, max_source_positions=250, init_std=0.08),
+        llm=llama_shape(128, 3, 4, 256, vocab_size=1000, initializer_range=0.1),
+        whisper=whisper_shape(96, 2, 4, 192, max_source_positions=250, init_std=0.08),
         beats=BEATS_CONFIG,
         model={"qformer_hidden_size": 128, "qformer_num_heads": 4, "qformer_intermediate_size": 512},
         seconds=5,
     ),
-    "small": Size(llm=_llama(1024, 12, 16, 2816), whisper=_whisper(768, 12, 12, 3072)),
-    "7b": Size(llm=_llama(4096, 32, 32, 11008), whisper=WHISPER_LARGE, needs_gpu=True),
-    "13b": Size(llm=_llama(5120, 40, 40, 13824), whisper=WHISPER_LARGE, needs_gpu=True),
+    "small": Size(llama_shape(1024, 12, 16, 2816), whisper_shape(768, 12, 12, 3072)),
+    "7b": Size(VICUNA_7B, needs_gpu=True),
+    "13b": Size(VICUNA_13B, needs_gpu=True),
 }
 
 
@@ -100,22 +77,13 @@ def build(name: str, device: torch.device, dtype: str = "float32", quantization:
     )
     torch.manual_seed(0)
     with device:
-        llm = _make_llm(size.llm, getattr(torch, dtype))
-        whisper = WhisperEncoder(WhisperConfig(**size.whisper))
-        beats = BEATs(size.beats)
+        llm = random_llm(size.llm, getattr(torch, dtype))
         if quantization != "none":
             _quantise(llm, quantization_config(config, device))
-        log_mel = LogMel(WhisperFeatureExtractor(chunk_length=size.seconds))
-        model = SALMONN(config, log_mel, whisper, beats, llm, make_tokenizer())
+        model = random_model(config, llm, size.whisper, size.beats, make_tokenizer(), size.seconds)
         for layer in lora_layers(model.llama_model):  # zero at first: then A would have no gradient
             nn.init.normal_(layer.lora_B["default"].weight, std=0.02)
     return model.to(device)
-
-
-def _make_llm(settings: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
-    drawn = torch.float32 if torch.get_default_device().type == "cpu" else dtype
-    llm = LlamaForCausalLM._from_config(LlamaConfig(**settings, use_cache=False), dtype=drawn)
-    return llm.to(dtype).requires_grad_(False)
 
 
 def _quantise(llm: PreTrainedModel, settings: Any) -> None:

@@ -57,15 +57,13 @@ class Setup:
         return STEPS[side](model, run, make_batch(model, self.batch))
 
 
-def our_step(
-    model: SALMONN, run: DictConfig, samples: dict[str, Any], ddp_model: torch.nn.Module | None = None
-) -> Step:
-    """A step as the runner takes it; on several ranks `ddp_model` wraps the model."""
+def our_step(model: SALMONN, run: DictConfig, samples: dict[str, Any]) -> Step:
+    """A step as the runner takes it."""
     step = TrainingStep(model, run, model.device)
 
     def forward() -> dict[str, torch.Tensor]:
         with autocast(run, model.device):
-            return (ddp_model or model)(samples, verbose=True)
+            return model(samples, verbose=True)
 
     return Step(forward, lambda result: step.backward(result, samples["id"], 1), lambda: step.finish(1))
 

@@ -14,6 +14,7 @@ from salmonn.model.beats import load_beats
 from salmonn.model.llm import llm_quantization
 from salmonn.model.parameter_counts import count_by_part
 from salmonn.model.pretrained import WEIGHTS
+from salmonn.model.random_model import BEATS_CPT2
 from util.conversion import fit
 from util.conversion.source import Source, as_source, is_salmonn, model_section, read_content
 
@@ -23,12 +24,6 @@ LLM_SIZES = {(5120, 40): "Vicuna 13B (v1.1)", (4096, 32): "Vicuna 7B (v1.5)"}  #
 LLM_WIDTHS = {width: name for (width, _), name in LLM_SIZES.items()}
 WHISPER_WIDTHS = {1280: "large, -v2, -v3", 1024: "medium", 768: "small", 512: "base", 384: "tiny"}
 BEATS_WIDTHS = {768: "all published files"}
-# Sizes of BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt, the file that the published SALMONN was trained with.
-PUBLISHED_BEATS = {
-    "encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072, "encoder_attention_heads": 12,
-    "embed_dim": 512, "input_patch_size": 16, "conv_pos": 128, "conv_pos_groups": 16, "num_buckets": 320,
-    "max_distance": 800, "deep_norm": True, "gru_rel_pos": True, "relative_position_embedding": True,
-}  # fmt: skip
 _RESUME_KEYS = {"optimizer", "scaler", "config", "progress"}
 
 
@@ -142,7 +137,7 @@ def _describe_beats(path: Path, content: Mapping[str, Any]) -> tuple[list[Row], 
     cfg, parameters = content["cfg"], content["model"]
     different = [
         f"{key} {cfg.get(key, 'not given')} (published {value})"
-        for key, value in PUBLISHED_BEATS.items()
+        for key, value in BEATS_CPT2.items()
         if cfg.get(key) != value
     ]
     counts = [value.numel() for name, value in parameters.items() if not name.startswith("predictor.")]
@@ -150,7 +145,7 @@ def _describe_beats(path: Path, content: Mapping[str, Any]) -> tuple[list[Row], 
         ("file", f"{path}: BEATs, {_size(path)}"),
         ("variant", _variant(path.name)),
         ("head", _head(content)),
-        ("sizes", ", ".join(f"{key} {cfg[key]}" for key in PUBLISHED_BEATS if key in cfg)),
+        ("sizes", ", ".join(f"{key} {cfg[key]}" for key in BEATS_CPT2 if key in cfg)),
         ("as in cpt2", "yes, every size" if not different else f"no: {', '.join(different)}"),
         ("in all", f"{sum(counts):,} parameters in {len(counts)} tensors, {_precisions(parameters)}, without the head"),
         ("fits", f"SALMONN checkpoints whose ln_audio is {cfg.get('encoder_embed_dim')} wide"),

@@ -2,16 +2,15 @@
 
 import re
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from omegaconf import DictConfig
+from torch import Tensor
 
 from salmonn.config.loading import model_config
 from salmonn.model import checkpoint
-from salmonn.model.salmonn import SALMONN
+from salmonn.model.qformer import Connector
 
 LLM_PREFIX = "llama_model."
 ENCODERS = ("speech_encoder.", "beats.")
@@ -94,24 +93,10 @@ def problems(parameters: Mapping[str, Tensor], section: DictConfig) -> list[str]
 
 
 def _connector(section: DictConfig, widths: Widths) -> dict[str, torch.Size]:
-    """Names and shapes of the connector as the model itself makes it, between backbones without weights."""
-    no_weights = {"lora": False, "lora_scaling": None, "gradient_checkpointing": False}
-    no_files = {"prompt_path": "", "test_prompt_path": ""}
-    whisper, beats, llm = nn.Module(), nn.Module(), nn.Module()
-    whisper.config = SimpleNamespace(d_model=widths.whisper, max_source_positions=1500)
-    beats.width = widths.beats
-    llm.get_input_embeddings = lambda: SimpleNamespace(embedding_dim=widths.llm)
-    tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda _token: 0)
+    """Names and shapes of the connector as the model itself makes it, between backbones of these widths."""
     with torch.device("meta"):
-        model = SALMONN(
-            OmegaConf.merge(section, no_weights, no_files),
-            nn.Identity(),
-            whisper,
-            beats if widths.beats else None,
-            llm,
-            tokenizer,
-        )
-    return {name: parameter.shape for name, parameter in model.named_parameters()}
+        connector = Connector(section, widths.whisper, widths.beats, widths.llm, frames=1500)
+    return {name: parameter.shape for name, parameter in connector.named_parameters()}
 
 
 def _lora_problems(found: Mapping[str, Tensor], section: DictConfig) -> list[str]:

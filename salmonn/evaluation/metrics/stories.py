@@ -1,5 +1,7 @@
 """What a told story is like, without any reference."""
 
+from collections.abc import Sequence
+
 from salmonn.evaluation.metrics.base import Metric, Texts
 
 STORY_WORDS = 50  # fewer do not follow the request for a story (SALMONN, table 3)
@@ -19,11 +21,14 @@ def repeat_rate(texts: Texts) -> Counts:
     (0, 0) with fewer than four words: there is nothing that could repeat.
     """
 
-    def of(words: list[str]) -> tuple[float, float]:
-        runs = [tuple(words[i : i + REPEATED]) for i in range(len(words) - REPEATED + 1)]
-        return (1 - len(set(runs)) / len(runs), 1.0) if runs else (0.0, 0.0)
+    shares = (repeated_share(output.split()) for output in texts.outputs)
+    return [(0.0, 0.0) if share is None else (share, 1.0) for share in shares]
 
-    return [of(output.split()) for output in texts.outputs]
+
+def repeated_share(words: Sequence[str]) -> float | None:
+    """Share of the runs of four words that occurred before, 0 to 1; None where there is no such run."""
+    runs = [tuple(words[i : i + REPEATED]) for i in range(len(words) - REPEATED + 1)]
+    return (len(runs) - len(set(runs))) / len(runs) if runs else None
 
 
 def following(texts: Texts) -> Counts:
