@@ -10,12 +10,14 @@ from salmonn.common import distributed
 from salmonn.common.charts import write_png
 from salmonn.common.errors import UserError
 from salmonn.common.files import write_json, write_text
+from salmonn.evaluation.answering import AnsweredSet
 from salmonn.evaluation.metrics import METRICS
-from salmonn.evaluation.pipeline import Answered, answer_sets, judge_sets, load_model, open_sets, session
+from salmonn.evaluation.pipeline import answer_sets, judge_sets, load_model, session
 from salmonn.evaluation.report import curve_plots
 from salmonn.evaluation.report.curve_plots import Curve
 from salmonn.evaluation.report.tables import metrics_of, provenance_table, shown_interval, shown_score, table
 from salmonn.evaluation.report.task_report import without_statistics
+from salmonn.evaluation.sets import open_sets
 from salmonn.evaluation.tasks import EvalTask, scored_tasks
 
 SCALINGS = (0.0, 1.0, 2.0, 3.0, 4.0)  # of Figure 3; trained with 4
@@ -33,7 +35,7 @@ def sweep(config: DictConfig, tasks: Sequence[EvalTask], scalings: Sequence[floa
     with session(config):
         sets = open_sets(there, config)
         model = load_model(config, folder)
-        answered: dict[float, list[Answered]] = {}
+        answered: dict[float, list[AnsweredSet]] = {}
         for scaling in scalings:
             model.lora_scaling = scaling
             # which sets can be heard does not depend on the scaling

@@ -22,12 +22,13 @@ from salmonn.common.files import write_json, write_text
 from salmonn.evaluation.answer_store import AnswerStore
 from salmonn.evaluation.answering import answer_all
 from salmonn.evaluation.metrics.base import Metric, interval_of, ratio, value_of
-from salmonn.evaluation.pipeline import EvalSet, load_model, open_sets, session
+from salmonn.evaluation.pipeline import load_model, session
 from salmonn.evaluation.provenance import build_provenance, earlier_commits, fingerprint
 from salmonn.evaluation.report import curve_plots
 from salmonn.evaluation.report.curve_plots import PerplexityCurve
 from salmonn.evaluation.report.tables import provenance_table, shown_interval, shown_score, table
 from salmonn.evaluation.requests import Answer, Request
+from salmonn.evaluation.sets import EvalSet, open_sets
 from salmonn.evaluation.tasks import EvalTask, scored_tasks
 from salmonn.model import checkpoint
 from salmonn.model.prompts import SPEECH_MARKER

@@ -53,7 +53,7 @@ def score(
     compared_with = json.dumps([texts.references, texts.spoken]).encode()
     scores.references_sha256 = hashlib.sha256(compared_with).hexdigest()
     names = list(task.metrics)
-    if judgement and "judged" in names:
+    if judgement and task.is_judged:
         texts = replace(texts, verdicts=[judgement.verdicts.get(position) for position in heard])
         names[names.index("judged")] = judgement.metric
         if judgement.problem:

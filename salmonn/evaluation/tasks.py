@@ -41,6 +41,11 @@ class EvalTask:
         """Whether there is a ground truth to score against."""
         return bool(self.metrics)
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether a judge is asked about the answers."""
+        return "judged" in self.metrics
+
 
 _ASR, _AAC = ["asr"], ["audiocaption", "audiocaption_v2"]
 # The modes of the hackathon, one set each, and the key under `datasets` that names it.
@@ -130,7 +135,7 @@ def check_names(task: EvalTask, source: str) -> None:
         raise UserError(f"{source}: {task.name!r} is the name of a folder, too: letters, digits, and . _ + - within")
     if not task.annotation:
         raise UserError(f"{source}: annotation is not set")
-    if "judged" in task.metrics and not task.judge:
+    if task.is_judged and not task.judge:
         raise UserError(f"{source}: metric judged needs judge: one of {', '.join(JUDGED_TASKS)}")
 
 
