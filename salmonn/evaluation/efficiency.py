@@ -14,9 +14,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from salmonn.audio.decode import MIN_SECONDS, SAMPLE_RATE
 from salmonn.common.device import autocast, peak_memory
 from salmonn.common.errors import UserError
-from salmonn.common.files import write_json, write_text
 from salmonn.config.loading import generate_config
 from salmonn.evaluation.pipeline import load_model, session
+from salmonn.evaluation.report.pages import tell, write_page
 from salmonn.evaluation.report.tables import table
 from salmonn.model.llm import llm_quantization
 from salmonn.model.salmonn import SALMONN
@@ -42,10 +42,9 @@ def run_efficiency(config: DictConfig, folder: Path) -> None:
         model = load_model(config, folder)
         with autocast(config.run, model.device):
             result = measure(model, settings, **of_run)
-    write_json(folder / "report.json", result)
     shown = comparison(result)
-    write_text(folder / "report.md", f"# Speed and memory of answers\n\n{shown}\n")
-    print(f"\n{shown}\n\nResults: {folder}/", flush=True)
+    write_page(folder, "Speed and memory of answers", [shown], result)
+    tell(shown, folder)
 
 
 class TokenClock(StoppingCriteria):

@@ -21,6 +21,7 @@ from salmonn.common.files import write_text
 from salmonn.common.logging import setup_logging
 from salmonn.evaluation.answering import AnsweredSet, NothingHeardError, answer_set
 from salmonn.evaluation.judge.judging import Judgement, judge_answers
+from salmonn.evaluation.report.pages import tell
 from salmonn.evaluation.report.task_report import build_report, prediction_lines, summary, write_report
 from salmonn.evaluation.sets import EvalSet, open_sets
 from salmonn.evaluation.submission import submission_csv
@@ -78,7 +79,7 @@ def evaluate_tasks(
     reports = {one.set.task.name: one.report for one in answered}
     earlier = earlier_reports(folder, [task for task in others if task not in tasks])
     page = [*tasks, *(task for task in others if task.name in earlier)]
-    print(write_overview(folder, page, earlier | reports), flush=True)
+    tell(write_overview(folder, page, earlier | reports), folder)
     if problems:
         raise UserError("\n".join(problems))
     return reports
@@ -141,7 +142,7 @@ def report_set(answered: AnsweredSet, judgement: Judgement | None = None) -> Non
     if config.evaluate.shuffled_control and not task.is_scored:
         report["notes"].append("evaluate.shuffled_control was not run: without scores there is nothing to compare.")
     write_report(folder, report, prediction_lines(clips, answered.set.requests, predictions, shuffled, judgement))
-    print(f"\n{task.name}: {task.title}\n\n{summary(report)}\n\nResults: {folder}/", flush=True)
+    tell(f"{task.name}: {task.title}\n\n{summary(report)}", folder)
     answered.report = report
 
 

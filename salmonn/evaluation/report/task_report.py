@@ -6,22 +6,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from salmonn.common.charts import write_png
 from salmonn.common.errors import examples
-from salmonn.common.files import write_json, write_text
+from salmonn.common.files import write_text
 from salmonn.evaluation.clips import EvalExample
 from salmonn.evaluation.judge.judging import Judgement
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.normalisers import Normaliser, normaliser
+from salmonn.evaluation.report.pages import write_page
 from salmonn.evaluation.report.plots import confusion
-from salmonn.evaluation.report.tables import (
-    heard_clips,
-    metrics_of,
-    provenance_table,
-    shown_interval,
-    shown_score,
-    table,
-)
+from salmonn.evaluation.report.tables import heard_clips, metrics_of, shown_interval, shown_score, table
 from salmonn.evaluation.requests import Prediction, Request
 from salmonn.evaluation.scoring import Scores, score
 from salmonn.evaluation.tasks import EvalTask
@@ -173,10 +166,9 @@ def write_report(folder: Path, report: Mapping[str, Any], predictions: Sequence[
     lines = (json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
     write_text(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
     write_text(folder / "statistics.json", json.dumps(report["statistics"], separators=(",", ":")) + "\n")
-    write_json(folder / "report.json", without_statistics(report))
-    write_text(folder / "report.md", markdown(report, predictions))
-    if figure := confusion(report):
-        write_png(figure, folder / CONFUSION_PNG)
+    pictures, title = {CONFUSION_PNG: confusion(report)}, f"{report['name']}: {report['title']}"
+    values, parts = without_statistics(report), page_parts(report, predictions)
+    write_page(folder, title, parts, values, pictures, [report["provenance"]], subject="this")
 
 
 def without_statistics(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,9 +176,9 @@ def without_statistics(report: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in report.items() if key != "statistics"}
 
 
-def markdown(report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> str:
-    """The report as a page: summary, what could not be read, sample answers."""
-    parts = [f"# {report['name']}: {report['title']}", summary(report)]
+def page_parts(report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The report in words: summary, confusions, what could not be read, sample answers."""
+    parts = [summary(report)]
     if matrices := confusion_tables(report):
         parts += [*matrices, f"![confusion]({CONFUSION_PNG})"]
     if report["unreadable"]:
@@ -196,9 +188,7 @@ def markdown(report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]
             parts.append(f"... and {len(rows) - UNREADABLE_SHOWN} more in report.json.")
     heard = [prediction for prediction in predictions if not prediction["unreadable"]]
     rows = [[p["id"], p["references"][0] if p["references"] else "", p["text"]] for p in heard[:SAMPLES_SHOWN]]
-    parts += ["## Sample answers", table(["id", "reference", "output"], rows)]
-    parts += ["## What this depends on", provenance_table([report["provenance"]])]
-    return "\n\n".join(parts) + "\n"
+    return [*parts, "## Sample answers", table(["id", "reference", "output"], rows)]
 
 
 def summary(report: Mapping[str, Any]) -> str:
