@@ -66,7 +66,7 @@ def test_a_half_written_last_line_is_dropped(judge, tmp_path):
     assert len(json_lines(path)) == len(QUESTIONS)
 
     path.write_text("{}\n" + path.read_text())
-    with pytest.raises(UserError, match=r"verdicts\.jsonl, line 1 is not a verdict"):
+    with pytest.raises(UserError, match=r"verdicts\.jsonl, line 1: not a verdict"):
         judge_all(QUESTIONS, config, tmp_path)
 
 

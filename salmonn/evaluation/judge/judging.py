@@ -10,13 +10,13 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from salmonn.common.errors import UserError
-from salmonn.common.files import appending
+from salmonn.common.files import appending, read_json_lines
 from salmonn.config.schema import JudgeConfig
 from salmonn.evaluation.clips import EvalExample
 from salmonn.evaluation.judge.endpoint import ask_endpoint
@@ -138,20 +138,14 @@ def tally(verdicts: Sequence[JudgeReply]) -> dict[str, int]:
 
 
 def read_verdicts(path: Path) -> dict[str, dict[str, Any]]:
-    """{key: line} of a verdict file, {} where there is none. Raises UserError for a damaged line.
+    """{key: line} of a verdict file, {} where there is none. Raises UserError for a damaged line."""
+    return dict(read_json_lines(path, "a verdict", _checked)) if path.exists() else {}
 
-    A last line without an end was being written when its process was killed: it does not count.
-    """
-    known: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(_whole_lines(path).splitlines(), start=1):
-        try:
-            entry = json.loads(line)
-            if entry["correct"] not in (True, False, None) or not isinstance(entry["raw"], str):
-                raise ValueError(f"correct = {entry['correct']!r}, raw = {entry['raw']!r}")
-            known[entry["key"]] = entry
-        except (ValueError, LookupError, TypeError) as error:
-            raise UserError(f"{path}, line {number} is not a verdict ({error}): delete the line") from error
-    return known
+
+def _checked(line: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    if line["correct"] not in (True, False, None) or not isinstance(line["raw"], str):
+        raise ValueError(f"correct = {line['correct']!r}, raw = {line['raw']!r}")
+    return line["key"], line
 
 
 def _ask_missing(
@@ -161,7 +155,11 @@ def _ask_missing(
     pairs = list(missing.items())
     replies = _replies([question for _, question in pairs], config, device)
     judge = {"judge": judge_name(config), "prompt_version": _version(config)}
-    with _append_to(path) as file, tqdm(total=len(pairs), desc="judge", unit="answer") as progress:
+    try:
+        file = appending(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from error
+    with file, tqdm(total=len(pairs), desc="judge", unit="answer") as progress:
         for index, raw in replies:
             key, question = pairs[index]
             known[key] = {"key": key, **asdict(question), "correct": read_verdict(raw), "raw": raw, **judge}
@@ -203,21 +201,3 @@ def _key(question: Question, config: JudgeConfig) -> str:
     judge = [judge_name(config), _version(config), config.max_tokens]
     texts = [question.task, question.question, list(question.references), question.answer]
     return hashlib.sha256(json.dumps([judge, texts]).encode()).hexdigest()[:32]
-
-
-def _whole_lines(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise UserError(f"verdict file {path} cannot be read: {error}") from error
-    return content[: content.rfind(b"\n") + 1]
-
-
-def _append_to(path: Path) -> BinaryIO:
-    """Open for appending, after the last whole line."""
-    try:
-        return appending(path)
-    except OSError as error:
-        raise UserError(f"verdict file {path} cannot be written: {error}") from error
