@@ -1,7 +1,7 @@
 """Which rank sees which sample when: an endless, resumable stream for training, each sample once for evaluation."""
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -91,6 +91,12 @@ def eval_loader(dataset: SALMONNDataset, batch_size: int, num_workers: int, rank
     """Loader of this rank's share; over all ranks each sample comes exactly once (no padding duplicates)."""
     indices = range(rank, len(dataset), world_size)
     batches = [list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
+    return _loader(dataset, num_workers, batch_sampler=batches)
+
+
+def inference_loader(dataset: SALMONNDataset, order: Sequence[int], batch_size: int, num_workers: int) -> DataLoader:
+    """Loader of these entries in this order, each exactly once."""
+    batches = [list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
     return _loader(dataset, num_workers, batch_sampler=batches)
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from salmonn.common import distributed
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
 from salmonn.config.loading import generate_config
-from salmonn.data.dataset import SALMONNDataset, collate
+from salmonn.data.dataset import SALMONNDataset
+from salmonn.data.loader import inference_loader
 from salmonn.evaluation.answer_store import AnswerStore
 from salmonn.evaluation.provenance import build_provenance, earlier_commits, fingerprint
 from salmonn.evaluation.requests import Answer, Prediction, Request, shuffle_audio
@@ -115,13 +115,7 @@ def answer_batches(
 ) -> Iterator[list[tuple[int, Answer]]]:
     """Yield [(position, answer)] of this rank's requests, a batch at a time."""
     by_audio = {request.audio_index: request for request in requests}
-    loader = DataLoader(
-        Subset(dataset, list(by_audio)),
-        batch_size=config.run.batch_size_eval,
-        num_workers=config.run.num_workers,
-        collate_fn=collate,
-    )
-    for batch in loader:
+    for batch in inference_loader(dataset, list(by_audio), config.run.batch_size_eval, config.run.num_workers):
         heard = [by_audio[index] for index in batch["index"]]
         unreadable = batch["unreadable"].items()
         answers: list[tuple[int, Answer]] = [

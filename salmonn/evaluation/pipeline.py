@@ -10,12 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
-from salmonn import SALMONN
 from salmonn.common import distributed
-from salmonn.common.device import device_of
 from salmonn.common.errors import UserError
 from salmonn.common.files import write_text
 from salmonn.common.logging import setup_logging
@@ -27,6 +24,7 @@ from salmonn.evaluation.sets import EvalSet, open_sets
 from salmonn.evaluation.submission import submission_csv
 from salmonn.evaluation.table3 import earlier_reports, write_overview
 from salmonn.evaluation.tasks import EvalTask, annotation_key, check_names, is_plain_name, present_tasks, task_of_mode
+from salmonn.model.salmonn import SALMONN, load_for_inference
 from salmonn.preflight import find_problems, refuse
 
 
@@ -180,5 +178,4 @@ def load_model(config: DictConfig, folder: Path) -> SALMONN:
         folder.mkdir(parents=True, exist_ok=True)  # one that cannot be written is known at once
     except OSError as error:
         raise UserError(f"evaluate.results_dir = {config.evaluate.results_dir}: {error}") from error
-    torch.manual_seed(config.run.seed)
-    return SALMONN.from_config(config.model, device=device_of(config)).eval()
+    return load_for_inference(config)
