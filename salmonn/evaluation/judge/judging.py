@@ -1,6 +1,6 @@
 """Whether answers are right, where no string comparison can say it: judged, cached, resumable.
 
-Every verdict is a line of `verdicts.jsonl` as soon as it is known. A rerun asks only what is missing:
+Every reply is a line of `judge_replies.jsonl` as soon as it is known. A rerun asks only what is missing:
 a verdict belongs to a judge, a prompt version, and the texts that were judged. Call it on one rank.
 """
 
@@ -25,7 +25,8 @@ from salmonn.evaluation.requests import Prediction
 
 logger = logging.getLogger(__name__)
 
-VERDICTS = "verdicts.jsonl"
+REPLIES = "judge_replies.jsonl"
+OLD_REPLIES = "verdicts.jsonl"  # as they were called once; the integrity check has a list of that name
 CONTAINMENT_VERSION = "containment-1"
 
 
@@ -107,8 +108,9 @@ def judge_all(questions: Sequence[Question], config: DictConfig, folder: Path, d
     Raises UserError if the judge cannot be used; the verdicts until then are kept in `folder`.
     """
     settings = JudgeConfig(**config)
-    path = Path(folder) / VERDICTS
-    known = read_verdicts(path)
+    path = folder / REPLIES
+    _rename_old_replies(folder)
+    known = read_replies(path)
     keys = [_key(question, settings) for question in questions]
     missing = {key: question for key, question in zip(keys, questions, strict=True) if key not in known}
     if missing:
@@ -137,9 +139,17 @@ def tally(verdicts: Sequence[JudgeReply]) -> dict[str, int]:
     return {"correct": given.count(True), "wrong": given.count(False), "unclear": given.count(None)}
 
 
-def read_verdicts(path: Path) -> dict[str, dict[str, Any]]:
-    """{key: line} of a verdict file, {} where there is none. Raises UserError for a damaged line."""
-    return dict(read_json_lines(path, "a verdict", _checked)) if path.exists() else {}
+def _rename_old_replies(folder: Path) -> None:
+    """Give the replies that an earlier version of the code has kept in a results folder their present name."""
+    old, new = folder / OLD_REPLIES, folder / REPLIES
+    if old.is_file() and not new.exists():
+        old.rename(new)
+        logger.info("%s is called %s now", old, new.name)
+
+
+def read_replies(path: Path) -> dict[str, dict[str, Any]]:
+    """{key: line} of a file of judge's replies, {} where there is none. Raises UserError for a damaged line."""
+    return dict(read_json_lines(path, "a judge's reply", _checked)) if path.exists() else {}
 
 
 def _checked(line: dict[str, Any]) -> tuple[str, dict[str, Any]]:
