@@ -1,4 +1,4 @@
-"""Answers that outlive their process: each batch is written down as it comes, and never generated twice."""
+"""Append-only files of answers: what a killed or repeated run has there is not generated again."""
 
 import json
 from collections.abc import Iterable
@@ -40,9 +40,9 @@ class AnswerStore:
     def add(self, answers: Iterable[tuple[int, Answer]]) -> None:
         """Append answers to this rank's file; a clip that could not be read has none: the next run tries again."""
         lines = [
-            json.dumps({"position": position, "commit": self.commit, **asdict(output)}, ensure_ascii=False)
-            for position, output in answers
-            if not output.unreadable
+            json.dumps({"position": position, "commit": self.commit, **asdict(answer)}, ensure_ascii=False)
+            for position, answer in answers
+            if not answer.unreadable
         ]
         if not lines:
             return

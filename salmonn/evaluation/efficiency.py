@@ -1,4 +1,4 @@
-"""How fast the model answers and what memory it takes, on synthetic audio through its own `generate`."""
+"""Latency and peak memory of answers, on synthetic audio through the model's own `generate`."""
 
 import statistics
 import time
@@ -55,7 +55,7 @@ class TokenClock(StoppingCriteria):
         self.times: list[float] = []  # s, of time.perf_counter
 
     def __call__(self, input_ids: Tensor, _scores: Tensor, **_: Any) -> Tensor:
-        self.times.append(now(self.device))
+        self.times.append(now(self.device))  # input_ids [B, L]; returns [B]
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 

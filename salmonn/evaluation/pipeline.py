@@ -129,7 +129,7 @@ def report_set(answered: AnsweredSet, judgement: Judgement | None = None) -> Non
     report = build_report(task, clips, predictions, shuffled, config.model.whisper_path, judgement)
     if not config.model.ckpt:
         report["notes"].insert(0, "NO CHECKPOINT (model.ckpt is empty): connector and LoRA are untrained.")
-    if judgement and judgement.verdicts:
+    if judgement and judgement.replies:
         provenance = {**provenance, "judge": judgement.judge}
         report["notes"].append(f"Judged by {judgement.judge}; raw verdicts in predictions.jsonl.")
     report |= {"annotation": task.annotation, "entries": len(answered.set.dataset), "provenance": provenance}

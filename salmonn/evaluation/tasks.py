@@ -1,4 +1,4 @@
-"""What can be evaluated: each task is a declaration. No torch here."""
+"""Evaluation tasks as declarations: set, prompt, normaliser, metrics, published scores. No torch here."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -28,7 +28,7 @@ class EvalTask:
     prompt: str = ""  # key of the test prompts; "" = the entry's own task
     normaliser: str = "plain"  # a name of salmonn.evaluation.normalisers
     metrics: list[str] = field(default_factory=list)  # names of salmonn.evaluation.metrics
-    judge: str = ""  # of the metric `judged`: the judge's question, a name of judge_prompts.JUDGED_TASKS
+    judge: str = ""  # of the metric `judged`: the judge's question, one of JUDGED_TASKS
     generate: dict[str, Any] = field(default_factory=dict)  # changes to the settings
     paper: dict[str, float] = field(default_factory=dict)  # published scores by metric
     reproduced: dict[str, float] = field(default_factory=dict)  # another reproduction's

@@ -12,7 +12,7 @@ import pytest
 
 from salmonn.common.errors import UserError
 from salmonn.evaluation.judge import prompts as judge_prompts
-from salmonn.evaluation.judge.judging import Question, judge_all, judge_name, tally
+from salmonn.evaluation.judge.judging import JudgeRequest, judge_all, judge_name, tally
 from salmonn.evaluation.judge.prompts import judge_prompt, read_verdict
 from salmonn.evaluation.tasks import JUDGED_TASKS
 from tests.fixtures.commands import json_lines
@@ -167,7 +167,7 @@ def test_prompts_change_only_with_their_version():
 )
 def test_containment_wants_the_whole_words(tmp_path, references, answer, correct):
     config = settings()  # the default
-    [verdict] = judge_all([Question("a", "SQQA", "?", references, answer)], config, tmp_path)
+    [verdict] = judge_all([JudgeRequest("a", "SQQA", "?", references, answer)], config, tmp_path)
     assert verdict.correct is correct
     assert verdict.judge == judge_name(config)
     assert "containment matching" in verdict.judge

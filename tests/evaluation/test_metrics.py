@@ -147,7 +147,7 @@ def test_every_metric_gives_one_row_of_statistics_per_clip(name: str):
         ["yes happy woman here", "no", ""], [["yes happy woman"], ["no sad man"], ["a b"]], ["x y", "z", "no"]
     )
     texts = replace(
-        texts, verdicts=[JudgeReply(str(i), correct, "", "j", "1") for i, correct in enumerate((True, False, None))]
+        texts, replies=[JudgeReply(str(i), correct, "", "j") for i, correct in enumerate((True, False, None))]
     )
     assert np.asarray(METRICS[name].statistics(texts)).shape[0] == 3
     assert measure(METRICS[name], texts, [True, True, False]).value is not None

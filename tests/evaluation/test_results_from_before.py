@@ -41,7 +41,7 @@ def answers_of(folder: Path, kind: str = "answers") -> tuple[dict[int, Predictio
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_answers_are_found_and_give_the_scores_that_they_gave(table3: Path, task, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(judging, "_replies", lambda *_: pytest.fail("the judge is asked again"))
+    monkeypatch.setattr(judging, "_ask", lambda *_: pytest.fail("the judge is asked again"))
     folder, config = table3 / task.name, load_config(BEFORE / "config.yaml")
     predictions, commits = answers_of(folder)
     assert predictions == {

@@ -1,4 +1,4 @@
-"""report.json, report.md, predictions.jsonl and statistics.json of one evaluation."""
+"""The report of one set: scores, counts and notes, and the files and tables that tell them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,18 +27,18 @@ UNREADABLE_SHOWN = 20
 def build_report(
     task: EvalTask,
     clips: Sequence[EvalExample],
-    outputs: Mapping[int, Prediction],
+    predictions: Mapping[int, Prediction],
     shuffled: Mapping[int, Prediction] | None,
     whisper_path: str,
     judgement: Judgement | None = None,
 ) -> dict[str, Any]:
     """Counts, scores and notes; what is known only to the run (config, time) is added by the caller."""
-    heard = [output for output in outputs.values() if not output.unreadable]
-    finished = sum(output.finished for output in heard)
+    heard = [prediction for prediction in predictions.values() if not prediction.unreadable]
+    finished = sum(prediction.finished for prediction in heard)
     unreadable = [
-        {"id": clip.id, "path": clip.path, "reason": outputs[position].unreadable}
+        {"id": clip.id, "path": clip.path, "reason": predictions[position].unreadable}
         for position, clip in enumerate(clips)
-        if outputs[position].unreadable
+        if predictions[position].unreadable
     ]
     notes = []
     if unreadable:
@@ -51,7 +51,7 @@ def build_report(
         "n": len(clips),
         "finished": finished,
         "unfinished": len(heard) - finished,
-        "empty_outputs": sum(not output.text for output in heard),
+        "empty_outputs": sum(not prediction.text for prediction in heard),
         "unreadable": unreadable,
         "scores": {},
         "scores_finished": {},
@@ -64,7 +64,7 @@ def build_report(
         "statistics": {},
     }
     if task.is_scored:
-        _add_scores(report, task, clips, outputs, shuffled, whisper_path, judgement)
+        _add_scores(report, task, clips, predictions, shuffled, whisper_path, judgement)
     return report
 
 
@@ -72,13 +72,13 @@ def _add_scores(
     report: dict[str, Any],
     task: EvalTask,
     clips: Sequence[EvalExample],
-    outputs: Mapping[int, Prediction],
+    predictions: Mapping[int, Prediction],
     shuffled: Mapping[int, Prediction] | None,
     whisper_path: str,
     judgement: Judgement | None,
 ) -> None:
     normalise, normaliser_note, substitute = normaliser(task.normaliser, whisper_path)
-    scores = score(task, clips, outputs, normalise, judgement)
+    scores = score(task, clips, predictions, normalise, judgement)
     report |= {
         "references": sum(len(clip.references) for clip in clips),
         "empty_references": scores.empty_references,
@@ -144,7 +144,7 @@ def _deafness(report: Mapping[str, Any], name: str) -> str:
 def prediction_lines(
     clips: Sequence[EvalExample],
     requests: Sequence[Request],
-    outputs: Mapping[int, Prediction],
+    predictions: Mapping[int, Prediction],
     shuffled: Mapping[int, Prediction] | None,
     judgement: Judgement | None = None,
 ) -> list[dict[str, Any]]:
@@ -152,22 +152,21 @@ def prediction_lines(
     lines = []
     for position, (clip, request) in enumerate(zip(clips, requests, strict=True)):
         line: dict[str, Any] = {"id": clip.id, "path": clip.path, "task": clip.task, "prompt": request.prompt}
-        line |= {"references": list(clip.references), **asdict(outputs[position])}
+        line |= {"references": list(clip.references), **asdict(predictions[position])}
         if shuffled is not None and position in shuffled:
             line["text_shuffled"] = shuffled[position].text
-        if judgement and (verdict := judgement.verdicts.get(position)):
-            line["verdict"] = {"correct": verdict.correct, "raw": verdict.raw}
+        if judgement and (reply := judgement.replies.get(position)):
+            line["verdict"] = {"correct": reply.correct, "raw": reply.raw}
         lines.append(line)
     return lines
 
 
-def write_report(folder: Path, report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> None:
+def write_report(folder: Path, report: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
     """Write the four files; each is complete whenever it exists."""
-    lines = (json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
-    write_text(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
+    write_text(folder / "predictions.jsonl", "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
     write_text(folder / "statistics.json", json.dumps(report["statistics"], separators=(",", ":")) + "\n")
     pictures, title = {CONFUSION_PNG: confusion(report)}, f"{report['name']}: {report['title']}"
-    values, parts = without_statistics(report), page_parts(report, predictions)
+    values, parts = without_statistics(report), page_parts(report, lines)
     write_page(folder, title, parts, values, pictures, [report["provenance"]], subject="this")
 
 
@@ -176,7 +175,7 @@ def without_statistics(report: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in report.items() if key != "statistics"}
 
 
-def page_parts(report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> list[str]:
+def page_parts(report: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """The report in words: summary, confusions, what could not be read, sample answers."""
     parts = [summary(report)]
     if matrices := confusion_tables(report):
@@ -186,8 +185,8 @@ def page_parts(report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any
         parts += ["## Unreadable clips", table(["id", "path", "reason"], rows[:UNREADABLE_SHOWN])]
         if len(rows) > UNREADABLE_SHOWN:
             parts.append(f"... and {len(rows) - UNREADABLE_SHOWN} more in report.json.")
-    heard = [prediction for prediction in predictions if not prediction["unreadable"]]
-    rows = [[p["id"], p["references"][0] if p["references"] else "", p["text"]] for p in heard[:SAMPLES_SHOWN]]
+    heard = [line for line in lines if not line["unreadable"]]
+    rows = [[one["id"], (one["references"] or [""])[0], one["text"]] for one in heard[:SAMPLES_SHOWN]]
     return [*parts, "## Sample answers", table(["id", "reference", "output"], rows)]
 
 
