@@ -173,10 +173,6 @@ def _rows(name: str, results: Mapping[str, Mapping[str, Any]]) -> list[list[str]
 
 def _curve(name: str, results: Mapping[str, Mapping[str, Any]]) -> PerplexityCurve:
     of_points = [by_task[name] for by_task in results.values()]
-    numbers = [label for label in results if _is_number(label)]
+    numbers = [label for label in results if label.replace(".", "", 1).isdecimal()]
     x = [float(label) for label in numbers] if len(numbers) == len(results) else list(results)
     return PerplexityCurve(name, x, [one[WITH] for one in of_points], [one[WITHOUT] for one in of_points])
-
-
-def _is_number(label: str) -> bool:
-    return label.replace(".", "", 1).isdecimal()

@@ -45,6 +45,20 @@ def build_report(
         fate = "are in the submission with an empty text" if task.submission else "are not part of the scores"
         named = examples([broken["path"] for broken in unreadable])
         notes.append(f"Unreadable clips: {len(unreadable)}; they {fate}: {named}.")
+    scores, scoring = Scores(), {}
+    if task.is_scored:
+        normalise, normaliser_note, substitute = normaliser(task.normaliser, whisper_path)
+        scores = score(task, clips, predictions, normalise, judgement)
+        scoring = {
+            "metrics": {name: METRICS[name].title for name in scores.all},  # a title names the tokenizer
+            "normaliser": task.normaliser,
+            "normaliser_note": normaliser_note,
+            "substitute": {name: METRICS[name].substitute or substitute for name in scores.all},
+            "references_sha256": scores.references_sha256,
+            "prompt": task.prompt,
+            "judge": judgement.judge if judgement else "",
+        }
+        notes += [normaliser_note, *_notes_on(scores)]
     report = {
         "name": task.name,
         "title": task.title,
@@ -53,55 +67,22 @@ def build_report(
         "unfinished": len(heard) - finished,
         "empty_outputs": sum(not prediction.text for prediction in heard),
         "unreadable": unreadable,
-        "scores": {},
-        "scores_finished": {},
-        "intervals": {},
-        "scored_clips": {},
-        "details": {},
-        "unavailable": {},
-        "notes": notes,
-        "scoring": {},
-        "statistics": {},
-    }
-    if task.is_scored:
-        _add_scores(report, task, clips, predictions, shuffled, whisper_path, judgement)
-    return report
-
-
-def _add_scores(
-    report: dict[str, Any],
-    task: EvalTask,
-    clips: Sequence[EvalExample],
-    predictions: Mapping[int, Prediction],
-    shuffled: Mapping[int, Prediction] | None,
-    whisper_path: str,
-    judgement: Judgement | None,
-) -> None:
-    normalise, normaliser_note, substitute = normaliser(task.normaliser, whisper_path)
-    scores = score(task, clips, predictions, normalise, judgement)
-    report |= {
-        "references": sum(len(clip.references) for clip in clips),
-        "empty_references": scores.empty_references,
         "scores": dict(scores.all),
         "scores_finished": scores.finished,
         "intervals": scores.intervals,
         "scored_clips": scores.clips,
         "details": scores.details,
         "unavailable": scores.unavailable,
-        "scoring": {
-            "metrics": {name: METRICS[name].title for name in scores.all},  # a title names the tokenizer
-            "normaliser": task.normaliser,
-            "normaliser_note": normaliser_note,
-            "substitute": {name: METRICS[name].substitute or substitute for name in scores.all},
-            "references_sha256": scores.references_sha256,
-            "prompt": task.prompt,
-            "judge": judgement.judge if judgement else "",
-        },
+        "notes": notes,
+        "scoring": scoring,
         "statistics": scores.statistics,
     }
-    report["notes"] += [normaliser_note, *_notes_on(scores)]
-    if shuffled is not None:
-        _add_control(report, task, clips, shuffled, normalise)
+    if task.is_scored:
+        report["references"] = sum(len(clip.references) for clip in clips)
+        report["empty_references"] = scores.empty_references
+        if shuffled is not None:
+            _add_control(report, task, clips, shuffled, normalise)
+    return report
 
 
 def _notes_on(scores: Scores) -> list[str]:
