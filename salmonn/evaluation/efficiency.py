@@ -126,14 +126,11 @@ def now(device: torch.device) -> float:
 def comparison(result: Mapping[str, Any]) -> str:
     """A Markdown table of what `measure` returned, beside the hackathon's figures."""
     memory = result["peak_memory_gib"]
+    shown_memory = " / ".join(f"{gib:.2f}" for gib in memory.values())
     rows = [
         ["time to first token, s", _shown(result["ttft_s"]), *_hackathon("ttft")],
         ["time per output token, s", _shown(result["tpot_s"]), *_hackathon("tpot")],
-        [
-            f"peak memory, GiB ({', '.join(memory)})",
-            " / ".join(f"{v:.2f}" for v in memory.values()),
-            *_hackathon("memory"),
-        ],
+        [f"peak memory, GiB ({', '.join(memory)})", shown_memory, *_hackathon("memory")],
     ]
     what = (
         f"{result['audio_seconds']:g} s of audio, {result['new_tokens']} new tokens, {result['num_beams']} beams, "

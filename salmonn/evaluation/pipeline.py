@@ -123,25 +123,33 @@ def judge_sets(answered: Sequence[AnsweredSet]) -> list[str]:
 
 
 def report_set(answered: AnsweredSet, judgement: Judgement | None = None) -> None:
-    """Score a set, fill in its report, write report, predictions and submission, and print the summary."""
-    task, clips, config, folder = answered.set.task, answered.set.clips, answered.config, answered.folder
-    predictions, shuffled, provenance = answered.predictions, answered.shuffled, answered.provenance
-    report = build_report(task, clips, predictions, shuffled, config.model.whisper_path, judgement)
+    """Score a set once, write its report, predictions and submission, and print the summary."""
+    task, clips, folder = answered.set.task, answered.set.clips, answered.folder
+    answered.report = report = score_set(answered, judgement)
+    if task.submission:
+        texts = [answered.predictions[position].text for position in range(len(clips))]
+        write_text(folder / "submission.csv", submission_csv([clip.id for clip in clips], texts))
+    lines = prediction_lines(clips, answered.set.requests, answered.predictions, answered.shuffled, judgement)
+    write_report(folder, report, lines)
+    tell(f"{task.name}: {task.title}\n\n{summary(report)}", folder)
+
+
+def score_set(answered: AnsweredSet, judgement: Judgement | None) -> dict[str, Any]:
+    """The complete report of a set: scores, counts, notes, and what they depend on."""
+    task, clips, config, provenance = answered.set.task, answered.set.clips, answered.config, answered.provenance
+    whisper_path = config.model.whisper_path
+    report = build_report(task, clips, answered.predictions, answered.shuffled, whisper_path, judgement)
+    notes = report["notes"]
     if not config.model.ckpt:
-        report["notes"].insert(0, "NO CHECKPOINT (model.ckpt is empty): connector and LoRA are untrained.")
+        notes.insert(0, "NO CHECKPOINT (model.ckpt is empty): connector and LoRA are untrained.")
     if judgement and judgement.replies:
         provenance = {**provenance, "judge": judgement.judge}
-        report["notes"].append(f"Judged by {judgement.judge}; raw verdicts in predictions.jsonl.")
-    report |= {"annotation": task.annotation, "entries": len(answered.set.dataset), "provenance": provenance}
+        notes.append(f"Judged by {judgement.judge}; raw verdicts in predictions.jsonl.")
     if task.submission:
-        texts = [predictions[position].text for position in range(len(clips))]
-        write_text(folder / "submission.csv", submission_csv([clip.id for clip in clips], texts))
-        report["notes"].append(f"Submission: {folder / 'submission.csv'}, {len(clips)} rows.")
+        notes.append(f"Submission: {answered.folder / 'submission.csv'}, {len(clips)} rows.")
     if config.evaluate.shuffled_control and not task.is_scored:
-        report["notes"].append("evaluate.shuffled_control was not run: without scores there is nothing to compare.")
-    write_report(folder, report, prediction_lines(clips, answered.set.requests, predictions, shuffled, judgement))
-    tell(f"{task.name}: {task.title}\n\n{summary(report)}", folder)
-    answered.report = report
+        notes.append("evaluate.shuffled_control was not run: without scores there is nothing to compare.")
+    return {**report, "annotation": task.annotation, "entries": len(answered.set.dataset), "provenance": provenance}
 
 
 def results_folder(config: DictConfig, mode: str) -> Path:
