@@ -63,7 +63,7 @@ class Check:
 def summarise(out: Path, seed: int, seconds: dict[str, float]) -> dict[str, Any]:
     """Gather the numbers of all parts. Scores at the top level are the final model's."""
     runs = {f"stage{stage}": _read(out / f"stage{stage}" / "summary.json") for stage in STAGES}
-    lists = [read_json_lines(out / f"stage{stage}" / "quarantine.jsonl", "list of clips") for stage in STAGES]
+    lists = [read_json_lines(out / f"stage{stage}" / "quarantine.jsonl", "a verdict") for stage in STAGES]
     skipped = {verdict["path"] for verdicts in lists for verdict in verdicts}
     return {
         "seed": seed,
@@ -147,7 +147,7 @@ def _training_table(out: Path, summary: dict[str, Any]) -> str:
 
 def _samples(out: Path, mode: str) -> str:
     path = out / "results" / f"stage{EVALUATED_STAGES[-1]}_{mode}" / "predictions.jsonl"
-    heard = [line for line in read_json_lines(path, "answers") if not line["unreadable"]][:SAMPLES_SHOWN]
+    heard = [line for line in read_json_lines(path, "an answer") if not line["unreadable"]][:SAMPLES_SHOWN]
     rows = [[line["references"][0], line["text"], line["text_shuffled"]] for line in heard]
     return table(["truth", f"answer ({mode})", "answer to another clip's audio"], rows)
 

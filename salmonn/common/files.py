@@ -74,7 +74,7 @@ def whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def read_json_lines(path: Path, what: str, kind: Callable[[Any], Any] | None = None) -> Iterator[Any]:
-    """What each whole line of a JSON Lines file holds, or what `kind` makes of it; `what` the file is, for messages.
+    """What each whole line of a JSON Lines file holds, or what `kind` makes of it; `what` a line is ("an answer").
 
     Raises UserError that names file and line where one is no JSON, or is refused by `kind`
     (ValueError, KeyError, TypeError, AttributeError).
@@ -85,9 +85,9 @@ def read_json_lines(path: Path, what: str, kind: Callable[[Any], Any] | None = N
             value = json.loads(line)
             yield value if kind is None else kind(value)
     except OSError as error:
-        raise UserError(f"{what} {path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{what} {path}, line {number}: {error}; remove that line, or the file") from error
+        raise UserError(f"{path}, line {number}: not {what} ({error}); remove that line, or the file") from error
 
 
 def _end_of_last_line(file: BinaryIO, size: int) -> int:

@@ -1,17 +1,40 @@
-"""Which rank sees which sample when: an endless, resumable stream for training, each sample once for evaluation."""
+"""Data sets of a run, and which rank sees which sample when: an endless stream in training, else each sample once."""
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Sampler
 
+from salmonn.config.missing_files import annotation_keys
+from salmonn.data.annotations import Annotations
 from salmonn.data.dataset import SALMONNDataset, collate
+from salmonn.data.filtering import usable_entries
 
 PREFETCH = 4  # batches that each worker has ready: one slow file does not stop the GPU
+
+
+def open_datasets(config: DictConfig, max_seconds: float) -> dict[str, SALMONNDataset]:
+    """The usable entries of each annotation file that a run reads; `max_seconds`: what the model hears of a clip.
+
+    Only in training another clip takes an unreadable one's place. Raises UserError where none can be used.
+    """
+    found = {}
+    for key in annotation_keys(config):
+        annotations = Annotations(config.datasets[key])
+        found[key] = SALMONNDataset.from_config(
+            annotations,
+            config.datasets,
+            usable=usable_entries(annotations, config.datasets),
+            max_seconds=max_seconds,
+            replace_unreadable=key == "train_ann_path",
+            seed=config.run.seed,
+        )
+    return found
 
 
 class TrainBatches(Sampler[list[int]]):
@@ -77,8 +100,12 @@ def train_loader(
 
 def eval_loader(dataset: SALMONNDataset, batch_size: int, num_workers: int, rank: int, world_size: int) -> DataLoader:
     """Loader of this rank's share; over all ranks each sample comes exactly once (no padding duplicates)."""
-    indices = range(rank, len(dataset), world_size)
-    batches = [list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
+    return inference_loader(dataset, range(rank, len(dataset), world_size), batch_size, num_workers)
+
+
+def inference_loader(dataset: SALMONNDataset, order: Sequence[int], batch_size: int, num_workers: int) -> DataLoader:
+    """Loader of these entries in this order, each exactly once."""
+    batches = [list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
     return _loader(dataset, num_workers, batch_sampler=batches)
 
 

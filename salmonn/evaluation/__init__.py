@@ -1,4 +1,6 @@
-"""Evaluation: tasks as data, generation over a set, scores by libraries, reports.
+"""Evaluation: tasks as data, answers over a set, judges, scores by libraries, reports (paper, sections 5 and 6).
+
+May import preflight, data, model and what is below them. Tests: tests/evaluation/.
 
     from salmonn.evaluation import METRICS, EvalTask, Metric, evaluate_tasks
 

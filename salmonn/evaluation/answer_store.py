@@ -1,13 +1,13 @@
-"""Answers that outlive their process: each batch is written down as it comes, and never generated twice."""
+"""Append-only files of answers: what a killed or repeated run has there is not generated again."""
 
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from salmonn.common import distributed
-from salmonn.common.errors import UserError
-from salmonn.common.files import appending
+from salmonn.common.files import appending, read_json_lines
 from salmonn.evaluation.requests import Answer, Prediction
 
 
@@ -29,25 +29,20 @@ class AnswerStore:
         """
         found: dict[int, Answer] = {}
         for path in sorted(self.folder.glob(f"{self.name}-rank*.jsonl")):
-            for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-                if not line.endswith(b"\n"):
-                    continue
-                try:
-                    values = json.loads(line)
-                    position, commit = values.pop("position"), values.pop("commit")
-                    output = self.kind(**values)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise UserError(f"{path}, line {number}: not an answer ({error}); remove the file") from error
-                found[position] = output
+            for position, commit, answer in read_json_lines(path, "an answer", self._parse):
+                found[position] = answer
                 self.commits.add(commit)
         return found
+
+    def _parse(self, line: dict[str, Any]) -> tuple[int, str, Answer]:
+        return line.pop("position"), line.pop("commit"), self.kind(**line)
 
     def add(self, answers: Iterable[tuple[int, Answer]]) -> None:
         """Append answers to this rank's file; a clip that could not be read has none: the next run tries again."""
         lines = [
-            json.dumps({"position": position, "commit": self.commit, **asdict(output)}, ensure_ascii=False)
-            for position, output in answers
-            if not output.unreadable
+            json.dumps({"position": position, "commit": self.commit, **asdict(answer)}, ensure_ascii=False)
+            for position, answer in answers
+            if not answer.unreadable
         ]
         if not lines:
             return

@@ -1,21 +1,75 @@
-"""Answers of the model to a list of requests: batched, shared among the ranks, every request exactly once."""
+"""The model's answers to a set, or to a list of requests: batched, shared among the ranks, each exactly once."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-from torch.utils.data import DataLoader, Subset
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from salmonn.common import distributed
 from salmonn.common.device import autocast
+from salmonn.common.errors import UserError
 from salmonn.common.samples import Samples
-from salmonn.data.dataset import SALMONNDataset, collate
+from salmonn.config.loading import generate_config
+from salmonn.data.dataset import SALMONNDataset
+from salmonn.data.loader import inference_loader
 from salmonn.evaluation.answer_store import AnswerStore
-from salmonn.evaluation.requests import Answer, Prediction, Request
+from salmonn.evaluation.provenance import build_provenance, earlier_commits, fingerprint
+from salmonn.evaluation.requests import Answer, Prediction, Request, shuffle_audio
+from salmonn.evaluation.sets import EvalSet
 from salmonn.model.salmonn import SALMONN
 
 Ask = Callable[[Samples, Sequence[Request]], Sequence[Answer]]  # (batch, its requests) -> an answer to each
+
+
+class NothingHeardError(UserError):
+    """No clip of a set can be read."""
+
+
+@dataclass
+class AnsweredSet:
+    """A set with the model's answers: all that a report is made of."""
+
+    set: EvalSet
+    predictions: dict[int, Prediction]  # by position in the set
+    shuffled: dict[int, Prediction] | None  # to the same prompts with other clips' audio
+    config: DictConfig  # with the task's generation settings
+    provenance: dict[str, Any]
+    folder: Path  # of its results
+    report: dict[str, Any] = field(default_factory=dict)  # once the set is scored, on rank 0
+
+
+def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -> AnsweredSet:
+    """Answer a set; what was answered before under the same provenance is not asked again.
+
+    The answers are in `folder` as they come. Raises NothingHeardError where no clip can be read.
+    """
+    task, requests = one.task, one.requests
+    dataset = one.open_clips(config.datasets, model.max_seconds)
+    config = OmegaConf.merge(config, {"generate": generate_config({**config.generate, **task.generate})})
+    provenance = build_provenance(config, task.annotation, model.lora_scaling)
+    name = f"answers-{fingerprint(provenance, [request.prompt for request in requests])}"
+    store = AnswerStore(folder / "answers", name, provenance["commit"])
+    ask = partial(generate_batch, model, config)
+    predictions = answer_all(ask, dataset, requests, config, task.name, store)
+    heard = [request for request in requests if not predictions[request.position].unreadable]
+    if not heard:
+        raise NothingHeardError(
+            f"{task.annotation}: none of the {len(one.clips)} clips can be read, e.g. {one.clips[0].path}: "
+            f"{predictions[0].unreadable}; is datasets.prefix = {config.datasets.prefix!r} right?"
+        )
+    shuffled, commits = None, store.commits
+    if config.evaluate.shuffled_control and task.is_scored:
+        exchanged = shuffle_audio(heard)  # who hears whom depends on which clips can be read
+        pairs = [f"{request.audio_index} {request.prompt}" for request in exchanged]
+        control = AnswerStore(folder / "answers", f"shuffled-{fingerprint(provenance, pairs)}", provenance["commit"])
+        shuffled = answer_all(ask, dataset, exchanged, config, f"{task.name}, shuffled audio", control)
+        commits = commits | control.commits
+    provenance |= earlier_commits(provenance, commits)
+    return AnsweredSet(one, predictions, shuffled, config, provenance, folder)
 
 
 def answer_all(
@@ -62,13 +116,7 @@ def answer_batches(
 ) -> Iterator[list[tuple[int, Answer]]]:
     """Yield [(position, answer)] of this rank's requests, a batch at a time."""
     by_audio = {request.audio_index: request for request in requests}
-    loader = DataLoader(
-        Subset(dataset, list(by_audio)),
-        batch_size=config.run.batch_size_eval,
-        num_workers=config.run.num_workers,
-        collate_fn=collate,
-    )
-    for batch in loader:
+    for batch in inference_loader(dataset, list(by_audio), config.run.batch_size_eval, config.run.num_workers):
         heard = [by_audio[index] for index in batch["index"]]
         unreadable = batch["left_out"].items()
         answers: list[tuple[int, Answer]] = [

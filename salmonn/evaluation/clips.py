@@ -1,4 +1,4 @@
-"""The clips of an evaluation set: what is heard, and all that would be right. No torch here."""
+"""Evaluation examples from annotation entries: clip, question, references. No torch here."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -67,12 +67,12 @@ def run_mode(args: argparse.Namespace, config: DictConfig) -> None:
 
         print(validate_submission(Path(args.csv), config.datasets, args.ann))
         return
-    from salmonn.evaluation import pipeline as runner  # torch and transformers load only now
+    from salmonn.evaluation import pipeline  # torch and transformers load only now
 
-    folder = runner.results_folder(config, args.mode)
+    folder = pipeline.results_folder(config, args.mode)
     if args.mode == "table3":
         chosen = named_tasks(config, args.tasks)
-        runner.evaluate_tasks(config, chosen, folder, others=load_tasks(config.evaluate.tasks_file))
+        pipeline.evaluate_tasks(config, chosen, folder, others=load_tasks(config.evaluate.tasks_file))
     elif args.mode == "lora_sweep":
         from salmonn.evaluation.lora_sweep import SCALINGS, sweep
 
@@ -87,9 +87,9 @@ def run_mode(args: argparse.Namespace, config: DictConfig) -> None:
 
         run_efficiency(config, folder)
     elif args.mode == "generate":
-        runner.generate_answers(config, args.ann)
+        pipeline.generate_answers(config, args.ann)
     else:
-        runner.evaluate(config, args.mode)
+        pipeline.evaluate(config, args.mode)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Two results of evaluate.py side by side: what differs, by how much, and whether that may be chance. No torch here."""
+"""Comparison of two results of evaluate.py, with paired bootstrap intervals of the differences. No torch here."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""How fast the model answers and what memory it takes, on synthetic audio through its own `generate`."""
+"""Latency and peak memory of answers, on synthetic audio through the model's own `generate`."""
 
 import statistics
 import time
@@ -14,9 +14,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from salmonn.audio.decode import MIN_SECONDS, SAMPLE_RATE
 from salmonn.common.device import autocast, peak_memory
 from salmonn.common.errors import UserError
-from salmonn.common.files import write_json, write_text
 from salmonn.config.loading import generate_config
 from salmonn.evaluation.pipeline import load_model, session
+from salmonn.evaluation.report.pages import tell, write_page
 from salmonn.evaluation.report.tables import table
 from salmonn.model.llm import llm_quantization
 from salmonn.model.salmonn import SALMONN
@@ -42,10 +42,9 @@ def run_efficiency(config: DictConfig, folder: Path) -> None:
         model = load_model(config, folder)
         with autocast(config.run, model.device):
             result = measure(model, settings, **of_run)
-    write_json(folder / "report.json", result)
     shown = comparison(result)
-    write_text(folder / "report.md", f"# Speed and memory of answers\n\n{shown}\n")
-    print(f"\n{shown}\n\nResults: {folder}/", flush=True)
+    write_page(folder, "Speed and memory of answers", [shown], result)
+    tell(shown, folder)
 
 
 class TokenClock(StoppingCriteria):
@@ -56,7 +55,7 @@ class TokenClock(StoppingCriteria):
         self.times: list[float] = []  # s, of time.perf_counter
 
     def __call__(self, input_ids: Tensor, _scores: Tensor, **_: Any) -> Tensor:
-        self.times.append(now(self.device))
+        self.times.append(now(self.device))  # input_ids [B, L]; returns [B]
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -127,14 +126,11 @@ def now(device: torch.device) -> float:
 def comparison(result: Mapping[str, Any]) -> str:
     """A Markdown table of what `measure` returned, beside the hackathon's figures."""
     memory = result["peak_memory_gib"]
+    shown_memory = " / ".join(f"{gib:.2f}" for gib in memory.values())
     rows = [
         ["time to first token, s", _shown(result["ttft_s"]), *_hackathon("ttft")],
         ["time per output token, s", _shown(result["tpot_s"]), *_hackathon("tpot")],
-        [
-            f"peak memory, GiB ({', '.join(memory)})",
-            " / ".join(f"{v:.2f}" for v in memory.values()),
-            *_hackathon("memory"),
-        ],
+        [f"peak memory, GiB ({', '.join(memory)})", shown_memory, *_hackathon("memory")],
     ]
     what = (
         f"{result['audio_seconds']:g} s of audio, {result['new_tokens']} new tokens, {result['num_beams']} beams, "

@@ -7,15 +7,16 @@ from typing import Any
 from omegaconf import DictConfig
 
 from salmonn.common import distributed
-from salmonn.common.charts import write_png
 from salmonn.common.errors import UserError
-from salmonn.common.files import write_json, write_text
+from salmonn.evaluation.answering import AnsweredSet
 from salmonn.evaluation.metrics import METRICS
-from salmonn.evaluation.pipeline import Answered, answer_sets, judge_sets, load_model, open_sets, session
+from salmonn.evaluation.pipeline import answer_sets, judge_sets, load_model, session
 from salmonn.evaluation.report import curve_plots
 from salmonn.evaluation.report.curve_plots import Curve
-from salmonn.evaluation.report.tables import metrics_of, provenance_table, shown_interval, shown_score, table
+from salmonn.evaluation.report.pages import tell, write_page
+from salmonn.evaluation.report.tables import metrics_of, shown_interval, shown_score, table
 from salmonn.evaluation.report.task_report import without_statistics
+from salmonn.evaluation.sets import open_sets
 from salmonn.evaluation.tasks import EvalTask, scored_tasks
 
 SCALINGS = (0.0, 1.0, 2.0, 3.0, 4.0)  # of Figure 3; trained with 4
@@ -33,7 +34,7 @@ def sweep(config: DictConfig, tasks: Sequence[EvalTask], scalings: Sequence[floa
     with session(config):
         sets = open_sets(there, config)
         model = load_model(config, folder)
-        answered: dict[float, list[Answered]] = {}
+        answered: dict[float, list[AnsweredSet]] = {}
         for scaling in scalings:
             model.lora_scaling = scaling
             # which sets can be heard does not depend on the scaling
@@ -47,7 +48,7 @@ def sweep(config: DictConfig, tasks: Sequence[EvalTask], scalings: Sequence[floa
     problems += judge_sets([one for answers in answered.values() for one in answers])
     reports = {scaling: {one.set.task.name: one.report for one in answers} for scaling, answers in answered.items()}
     heard = [one.set.task for one in answered[scalings[0]]]
-    print(write_sweep(folder, heard, reports), flush=True)
+    tell(write_sweep(folder, heard, reports), folder)
     if problems:
         raise UserError("\n".join(problems))
 
@@ -63,14 +64,11 @@ def write_sweep(
         f"{scaling:g}": {name: without_statistics(report) for name, report in by_name.items()}
         for scaling, by_name in reports.items()
     }
-    write_json(folder / "report.json", of_scaling)
-    if figure := curve_plots.sweep(curves):
-        write_png(figure, folder / "lora_sweep.png")
     provenances = [report["provenance"] for by_name in reports.values() for report in by_name.values()]
-    parts = ["# Scores over the LoRA scaling", shown, "![curves](lora_sweep.png)", "Full reports: scaling_*/<task>/."]
-    parts += ["## What all of this depends on", provenance_table(provenances)]
-    write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    return f"\n{shown}\n\nResults: {folder}/"
+    parts = [shown, "![curves](lora_sweep.png)", "Full reports: scaling_*/<task>/."]
+    pictures = {"lora_sweep.png": curve_plots.sweep(curves)}
+    write_page(folder, "Scores over the LoRA scaling", parts, of_scaling, pictures, provenances)
+    return shown
 
 
 def _rows(curve: Curve) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""What is made of a text before it is scored, by name; the same for outputs, references and spoken questions.
+"""Text normalisation before scoring, by name; the same for outputs, references and spoken questions.
 
 A normaliser takes all texts of a set at once, as PTB's tokenizer is a Java process. Knows no model.
 """

@@ -15,20 +15,21 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from salmonn.common import distributed
-from salmonn.common.charts import distinct_parts, write_png
+from salmonn.common.charts import distinct_parts
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
-from salmonn.common.files import write_json, write_text
 from salmonn.common.samples import Samples
 from salmonn.evaluation.answer_store import AnswerStore
 from salmonn.evaluation.answering import answer_all
 from salmonn.evaluation.metrics.base import Metric, interval_of, ratio, value_of
-from salmonn.evaluation.pipeline import EvalSet, load_model, open_sets, session
+from salmonn.evaluation.pipeline import load_model, session
 from salmonn.evaluation.provenance import build_provenance, earlier_commits, fingerprint
 from salmonn.evaluation.report import curve_plots
 from salmonn.evaluation.report.curve_plots import PerplexityCurve
-from salmonn.evaluation.report.tables import provenance_table, shown_interval, shown_score, table
+from salmonn.evaluation.report.pages import tell, write_page
+from salmonn.evaluation.report.tables import shown_interval, shown_score, table
 from salmonn.evaluation.requests import Answer, Request
+from salmonn.evaluation.sets import EvalSet, open_sets
 from salmonn.evaluation.tasks import EvalTask, scored_tasks
 from salmonn.model import checkpoint
 from salmonn.model.prompts import SPEECH_MARKER
@@ -96,7 +97,7 @@ def measure_perplexity(config: DictConfig, tasks: Sequence[EvalTask], points: Se
             results[point.label] = {one.task.name: measure(one) for one in sets}
         is_main = distributed.is_main()
     if is_main:
-        print(write_perplexity(folder, there, results), flush=True)
+        tell(write_perplexity(folder, there, results), folder)
 
 
 def _require_comparable(config: DictConfig, points: Sequence[Point]) -> None:
@@ -112,12 +113,12 @@ def _require_comparable(config: DictConfig, points: Sequence[Point]) -> None:
 
 def _measure_set(model: SALMONN, config: DictConfig, folder: Path, label: str, one: EvalSet) -> dict[str, Any]:
     """Perplexities of a set, with how they were come by; the same on every rank."""
-    one.dataset.max_seconds = model.max_seconds
+    dataset = one.open_clips(config.datasets, model.max_seconds)
     provenance = build_provenance(config, one.task.annotation, model.lora_scaling)
     name = fingerprint(provenance, [request.prompt for request in one.requests])
     store = AnswerStore(folder / "answers" / one.task.name, name, provenance["commit"], Likelihood)
     ask = partial(likelihoods, model, config)
-    answers = answer_all(ask, one.dataset, one.requests, config, f"{one.task.name}, {label}", store)
+    answers = answer_all(ask, dataset, one.requests, config, f"{one.task.name}, {label}", store)
     heard = [answer for answer in answers.values() if not answer.unreadable]
     longest = sum(answer.n_tokens == config.model.max_txt_len for answer in heard)
     result: dict[str, Any] = {"n": len(answers), "heard": len(heard), "as_long_as_max_txt_len": longest}
@@ -142,21 +143,18 @@ def likelihoods(model: SALMONN, config: DictConfig, batch: Samples, heard: Seque
 
 
 def write_perplexity(folder: Path, tasks: Sequence[EvalTask], results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write report.json, report.md and perplexity.png from {point: {task: result}}; returns the table."""
+    """Write report.json, report.md and perplexity.png from {point: {task: result}}; returns it in words."""
     header = ["task", "n", "perplexity", *results]
     shown = table(header, [row for task in tasks for row in _rows(task.name, results)])
-    write_json(folder / "report.json", results)
-    if figure := curve_plots.perplexity([_curve(task.name, results) for task in tasks]):
-        write_png(figure, folder / "perplexity.png")
     explained = (
         f"Perplexity per target token of the right answers (of several references the first), 95 % intervals over "
         f"clips. {WITH}: audio and instruction. {WITHOUT}: the audio alone."
     )
     provenances = [one["provenance"] for by_task in results.values() for one in by_task.values()]
-    parts = ["# Perplexity of the right answers", shown, explained, "![curves](perplexity.png)"]
-    parts += ["## What all of this depends on", provenance_table(provenances)]
-    write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    return f"\n{shown}\n\n{explained}\n\nResults: {folder}/"
+    parts = [shown, explained, "![curves](perplexity.png)"]
+    pictures = {"perplexity.png": curve_plots.perplexity([_curve(task.name, results) for task in tasks])}
+    write_page(folder, "Perplexity of the right answers", parts, results, pictures, provenances)
+    return f"{shown}\n\n{explained}"
 
 
 def _rows(name: str, results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -174,10 +172,6 @@ def _rows(name: str, results: Mapping[str, Mapping[str, Any]]) -> list[list[str]
 
 def _curve(name: str, results: Mapping[str, Mapping[str, Any]]) -> PerplexityCurve:
     of_points = [by_task[name] for by_task in results.values()]
-    numbers = [label for label in results if _is_number(label)]
+    numbers = [label for label in results if label.replace(".", "", 1).isdecimal()]
     x = [float(label) for label in numbers] if len(numbers) == len(results) else list(results)
     return PerplexityCurve(name, x, [one[WITH] for one in of_points], [one[WITHOUT] for one in of_points])
-
-
-def _is_number(label: str) -> bool:
-    return label.replace(".", "", 1).isdecimal()

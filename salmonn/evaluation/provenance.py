@@ -1,4 +1,4 @@
-"""What a result depends on: code, weights, data, settings, versions."""
+"""The provenance of a result: code, weights, data, settings, versions."""
 
 import hashlib
 import json

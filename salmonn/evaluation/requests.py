@@ -1,4 +1,4 @@
-"""What the model is to answer, and what came of it. No torch here."""
+"""Requests to the model and their answers; the exchange of audio between requests. No torch here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,7 +46,7 @@ def plan_requests(clips: Sequence[EvalExample], prompts: Mapping[str, str], prom
 def shuffle_audio(requests: Sequence[Request]) -> list[Request]:
     """Give request i the audio of request (i + n // 2) mod n: no request keeps its own.
 
-    Raises UserError with fewer than two requests: there is nothing to swap with.
+    Raises UserError with fewer than two requests: there is nothing to exchange with.
     """
     n = len(requests)
     if n < 2:

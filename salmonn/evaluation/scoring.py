@@ -1,4 +1,4 @@
-"""From outputs to scores: over all clips that could be heard, and over the finished answers."""
+"""Scores of predictions: over all clips that could be heard, and over the finished answers."""
 
 import hashlib
 import json
@@ -33,28 +33,28 @@ class Scores:
 def score(
     task: EvalTask,
     clips: Sequence[EvalExample],
-    outputs: Mapping[int, Prediction],
+    predictions: Mapping[int, Prediction],
     normalise: Normaliser,
     judgement: Judgement | None = None,
 ) -> Scores:
-    """Score {position: output} by the metrics of the task; unreadable clips are left out.
+    """Score {position: prediction} by the metrics of the task; unreadable clips are left out.
 
     Clips without a reference word are counted, and left out of all metrics that compare with
     references. Document frequencies of CIDEr-D come from all clips heard, also for the finished ones.
     """
-    heard = {position: output for position, output in sorted(outputs.items()) if not output.unreadable}
+    heard = {position: prediction for position, prediction in sorted(predictions.items()) if not prediction.unreadable}
     try:
         texts = normalised(normalise, [clips[position] for position in heard], list(heard.values()))
     except UnavailableError as error:  # PTB's tokenizer may fail on what a model writes
         return _no_score(Scores(), task.metrics, str(error))
-    positions, finished = list(heard), [output.finished for output in heard.values()]
+    positions, finished = list(heard), [prediction.finished for prediction in heard.values()]
     silent = [output for output, candidates in zip(texts.outputs, texts.references, strict=True) if not candidates]
     scores = Scores(empty_references=len(silent), words_without_reference=sum(len(output.split()) for output in silent))
     compared_with = json.dumps([texts.references, texts.spoken]).encode()
     scores.references_sha256 = hashlib.sha256(compared_with).hexdigest()
     names = list(task.metrics)
-    if judgement and "judged" in names:
-        texts = replace(texts, verdicts=[judgement.verdicts.get(position) for position in heard])
+    if judgement and task.is_judged:
+        texts = replace(texts, replies=[judgement.replies.get(position) for position in heard])
         names[names.index("judged")] = judgement.metric
         if judgement.problem:
             _no_score(scores, ["judged"], judgement.problem)
@@ -90,9 +90,9 @@ def _no_score(scores: Scores, names: Sequence[str], reason: str) -> Scores:
     return scores
 
 
-def normalised(normalise: Normaliser, clips: Sequence[EvalExample], outputs: Sequence[Prediction]) -> Texts:
+def normalised(normalise: Normaliser, clips: Sequence[EvalExample], predictions: Sequence[Prediction]) -> Texts:
     """The texts to be compared, normalised in one call; of the references those that hold a word."""
-    raw = [[output.text, clip.spoken, *clip.references] for clip, output in zip(clips, outputs, strict=True)]
+    raw = [[answer.text, clip.spoken, *clip.references] for clip, answer in zip(clips, predictions, strict=True)]
     results = iter(normalise([text for texts in raw for text in texts]))
     rows = [[next(results) for _ in texts] for texts in raw]
     return Texts(

@@ -5,14 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from salmonn.common.charts import write_png
-from salmonn.common.files import write_json, write_text
 from salmonn.evaluation.metrics import METRICS, Metric
+from salmonn.evaluation.report.pages import write_page
 from salmonn.evaluation.report.plots import overview
 from salmonn.evaluation.report.tables import (
     heard_clips,
     metrics_of,
-    provenance_table,
     shown_difference,
     shown_interval,
     shown_score,
@@ -32,17 +30,15 @@ def write_overview(folder: Path, tasks: Sequence[EvalTask], reports: Mapping[str
     shown = table(HEADER, rows)
     found = {task.name: reports.get(task.name) for task in tasks}
     results = {name: report and without_statistics(report) for name, report in found.items()}
-    write_json(folder / "report.json", results)
-    parts = ["# All tasks", shown, READING]
+    parts = [shown, READING]
     if figure := overview(tasks, found):
-        write_png(figure, folder / "overview.png")
         parts.append("![scores](overview.png)")
     evaluated = [(task, report) for task in tasks if (report := reports.get(task.name))]
     for task, report in evaluated:
         parts += [f"## {task.name}: {task.title}", summary(report), f"All of it: {task.name}/report.md"]
-    parts += ["## What all of this depends on", provenance_table([report["provenance"] for _, report in evaluated])]
-    write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    return f"\n{shown}\n\nResults: {folder}/"
+    provenances = [report["provenance"] for _, report in evaluated]
+    write_page(folder, "All tasks", parts, results, {"overview.png": figure}, provenances)
+    return shown
 
 
 def earlier_reports(folder: Path, tasks: Sequence[EvalTask]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What can be evaluated: each task is a declaration. No torch here."""
+"""Evaluation tasks as declarations: set, prompt, normaliser, metrics, published scores. No torch here."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -28,7 +28,7 @@ class EvalTask:
     prompt: str = ""  # key of the test prompts; "" = the entry's own task
     normaliser: str = "plain"  # a name of salmonn.evaluation.normalisers
     metrics: list[str] = field(default_factory=list)  # names of salmonn.evaluation.metrics
-    judge: str = ""  # of the metric `judged`: the judge's question, a name of judge_prompts.JUDGED_TASKS
+    judge: str = ""  # of the metric `judged`: the judge's question, one of JUDGED_TASKS
     generate: dict[str, Any] = field(default_factory=dict)  # changes to the settings
     paper: dict[str, float] = field(default_factory=dict)  # published scores by metric
     reproduced: dict[str, float] = field(default_factory=dict)  # another reproduction's
@@ -40,6 +40,11 @@ class EvalTask:
     def is_scored(self) -> bool:
         """Whether there is a ground truth to score against."""
         return bool(self.metrics)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether a judge is asked about the answers."""
+        return "judged" in self.metrics
 
 
 _ASR, _AAC = ["asr"], ["audiocaption", "audiocaption_v2"]
@@ -130,7 +135,7 @@ def check_names(task: EvalTask, source: str) -> None:
         raise UserError(f"{source}: {task.name!r} is the name of a folder, too: letters, digits, and . _ + - within")
     if not task.annotation:
         raise UserError(f"{source}: annotation is not set")
-    if "judged" in task.metrics and not task.judge:
+    if task.is_judged and not task.judge:
         raise UserError(f"{source}: metric judged needs judge: one of {', '.join(JUDGED_TASKS)}")
 
 

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import logging
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from salmonn.common.files import write_json
 from salmonn.common.logging import setup_logging
 from salmonn.common.samples import Samples
 from salmonn.data.dataset import SALMONNDataset
-from salmonn.data.loader import eval_loader
+from salmonn.data.loader import eval_loader, open_datasets, train_loader
 from salmonn.data.quarantine import Quarantine
 from salmonn.model.compilation import compile_blocks
+from salmonn.model.meta_model import heard_seconds
 from salmonn.model.salmonn import SALMONN
 from salmonn.training.curves import draw_curves
 from salmonn.training.encoder_cache import open_cache
@@ -31,7 +33,6 @@ from salmonn.training.run_log import Meter, RunLog, shown_duration, shown_values
 from salmonn.training.run_state import Content, Resumed, RunState, changes_of_the_result, find_resumed, read_content
 from salmonn.training.step import NotFiniteError, StepResult, TrainingStep
 from salmonn.training.stop_signal import StopRequest
-from salmonn.training.training_data import open_datasets, training_batches
 from salmonn.training.validation import report_listening, validate
 
 logger = logging.getLogger(__name__)
@@ -224,7 +225,7 @@ class Runner:
         self.ddp_model = distributed.wrap(self.model, self.device, find_unused_parameters=drops_layers)
         train_set = self.datasets["train_ann_path"]
         self.plan = make_plan(self.run_config, len(train_set), distributed.world_size())
-        self.batches = training_batches(train_set, self.run_config, self.plan, self.progress)
+        self.batches = self._training_batches(train_set)
         self._open_log()
         self.first_sample, self.told_hours = self.progress.samples, False
         n_valid, processes = len(self.datasets["valid_ann_path"]), distributed.world_size()
@@ -238,7 +239,7 @@ class Runner:
 
     def _load(self) -> None:
         """Data and model. The data first: what is wrong with it is known before any weight is read."""
-        self.datasets = open_datasets(self.config)
+        self.datasets = open_datasets(self.config, heard_seconds(self.config.model))
         model = self.config.model
         if self.resumed:  # the checkpoint holds all parameters
             model = OmegaConf.merge(model, {"ckpt": "", "speech_llama_proj_model": ""})
@@ -248,6 +249,23 @@ class Runner:
             compile_blocks(self.model, self.device)
         self.encoder_cache = open_cache(self.config, self.model, sum(map(len, self.datasets.values())))
         self.model.encoder_cache = self.encoder_cache
+
+    def _training_batches(self, dataset: SALMONNDataset) -> Iterator[Samples]:
+        """This rank's micro-batches without end, from where the run is."""
+        run, plan = self.run_config, self.plan
+        # the mean over a step's tokens is the same however the step is cut into micro-batches
+        sorts_steps = run.accum_grad_iters > 1 and run.loss_average == "token"
+        loader = train_loader(
+            dataset,
+            run.batch_size_train,
+            run.num_workers,
+            distributed.rank(),
+            distributed.world_size(),
+            run.seed,
+            first_sample=self.progress.samples,
+            steps=plan.step_sizes(self.progress.epoch_iteration) if sorts_steps else None,
+        )
+        return iter(loader)
 
     def _open_log(self) -> None:
         """Start writing; only now, when all is well, does an earlier run in the folder give way."""

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from salmonn.config.schema import RunConfig
-from salmonn.data.loader import TrainBatches, eval_loader
+from salmonn.data.loader import TrainBatches, eval_loader, inference_loader
 from salmonn.training.progress import make_plan
 
 
@@ -53,6 +53,10 @@ def test_evaluation_shows_each_sample_exactly_once_over_all_ranks(world_size):
         loader = eval_loader(Numbers(), 2, 0, rank, world_size)
         seen += [i for batch in loader.batch_sampler for i in batch]
     assert sorted(seen) == list(range(11))
+
+
+def test_inference_keeps_the_order_that_it_is_given():
+    assert list(inference_loader(range(10), [4, 2, 9], 2, 0).batch_sampler) == [[4, 2], [9]]
 
 
 # ---- like lengths within a step of the optimiser

@@ -12,7 +12,7 @@ import pytest
 
 from salmonn.common.errors import UserError
 from salmonn.evaluation.judge import prompts as judge_prompts
-from salmonn.evaluation.judge.judging import Question, judge_all, judge_name, tally
+from salmonn.evaluation.judge.judging import JudgeRequest, judge_all, judge_name, tally
 from salmonn.evaluation.judge.prompts import judge_prompt, read_verdict
 from salmonn.evaluation.tasks import JUDGED_TASKS
 from tests.fixtures.commands import json_lines
@@ -27,7 +27,7 @@ def test_an_endpoint_is_asked_once_per_answer(judge, tmp_path):
     first = judge.requests[0]
     assert (first["path"], first["model"], first["temperature"]) == ("/v1/chat/completions", "tiny-judge", 0)
     assert {headers["Authorization"] for headers in judge.headers} == {f"Bearer {KEY}"}
-    lines = json_lines(tmp_path / "verdicts.jsonl")
+    lines = json_lines(tmp_path / "judge_replies.jsonl")
     assert {line["raw"] for line in lines} == {"Yes.", "no"}
     assert {line["judge"] for line in lines} == {f"tiny-judge at {judge.url}, prompt {judge_prompts.PROMPT_VERSION}"}
 
@@ -36,7 +36,7 @@ def test_an_endpoint_is_asked_once_per_answer(judge, tmp_path):
 
 
 def test_only_what_is_missing_or_changed_is_asked(judge, tmp_path):
-    config, path = endpoint(judge), tmp_path / "verdicts.jsonl"
+    config, path = endpoint(judge), tmp_path / "judge_replies.jsonl"
     judge_all(QUESTIONS, config, tmp_path)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
     judge.requests.clear()
@@ -57,7 +57,7 @@ def test_equal_answers_are_one_request_and_keep_their_ids(judge, tmp_path):
 
 
 def test_a_half_written_last_line_is_dropped(judge, tmp_path):
-    config, path = endpoint(judge), tmp_path / "verdicts.jsonl"
+    config, path = endpoint(judge), tmp_path / "judge_replies.jsonl"
     judge_all(QUESTIONS, config, tmp_path)
     path.write_bytes(path.read_bytes()[:-20])
     judge.requests.clear()
@@ -66,8 +66,24 @@ def test_a_half_written_last_line_is_dropped(judge, tmp_path):
     assert len(json_lines(path)) == len(QUESTIONS)
 
     path.write_text("{}\n" + path.read_text())
-    with pytest.raises(UserError, match=r"verdicts\.jsonl, line 1 is not a verdict"):
+    with pytest.raises(UserError, match=r"judge_replies\.jsonl, line 1: not a judge's reply"):
         judge_all(QUESTIONS, config, tmp_path)
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_replies_under_their_old_name_are_not_asked_for_again(judge, tmp_path, torn):
+    config, new = endpoint(judge), tmp_path / "judge_replies.jsonl"
+    judge_all(QUESTIONS, config, tmp_path)
+    kept = new.read_bytes()
+    new.unlink()
+    (tmp_path / "verdicts.jsonl").write_bytes(kept + b'{"key": "a' * torn)
+    judge.requests.clear()
+    expect_right(judge_all(QUESTIONS, config, tmp_path))
+    assert judge.requests == []
+    assert [path.name for path in tmp_path.iterdir()] == ["judge_replies.jsonl"]
+    (tmp_path / "verdicts.jsonl").write_text("of something else")  # beside the new file it counts for nothing
+    expect_right(judge_all(QUESTIONS, config, tmp_path))
+    assert judge.requests == []
 
 
 CHILD = """
@@ -151,7 +167,7 @@ def test_prompts_change_only_with_their_version():
 )
 def test_containment_wants_the_whole_words(tmp_path, references, answer, correct):
     config = settings()  # the default
-    [verdict] = judge_all([Question("a", "SQQA", "?", references, answer)], config, tmp_path)
+    [verdict] = judge_all([JudgeRequest("a", "SQQA", "?", references, answer)], config, tmp_path)
     assert verdict.correct is correct
     assert verdict.judge == judge_name(config)
     assert "containment matching" in verdict.judge

@@ -93,7 +93,7 @@ def test_an_unreachable_judge_is_told_at_once(judge, tmp_path):
 def test_a_judge_that_dies_leaves_its_verdicts(judge, tmp_path):
     config = endpoint(judge, "concurrency=1")
     judge.rule = lambda number, _: judge.stop() if number == 4 else None  # this one is still answered
-    with pytest.raises(UserError, match=r"cannot be reached(?s:.*)4 of 8 verdicts are in .*verdicts\.jsonl"):
+    with pytest.raises(UserError, match=r"cannot be reached(?s:.*)4 of 8 verdicts are in .*judge_replies\.jsonl"):
         judge_all(QUESTIONS, config, tmp_path)
     again = Judge(judge.port)
     expect_right(judge_all(QUESTIONS, config, tmp_path))

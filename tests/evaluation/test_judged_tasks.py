@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from salmonn.common import distributed
 from salmonn.common.errors import UserError
+from salmonn.evaluation import pipeline
 from salmonn.evaluation.pipeline import evaluate_tasks
 from salmonn.evaluation.tasks import EvalTask
 from tests.fixtures.commands import json_lines
@@ -94,6 +96,21 @@ def test_without_a_judge_containment_is_told_under_its_own_name(stub_world: Path
     assert "evaluate.judge.kind" in report["unavailable"]["judged"]
     assert report["scores"]["contained"] == pytest.approx(2 / 3)
     assert lines[1]["verdict"] == {"correct": False, "raw": "no"}
+
+
+@pytest.mark.usefixtures("stub_model")
+def test_every_set_is_scored_and_written_once_and_judged_ones_when_the_other_ranks_may_go(
+    stub_world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    events = []
+    write, leave = pipeline.write_report, distributed.shutdown
+    monkeypatch.setattr(
+        pipeline, "write_report", lambda folder, *rest: (events.append(folder.name), write(folder, *rest))
+    )
+    monkeypatch.setattr(distributed, "shutdown", lambda: (events.append("process group left"), leave()))
+    run(stub_world)
+    assert events == ["asr", "process group left", "sqqa"]
+    assert capsys.readouterr().out.count("sqqa: questions") == 1
 
 
 def reply(text: str) -> str:

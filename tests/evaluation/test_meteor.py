@@ -14,7 +14,7 @@ from salmonn.config.schema import DatasetsConfig
 from salmonn.evaluation.clips import EvalExample
 from salmonn.evaluation.metrics import METRICS, Texts, captions
 from salmonn.evaluation.normalisers import normaliser
-from salmonn.evaluation.report.task_report import build_report, markdown
+from salmonn.evaluation.report.task_report import build_report, page_parts
 from salmonn.evaluation.requests import Prediction
 from salmonn.evaluation.scoring import normalised
 from salmonn.evaluation.tasks import task_of_mode
@@ -120,5 +120,5 @@ def test_a_report_has_all_caption_scores_on_ptb_tokens(found: SimpleNamespace):
     assert found.report["scores"] == pytest.approx(found.authors, abs=1e-6)
     assert found.report["unavailable"] == {}
     assert "Caption tokens: PTB tokenizer, by aac-metrics." in found.report["notes"]
-    page = markdown(found.report | {"entries": 10, "annotation": "a.json", "provenance": {}}, [])
-    assert f"| METEOR | {100 * found.coco:.2f} %" in " ".join(page.split())
+    page = page_parts(found.report | {"entries": 10, "annotation": "a.json"}, [])
+    assert f"| METEOR | {100 * found.coco:.2f} %" in " ".join(" ".join(page).split())

@@ -13,7 +13,7 @@ from salmonn.evaluation.judge.judging import JudgeReply
 from salmonn.evaluation.metrics import METRICS, Metric, Texts, measure
 from salmonn.evaluation.metrics.base import interval_of
 from salmonn.evaluation.normalisers import each, normaliser
-from salmonn.evaluation.report.task_report import build_report, markdown
+from salmonn.evaluation.report.task_report import build_report, page_parts
 from salmonn.evaluation.requests import Prediction
 from salmonn.evaluation.scoring import score
 from salmonn.evaluation.tasks import task_of_mode
@@ -35,7 +35,7 @@ def answers(*texts: str) -> dict[int, Prediction]:
 def page(task, given: list[EvalExample], outputs: dict[int, Prediction]) -> tuple[dict, str]:
     report = build_report(task, given, outputs, None, FOLDER)
     report |= {"entries": len(given), "annotation": "a.json", "seconds": 1.0}
-    return report, markdown(report | {"provenance": {}}, [])
+    return report, "\n\n".join(page_parts(report, []))
 
 
 def test_the_interval_holds_the_true_value_95_times_of_100():
@@ -147,7 +147,7 @@ def test_every_metric_gives_one_row_of_statistics_per_clip(name: str):
         ["yes happy woman here", "no", ""], [["yes happy woman"], ["no sad man"], ["a b"]], ["x y", "z", "no"]
     )
     texts = replace(
-        texts, verdicts=[JudgeReply(str(i), correct, "", "j", "1") for i, correct in enumerate((True, False, None))]
+        texts, replies=[JudgeReply(str(i), correct, "", "j") for i, correct in enumerate((True, False, None))]
     )
     assert np.asarray(METRICS[name].statistics(texts)).shape[0] == 3
     assert measure(METRICS[name], texts, [True, True, False]).value is not None

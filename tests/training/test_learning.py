@@ -161,9 +161,7 @@ def test_the_last_partial_group_steps_with_its_own_mean(make_runner, monkeypatch
 
 def test_steps_are_sorted_by_length_where_the_average_does_not_depend_on_it(make_runner, monkeypatch):
     sizes = []
-    monkeypatch.setattr(
-        "salmonn.training.training_data.train_loader", lambda *_, steps, **__: sizes.append(steps) or []
-    )
+    monkeypatch.setattr("salmonn.training.runner.train_loader", lambda *_, steps, **__: sizes.append(steps) or [])
     for average in ("token", "batch"):
         make_runner("run.accum_grad_iters=4", "run.iters_per_epoch=6", f"run.loss_average={average}").close()
     assert list(islice(sizes[0], 3)) == [4, 2, 4]

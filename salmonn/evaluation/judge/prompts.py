@@ -1,11 +1,11 @@
-"""What a judge is asked, and how its reply is read. No torch and no network here."""
+"""Judge prompts, and the verdict in a reply. No torch and no network here."""
 
 import re
 from collections.abc import Sequence
 
 from salmonn.common.errors import UserError
 
-# Part of a verdict's identity: whoever changes a text below, or how a reply is read, counts it up.
+# Part of what a reply belongs to: whoever changes a text below, or how a reply is read, counts it up.
 PROMPT_VERSION = "2026-11-1"
 
 _INSTRUCTIONS = {

@@ -1,4 +1,4 @@
-"""Short answers: exact and containing match, classes with their confusion matrix, keywords."""
+"""Metrics of short answers: exact and containing match, judged, classes with their confusion matrix, keywords."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -52,7 +52,7 @@ def keywords(texts: Texts) -> list[tuple[float, float]]:
 
 def judged(texts: Texts) -> list[tuple[float, float, float]]:
     """(1 if the judge calls the output right, 1, 1 if it says neither yes nor no) per clip."""
-    return [(float(v.correct is True), 1.0, float(v.correct is None)) for v in texts.verdicts]
+    return [(float(reply.correct is True), 1.0, float(reply.correct is None)) for reply in texts.replies]
 
 
 def _judged_details(sums: np.ndarray) -> Mapping[str, Any]:
@@ -125,8 +125,8 @@ def _percent(share: float | None) -> str:
 METRICS = {
     "exact": Metric("exact match", exact),
     "contains": Metric("answer contained", contains),
-    "judged": Metric("judged accuracy", judged, needs="verdicts", details=_judged_details),
-    "contained": Metric("reference contained (no judge)", judged, needs="verdicts", details=_judged_details),
+    "judged": Metric("judged accuracy", judged, needs="replies", details=_judged_details),
+    "contained": Metric("reference contained (no judge)", judged, needs="replies", details=_judged_details),
     "keywords": Metric("accuracy of 3 keywords", keywords),
     "accuracy_er": classification("emotion accuracy", EMOTIONS),
     "accuracy_gr": classification("gender accuracy", GENDERS),

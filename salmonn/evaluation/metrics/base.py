@@ -1,4 +1,4 @@
-"""What a metric is: statistics per clip whose sum gives the score of any subset of the clips.
+"""Metrics as summable statistics per clip, and bootstrap intervals: a sum gives the score of any subset of the clips.
 
 So one computation serves all clips, the finished answers and every resample of the bootstrap,
 and a corpus score (WER, BLEU) stays a corpus score. Knows no model and no files.
@@ -25,12 +25,12 @@ class Texts:
     outputs: Sequence[str]
     references: Sequence[Sequence[str]]  # only such as hold a word; none where the clip has none
     spoken: Sequence[str] = ()  # what is said in the clip; "" where it is not known; () where for none
-    verdicts: Sequence[Any] = ()  # of a judge on the output: a judge.Verdict, None where there is none
+    replies: Sequence[Any] = ()  # of a judge on the output: a JudgeReply, None where there is none
 
     def take(self, rows: Sequence[int]) -> "Texts":
         """These clips only."""
-        spoken, verdicts = ([values[i] for i in rows] if values else () for values in (self.spoken, self.verdicts))
-        return Texts([self.outputs[i] for i in rows], [self.references[i] for i in rows], spoken, verdicts)
+        spoken, replies = ([values[i] for i in rows] if values else () for values in (self.spoken, self.replies))
+        return Texts([self.outputs[i] for i in rows], [self.references[i] for i in rows], spoken, replies)
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
@@ -43,7 +43,7 @@ NEEDS = {
     "references": "a reference",
     "spoken": "the text that is spoken in it",
     "outputs": "an output",
-    "verdicts": "a judge's verdict",
+    "replies": "a judge's verdict",
 }
 
 

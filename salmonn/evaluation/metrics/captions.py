@@ -4,7 +4,6 @@ import importlib
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -104,12 +103,8 @@ def _fense() -> dict[str, str]:
     return {"device": "cpu"}  # the language model may fill the accelerator
 
 
-def _meteor() -> dict[str, str]:
-    return {"java_path": java_for(METEOR_FILE)}
-
-
-def _spice() -> dict[str, str]:
-    return {"java_path": java_for(SPICE_FILE)}
+def _java(file: str) -> Options:
+    return lambda: {"java_path": java_for(file)}
 
 
 def aac_metric(name: str, title: str, options: Options = dict, at_least: int = 1, **shown: Any) -> Metric:
@@ -120,15 +115,6 @@ def aac_metric(name: str, title: str, options: Options = dict, at_least: int = 1
         return [(value, 1.0) for value in _scores(name, options, at_least, texts)[1]]
 
     return Metric(title, statistics, **shown)
-
-
-def meteor() -> Metric:
-    """METEOR of the whole set, as published: not the mean over the clips, as it sums matches before it divides."""
-
-    def corpus(texts: Texts) -> float:
-        return _scores("meteor", _meteor, 1, texts)[0]
-
-    return replace(aac_metric("meteor", "METEOR", _meteor), corpus=corpus)
 
 
 def _scores(name: str, options: Options, at_least: int, texts: Texts) -> tuple[float, list[float]]:
@@ -155,8 +141,14 @@ METRICS = {
     # document frequencies come from the references of the set: one clip has none
     "cider_d": aac_metric("cider_d", "CIDEr-D", at_least=2, percent=False, digits=3),
     "rouge_l": aac_metric("rouge_l", "ROUGE-L"),
-    "meteor": meteor(),
-    "spice": aac_metric("spice", "SPICE", _spice),
-    "spider": aac_metric("spider", "SPIDEr", _spice, at_least=2),  # mean of SPICE and CIDEr-D: up to 550 %
+    # of the whole set, as published: not the mean over the clips, as it sums matches before it divides
+    "meteor": aac_metric(
+        "meteor",
+        "METEOR",
+        _java(METEOR_FILE),
+        corpus=lambda texts: _scores("meteor", _java(METEOR_FILE), 1, texts)[0],
+    ),
+    "spice": aac_metric("spice", "SPICE", _java(SPICE_FILE)),
+    "spider": aac_metric("spider", "SPIDEr", _java(SPICE_FILE), at_least=2),  # mean of SPICE and CIDEr-D: up to 550 %
     "fense": aac_metric("fense", "FENSE", _fense),
 }

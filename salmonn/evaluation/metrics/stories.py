@@ -1,4 +1,4 @@
-"""What a told story is like, without any reference."""
+"""Metrics of stories without a reference: distinct words, repetition, length."""
 
 from collections.abc import Sequence
 

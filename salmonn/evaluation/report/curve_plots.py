@@ -1,7 +1,7 @@
 """Pictures of scores over LoRA scalings (paper, Figure 3) and of perplexities over checkpoints (Figure 4).
 
 Each function returns a Figure, or None where there is nothing to draw; `charts.write_png` writes it.
-A value that is None leaves a gap in its curve.
+A value that is None becomes nan, a gap in its curve.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -72,7 +72,7 @@ def _draw_scores(panel: "Axes", metric: Metric, curves: Sequence[Curve], colours
         colour = colours[curve.task]
         edges = [edges or (None, None) for edges in curve.intervals]
         low, high = np.array(edges, dtype=float).reshape(-1, 2).T  # [n], [n]
-        panel.plot(curve.x, _with_gaps(curve.values), color=colour, label=curve.task, **FILLED)
+        panel.plot(curve.x, np.array(curve.values, dtype=float), color=colour, label=curve.task, **FILLED)
         panel.fill_between(curve.x, low, high, color=colour, alpha=0.2, linewidth=0)
         if curve.published:
             x, values = zip(*sorted(curve.published.items()), strict=True)
@@ -123,7 +123,7 @@ def perplexity(curves: Sequence[PerplexityCurve]) -> "Figure | None":
 
 def _draw_perplexities(panel: "Axes", curve: PerplexityCurve, x: Sequence[float], colour: Any) -> None:
     for (kind, style), values in zip(PERPLEXITY_LINES.items(), (curve.conditioned, curve.unconditioned), strict=True):
-        panel.plot(x, _with_gaps(values), color=colour, label=kind, **style)
+        panel.plot(x, np.array(values, dtype=float), color=colour, label=kind, **style)
     logarithmic(panel)
     panel.set_title(curve.task, loc="left", fontsize=9.5, fontweight="bold")
     style_panel(panel)
@@ -133,8 +133,3 @@ def _colour_of(tasks: Iterable[str]) -> dict[str, Any]:
     """A colour per task, the same in all panels."""
     names = list(dict.fromkeys(tasks))
     return dict(zip(names, distinct_colours(len(names)), strict=True))
-
-
-def _with_gaps(values: Sequence[float | None]) -> np.ndarray:
-    """[n] with nan, which draws nothing, for what is None."""
-    return np.array(values, dtype=float)

@@ -1,4 +1,4 @@
-"""Reports as a person reads them: tables, and numbers in them."""
+"""Markdown tables, and scores, intervals and provenances as they stand in them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

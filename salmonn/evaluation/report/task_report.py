@@ -1,4 +1,4 @@
-"""report.json, report.md, predictions.jsonl and statistics.json of one evaluation."""
+"""The report of one set: scores, counts and notes, and the files and tables that tell them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,22 +6,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from salmonn.common.charts import write_png
 from salmonn.common.errors import examples
-from salmonn.common.files import write_json, write_text
+from salmonn.common.files import write_text
 from salmonn.evaluation.clips import EvalExample
 from salmonn.evaluation.judge.judging import Judgement
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.normalisers import Normaliser, normaliser
+from salmonn.evaluation.report.pages import write_page
 from salmonn.evaluation.report.plots import confusion
-from salmonn.evaluation.report.tables import (
-    heard_clips,
-    metrics_of,
-    provenance_table,
-    shown_interval,
-    shown_score,
-    table,
-)
+from salmonn.evaluation.report.tables import heard_clips, metrics_of, shown_interval, shown_score, table
 from salmonn.evaluation.requests import Prediction, Request
 from salmonn.evaluation.scoring import Scores, score
 from salmonn.evaluation.tasks import EvalTask
@@ -34,68 +27,29 @@ UNREADABLE_SHOWN = 20
 def build_report(
     task: EvalTask,
     clips: Sequence[EvalExample],
-    outputs: Mapping[int, Prediction],
+    predictions: Mapping[int, Prediction],
     shuffled: Mapping[int, Prediction] | None,
     whisper_path: str,
     judgement: Judgement | None = None,
 ) -> dict[str, Any]:
     """Counts, scores and notes; what is known only to the run (config, time) is added by the caller."""
-    heard = [output for output in outputs.values() if not output.unreadable]
-    finished = sum(output.finished for output in heard)
+    heard = [prediction for prediction in predictions.values() if not prediction.unreadable]
+    finished = sum(prediction.finished for prediction in heard)
     unreadable = [
-        {"id": clip.id, "path": clip.path, "reason": outputs[position].unreadable}
+        {"id": clip.id, "path": clip.path, "reason": predictions[position].unreadable}
         for position, clip in enumerate(clips)
-        if outputs[position].unreadable
+        if predictions[position].unreadable
     ]
     notes = []
     if unreadable:
         fate = "are in the submission with an empty text" if task.submission else "are not part of the scores"
         named = examples([broken["path"] for broken in unreadable])
         notes.append(f"Unreadable clips: {len(unreadable)}; they {fate}: {named}.")
-    report = {
-        "name": task.name,
-        "title": task.title,
-        "n": len(clips),
-        "finished": finished,
-        "unfinished": len(heard) - finished,
-        "empty_outputs": sum(not output.text for output in heard),
-        "unreadable": unreadable,
-        "scores": {},
-        "scores_finished": {},
-        "intervals": {},
-        "scored_clips": {},
-        "details": {},
-        "unavailable": {},
-        "notes": notes,
-        "scoring": {},
-        "statistics": {},
-    }
+    scores, scoring = Scores(), {}
     if task.is_scored:
-        _add_scores(report, task, clips, outputs, shuffled, whisper_path, judgement)
-    return report
-
-
-def _add_scores(
-    report: dict[str, Any],
-    task: EvalTask,
-    clips: Sequence[EvalExample],
-    outputs: Mapping[int, Prediction],
-    shuffled: Mapping[int, Prediction] | None,
-    whisper_path: str,
-    judgement: Judgement | None,
-) -> None:
-    normalise, normaliser_note, substitute = normaliser(task.normaliser, whisper_path)
-    scores = score(task, clips, outputs, normalise, judgement)
-    report |= {
-        "references": sum(len(clip.references) for clip in clips),
-        "empty_references": scores.empty_references,
-        "scores": dict(scores.all),
-        "scores_finished": scores.finished,
-        "intervals": scores.intervals,
-        "scored_clips": scores.clips,
-        "details": scores.details,
-        "unavailable": scores.unavailable,
-        "scoring": {
+        normalise, normaliser_note, substitute = normaliser(task.normaliser, whisper_path)
+        scores = score(task, clips, predictions, normalise, judgement)
+        scoring = {
             "metrics": {name: METRICS[name].title for name in scores.all},  # a title names the tokenizer
             "normaliser": task.normaliser,
             "normaliser_note": normaliser_note,
@@ -103,12 +57,32 @@ def _add_scores(
             "references_sha256": scores.references_sha256,
             "prompt": task.prompt,
             "judge": judgement.judge if judgement else "",
-        },
+        }
+        notes += [normaliser_note, *_notes_on(scores)]
+    report = {
+        "name": task.name,
+        "title": task.title,
+        "n": len(clips),
+        "finished": finished,
+        "unfinished": len(heard) - finished,
+        "empty_outputs": sum(not prediction.text for prediction in heard),
+        "unreadable": unreadable,
+        "scores": dict(scores.all),
+        "scores_finished": scores.finished,
+        "intervals": scores.intervals,
+        "scored_clips": scores.clips,
+        "details": scores.details,
+        "unavailable": scores.unavailable,
+        "notes": notes,
+        "scoring": scoring,
         "statistics": scores.statistics,
     }
-    report["notes"] += [normaliser_note, *_notes_on(scores)]
-    if shuffled is not None:
-        _add_control(report, task, clips, shuffled, normalise)
+    if task.is_scored:
+        report["references"] = sum(len(clip.references) for clip in clips)
+        report["empty_references"] = scores.empty_references
+        if shuffled is not None:
+            _add_control(report, task, clips, shuffled, normalise)
+    return report
 
 
 def _notes_on(scores: Scores) -> list[str]:
@@ -151,7 +125,7 @@ def _deafness(report: Mapping[str, Any], name: str) -> str:
 def prediction_lines(
     clips: Sequence[EvalExample],
     requests: Sequence[Request],
-    outputs: Mapping[int, Prediction],
+    predictions: Mapping[int, Prediction],
     shuffled: Mapping[int, Prediction] | None,
     judgement: Judgement | None = None,
 ) -> list[dict[str, Any]]:
@@ -159,24 +133,22 @@ def prediction_lines(
     lines = []
     for position, (clip, request) in enumerate(zip(clips, requests, strict=True)):
         line: dict[str, Any] = {"id": clip.id, "path": clip.path, "task": clip.task, "prompt": request.prompt}
-        line |= {"references": list(clip.references), **asdict(outputs[position])}
+        line |= {"references": list(clip.references), **asdict(predictions[position])}
         if shuffled is not None and position in shuffled:
             line["text_shuffled"] = shuffled[position].text
-        if judgement and (verdict := judgement.verdicts.get(position)):
-            line["verdict"] = {"correct": verdict.correct, "raw": verdict.raw}
+        if judgement and (reply := judgement.replies.get(position)):
+            line["verdict"] = {"correct": reply.correct, "raw": reply.raw}
         lines.append(line)
     return lines
 
 
-def write_report(folder: Path, report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> None:
+def write_report(folder: Path, report: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
     """Write the four files; each is complete whenever it exists."""
-    lines = (json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
-    write_text(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
+    write_text(folder / "predictions.jsonl", "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
     write_text(folder / "statistics.json", json.dumps(report["statistics"], separators=(",", ":")) + "\n")
-    write_json(folder / "report.json", without_statistics(report))
-    write_text(folder / "report.md", markdown(report, predictions))
-    if figure := confusion(report):
-        write_png(figure, folder / CONFUSION_PNG)
+    pictures, title = {CONFUSION_PNG: confusion(report)}, f"{report['name']}: {report['title']}"
+    values, parts = without_statistics(report), page_parts(report, lines)
+    write_page(folder, title, parts, values, pictures, [report["provenance"]], subject="this")
 
 
 def without_statistics(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,9 +156,9 @@ def without_statistics(report: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in report.items() if key != "statistics"}
 
 
-def markdown(report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> str:
-    """The report as a page: summary, what could not be read, sample answers."""
-    parts = [f"# {report['name']}: {report['title']}", summary(report)]
+def page_parts(report: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The report in words: summary, confusions, what could not be read, sample answers."""
+    parts = [summary(report)]
     if matrices := confusion_tables(report):
         parts += [*matrices, f"![confusion]({CONFUSION_PNG})"]
     if report["unreadable"]:
@@ -194,11 +166,9 @@ def markdown(report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]
         parts += ["## Unreadable clips", table(["id", "path", "reason"], rows[:UNREADABLE_SHOWN])]
         if len(rows) > UNREADABLE_SHOWN:
             parts.append(f"... and {len(rows) - UNREADABLE_SHOWN} more in report.json.")
-    heard = [prediction for prediction in predictions if not prediction["unreadable"]]
-    rows = [[p["id"], p["references"][0] if p["references"] else "", p["text"]] for p in heard[:SAMPLES_SHOWN]]
-    parts += ["## Sample answers", table(["id", "reference", "output"], rows)]
-    parts += ["## What this depends on", provenance_table([report["provenance"]])]
-    return "\n\n".join(parts) + "\n"
+    heard = [line for line in lines if not line["unreadable"]]
+    rows = [[one["id"], (one["references"] or [""])[0], one["text"]] for one in heard[:SAMPLES_SHOWN]]
+    return [*parts, "## Sample answers", table(["id", "reference", "output"], rows)]
 
 
 def summary(report: Mapping[str, Any]) -> str:
