@@ -1,4 +1,4 @@
-"""Small tools for every room: errors and exit codes, files, processes, devices, ranks, charts.
+"""Small tools for every room: errors and exit codes, files, processes, devices, ranks, charts, the type of a batch.
 
 Imports nothing else of salmonn. Tests: tests/common/.
 """

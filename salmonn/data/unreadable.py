@@ -1,4 +1,4 @@
-"""Which files and entries of an annotation file are known to be unusable."""
+"""Which files and entries of an annotation file are known to be unreadable."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the LLM's backward pass makes again instead of having it kept: memory for a little time, the same numbers.
+"""Activation memory: what is cheap is recomputed in the LLM's backward pass instead of kept; the same numbers.
 
 All its matrices are frozen, so of their inputs nothing is needed. What is kept by default is then mostly what
 costs next to nothing to make again: norms in float32, and the product in front of each block's last matrix.

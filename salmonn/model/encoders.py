@@ -1,4 +1,4 @@
-"""What the two encoders say about clips, before anything that is trained behind them."""
+"""Outputs of Whisper and BEATs for a batch of clips, before the connector."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol

@@ -1,7 +1,6 @@
-"""The language model: any causal LM of transformers, frozen, optionally quantised, with LoRA by peft."""
+"""The language model: any causal LM of transformers, frozen, optionally quantised."""
 
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from omegaconf import DictConfig
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,8 +23,6 @@ from transformers import (
 from salmonn.common.errors import UserError
 
 if TYPE_CHECKING:  # these take their time: imported where they are used
-    from peft import LoraConfig, PeftModel
-    from peft.tuners.lora import LoraLayer
     from transformers import BitsAndBytesConfig
 
 # Checkpoints that are already quantised and run by gptqmodel: the packages that transformers needs, by their method.
@@ -139,36 +136,6 @@ def quantization_config(config: DictConfig, device: torch.device) -> "BitsAndByt
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=llm_dtype(config, device)
     )
-
-
-def lora_config(config: DictConfig) -> "LoraConfig":
-    """The adapters of a `model` section as peft describes them."""
-    from peft import LoraConfig, TaskType
-
-    return LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=list(config.lora_target_modules),
-    )
-
-
-def add_lora(llm: PreTrainedModel, config: DictConfig) -> "PeftModel":
-    """Put LoRA adapters (float32, trainable) on the target modules (paper: q_proj and v_proj, rank 8, alpha 32)."""
-    from peft import get_peft_model
-
-    try:
-        with warnings.catch_warnings():  # peft asks by the old name, which is its own business
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            return get_peft_model(llm, lora_config(config))
-    except ValueError as error:
-        raise UserError(f"model.lora_target_modules = {list(config.lora_target_modules)}: {error}") from error
-
-
-def lora_layers(llm: nn.Module) -> "list[LoraLayer]":
-    """The modules that carry an adapter; empty without LoRA."""
-    return [module for module in llm.modules() if hasattr(module, "lora_A")]
 
 
 def hidden_at(llm: PreTrainedModel, inputs: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

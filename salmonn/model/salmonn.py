@@ -22,8 +22,9 @@ from salmonn.model.beats import BEATs, load_beats
 from salmonn.model.encoders import EncoderOutputCache, EncoderOutputs
 from salmonn.model.features import LogMel, fbank_lengths, kaldi_fbank
 from salmonn.model.generation import answer, prefill, search_settings
-from salmonn.model.llm import add_lora, hidden_at, load_llm, load_tokenizer, lora_layers
+from salmonn.model.llm import hidden_at, load_llm, load_tokenizer
 from salmonn.model.llm_input import LLMInputs, build_llm_inputs, tokenize
+from salmonn.model.lora import add_lora, lora_layers
 from salmonn.model.loss import target_loss
 from salmonn.model.qformer import Connector
 from salmonn.model.whisper import load_whisper

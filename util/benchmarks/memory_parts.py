@@ -16,7 +16,7 @@ from torch import nn
 from salmonn.common.errors import UserError
 from salmonn.model.beats import QUERIES
 from salmonn.model.features import FBANK_FFT, FBANK_FRAME, FBANK_SHIFT, fbank_lengths
-from salmonn.model.llm import lora_layers
+from salmonn.model.lora import lora_layers
 from salmonn.model.loss import rows_at_once
 from salmonn.model.salmonn import SALMONN
 from util.benchmarks.flops import windows_of

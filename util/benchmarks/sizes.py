@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 from salmonn.audio.decode import SAMPLE_RATE
 from salmonn.common.errors import UserError
 from salmonn.config.loading import model_config
-from salmonn.model.llm import lora_layers, quantization_config
+from salmonn.model.llm import quantization_config
+from salmonn.model.lora import lora_layers
 from salmonn.model.random_model import (
     BEATS_CPT2,
     VICUNA_7B,

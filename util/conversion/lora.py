@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from salmonn.common.errors import UserError
 from salmonn.config.loading import model_config
 from salmonn.model import checkpoint
-from salmonn.model.llm import add_lora, load_tokenizer, loading, lora_config, quantised_by, require_all_weights
+from salmonn.model.llm import load_tokenizer, loading, quantised_by, require_all_weights
+from salmonn.model.lora import add_lora, lora_config
 from salmonn.model.meta_model import meta_llm
 from util.conversion.fit import LLM_PREFIX, own
 

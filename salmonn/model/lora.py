@@ -1,0 +1,44 @@
+"""LoRA on the frozen LLM, by peft (paper, section 3.1)."""
+
+import warnings
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+from torch import nn
+from transformers import PreTrainedModel
+
+from salmonn.common.errors import UserError
+
+if TYPE_CHECKING:  # it takes its time: imported where it is used
+    from peft import LoraConfig, PeftModel
+    from peft.tuners.lora import LoraLayer
+
+
+def lora_config(config: DictConfig) -> "LoraConfig":
+    """The adapters of a `model` section as peft describes them."""
+    from peft import LoraConfig, TaskType
+
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_target_modules),
+    )
+
+
+def add_lora(llm: PreTrainedModel, config: DictConfig) -> "PeftModel":
+    """Put LoRA adapters (float32, trainable) on the target modules (paper: q_proj and v_proj, rank 8, alpha 32)."""
+    from peft import get_peft_model
+
+    try:
+        with warnings.catch_warnings():  # peft asks by the old name, which is its own business
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            return get_peft_model(llm, lora_config(config))
+    except ValueError as error:
+        raise UserError(f"model.lora_target_modules = {list(config.lora_target_modules)}: {error}") from error
+
+
+def lora_layers(llm: nn.Module) -> "list[LoraLayer]":
+    """The modules that carry an adapter; empty without LoRA."""
+    return [module for module in llm.modules() if hasattr(module, "lora_A")]
