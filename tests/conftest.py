@@ -1,6 +1,7 @@
 """Where the tests run, in which order, and what all of them may ask for (`tests/fixtures/`)."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -8,6 +9,9 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
+# A shell that starts pytest by `&` has it ignore Ctrl-C, and so would all that the tests start, and then send it to.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = [
     f"tests.fixtures.{name}" for name in ("golden", "mini_world", "stub_model", "convert", "runners", "judge_server")

@@ -198,7 +198,7 @@ def test_stage_3_trains_on_the_stories_one_a_step(mini_world: Path, options: lis
     own = [option for option in options if not option.startswith("run.output_dir=")]
     trained = run_command(
         "train.py", "--cfg-path", "configs/mini/stage3.yaml", "--options", *own, *ann, *steps,
-        f"run.output_dir={tmp_path}", timeout=240,
+        f"run.output_dir={tmp_path}",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     log = json_lines(tmp_path / "stage3/log.jsonl")

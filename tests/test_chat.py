@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from salmonn.inference.engine import InferenceEngine
 from tests.fixtures.commands import run_command
 from tests.fixtures.mini_world import mini_options
 from tests.fixtures.paths import ROOT
+from tests.fixtures.waiting import HANG
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def talk(options: list[str], *arguments: str, typed: bytes | None = None) -> sub
     command = ["-m", "salmonn.chat", "--cfg-path", "configs/mini/decode.yaml", *arguments, "--options", *options]
     if typed is None:
         return run_command(*command)
-    result = subprocess.run([sys.executable, *command], cwd=ROOT, input=typed, capture_output=True, timeout=240)
+    result = subprocess.run([sys.executable, *command], cwd=ROOT, input=typed, capture_output=True, timeout=HANG)
     return subprocess.CompletedProcess(command, result.returncode, result.stdout.decode(), result.stderr.decode())
 
 
@@ -186,11 +186,11 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(options, clips):
         assert any("listening to" in line for line in process.stderr)
         process.stdin.write("What is said?\n")
         process.stdin.flush()
-        while process.stdout.read(1) in "> ":  # until the first character of the answer
-            time.sleep(0.01)
+        while (read := process.stdout.read(1)) in "> ":
+            assert read, "it has ended"
         process.send_signal(signal.SIGINT)
         assert any("(stopped)" in line for line in process.stderr)
-        out, _ = process.communicate("/help\n/quit\n", timeout=60)
+        out, _ = process.communicate("/help\n/quit\n", timeout=HANG)
         assert "/scale NUMBER" in out
         assert process.returncode == 0
     finally:

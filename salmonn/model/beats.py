@@ -5,6 +5,7 @@ of one (zeroed before the positional convolution, no attention to them, reported
 """
 
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from salmonn.model.features import FBANK_BINS
 # Settings of the published fine-tuned files that this encoder relies on.
 _REQUIRED = ("encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads", "encoder_layers", "embed_dim")
 QUERIES = 256  # of a clip that attend at a time
+_TRIED_LENGTH = 64  # patches, of which 4 show the fault
+_USUAL_ERROR = 0.02  # relative; rounding alone gives bfloat16 0.0025, float16 0.0003
 
 
 class PositionalConv(nn.Module):
@@ -34,8 +37,46 @@ class PositionalConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, D, T] -> [B, D, T]."""
         weight = self.weight_g * self.weight_v / self.weight_v.norm(dim=(0, 1), keepdim=True)
-        y = F.conv1d(x, weight, self.bias, padding=self.taps // 2, groups=self.groups)
+        if x.device.type == "cpu" and not conv_is_right(_cpu_precision(x), weight.shape[1], self.groups, self.taps):
+            y = self._in_float32(x, weight)
+        else:
+            y = F.conv1d(x, weight, self.bias, padding=self.taps // 2, groups=self.groups)
         return y[..., : x.shape[-1]]  # an even number of taps gives one output too many
+
+    def _in_float32(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The same convolution [B, D, T] -> [B, D, T or T + 1], its result in the precision that it would have had."""
+        dtype = _cpu_precision(x)
+        with torch.autocast("cpu", enabled=False):
+            x, weight, bias = x.float(), weight.float(), self.bias.float()
+            return F.conv1d(x, weight, bias, padding=self.taps // 2, groups=self.groups).to(dtype)
+
+
+def _cpu_precision(x: Tensor) -> torch.dtype:
+    """What a convolution of x computes in on the CPU: autocast's precision, or its own."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+@lru_cache
+@torch.no_grad()
+def conv_is_right(dtype: torch.dtype, channels: int, groups: int, taps: int) -> bool:
+    """Whether the CPU's grouped conv1d of this precision and shape (channels: of a group) gives what float32 gives.
+
+    That of torch 2.11 does not in bfloat16 on processors with AMX, for an even number of channels below 16 and 64 or
+    more weights of an output in all: it is 100 % off, without an error. So each shape is tried out, once in a process.
+    """
+    if dtype not in (torch.bfloat16, torch.float16):
+        return True
+    if dtype == torch.float16 and channels == 1:
+        return False  # not to be tried out: torch 2.11 never returns from some lengths
+    generator = torch.Generator().manual_seed(0)  # its own: a run's random numbers stay as they are
+    shapes = (1, channels * groups, _TRIED_LENGTH), (channels * groups, channels, taps)
+    x, weight = (torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") for shape in shapes)
+    with torch.autocast("cpu", enabled=False):
+        exact, found = (
+            F.conv1d(x.to(kind), weight.to(kind), padding=taps // 2, groups=groups).float()
+            for kind in (torch.float32, dtype)
+        )
+    return bool((found - exact).norm() <= _USUAL_ERROR * exact.norm())
 
 
 class Attention(nn.Module):

@@ -232,7 +232,7 @@ def train(mini_world, corpus, output, *datasets):
     (output / "train.py").write_text(RECORDED_TRAINING)
     result = run_command(
         str(output / "train.py"), "--cfg-path", "configs/mini/stage1.yaml", "--options", *options,
-        RECORDS=str(records), PYTHONPATH=str(ROOT), timeout=200, ranks=2,
+        RECORDS=str(records), PYTHONPATH=str(ROOT), ranks=2,
     )  # fmt: skip
     ranks = [json_lines(records / rank) for rank in ("0", "1")]
     quarantine = output / "stage1/quarantine.jsonl"

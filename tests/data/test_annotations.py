@@ -13,6 +13,7 @@ from salmonn.common.errors import UserError
 from salmonn.data import annotation_index, annotation_scan
 from salmonn.data.annotations import Annotations
 from tests.fixtures.paths import ROOT
+from tests.fixtures.waiting import HANG
 
 
 def write_annotations(path, entries):
@@ -210,7 +211,7 @@ def test_processes_that_start_together_make_one_index(tmp_path):
         f"print(len(Annotations({str(path)!r})), len(made))"
     )
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) for _ in range(4)]
-    answers = [process.communicate(timeout=60)[0].split() for process in running]
+    answers = [process.communicate(timeout=HANG)[0].split() for process in running]
     assert [int(n) for n, _ in answers] == [20_000] * 4
     assert sum(int(made) for _, made in answers) == 1
     assert not list(tmp_path.glob("*.tmp"))

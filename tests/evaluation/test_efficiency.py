@@ -1,7 +1,7 @@
 """Time to first token, time per token and memory, through the real generate path of the golden tiny model."""
 
 import itertools
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,12 +43,13 @@ def test_an_answer_that_would_end_early_is_made_to_go_on(golden):
 
 def test_time_is_booked_where_it_is_spent(golden, monkeypatch):
     """Slow encoders delay the first token and no other; a slow LLM delays each."""
-    model, delay = golden("base").model, 0.15
+    model, delay, clock = golden("base").model, 0.125, SimpleNamespace(now=0.0)
     settings = {"num_beams": 1}
+    monkeypatch.setattr(efficiency, "time", SimpleNamespace(perf_counter=lambda: clock.now))
 
     def slowed(call):
         def slow(*args, **kwargs):
-            time.sleep(delay)
+            clock.now += delay
             return call(*args, **kwargs)
 
         return slow
@@ -56,13 +57,14 @@ def test_time_is_booked_where_it_is_spent(golden, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(model, "encode_speech", slowed(model.encode_speech))
         result = efficiency.measure(model, settings, seconds=2.0, runs=3, warmup=1, new_tokens=4)
-    assert result["ttft_s"]["min"] >= delay
-    assert result["tpot_s"]["min"] < delay / 2
+    assert result["ttft_s"]["min"] == result["ttft_s"]["max"] == delay
+    assert result["tpot_s"]["max"] == 0
     decoder = model._causal_lm().get_decoder()
     with monkeypatch.context() as patch:
         patch.setattr(decoder, "forward", slowed(decoder.forward))
         result = efficiency.measure(model, settings, seconds=2.0, runs=2, warmup=0, new_tokens=4)
-    assert delay <= result["tpot_s"]["min"] < 2 * delay
+    assert result["ttft_s"]["min"] == delay
+    assert result["tpot_s"]["min"] == result["tpot_s"]["max"] == delay
 
 
 def test_the_result_says_what_was_measured(golden, monkeypatch):

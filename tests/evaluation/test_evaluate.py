@@ -19,6 +19,7 @@ from salmonn.evaluation.submission import check_submission, submission_csv
 from salmonn.evaluation.tasks import EvalTask
 from tests.fixtures.paths import ROOT
 from tests.fixtures.stub_model import WORDS, StubModel, config_for, entry, results
+from tests.fixtures.waiting import HANG
 
 
 @pytest.mark.usefixtures("stub_model")
@@ -178,7 +179,7 @@ def test_two_ranks_answer_every_clip_exactly_once(
 def test_missing_files_are_told_in_one_message_with_exit_code_2(stub_world: Path):
     (stub_world / "empty.yaml").write_text("model: {llama_path: /nowhere/llama, whisper_path: /nowhere/whisper}")
     command = [sys.executable, "evaluate.py", "--mode", "valid_asr", "--cfg-path", str(stub_world / "empty.yaml")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     for expected in ("/nowhere/llama", "/nowhere/whisper", "valid_ann_path_asr", "make quickstart"):

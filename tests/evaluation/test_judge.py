@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -18,6 +17,7 @@ from salmonn.evaluation.tasks import JUDGED_TASKS
 from tests.fixtures.commands import json_lines
 from tests.fixtures.judge_server import KEY, QUESTIONS, completion, endpoint, expect_right, settings
 from tests.fixtures.paths import GOLDEN, ROOT
+from tests.fixtures.waiting import HANG
 
 
 def test_an_endpoint_is_asked_once_per_answer(judge, tmp_path):
@@ -98,12 +98,12 @@ judge_all(QUESTIONS, settings(*sys.argv[2:]), Path(sys.argv[1]))
 
 def test_after_kill_9_the_rest_is_asked(judge, tmp_path):
     stuck = threading.Event()
-    judge.rule = lambda number, _: None if number <= 3 else stuck.set() or time.sleep(60)
+    judge.rule = lambda number, _: None if number <= 3 else stuck.set() or threading.Event().wait(HANG)
     options = ["kind=openai", f"base_url={judge.url}", "model=tiny-judge", "concurrency=1"]
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(tmp_path), *options], cwd=ROOT, stderr=subprocess.DEVNULL
     )
-    assert stuck.wait(60)
+    assert stuck.wait(HANG)
     child.send_signal(signal.SIGKILL)
     child.wait()
     judge.requests.clear()

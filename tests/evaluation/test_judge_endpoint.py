@@ -1,7 +1,7 @@
 """A judge behind an endpoint that is slow, broken, gone or not to be trusted: one clear message, nothing lost."""
 
 import threading
-import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +9,7 @@ from salmonn.common.errors import UserError
 from salmonn.evaluation.judge import endpoint as judge_endpoint
 from salmonn.evaluation.judge.judging import judge_all
 from tests.fixtures.judge_server import KEY, QUESTIONS, Judge, completion, endpoint, expect_right, settings
+from tests.fixtures.waiting import HANG
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_a_missing_key_is_named_where_one_is_needed(judge, tmp_path, monkeypatch
 
 
 def test_a_slow_judge_times_out(judge, tmp_path):
-    judge.rule = lambda *_: time.sleep(0.5)
+    judge.rule = lambda *_: threading.Event().wait(HANG)
     with pytest.raises(UserError, match=r"gave no answer within 0.1 s, 2 times.*timeout_s"):
         judge_all(QUESTIONS[:1], endpoint(judge, "timeout_s=0.1", "max_tries=2"), tmp_path)
 
@@ -101,18 +102,10 @@ def test_a_judge_that_dies_leaves_its_verdicts(judge, tmp_path):
     assert len(again.requests) == 4
 
 
-def test_answers_under_way_are_kept_when_another_fails(judge, tmp_path):
-    refused = threading.Event()
-
-    def rule(number, _):
-        if number == 4:
-            refused.set()
-            return 401, ""
-        refused.wait(10)
-        time.sleep(0.1)
-        return None
-
-    judge.rule = rule
+def test_answers_under_way_are_kept_when_another_fails(judge, tmp_path, monkeypatch):
+    stop = threading.Event()  # what a refusal sets
+    monkeypatch.setattr(judge_endpoint, "threading", SimpleNamespace(Event=lambda: stop))
+    judge.rule = lambda number, _: (401, "") if number == 4 else stop.wait(HANG) and None
     with pytest.raises(UserError, match="3 of 8 verdicts are in"):
         judge_all(QUESTIONS, endpoint(judge, "concurrency=4"), tmp_path)
     assert len(judge.requests) == 4  # four at once, and none after the refusal

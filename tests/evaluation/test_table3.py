@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from salmonn.model.salmonn import SALMONN
 from tests.fixtures.commands import run_command
 from tests.fixtures.mini_world import mini_options
 from tests.fixtures.paths import ROOT
+from tests.fixtures.waiting import n_lines, wait_until
 from util.eval_sets.catalogue import SETS
 
 NAMES_OF_ROWS = ["asr", "er", "sv", "story"]
@@ -85,8 +85,7 @@ def test_after_a_kill_nothing_is_answered_twice_and_the_report_is_the_same(comma
     arguments = [sys.executable, *command(tmp_path, "run.batch_size_eval=1")]
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     store = tmp_path / "table3/asr/answers"
-    while process.poll() is None and not any(f.read_bytes().count(b"\n") >= 3 for f in store.glob("*.jsonl")):
-        time.sleep(0.01)
+    wait_until(lambda: any(n_lines(file) >= 3 for file in store.glob("*.jsonl")), process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     (half,) = store.glob("*.jsonl")

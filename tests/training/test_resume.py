@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from tests.fixtures.commands import json_lines, run_command
 from tests.fixtures.kill_runs import command, family, run_killed, same_state, start
 from tests.fixtures.mini_world import train_options
 from tests.fixtures.paths import ROOT
+from tests.fixtures.waiting import HANG, n_lines, wait_until
 
 # One process, two short epochs, a checkpoint after each step.
 SHORT = ["run.iters_per_epoch=4", "run.optims.max_epoch=2", "run.batch_size_train=2", "run.batch_size_eval=8"]
@@ -43,7 +43,7 @@ def whole(mini_world, tmp_path_factory):
     """A run of 2 ranks that was never disturbed."""
     output = tmp_path_factory.mktemp("whole")
     process = start(command(mini_world, output))
-    message = process.communicate(timeout=240)[1]
+    message = process.communicate(timeout=HANG)[1]
     assert process.returncode == 0, message
     return output
 
@@ -68,17 +68,16 @@ def test_a_run_killed_twice_ends_bit_identical(mini_world, whole, tmp_path):
 def test_a_signal_to_every_process_stops_the_run_after_saving_and_it_goes_on(mini_world, whole, tmp_path):
     process = start(command(mini_world, tmp_path))
     log = tmp_path / "stage1/log.jsonl"
-    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 3):
-        time.sleep(0.02)
+    wait_until(lambda: n_lines(log) >= 3, process)
     for pid in family(process.pid)[1:]:  # of all ranks and their loaders' workers, as Slurm does
         os.kill(pid, signal.SIGTERM)
-    message = process.communicate(timeout=120)[1]
+    message = process.communicate(timeout=HANG)[1]
     assert process.returncode == 0, message
     assert "the same command goes on from there" in message
     stopped = checkpoint.read(tmp_path / "stage1/checkpoint_last.pth")["progress"]
     assert 0 < stopped["epoch"] * 20 + stopped["epoch_iteration"] < 40
     process = start(command(mini_world, tmp_path))
-    message = process.communicate(timeout=240)[1]
+    message = process.communicate(timeout=HANG)[1]
     assert process.returncode == 0, message
     assert same_state(whole, tmp_path)
 
@@ -88,11 +87,10 @@ def test_torchrun_restarts_a_run_that_lost_a_rank_from_its_last_checkpoint(mini_
     launched.insert(launched.index("--standalone"), "--max-restarts=1")
     process = start(launched)
     last = tmp_path / "stage1/checkpoint_last.pth"
-    while process.poll() is None and not last.exists():
-        time.sleep(0.02)
+    wait_until(last.exists, process)
     ranks = [pid for pid in family(process.pid)[1:] if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(ranks[0], signal.SIGKILL)
-    message = process.communicate(timeout=240)[1]
+    message = process.communicate(timeout=HANG)[1]
     assert process.returncode == 0, message
     assert "going on with" in message
     assert same_state(whole, tmp_path)
@@ -103,10 +101,9 @@ def test_a_signal_to_torchrun_or_ctrl_c_saves_first(mini_world, tmp_path, number
     """torchrun itself then ends with 1, whatever its ranks do; Ctrl-C reaches the whole group of processes."""
     process = start(command(mini_world, tmp_path), start_new_session=True)
     log = tmp_path / "stage1/log.jsonl"
-    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 3):
-        time.sleep(0.02)
+    wait_until(lambda: n_lines(log) >= 3, process)
     os.kill(process.pid, number) if number == signal.SIGTERM else os.killpg(process.pid, number)
-    message = process.communicate(timeout=120)[1]
+    message = process.communicate(timeout=HANG)[1]
     assert "the same command goes on from there" in message
     stopped = checkpoint.read(tmp_path / "stage1/checkpoint_last.pth")["progress"]
     assert stopped["iteration"] == log_steps(tmp_path)[-1]  # nothing that was done is lost
@@ -163,7 +160,7 @@ def test_a_full_disk_loses_no_checkpoint_and_is_told(mini_world, short, tmp_path
     before = last.read_bytes()
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))  # noqa: E731
     cold = [sys.executable, *arguments(mini_world, tmp_path)]
-    result = subprocess.run(cold, cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, timeout=240)
+    result = subprocess.run(cold, cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, timeout=HANG)
     assert "NO CHECKPOINT WAS WRITTEN" in result.stderr
     assert "could not be written" in result.stderr
     assert result.returncode == 2

@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from tests.fixtures.commands import run_command, torchrun
 from tests.fixtures.kill_runs import start
 from tests.fixtures.mini_world import mini_options
 from tests.fixtures.paths import ROOT
+from tests.fixtures.waiting import HANG, n_lines, wait_until
 
 SHORT = [
     "run.iters_per_epoch=2", "run.optims.max_epoch=1", "run.batch_size_train=2", "run.batch_size_eval=8",
@@ -79,14 +79,13 @@ def test_a_signal_ends_the_stage_and_the_list_and_the_same_command_goes_on(mini_
     arguments = [sys.executable, *command(mini_world, stages, "run.iters_per_epoch=30", "run.save_every_steps=1")]
     process = start(arguments)
     log = stages / "out/stage1/log.jsonl"
-    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 2):
-        time.sleep(0.02)
+    wait_until(lambda: n_lines(log) >= 2, process)
     process.send_signal(signal.SIGTERM)
-    message = process.communicate(timeout=120)[1]
+    message = process.communicate(timeout=HANG)[1]
     assert process.returncode == 0, message
     assert "stopped by SIGTERM" in message
     assert not (stages / "out/stage2").exists()
-    again = subprocess.run(arguments, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    again = subprocess.run(arguments, capture_output=True, text=True, timeout=HANG, cwd=ROOT)
     assert again.returncode == 0, again.stderr
     assert "going on with" in again.stderr
     assert json.loads((stages / "out/stage3/summary.json").read_text())["steps"] == 30

@@ -13,6 +13,7 @@ from salmonn.common.errors import UserError
 from salmonn.inference.engine import Answer, EncodedAudio, InferenceEngine, Question
 from salmonn.web import request_queue as queue_module
 from salmonn.web.request_queue import RequestQueue
+from tests.fixtures.waiting import wait_until
 from tests.fixtures.web_rows import VERY_LONG
 
 pytest_plugins = ["tests.fixtures.web"]
@@ -76,11 +77,13 @@ def test_the_model_stops_for_whoever_leaves(queue: RequestQueue, engine: Inferen
 def test_the_model_stops_when_nobody_looks_any_more(
     queue: RequestQueue, engine: InferenceEngine, clip, monkeypatch, written
 ):
-    monkeypatch.setattr(queue_module, "_PATIENCE", 0.2)
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(queue_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     settings = OmegaConf.merge(engine.config.generate, VERY_LONG)
     answers = queue.answer(engine.hear([clip]), engine.question("What is said?"), settings)
     while not next(answers):
         pass
+    clock.now += queue_module._PATIENCE + 1
     queue.run(int)  # and the reader is gone, without a word
     assert written == []
 
@@ -88,9 +91,18 @@ def test_the_model_stops_when_nobody_looks_any_more(
 def test_who_looks_on_is_waited_for_though_nothing_is_new(
     queue: RequestQueue, engine: InferenceEngine, clip, monkeypatch
 ):
-    monkeypatch.setattr(queue_module, "_PATIENCE", 0.5)
-    monkeypatch.setattr(queue_module, "HEARTBEAT", 0.1)
-    settings = OmegaConf.merge(engine.config.generate, {"max_new_tokens": 300, "min_length": 300, "num_beams": 2})
+    looks, wait, answer = [], queue_module.wait, engine.model.answer_embeds
+    now = lambda: len(looks) * queue_module._PATIENCE / 3  # noqa: E731 a clock that goes on by each look at the model
+    monkeypatch.setattr(queue_module, "time", SimpleNamespace(monotonic=now))
+    monkeypatch.setattr(queue_module, "_EVERY", 0.001)
+    monkeypatch.setattr(queue_module, "wait", lambda *args: looks.append(args) or wait(*args))
+
+    def answer_late(*args, **library):
+        wait_until(lambda: len(looks) > 10)
+        return answer(*args, **library)
+
+    monkeypatch.setattr(engine.model, "answer_embeds", answer_late)
+    settings = OmegaConf.merge(engine.config.generate, {"num_beams": 2})
     *_, last = queue.answer(engine.hear([clip]), engine.question("What is said?"), settings)
     assert last.text
 
@@ -147,7 +159,7 @@ def test_what_waits_when_the_page_ends_does_not_begin(
 ):
     answers = queue.answer(engine.hear([clip]), engine.question("What is said?"), engine.config.generate)
     assert next(answers) is None
-    threading.Timer(0.2, busy.set).start()
+    threading.Thread(target=lambda: queue._closed.wait() and busy.set()).start()
     queue.close()
     with pytest.raises(CancelledError):
         list(answers)

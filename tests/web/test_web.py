@@ -13,16 +13,17 @@ import pytest
 import soundfile
 from omegaconf import OmegaConf
 
+from dev import web_screenshot
 from dev.web_screenshot import Visitor, open_browser, served
 from salmonn.common.errors import UserError
 from salmonn.inference.engine import Answer, InferenceEngine
 from salmonn.web import __main__ as web
 from salmonn.web import layout as web_look
-from salmonn.web import request_queue as queue_module
 from salmonn.web.conversation import Conversation
 from salmonn.web.layout import build
 from salmonn.web.page import Page
 from tests.fixtures.paths import ROOT
+from tests.fixtures.waiting import HANG
 from tests.fixtures.web_rows import SEARCH, VERY_LONG, asked, heard
 
 WAITING = ("", "…", "Loading content")  # what gradio shows while nothing is written yet
@@ -212,7 +213,7 @@ def browser() -> Iterator:
 @pytest.fixture
 def address(page: Page, clip, monkeypatch) -> Iterator[str]:
     """A page that is served, with one example."""
-    monkeypatch.setattr(queue_module, "_PATIENCE", 5.0)
+    monkeypatch.setattr(web_screenshot, "_PATIENCE", HANG)
     page.examples = {"example.wav": clip}
     with served(page, max_upload_mb=1) as address:
         yield address

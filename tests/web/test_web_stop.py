@@ -20,6 +20,7 @@ from salmonn.web import page as web_page
 from salmonn.web.conversation import Conversation
 from salmonn.web.page import Page
 from tests.fixtures.paths import ROOT
+from tests.fixtures.waiting import HANG, wait_until
 from tests.fixtures.web_rows import SEARCH, ask_very_long, asked, heard, shown
 
 pytest_plugins = ["tests.fixtures.web"]
@@ -167,6 +168,7 @@ def test_others_have_their_turn_between_the_windows_of_a_long_clip(page: Page, l
             order.append(name)
             if order.count(name) == 1:
                 threading.Thread(target=page.queue.run, args=[lambda: order.append("other")]).start()
+                wait_until(lambda: len(page.queue._jobs) == 2)  # this one, and the other that waits
             return work(*args, **library)
 
         monkeypatch.setattr(model, name, watch)
@@ -229,7 +231,7 @@ def test_ctrl_c_ends_the_server_whatever_it_does(engine: InferenceEngine, clip, 
     )
     web.main()
     gc.unfreeze()  # this process goes on
-    visitors[0].join(60)
+    visitors[0].join(HANG)
     [((*_, note, error), conversation)] = left
     assert error == ""
     if doing == "answering":

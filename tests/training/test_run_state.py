@@ -1,0 +1,209 @@
+"""What a checkpoint holds is taken up again as it was; one that cannot be written costs nothing but itself."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from salmonn.common.errors import UserError
+from salmonn.config.loading import load_config
+from salmonn.data.integrity import bad_verdict
+from salmonn.data.quarantine import Quarantine
+from salmonn.model import checkpoint
+from salmonn.training import run_state
+from salmonn.training.progress import Progress
+from salmonn.training.run_folder import RunFolder
+from salmonn.training.run_state import RunState
+from salmonn.training.step import NotFiniteError, TrainingStep
+
+VALID = {"loss": 1.5, "accuracy": 0.5, "loss_shuffled": 2.5}
+
+
+class Tiny(nn.Module):
+    """Parameters by published names, one of a matrix and one that does not decay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.speech_llama_proj = nn.Linear(3, 2)
+
+
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(run_state, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+@pytest.fixture
+def make_state(tmp_path):
+    """The state of a run that has just been prepared."""
+
+    def make(*options: str, seed: int = 0) -> RunState:
+        config = load_config("configs/mini/stage1.yaml", [f"run.output_dir={tmp_path}", "run.amp=False", *options])
+        torch.manual_seed(seed)
+        folder, model = RunFolder(config), Tiny()
+        folder.path.mkdir(exist_ok=True)
+        step = TrainingStep(model, config.run, torch.device("cpu"))
+        return RunState(folder, model, step, Progress(), Quarantine(folder.path))
+
+    return make
+
+
+def train(state: RunState, steps: int = 3) -> None:
+    """Steps of the optimiser about nothing; progress and quarantine go on with them."""
+    for _ in range(steps):
+        loss = state.model.speech_llama_proj(torch.ones(3)).pow(2).sum()
+        result = {"loss": loss, "total": torch.tensor(1.0), "cut": torch.tensor(0.0)}
+        state.step.backward(result, ["a.wav"], 1)
+        state.step.finish(1)
+        state.progress.step += 1
+        state.progress.iteration += 1
+        state.progress.samples += 2
+        broken = bad_verdict(f"{state.progress.step}.wav", "undecodable")
+        state.quarantine.add({"broken": [broken], "tried": 2})
+
+
+def taken_up(state: RunState, found) -> RunState:
+    state.progress = found.progress
+    state.restore(found)
+    return state
+
+
+def held(state: RunState) -> dict:
+    """All that a step depends on."""
+    values = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    moments = state.step.optimizer.state_dict()["state"]
+    return values | {f"{i} {name}": value for i, of in moments.items() for name, value in of.items()}
+
+
+def equal(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_was_saved_is_taken_up_equal_and_the_next_steps_are_the_same(make_state, clock):
+    first = make_state()
+    train(first)
+    clock.now += 60
+    first.save(epoch=2)
+    assert first.is_saved
+    second = make_state(seed=1)
+    assert not equal(held(second), held(first))
+    clock.now += 1000  # nobody trained
+    second = make_state(seed=1)
+    taken_up(second, second.folder.checkpoint_to_resume())
+    assert equal(held(second), held(first))
+    assert (second.progress.iteration, second.progress.step, second.progress.samples) == (3, 3, 6)
+    assert (second.quarantine.tried, second.quarantine.bad, [*second.quarantine.files]) == (
+        6,
+        3,
+        ["1.wav", "2.wav", "3.wav"],
+    )
+    clock.now += 5
+    assert second.seconds == 65  # of both
+    for state in (first, second):
+        train(state, 2)
+    assert equal(held(second), held(first))
+
+
+def test_a_checkpoint_says_where_it_was_written(make_state):
+    state = make_state()
+    train(state)
+    state.save(epoch=2)
+    content = checkpoint.read(state.folder.path / "checkpoint_last.pth")
+    assert (content["epoch"], content["step"]) == (2, 3)
+    assert content["config"]["run"]["exp_name"] == "stage1"
+    assert {"model", "optimizer", "scaler", "progress"} <= content.keys()
+
+
+def test_changes_of_the_configuration_are_told_when_a_run_goes_on(make_state, caplog):
+    state = make_state()
+    train(state)
+    state.save(epoch=0)
+    other = make_state("run.optims.weight_decay=0.5")
+    with caplog.at_level("INFO"):
+        taken_up(other, other.folder.checkpoint_to_resume())
+    assert "checkpoint_last.pth: epoch 0, iteration 3, 6 samples seen" in caplog.text
+    assert "the configuration has changed: run.optims.weight_decay: 0.05 -> 0.5" in caplog.text
+    assert other.step.optimizer.param_groups[0]["weight_decay"] == 0.5  # as configured now
+
+
+def test_an_optimiser_that_does_not_fit_is_told_with_its_file(make_state):
+    state = make_state()
+    train(state)
+    state.save(epoch=0)
+    other = make_state("run.optims.lora_lr_factor=2")
+    other.model.lora_a = nn.Parameter(torch.ones(2, 2))
+    other.step = TrainingStep(other.model, other.folder.config.run, torch.device("cpu"))
+    found = other.folder.checkpoint_to_resume()
+    del other.model.lora_a
+    with pytest.raises(UserError, match=r"checkpoint_last\.pth: its optimiser does not fit this configuration"):
+        taken_up(other, found)
+
+
+def full_disk(*_, **__) -> None:
+    raise OSError("No space left on device")
+
+
+@pytest.mark.parametrize("is_best", [False, True])
+def test_a_failed_write_leaves_the_checkpoints_before_and_is_told(make_state, monkeypatch, caplog, is_best):
+    state = make_state()
+    state.save(epoch=0, is_best=True)
+    before = {path.name: path.read_bytes() for path in state.folder.path.glob("*.pth")}
+    assert before.keys() == {"checkpoint_last.pth", "checkpoint_best.pth"}
+    train(state)
+    monkeypatch.setattr(checkpoint, "write", full_disk)
+    state.save(epoch=1, is_best=is_best)
+    assert not state.is_saved
+    assert "NO CHECKPOINT WAS WRITTEN: No space left on device. The one before it is kept" in caplog.text
+    assert {path.name: path.read_bytes() for path in state.folder.path.glob("*.pth")} == before
+    with pytest.raises(UserError, match=r"^nothing could be written to .*stage1 .*make room"):
+        state.require_saved("nothing could be written")
+    monkeypatch.undo()
+    state.save(epoch=1, is_best=is_best)
+    state.require_saved("nothing could be written")
+    assert (state.folder.path / "checkpoint_last-1.pth").read_bytes() == before["checkpoint_last.pth"]
+
+
+def test_where_one_rank_could_not_write_none_has_saved(make_state, monkeypatch):
+    state = make_state()
+    monkeypatch.setattr(run_state.distributed, "any_rank", lambda *_: [True])
+    state.save(epoch=0)
+    assert not state.is_saved
+
+
+def test_the_best_checkpoint_is_written_before_the_last(make_state, monkeypatch):
+    """Killed in between, a run validates that epoch again; the other way round it would never keep it."""
+    state, written = make_state(), []
+    monkeypatch.setattr(state.folder, "save_best", lambda *_, **__: written.append("best"))
+    monkeypatch.setattr(state.folder, "save", lambda *_, **__: written.append("last"))
+    state.save(epoch=0, is_best=True)
+    state.save(epoch=1)
+    assert written == ["best", "last", "last"]
+
+
+def test_a_summary_is_there_as_soon_as_there_is_a_validation(make_state):
+    state = make_state()
+    train(state)
+    state.save(epoch=0)
+    assert not (state.folder.path / "summary.json").exists()
+    state.progress.valid, state.progress.best = VALID, {"epoch": 0, **VALID}
+    state.save(epoch=0)
+    summary = json.loads((state.folder.path / "summary.json").read_text())
+    assert (summary["steps"], summary["tried"], summary["bad"], summary["bad_files"]) == (3, 6, 3, 3)
+    assert (summary["trainable_parameters"], summary["valid_loss"], summary["best"]["epoch"]) == (8, 1.5, 0)
+
+
+def test_what_led_to_a_loss_that_is_not_finite_is_kept_or_why_not_is_told(make_state, monkeypatch):
+    state = make_state()
+    train(state)
+    path = state.folder.path / "not_finite.pth"
+    error = NotFiniteError("loss is nan on rank 0", ["a.wav"])
+    assert str(path) in state.keep_not_finite(error, epoch=1, iteration=4)
+    content = checkpoint.read(path)
+    assert (content["problem"], content["epoch"], content["iteration"]) == ("loss is nan on rank 0", 1, 4)
+    assert content["samples"] == ["a.wav"]
+    assert torch.equal(content["model"]["speech_llama_proj.bias"], state.model.speech_llama_proj.bias)
+    monkeypatch.setattr(checkpoint, "write", full_disk)
+    assert "could not be saved: No space left" in state.keep_not_finite(error, epoch=1, iteration=4)
