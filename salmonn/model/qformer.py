@@ -139,6 +139,8 @@ class Output(nn.Module):
 
 
 class AttentionBlock(nn.Module):
+    """Attention and its output."""
+
     def __init__(self, hidden: int, heads: int, context_width: int) -> None:
         super().__init__()
         self.self = MultiHeadAttention(hidden, heads, context_width)
@@ -150,6 +152,8 @@ class AttentionBlock(nn.Module):
 
 
 class Intermediate(nn.Module):
+    """First half of the queries' feed-forward."""
+
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
         self.dense = nn.Linear(hidden, width)
@@ -177,12 +181,15 @@ class Layer(nn.Module):
 
 
 class Embeddings(nn.Module):
+    """LayerNorm and dropout of the query tokens."""
+
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.LayerNorm = nn.LayerNorm(hidden, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, query_tokens: Tensor) -> Tensor:
+        """[W, Q, D] -> [W, Q, D]."""
         return self.dropout(self.LayerNorm(query_tokens))
 
 
@@ -209,11 +216,12 @@ class Bert(nn.Module):
         self.encoder = Encoder(Layer(hidden, heads, width, context_width) for _ in range(layers))
 
     def forward(self, query_tokens: Tensor, context: Tensor) -> Tensor:
+        """query_tokens [W, Q, D], context [W, K, C] -> [W, Q, D]."""
         return self.encoder(self.embeddings(query_tokens), context)
 
 
 class QFormer(nn.Module):
-    """Query tokens [W, Q, hidden] and windows [W, K, context_width] -> [W, Q, hidden]."""
+    """The window-level Q-Former: each window is attended to by the same query tokens."""
 
     def __init__(self, hidden: int, layers: int, heads: int, width: int, context_width: int) -> None:
         super().__init__()
@@ -221,6 +229,7 @@ class QFormer(nn.Module):
         self.apply(_initialise)
 
     def forward(self, query_tokens: Tensor, context: Tensor) -> Tensor:
+        """query_tokens [1, Q, D], windows [W, K, C] -> [W, Q, D]."""
         return self.bert(query_tokens.expand(context.shape[0], -1, -1), context)
 
 

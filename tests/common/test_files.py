@@ -102,17 +102,17 @@ def test_json_lines_are_read_until_a_torn_last_one(tmp_path: Path):
 def test_a_line_that_is_refused_is_named_with_its_file(tmp_path: Path, second: str, kind, says: str):
     path = tmp_path / "lines.jsonl"
     path.write_text(f'{{"a": 1}}\n{second}\n{{"a": 3}}\n')
-    lines = read_json_lines(path, "list of words", kind)
+    lines = read_json_lines(path, "a list of words", kind)
     next(lines)
     with pytest.raises(UserError) as caught:
         next(lines)
-    assert str(caught.value).startswith(f"list of words {path}, line 2: ")
+    assert str(caught.value).startswith(f"{path}, line 2: not a list of words (")
     assert says in str(caught.value)
     assert str(caught.value).endswith("remove that line, or the file")
 
 
 def test_a_file_of_lines_that_cannot_be_read_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"list .*nowhere\.jsonl cannot be read: .*No such file"):
+    with pytest.raises(UserError, match=r"nowhere\.jsonl cannot be read: .*No such file"):
         list(read_json_lines(tmp_path / "nowhere.jsonl", "list"))
 
 

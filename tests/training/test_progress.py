@@ -98,14 +98,14 @@ def test_what_is_unusual_about_a_plan_is_told_with_it(caplog):
 def gone_on(before: dict, now: dict, processes: tuple[int, int] = (1, 1), iteration: int = 7, **run) -> Progress:
     """A run that is 7 iterations into its second epoch, taken up with other sizes."""
     sizes = {"batch_size_train": 4, "accum_grad_iters": 1}
-    progress = Progress(epoch=1, iteration=iteration, step=27, processes=processes[0], samples=108)
+    progress = Progress(epoch=1, epoch_iteration=iteration, iteration=27, processes=processes[0], samples=108)
     options = {**sizes, **run, **now}.items()
     progress.go_on({**sizes, **before}, config_with(*(f"run.{k}={v}" for k, v in options)).run, processes[1])
     return progress
 
 
 def test_in_the_same_sizes_a_run_goes_on_where_it_was(caplog):
-    before = asdict(Progress(epoch=1, iteration=7, step=27, samples=108))
+    before = asdict(Progress(epoch=1, epoch_iteration=7, iteration=27, samples=108))
     assert asdict(gone_on({}, {})) == before
     assert asdict(gone_on({}, {}, epoch_based=True)) == before
     assert caplog.text == ""
@@ -114,17 +114,17 @@ def test_in_the_same_sizes_a_run_goes_on_where_it_was(caplog):
 @pytest.mark.parametrize(("batch_size", "processes", "iteration"), [(8, 1, 3), (2, 1, 14), (4, 2, 3), (2, 2, 7)])
 def test_in_a_pass_over_the_data_the_place_is_found_by_its_samples(batch_size: int, processes: int, iteration: int):
     progress = gone_on({}, {"batch_size_train": batch_size}, (1, processes), epoch_based=True)
-    assert (progress.iteration, progress.processes) == (iteration, processes)
-    assert (progress.epoch, progress.step, progress.samples) == (1, 27, 108)  # the log and the stream go on
+    assert (progress.epoch_iteration, progress.processes) == (iteration, processes)
+    assert (progress.epoch, progress.iteration, progress.samples) == (1, 27, 108)  # the log and the stream go on
 
 
 def test_in_an_epoch_of_iterations_the_place_stays(caplog):
     progress = gone_on({}, {"batch_size_train": 8}, (1, 2))
-    assert (progress.iteration, progress.samples, progress.processes) == (7, 108, 2)
+    assert (progress.epoch_iteration, progress.samples, progress.processes) == (7, 108, 2)
     assert "number of processes: 2 instead of 1; the samples go on where they were" in caplog.text
 
 
 @pytest.mark.parametrize(("before", "now", "iteration"), [(1, 2, 6), (1, 4, 4), (7, 3, 6), (2, 2, 7)])
 def test_in_other_steps_it_begins_with_the_first_micro_batch_of_one(before: int, now: int, iteration: int):
     progress = gone_on({"accum_grad_iters": before}, {"accum_grad_iters": now})
-    assert progress.iteration == iteration
+    assert progress.epoch_iteration == iteration

@@ -15,7 +15,7 @@ from salmonn.model import checkpoint
 from salmonn.training import run_state
 from salmonn.training.progress import Progress
 from salmonn.training.run_folder import RunFolder
-from salmonn.training.run_state import RunState
+from salmonn.training.run_state import RunState, find_resumed
 from salmonn.training.step import NotFiniteError, TrainingStep
 
 VALID = {"loss": 1.5, "accuracy": 0.5, "loss_shuffled": 2.5}
@@ -58,16 +58,17 @@ def train(state: RunState, steps: int = 3) -> None:
         result = {"loss": loss, "total": torch.tensor(1.0), "cut": torch.tensor(0.0)}
         state.step.backward(result, ["a.wav"], 1)
         state.step.finish(1)
-        state.progress.step += 1
         state.progress.iteration += 1
+        state.progress.epoch_iteration += 1
         state.progress.samples += 2
-        broken = bad_verdict(f"{state.progress.step}.wav", "undecodable")
-        state.quarantine.add({"broken": [broken], "tried": 2})
+        broken = bad_verdict(f"{state.progress.iteration}.wav", "undecodable")
+        state.quarantine.add({"unreadable": [broken], "tried": 2})
 
 
 def taken_up(state: RunState, found) -> RunState:
-    state.progress = found.progress
-    state.restore(found)
+    resumed, content = found
+    state.progress = resumed.progress
+    state.restore(resumed, content)
     return state
 
 
@@ -92,10 +93,10 @@ def test_what_was_saved_is_taken_up_equal_and_the_next_steps_are_the_same(make_s
     assert not equal(held(second), held(first))
     clock.now += 1000  # nobody trained
     second = make_state(seed=1)
-    taken_up(second, second.folder.checkpoint_to_resume())
+    taken_up(second, find_resumed(second.folder))
     assert equal(held(second), held(first))
-    assert (second.progress.iteration, second.progress.step, second.progress.samples) == (3, 3, 6)
-    assert (second.quarantine.tried, second.quarantine.bad, [*second.quarantine.files]) == (
+    assert (second.progress.epoch_iteration, second.progress.iteration, second.progress.samples) == (3, 3, 6)
+    assert (second.quarantine.tried, second.quarantine.unreadable, [*second.quarantine.files]) == (
         6,
         3,
         ["1.wav", "2.wav", "3.wav"],
@@ -123,7 +124,7 @@ def test_changes_of_the_configuration_are_told_when_a_run_goes_on(make_state, ca
     state.save(epoch=0)
     other = make_state("run.optims.weight_decay=0.5")
     with caplog.at_level("INFO"):
-        taken_up(other, other.folder.checkpoint_to_resume())
+        taken_up(other, find_resumed(other.folder))
     assert "checkpoint_last.pth: epoch 0, iteration 3, 6 samples seen" in caplog.text
     assert "the configuration has changed: run.optims.weight_decay: 0.05 -> 0.5" in caplog.text
     assert other.step.optimizer.param_groups[0]["weight_decay"] == 0.5  # as configured now
@@ -136,7 +137,7 @@ def test_an_optimiser_that_does_not_fit_is_told_with_its_file(make_state):
     other = make_state("run.optims.lora_lr_factor=2")
     other.model.lora_a = nn.Parameter(torch.ones(2, 2))
     other.step = TrainingStep(other.model, other.folder.config.run, torch.device("cpu"))
-    found = other.folder.checkpoint_to_resume()
+    found = find_resumed(other.folder)
     del other.model.lora_a
     with pytest.raises(UserError, match=r"checkpoint_last\.pth: its optimiser does not fit this configuration"):
         taken_up(other, found)
@@ -153,7 +154,7 @@ def test_a_failed_write_leaves_the_checkpoints_before_and_is_told(make_state, mo
     before = {path.name: path.read_bytes() for path in state.folder.path.glob("*.pth")}
     assert before.keys() == {"checkpoint_last.pth", "checkpoint_best.pth"}
     train(state)
-    monkeypatch.setattr(checkpoint, "write", full_disk)
+    monkeypatch.setattr(checkpoint, "write_content", full_disk)
     state.save(epoch=1, is_best=is_best)
     assert not state.is_saved
     assert "NO CHECKPOINT WAS WRITTEN: No space left on device. The one before it is kept" in caplog.text
@@ -205,5 +206,5 @@ def test_what_led_to_a_loss_that_is_not_finite_is_kept_or_why_not_is_told(make_s
     assert (content["problem"], content["epoch"], content["iteration"]) == ("loss is nan on rank 0", 1, 4)
     assert content["samples"] == ["a.wav"]
     assert torch.equal(content["model"]["speech_llama_proj.bias"], state.model.speech_llama_proj.bias)
-    monkeypatch.setattr(checkpoint, "write", full_disk)
+    monkeypatch.setattr(checkpoint, "write_content", full_disk)
     assert "could not be saved: No space left" in state.keep_not_finite(error, epoch=1, iteration=4)
