@@ -175,7 +175,7 @@ class Encoder(nn.Module):
         return by_distance.unfold(1, length, 1).flip(1)  # query i takes the distances -i to T - 1 - i
 
     def bucket(self, distance: Tensor) -> Tensor:
-        """Bucket of each key - query distance, [...] -> [...]: half of them for each sign, exact near, logarithmic far."""
+        """Bucket of each key - query distance [...] -> [...]: half for each sign, exact near, logarithmic far."""
         half = self.buckets // 2
         exact = half // 2
         far = distance.abs()
