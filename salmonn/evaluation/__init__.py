@@ -1,4 +1,4 @@
-"""Evaluation: tasks as data, answers over a set, judges, scores by libraries, reports (paper, sections 5 and 6).
+"""Evaluation: tasks as data, answers, judges, scores by libraries, reports (paper, Table 3, Figures 3 and 4).
 
 May import preflight, data, model and what is below them. Tests: tests/evaluation/.
 

@@ -1,7 +1,7 @@
 """Perplexity of the right answers with and without the instruction: how over-fitted to tasks a model is.
 
 A model that transcribes or captions whatever it is asked finds the text of that task as likely without
-an instruction as with it, and everything else unlikely (paper, sections 3.2 and 5.4, Figure 4).
+an instruction as with it, and everything else unlikely (paper, section 3.2 and Figure 4).
 """
 
 from collections.abc import Mapping, Sequence

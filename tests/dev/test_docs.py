@@ -142,6 +142,11 @@ def test_the_files_that_the_architecture_names_are_there():
         assert any((ROOT / folder / name).exists() for folder in ("", "salmonn", "salmonn/evaluation")), name
 
 
+def test_no_room_imports_what_stands_above_all_rooms():
+    above = re.compile(r"^\s*(?:from|import) (?:util|experiments|dev|tests)\b", re.M)
+    assert [path.name for path in (ROOT / "salmonn").rglob("*.py") if above.search(path.read_text("utf-8"))] == []
+
+
 def test_both_languages_show_the_same_blocks_and_numbers():
     english, korean = read("README.md"), read("README.ko.md")
     assert re.findall(r"^```.*?^```$", english, re.DOTALL | re.M) == re.findall(
