@@ -93,20 +93,13 @@ def _on_cpu(config: DictConfig) -> bool:
 
 
 def model_config(values: Mapping[str, Any] | DictConfig | ModelConfig) -> DictConfig:
-    """Complete a `model` section (mapping, OmegaConf node or ModelConfig) with the defaults, and check it.
-
-    A section of `load_config` is complete and checked: it is returned as it is.
-    """
-    if isinstance(values, DictConfig) and OmegaConf.get_type(values) is ModelConfig:
-        return values
+    """Complete a `model` section (mapping, OmegaConf node or ModelConfig) with the defaults, and check it."""
     plain = OmegaConf.to_container(OmegaConf.create(values) if isinstance(values, Mapping) else values)
     return typed_section(plain, ModelConfig, "model")
 
 
 def generate_config(values: Mapping[str, Any] | DictConfig | GenerateConfig | None) -> DictConfig:
     """Complete a `generate` section with the defaults, as `model_config`; None gives the published settings."""
-    if isinstance(values, DictConfig) and OmegaConf.get_type(values) is GenerateConfig:
-        return values
     if isinstance(values, GenerateConfig):
         return OmegaConf.structured(values)
     return typed_section(
