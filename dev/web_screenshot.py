@@ -143,20 +143,20 @@ def main() -> None:
     from salmonn.config.loading import load_config
     from salmonn.inference.engine import InferenceEngine
     from salmonn.web.page import Page
-    from salmonn.web.request_queue import Turns
+    from salmonn.web.request_queue import RequestQueue
 
-    turns = Turns(InferenceEngine.load(load_config("configs/mini/decode.yaml", [])))
+    queue = RequestQueue(InferenceEngine.load(load_config("configs/mini/decode.yaml", [])))
     examples = {name: str(ROOT / "output/mini/world/audio" / name) for name in EXAMPLES}
     scheme = {"features": [{"name": "prefers-color-scheme", "value": "dark" if args.dark else "light"}]}
     try:
-        with served(Page(turns, examples), max_upload_mb=100) as address, open_browser() as browser:
+        with served(Page(queue, examples), max_upload_mb=100) as address, open_browser() as browser:
             browser.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
             visitor = Visitor(browser, address)
             visitor.resize(args.width)
             converse(visitor)
             picture = visitor.picture()
     finally:
-        turns.close()
+        queue.close()
     with replacing(args.out) as path:
         path.write_bytes(smaller(picture))
     print(f"wrote {args.out}")

@@ -52,6 +52,7 @@ Entry = dict[str, Any]  # of an annotation file
 
 
 def main() -> None:
+    """Choose clips, let the model tell about them, keep what is of use. Raises UserError for bad input."""
     args = parse_arguments()
     config = load_config(args.cfg_path, args.options)
     check_inputs(args, config)
@@ -83,6 +84,7 @@ def main() -> None:
 
 
 def parse_arguments() -> Namespace:
+    """The command line."""
     parser = argument_parser(__doc__, default_cfg_path="configs/evaluate.yaml")
     add = parser.add_argument
     add(

@@ -48,7 +48,8 @@ def main() -> None:
     """Answer one question, or hold a conversation."""
     args = parse_arguments()
     config = load_config(args.cfg_path, args.options)
-    config.model.ckpt = args.ckpt or config.model.ckpt
+    if args.ckpt:
+        config = OmegaConf.merge(config, {"model": {"ckpt": args.ckpt}})
     require_audio(args.audio)  # a wrong path is known before the model is loaded
 
     from salmonn.common.logging import setup_logging  # torch and transformers load only now

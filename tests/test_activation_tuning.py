@@ -21,7 +21,7 @@ from salmonn.activation_tuning import (
 from salmonn.audio.decode import load_clip
 from salmonn.config.loading import load_config
 from salmonn.evaluation.requests import Prediction
-from salmonn.model import checkpoint
+from tests.fixtures.checkpoints import save_checkpoint
 from tests.fixtures.commands import json_lines, run_command
 from tests.fixtures.mini_world import mini_options
 from tests.fixtures.paths import ROOT
@@ -166,7 +166,7 @@ def options(mini_world: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
-    checkpoint.save(folder / "stage2.pth", model)
+    save_checkpoint(folder / "stage2.pth", model)
     sampling = ["generate.do_sample=True", "generate.temperature=3.0", "generate.num_beams=1"]
     return [*paths, f"model.ckpt={folder / 'stage2.pth'}", *sampling]
 

@@ -60,6 +60,15 @@ def test_a_command_says_what_it_does_and_explains_every_option(program):
         parser.format_help()  # a lone % in a help text ends it
 
 
+@pytest.mark.parametrize("path", sorted(p for d in ("util", "experiments", "dev") for p in (ROOT / d).glob("*.py")))
+def test_a_script_finds_the_project_before_it_imports_from_it(path):
+    """Typed as `python util/NAME.py`, only the script's own folder is on the path."""
+    text = path.read_text(encoding="utf-8")
+    first = re.search(r"^(from|import) (salmonn|util|experiments|dev)\b", text, re.MULTILINE)
+    if "__main__" in text and first:
+        assert 0 <= text.find("sys.path.insert(") < first.start()
+
+
 @pytest.mark.parametrize(
     ("spec", "name"),
     [(None, "salmonn-chat"), ("pytest.__main__", "salmonn-chat"), ("salmonn.chat", "python -m salmonn.chat")],

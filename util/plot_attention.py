@@ -18,8 +18,6 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from salmonn.common.device import autocast
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -30,6 +28,7 @@ from salmonn.audio.decode import SAMPLE_RATE, AudioError, load_clip
 from salmonn.chat import require_audio
 from salmonn.common.charts import new_figure, png_path, write_png
 from salmonn.common.cli import argument_parser, run_cli
+from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
 from salmonn.common.logging import setup_logging
 from salmonn.config.loading import load_config

@@ -3,7 +3,7 @@
   python util/quickstart.py [--seed 42] [--out output/mini]
 
 Makes the corpus and the tiny models, shows what is there, trains stages 1 to 3 on two processes,
-evaluates after stage 1 and stage 3 on held-out clips (also with the audio swapped between clips),
+evaluates after stage 1 and stage 3 on held-out clips (also with the audio shuffled between clips),
 and writes <out>/summary.json, <out>/report.md and the curves. No GPU, no downloads, some minutes.
 Exit code 0 if the model has learned to listen (the bars of the report), 1 if not or if a part fails.
 """

@@ -1,4 +1,4 @@
-"""How the project's pictures look: colours, panels, and a file that is there whole or not at all.
+"""How the project's pictures look: colours, panels, atomically written PNGs.
 
 matplotlib is imported inside functions: seconds that only who draws should wait.
 """

@@ -17,7 +17,7 @@ class Samples(TypedDict, total=False):
     id: list[str]  # the annotated path of each clip
     index: list[int]  # of the entries in their annotation file
     testset_id: list[Any]
-    unreadable: list[Any]  # verdicts on the files that failed
+    unreadable: list[Any]  # verdicts (data/integrity.py, which stands above) on the files that failed
     left_out: dict[int, str]  # {index: reason} of the entries whose clips could not be read
     tried: int  # entries
     spectrogram: Tensor  # [B, n_mels, frames], where it is computed already

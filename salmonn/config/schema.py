@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 @dataclass
 class ModelConfig:
+    """The parts of the model, what of them is trained, and the prompt."""
+
     llama_path: str = ""  # folder (or hub name) of the language model
     whisper_path: str = ""  # folder (or hub name) of Whisper
     beats_path: str = ""  # published BEATs .pt file; "" trains without BEATs
@@ -49,6 +51,8 @@ class ModelConfig:
 
 @dataclass
 class DatasetsConfig:
+    """Annotation files, where their clips lie, and what is left out."""
+
     prefix: str = ""  # joined in front of each annotation's path
     train_ann_path: str = ""
     valid_ann_path: str = ""
@@ -64,11 +68,13 @@ class DatasetsConfig:
     integrity: str = "header"  # left out before training: off | header | decode | verified
     verdicts: str = "ann/verdicts.jsonl"  # of the inspector's --check-integrity; read when integrity is verified
     quarantine: str = ""  # quarantine.jsonl of an earlier run: the files in it are left out
-    max_bad_fraction: float = 0.05  # of the entries tried in training (from 500 on); more unusable ones end the run
+    max_bad_fraction: float = 0.05  # of the entries tried in training (from 500 on); more unreadable ones end the run
 
 
 @dataclass
 class OptimsConfig:
+    """AdamW and the schedule of its rate."""
+
     max_epoch: int = 30
     warmup_steps: int = 3000
     warmup_start_lr: float = 1e-6  # below 0: no ramp, start at init_lr
@@ -82,6 +88,8 @@ class OptimsConfig:
 
 @dataclass
 class RunConfig:
+    """A training run: folder, sizes, processes, precision."""
+
     seed: int = 42
     output_dir: str = "output"
     exp_name: str = ""  # folder inside output_dir; "" = the config file's name
@@ -115,6 +123,8 @@ class RunConfig:
 
 @dataclass
 class GenerateConfig:
+    """The search for an answer."""
+
     max_new_tokens: int = 200
     num_beams: int = 4
     do_sample: bool = False
@@ -127,6 +137,8 @@ class GenerateConfig:
 
 @dataclass
 class JudgeConfig:
+    """Who judges answers that no string comparison can."""
+
     kind: str = "containment"  # who says whether an answer (SQQA, SF, SAC) is right: containment | openai | local
     base_url: str = "https://api.openai.com/v1"  # openai: any compatible endpoint, without /chat/completions
     model: str = ""  # openai: the model's name there
@@ -140,6 +152,8 @@ class JudgeConfig:
 
 @dataclass
 class EfficiencyConfig:
+    """Measuring latency and memory."""
+
     seconds: float = 10.0  # of synthetic audio, as in the public hackathon
     new_tokens: int = 50  # of each answer
     runs: int = 10
@@ -149,16 +163,20 @@ class EfficiencyConfig:
 
 @dataclass
 class EvaluateConfig:
+    """Where results go, and how they are come by."""
+
     results_dir: str = "results"
     name: str = ""  # folder inside results_dir; "" = the mode
     tasks_file: str = "configs/eval_tasks.yaml"  # tasks of evaluate.py --mode table3
-    shuffled_control: bool = False  # score once more with the audio swapped between clips
+    shuffled_control: bool = False  # score once more with the audio shuffled between clips
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)
 
 
 @dataclass
 class Config:
+    """A whole configuration file."""
+
     stages: list[str] = field(default_factory=list)  # instead of all sections: config files to train after each other
     model: ModelConfig = field(default_factory=ModelConfig)
     datasets: DatasetsConfig = field(default_factory=DatasetsConfig)

@@ -14,7 +14,7 @@ from salmonn.audio.decode import AudioError, load_clip
 from salmonn.common.samples import Samples
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths
-from salmonn.data.integrity import bad_verdict
+from salmonn.data.integrity import unreadable_verdict
 
 MAX_REPLACEMENTS = 100  # unreadable files in a row; after that the item stays without audio
 
@@ -37,17 +37,17 @@ class SALMONNDataset(Dataset):
     def __init__(
         self,
         annotations: Entries,
-        clip_paths: ClipPaths | None = None,
-        max_seconds: float = 30.0,
+        clip_paths: ClipPaths,
+        max_seconds: float,
         channel: str = "first",
         expand_cut: str = "head",
         replace_unreadable: bool = True,
         seed: int = 0,
         usable: np.ndarray | None = None,
     ) -> None:
-        """`usable`: numbers of the entries that take part; None = all."""
+        """`max_seconds`: what is heard of a clip; `usable`: numbers of the entries that take part, None = all."""
         self.annotations = annotations
-        self.clip_paths = clip_paths or ClipPaths()
+        self.clip_paths = clip_paths
         self.max_seconds = max_seconds
         self.channel, self.expand_cut = channel, expand_cut
         self.replace_unreadable = replace_unreadable
@@ -100,7 +100,7 @@ class SALMONNDataset(Dataset):
             paths = self.clip_paths.of(entry["path"], entry["expand_wav"])
             wav = load_clip(paths, self.max_seconds, self.channel, self.expand_cut)
         except AudioError as error:
-            item["unreadable"] = [bad_verdict(error.path, error.reason)]
+            item["unreadable"] = [unreadable_verdict(error.path, error.reason)]
             return {**item, "raw_wav": None}
         return {**item, "raw_wav": torch.from_numpy(wav)}
 

@@ -29,7 +29,7 @@ _SHOWN = 20  # rows of the table in the log
 
 
 def usable_entries(annotations: Annotations, datasets: DictConfig) -> np.ndarray:
-    """Numbers of the entries whose clips are not known to be bad, the same on every rank.
+    """Numbers [K] of the entries whose clips are not known to be unreadable, the same on every rank.
 
     The ranks share the work. What was left out is logged by corpus and reason. Raises UserError
     when nothing is left, or a list of verdicts is not there.
@@ -37,11 +37,11 @@ def usable_entries(annotations: Annotations, datasets: DictConfig) -> np.ndarray
     if datasets.integrity == "off" and not datasets.quarantine:
         return np.arange(len(annotations))
     clip_paths, exists = ClipPaths(datasets.prefix, datasets.path_map), FolderCache().exists
-    bad = _bad_files(annotations, clip_paths, datasets, exists)
+    unreadable = _unreadable_files(annotations, clip_paths, datasets, exists)
     keep = np.ones(len(annotations), dtype=bool)
     left_out: Counter[tuple[str, str]] = Counter()
     if distributed.is_main():  # what rank 0 finds counts for all
-        for i, corpus, reason in entries_left_out(annotations, clip_paths, bad, exists):
+        for i, corpus, reason in entries_left_out(annotations, clip_paths, unreadable, exists):
             keep[i] = False
             left_out[corpus, reason if reason == NOT_VERIFIED else reason.partition(":")[0]] += 1
     usable, left_out = distributed.from_main((np.flatnonzero(keep), left_out))
@@ -56,16 +56,18 @@ def usable_entries(annotations: Annotations, datasets: DictConfig) -> np.ndarray
     return usable
 
 
-def _bad_files(annotations: Annotations, clip_paths: ClipPaths, datasets: DictConfig, exists: Exists) -> dict[str, str]:
+def _unreadable_files(
+    annotations: Annotations, clip_paths: ClipPaths, datasets: DictConfig, exists: Exists
+) -> dict[str, str]:
     """{file: reason}, joined over the ranks, each of which looks at its share of the files."""
     rank, world_size = distributed.rank(), distributed.world_size()
     files = list(distinct_files(annotations, clip_paths, exists))[rank::world_size]
-    bad = quarantined_files(files, datasets.quarantine) if datasets.quarantine else {}
+    unreadable = quarantined_files(files, datasets.quarantine) if datasets.quarantine else {}
     if datasets.integrity != "off":
         there = [file for file in files if exists(file)]
-        bad |= {file: "file does not exist" for file in files if not exists(file)}
-        bad |= _unverified(datasets, there) if datasets.integrity == "verified" else _checked(datasets, there)
-    return {file: reason for share in distributed.gather_objects(bad) for file, reason in share.items()}
+        unreadable |= {file: "file does not exist" for file in files if not exists(file)}
+        unreadable |= _unverified(datasets, there) if datasets.integrity == "verified" else _checked(datasets, there)
+    return {file: reason for share in distributed.gather_objects(unreadable) for file, reason in share.items()}
 
 
 def _checked(datasets: DictConfig, files: list[str]) -> dict[str, str]:

@@ -54,7 +54,7 @@ def version_of(path: str) -> tuple[str, int, int]:
     return path, status.st_size, status.st_mtime_ns
 
 
-def bad_verdict(path: str, reason: str) -> Verdict:
+def unreadable_verdict(path: str, reason: str) -> Verdict:
     """The verdict on a file that has just failed."""
     return Verdict(path, False, reason, *version_of(path)[1:])
 
@@ -83,7 +83,7 @@ def check_files(paths: Iterable[str], how: str, jobs: int = 0) -> Iterator[Verdi
     suspects = yield from _check(([path] for path in died), how, jobs)
     for path in suspects:  # each in a process of its own
         if (yield from _check([[path]], how, jobs=1)):
-            yield bad_verdict(path, "crashes the decoder")
+            yield unreadable_verdict(path, "crashes the decoder")
 
 
 def _check(batches: Iterable[list[str]], how: str, jobs: int) -> Generator[Verdict, None, list[str]]:

@@ -78,9 +78,9 @@ class Quarantine:
     def _name(self, new: list[Verdict]) -> None:
         before = len(self.files) - len(new)
         for verdict in new[: max(0, _SHOWN - before)]:
-            logger.info("unusable file %s: %s", verdict.path, verdict.reason)
+            logger.info("unreadable file %s: %s", verdict.path, verdict.reason)
         if before < _SHOWN <= len(self.files):
-            logger.info("further unusable files go without a line here; %s lists them all", self.list.path)
+            logger.info("further unreadable files go without a line here; %s lists them all", self.list.path)
 
     def _too_many(self) -> str:
         examples = "".join(f"\n  {verdict.path}: {verdict.reason}" for verdict in list(self.files.values())[:_SHOWN])

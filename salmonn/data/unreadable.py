@@ -27,13 +27,18 @@ def distinct_files(annotations: Annotations, clip_paths: ClipPaths, exists: Exis
 
 
 def entries_left_out(
-    annotations: Annotations, clip_paths: ClipPaths, bad: Mapping[str, str], exists: Exists
+    annotations: Annotations, clip_paths: ClipPaths, unreadable: Mapping[str, str], exists: Exists
 ) -> Iterator[tuple[int, str, str]]:
-    """Yield (number, corpus, reason) of the entries that have a clip among `bad` {file: reason}."""
+    """Yield (number, corpus, reason) of the entries that have a clip among `unreadable` {file: reason}."""
     for i, entry in enumerate(annotations.entries()):
         try:
             reason = next(
-                (bad[file] for file in clip_paths.of(entry.path, entry.expand_wav, exists) if file in bad), ""
+                (
+                    unreadable[file]
+                    for file in clip_paths.of(entry.path, entry.expand_wav, exists)
+                    if file in unreadable
+                ),
+                "",
             )
         except AudioError as error:
             reason = error.reason
@@ -44,18 +49,18 @@ def entries_left_out(
 def unverified_files(files: Iterable[str], verdicts: str | Path) -> dict[str, str]:
     """{file: reason} of those without a good verdict, from decoding them, on the version that is there."""
     good: set[int] = set()  # hashes take a fifth of the memory of millions of paths
-    bad: dict[int, str] = {}
+    unreadable: dict[int, str] = {}
     for verdict in VerdictList(verdicts).read():
         if verdict.checked == "decode":
             version = hash(verdict.version)
             good.discard(version)
-            bad.pop(version, None)
+            unreadable.pop(version, None)
             if verdict.ok:
                 good.add(version)
             else:
-                bad[version] = verdict.reason
+                unreadable[version] = verdict.reason
     versions = ((file, hash(version_of(file))) for file in files)
-    return {file: bad.get(version, NOT_VERIFIED) for file, version in versions if version not in good}
+    return {file: unreadable.get(version, NOT_VERIFIED) for file, version in versions if version not in good}
 
 
 def quarantined_files(files: Iterable[str], quarantine: str | Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from salmonn.common import distributed
 from salmonn.common.files import appending, read_json_lines
-from salmonn.evaluation.requests import Answer, Prediction
+from salmonn.evaluation.requests import Outcome, Prediction
 
 
 class AnswerStore:
@@ -17,27 +17,27 @@ class AnswerStore:
     The code may have changed between two answers: each carries its commit, and `commits` has those that were read.
     """
 
-    def __init__(self, folder: Path, name: str, commit: str, kind: type[Answer] = Prediction) -> None:
+    def __init__(self, folder: Path, name: str, commit: str, kind: type[Outcome] = Prediction) -> None:
         self.folder, self.name, self.commit, self.kind = folder, name, commit, kind
         self.commits: set[str] = set()
 
-    def read(self) -> dict[int, Answer]:
+    def read(self) -> dict[int, Outcome]:
         """{position: answer} of every earlier run with the same name, whatever its number of ranks.
 
         A line that was being written when its process was killed does not count. Raises UserError
         for lines that nobody here has written.
         """
-        found: dict[int, Answer] = {}
+        found: dict[int, Outcome] = {}
         for path in sorted(self.folder.glob(f"{self.name}-rank*.jsonl")):
             for position, commit, answer in read_json_lines(path, "an answer", self._parse):
                 found[position] = answer
                 self.commits.add(commit)
         return found
 
-    def _parse(self, line: dict[str, Any]) -> tuple[int, str, Answer]:
+    def _parse(self, line: dict[str, Any]) -> tuple[int, str, Outcome]:
         return line.pop("position"), line.pop("commit"), self.kind(**line)
 
-    def add(self, answers: Iterable[tuple[int, Answer]]) -> None:
+    def add(self, answers: Iterable[tuple[int, Outcome]]) -> None:
         """Append answers to this rank's file; a clip that could not be read has none: the next run tries again."""
         lines = [
             json.dumps({"position": position, "commit": self.commit, **asdict(answer)}, ensure_ascii=False)

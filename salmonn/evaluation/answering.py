@@ -18,11 +18,11 @@ from salmonn.data.dataset import SALMONNDataset
 from salmonn.data.loader import inference_loader
 from salmonn.evaluation.answer_store import AnswerStore
 from salmonn.evaluation.provenance import build_provenance, earlier_commits, fingerprint
-from salmonn.evaluation.requests import Answer, Prediction, Request, shuffle_audio
+from salmonn.evaluation.requests import Outcome, Prediction, Request, shuffle_audio
 from salmonn.evaluation.sets import EvalSet
 from salmonn.model.salmonn import SALMONN
 
-Ask = Callable[[Samples, Sequence[Request]], Sequence[Answer]]  # (batch, its requests) -> an answer to each
+Ask = Callable[[Samples, Sequence[Request]], Sequence[Outcome]]  # (batch, its requests) -> an answer to each
 
 
 class NothingHeardError(UserError):
@@ -86,13 +86,13 @@ def answer_all(
     at once, and batches hold clips of like length. Raises RuntimeError if a request has no answer or
     several: loader and model must account for each.
     """
-    done: dict[int, Answer] = distributed.from_main(store.read() if store and distributed.is_main() else {})
+    done: dict[int, Outcome] = distributed.from_main(store.read() if store and distributed.is_main() else {})
     left = sorted(
         (request for request in requests if request.position not in done),
         key=lambda request: -dataset.size(request.audio_index),
     )
     mine = left[distributed.rank() :: distributed.world_size()]
-    answers: list[tuple[int, Answer]] = []
+    answers: list[tuple[int, Outcome]] = []
     with tqdm(total=len(mine), desc=description, unit="clip", disable=not distributed.is_main()) as progress:
         for batch_answers in answer_batches(ask, dataset, mine, config):
             answers += batch_answers
@@ -113,13 +113,13 @@ def answer_all(
 
 def answer_batches(
     ask: Ask, dataset: SALMONNDataset, requests: Sequence[Request], config: DictConfig
-) -> Iterator[list[tuple[int, Answer]]]:
+) -> Iterator[list[tuple[int, Outcome]]]:
     """Yield [(position, answer)] of this rank's requests, a batch at a time."""
     by_audio = {request.audio_index: request for request in requests}
     for batch in inference_loader(dataset, list(by_audio), config.run.batch_size_eval, config.run.num_workers):
         heard = [by_audio[index] for index in batch["index"]]
         unreadable = batch["left_out"].items()
-        answers: list[tuple[int, Answer]] = [
+        answers: list[tuple[int, Outcome]] = [
             (by_audio[index].position, Prediction(unreadable=reason)) for index, reason in unreadable
         ]
         if heard:

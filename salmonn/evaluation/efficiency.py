@@ -35,7 +35,7 @@ HACKATHON = {
 
 def run_efficiency(config: DictConfig, folder: Path) -> None:
     """Load the model, measure it as `evaluate.efficiency` says, write report.json and report.md and print the table."""
-    config.run.use_distributed = False  # one process measures
+    config = OmegaConf.merge(config, {"run": {"use_distributed": False}})  # one process measures
     of_run = OmegaConf.to_container(config.evaluate.efficiency)
     settings = OmegaConf.merge(config.generate, {"num_beams": of_run.pop("num_beams")})
     with session(config):

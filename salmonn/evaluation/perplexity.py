@@ -28,7 +28,7 @@ from salmonn.evaluation.report import curve_plots
 from salmonn.evaluation.report.curve_plots import PerplexityCurve
 from salmonn.evaluation.report.pages import tell, write_page
 from salmonn.evaluation.report.tables import shown_interval, shown_score, table
-from salmonn.evaluation.requests import Answer, Request
+from salmonn.evaluation.requests import Outcome, Request
 from salmonn.evaluation.sets import EvalSet, open_sets
 from salmonn.evaluation.tasks import EvalTask, scored_tasks
 from salmonn.model import checkpoint
@@ -42,7 +42,7 @@ WITH, WITHOUT = "P(Y|X,I)", "P(Y|X)"
 
 
 @dataclass(frozen=True)
-class Likelihood(Answer):
+class Likelihood(Outcome):
     """How likely the model finds the right answer."""
 
     n_tokens: int = 0

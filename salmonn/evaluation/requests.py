@@ -18,14 +18,14 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Outcome:
     """What came of a request, whatever was asked; `unreadable` holds the reason where the clip could not be heard."""
 
     unreadable: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)
-class Prediction(Answer):
+class Prediction(Outcome):
     """A generated text."""
 
     text: str = ""
@@ -51,7 +51,7 @@ def shuffle_audio(requests: Sequence[Request]) -> list[Request]:
     n = len(requests)
     if n < 2:
         raise UserError(
-            f"evaluate.shuffled_control swaps audio between clips, and {n} is too few: set it to false, "
+            f"evaluate.shuffled_control shuffles audio between clips, and {n} is too few: set it to false, "
             "or see in the report which clips could not be read"
         )
     return [replace(request, audio_index=requests[(i + n // 2) % n].audio_index) for i, request in enumerate(requests)]

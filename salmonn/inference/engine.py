@@ -16,14 +16,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from salmonn import SALMONN
 from salmonn.audio.decode import SAMPLE_RATE, AudioError, load_clip, stream_audio
 from salmonn.common.cli import tell
-from salmonn.common.device import autocast, device_of
+from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
 from salmonn.data.dataset import pad_wavs
 from salmonn.inference.long_audio import Span, cut_windows, join_transcripts, list_answers
 from salmonn.model import prompts
+from salmonn.model.salmonn import SALMONN, load_for_inference
 from salmonn.preflight import find_problems, refuse
 
 TRANSCRIPT = "asr"  # the task whose answers about windows are joined by their words
@@ -69,8 +69,7 @@ class InferenceEngine:
     def load(cls, config: DictConfig) -> "InferenceEngine":
         """Load the model that a complete config names. Raises UserError that lists all that is missing."""
         refuse(find_problems(config, (), training=False))
-        torch.manual_seed(config.run.seed)
-        return cls(SALMONN.from_config(config.model, device=device_of(config)).eval(), config)
+        return cls(load_for_inference(config), config)
 
     # ---- audio
 

@@ -22,8 +22,8 @@ def reduce_activation_memory(llm: nn.Module) -> None:
     """Let a frozen LLM of the LLaMA kind keep no norms, no gated products and no inputs of 8-bit layers."""
     for module in llm.modules():
         kind: Any = type(module)
-        if lean := recomputing_kind(kind):
-            module.__class__ = lean  # not a forward of its own: that would hold the module beyond its life
+        if recomputing := recomputing_kind(kind):
+            module.__class__ = recomputing  # not a forward of its own: that would hold the module beyond its life
 
 
 @cache

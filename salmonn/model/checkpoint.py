@@ -147,10 +147,10 @@ def fit_problems(found: dict[str, Tensor], wanted: dict[str, torch.Size], partia
     return problems
 
 
-def save(path: str | Path, model: nn.Module, **extra: Any) -> None:
-    """Write {"model": own parameters, **extra} atomically: a reader sees the old file or the whole new one."""
+def save(path: str | Path, content: dict[str, Any]) -> None:
+    """Write what a checkpoint file holds atomically: a reader sees the old file or the whole new one."""
     with replacing(Path(path)) as temporary:
-        write_content(temporary, {"model": own_values(model), **extra})
+        write_content(temporary, content)
 
 
 def own_values(model: nn.Module) -> dict[str, Tensor]:

@@ -38,9 +38,8 @@ class EncoderOutputs(NamedTuple):
         return cls(speech, audio, torch.arange(audio.shape[1], device=device)[None, :] >= patches[:, None])
 
 
-RunEncoders = Callable[
-    [Tensor, Tensor], EncoderOutputs
-]  # clips [B, N] and their lengths [B] in samples -> EncoderOutputs
+# clips [B, N] and their lengths [B] in samples -> their outputs
+RunEncoders = Callable[[Tensor, Tensor], EncoderOutputs]
 
 
 class EncoderOutputCache(Protocol):

@@ -40,7 +40,7 @@ def draw_curves(folder: Path) -> None:
 
 
 def plot_curves(lines: Sequence[dict[str, Any]], out: Path, title: str) -> None:
-    """Write one picture with six panels. The grey curves are the control with swapped audio."""
+    """Write one picture with six panels. The grey curves are the control with shuffled audio."""
     train = [line for line in lines if line["kind"] == "train"]
     valid = [line for line in lines if line["kind"] == "valid"]
     figure = new_figure(13, 7)

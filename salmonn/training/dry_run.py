@@ -133,5 +133,5 @@ def tiny_step(config: DictConfig) -> str:
         line = read_log(runner.folder / "log.jsonl")[-1]
     return (
         f"one step    of a tiny model of this shape: loss {line['loss']:.2f}, gradient norm {line['grad_norm']:.2f}, "
-        f"{line['tried']} clips tried, {line['bad']} unusable, {time.monotonic() - began:.1f} s"
+        f"{line['tried']} clips tried, {line['bad']} unreadable, {time.monotonic() - began:.1f} s"
     )

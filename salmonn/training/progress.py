@@ -49,9 +49,8 @@ class Progress:
         if run.epoch_based and samples_before != samples_now:
             self.epoch_iteration = self.epoch_iteration * samples_before // samples_now
         if samples_before != samples_now or before["accum_grad_iters"] != run.accum_grad_iters:
-            self.epoch_iteration -= (
-                self.epoch_iteration % run.accum_grad_iters
-            )  # a step begins with its first micro-batch
+            # a step begins with its first micro-batch
+            self.epoch_iteration -= self.epoch_iteration % run.accum_grad_iters
         self.processes = processes
 
 

@@ -131,8 +131,7 @@ class RunFolder:
 
     def save_best(self, content: dict[str, Any]) -> None:
         """Write checkpoint_best.pth."""
-        with replacing(self.path / BEST) as temporary:
-            checkpoint.write_content(temporary, content)
+        checkpoint.save(self.path / BEST, content)
 
 
 def is_restart() -> bool:

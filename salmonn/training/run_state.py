@@ -237,7 +237,8 @@ class RunState:
         path = self.folder.path / "not_finite.pth"
         place = {"epoch": epoch, "iteration": iteration, "samples": error.samples}
         try:
-            checkpoint.save(path, self.model, problem=str(error), **place, **self.step.state_dict())
+            state = {"problem": str(error), **place, **self.step.state_dict()}
+            checkpoint.save(path, build_content(self.model, self.folder.config, self.progress, **state))
         except OSError as full:
             return f"; what gave it could not be saved: {full}"
         return f"; the parameters and the optimiser that gave it are in {path}"

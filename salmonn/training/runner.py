@@ -178,8 +178,10 @@ class Runner:
         self.state.save(epoch, is_best)
         if not self.state.is_saved:
             self.progress.best = best_before
-        seconds, bad = self.state.seconds, len(self.quarantine.files)
-        logger.info("epoch %d done, %.0f s since the run began; unusable files so far: %d", epoch, seconds, bad)
+        seconds, n_unreadable = self.state.seconds, len(self.quarantine.files)
+        logger.info(
+            "epoch %d done, %.0f s since the run began; unreadable files so far: %d", epoch, seconds, n_unreadable
+        )
         return True
 
     # ---- validation

@@ -110,10 +110,10 @@ class TrainingStep:
 
     def _require_finite_losses(self, losses: Sequence[float], tokens: float) -> float:
         """The target tokens of all ranks; raises, on all ranks, what names the one with a loss that is not finite."""
-        bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
-        tokens, n_bad = distributed.sum_numbers(tokens, len(bad))
-        if n_bad:
-            culprits = distributed.gather_objects([(losses[i], list(self._samples[i])) for i in bad])
+        not_finite = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+        tokens, n_not_finite = distributed.sum_numbers(tokens, len(not_finite))
+        if n_not_finite:
+            culprits = distributed.gather_objects([(losses[i], list(self._samples[i])) for i in not_finite])
             rank = next(rank for rank, found in enumerate(culprits) if found)
             loss, samples = culprits[rank][0]
             raise NotFiniteError(f"loss is {loss} on rank {rank}", samples)

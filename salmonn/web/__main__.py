@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from salmonn.common.cli import argument_parser, run_cli
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
@@ -31,7 +33,8 @@ def main() -> None:
     args = parse_arguments()
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     config = load_config(args.cfg_path, args.options)
-    config.model.ckpt = args.ckpt or config.model.ckpt
+    if args.ckpt:
+        config = OmegaConf.merge(config, {"model": {"ckpt": args.ckpt}})
     examples = find_examples(args.examples)
     require_port(args.host, args.port)  # all that is wrong is known before the model is loaded
     require_gradio()

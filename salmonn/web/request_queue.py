@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from salmonn import SALMONN
 from salmonn.common.errors import UserError
 from salmonn.inference.engine import Answer, EncodedAudio, InferenceEngine, Question
+from salmonn.model.salmonn import SALMONN
 
 HEARTBEAT = 2.0  # s, between two yields to a reader for whom there is nothing new
 

@@ -32,7 +32,7 @@ def corpus(tmp_path):
 
 
 def test_a_broken_clip_is_replaced_the_same_way_each_time_and_reported(corpus):
-    dataset = SALMONNDataset(*corpus, seed=1)
+    dataset = SALMONNDataset(*corpus, 30.0, seed=1)
     first, second = dataset[2], dataset[2]
     assert first["index"] == second["index"]
     assert first["index"] not in (2, 4)
@@ -43,7 +43,7 @@ def test_a_broken_clip_is_replaced_the_same_way_each_time_and_reported(corpus):
 
 
 def test_in_evaluation_a_broken_clip_is_reported_and_left_out(corpus):
-    dataset = SALMONNDataset(*corpus, replace_unreadable=False)
+    dataset = SALMONNDataset(*corpus, 30.0, replace_unreadable=False)
     samples = collate([dataset[i] for i in range(6)])
     assert samples["index"] == [0, 1, 3, 5]
     assert samples["raw_wav"].shape[0] == 4
@@ -52,13 +52,13 @@ def test_in_evaluation_a_broken_clip_is_reported_and_left_out(corpus):
 
 def test_a_data_set_of_broken_clips_ends_instead_of_looping(tmp_path):
     path = write_annotations(tmp_path / "a.json", [{"path": "absent.wav", "text": "x"}])
-    item = SALMONNDataset(Annotations(path))[0]
+    item = SALMONNDataset(Annotations(path), ClipPaths(), 30.0)[0]
     assert item["raw_wav"] is None
     assert collate([item])["raw_wav"].shape == (0, 0)
 
 
 def test_collate_pads_with_zeros_and_masks_the_padding(corpus):
-    dataset = SALMONNDataset(*corpus)
+    dataset = SALMONNDataset(*corpus, 30.0)
     samples = collate([dataset[0], dataset[5], dataset[1]])
     assert samples["raw_wav"].shape == (3, 24_000)
     assert (~samples["padding_mask"]).sum(1).tolist() == [16_000, 24_000, 17_600]

@@ -13,7 +13,7 @@ from salmonn.config.loading import load_config
 from salmonn.data import integrity
 from salmonn.data.annotations import Annotations
 from salmonn.data.filtering import usable_entries
-from salmonn.data.integrity import Verdict, VerdictList, bad_verdict, check_file, check_files, write_verdicts
+from salmonn.data.integrity import Verdict, VerdictList, check_file, check_files, unreadable_verdict, write_verdicts
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_verified_without_verdicts_says_how_to_get_them(media):
 
 def test_a_quarantine_list_is_fed_back_until_the_file_changes(media):
     listed = media / "media/A/0.flac"
-    write_list(media / "quarantine.jsonl", [bad_verdict(str(listed), "undecodable: lost sync")])
+    write_list(media / "quarantine.jsonl", [unreadable_verdict(str(listed), "undecodable: lost sync")])
     quarantine = str(media / "quarantine.jsonl")
     assert usable(media, integrity="off", quarantine=quarantine) == [1, 2, 3, 4, 5]
     os.utime(listed, ns=(1, 1))
@@ -155,7 +155,7 @@ def test_a_verdict_holds_however_the_prefix_is_written(media, spelling):
     verify(media)
     prefix = spelling.format(media)
     assert usable(media, integrity="verified", prefix=prefix) == [0, 1]
-    listed = [bad_verdict(str(media / "media/A/0.flac"), "undecodable: x")]
+    listed = [unreadable_verdict(str(media / "media/A/0.flac"), "undecodable: x")]
     write_list(media / "quarantine.jsonl", listed)
     quarantine = str(media / "quarantine.jsonl")
     assert usable(media, integrity="off", prefix=prefix, quarantine=quarantine) == [1, 2, 3, 4, 5]

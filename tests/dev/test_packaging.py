@@ -1,6 +1,8 @@
 """What an installation holds, and what the files around the code say of it."""
 
+import ast
 import importlib
+import importlib.util
 import re
 import sys
 import tomllib
@@ -14,6 +16,7 @@ from tests.fixtures.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SCRIPTS = PROJECT["project"]["scripts"]
+OURS = ("salmonn", "util", "experiments", "dev")
 
 
 def requirements(name: str) -> dict[str, Requirement]:
@@ -58,6 +61,18 @@ def test_a_wheel_holds_every_package():
     assert PROJECT["tool"]["setuptools"]["packages"]["find"] == {"include": ["salmonn*"]}
     folders = {path.parent for path in (ROOT / "salmonn").rglob("*.py")}
     assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []  # these would not be found
+
+
+def test_every_name_that_is_imported_from_the_project_is_there():
+    """Also inside functions that no other test calls."""
+    for path in (path for folder in OURS for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in OURS:
+                module = importlib.import_module(node.module)
+                missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+                missing = [name for name in missing if importlib.util.find_spec(f"{node.module}.{name}") is None]
+                assert not missing, (path, node.lineno, missing)
+                assert "SALMONN" not in [a.name for a in node.names] or node.module != "salmonn", path  # for users
 
 
 def test_an_installation_takes_its_versions_from_requirements_txt():

@@ -12,7 +12,7 @@ import pytest
 from salmonn.common.errors import UserError
 from salmonn.evaluation.judge import prompts as judge_prompts
 from salmonn.evaluation.judge.judging import JudgeRequest, judge_all, judge_name, tally
-from salmonn.evaluation.judge.prompts import judge_prompt, read_verdict
+from salmonn.evaluation.judge.prompts import judge_prompt, read_reply
 from salmonn.evaluation.tasks import JUDGED_TASKS
 from tests.fixtures.commands import json_lines
 from tests.fixtures.judge_server import KEY, QUESTIONS, completion, endpoint, expect_right, settings
@@ -141,7 +141,7 @@ def test_a_reply_that_is_no_verdict_is_counted_and_told(judge, tmp_path, caplog)
     ],
 )
 def test_only_the_first_word_is_a_verdict(raw, correct):
-    assert read_verdict(raw) is correct
+    assert read_reply(raw) is correct
 
 
 def test_prompts_change_only_with_their_version():

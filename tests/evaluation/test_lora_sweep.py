@@ -12,8 +12,8 @@ from salmonn.config.loading import load_config
 from salmonn.evaluation.lora_sweep import curves_of, sweep
 from salmonn.evaluation.pipeline import evaluate_tasks
 from salmonn.evaluation.tasks import EvalTask, load_tasks
-from salmonn.model import checkpoint
 from salmonn.model.salmonn import SALMONN
+from tests.fixtures.checkpoints import save_checkpoint
 from tests.fixtures.commands import run_command
 from tests.fixtures.mini_world import mini_options
 from tests.fixtures.paths import ROOT
@@ -32,7 +32,7 @@ def setting(mini_world, tmp_path_factory):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    checkpoint.save(folder / "random.pth", model)
+    save_checkpoint(folder / "random.pth", model)
     tasks = load_tasks(ROOT / "configs/mini/eval_tasks.yaml", NAMES)
     for task in tasks:
         task.annotation = f"{mini_world}/ann/{Path(task.annotation).name}"

@@ -12,8 +12,8 @@ from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.evaluation.perplexity import WITH, WITHOUT, measure_perplexity, points_of
 from salmonn.evaluation.tasks import load_tasks
-from salmonn.model import checkpoint
 from salmonn.model.salmonn import SALMONN
+from tests.fixtures.checkpoints import save_checkpoint
 from tests.fixtures.commands import run_command, torchrun
 from tests.fixtures.mini_world import mini_options
 from tests.fixtures.paths import ROOT
@@ -33,7 +33,7 @@ def setting(mini_world, tmp_path_factory):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.1)
-        checkpoint.save(path, model)
+        save_checkpoint(path, model)
     tasks = load_tasks(ROOT / "configs/mini/eval_tasks.yaml", NAMES)
     for task in tasks:
         task.annotation = f"{mini_world}/ann/{Path(task.annotation).name}"

@@ -14,6 +14,7 @@ from salmonn.evaluation.clips import clips_of
 from salmonn.evaluation.compare import compare
 from salmonn.evaluation.judge import judging
 from salmonn.evaluation.judge.judging import judge_answers
+from salmonn.evaluation.provenance import fingerprint
 from salmonn.evaluation.report.task_report import build_report, without_statistics
 from salmonn.evaluation.requests import Prediction
 from salmonn.evaluation.table3 import earlier_reports, write_overview
@@ -30,6 +31,15 @@ def table3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the results."""
     monkeypatch.chdir(ROOT)  # the fixture's paths begin there
     return Path(shutil.copytree(BEFORE / "results/table3", tmp_path / "table3"))
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_a_rerun_looks_for_the_answers_under_the_name_that_they_have(table3: Path, task):
+    provenance = json.loads((table3 / task.name / "report.json").read_text())["provenance"]
+    asked = [line["prompt"] for line in json_lines(table3 / task.name / "predictions.jsonl")]
+    [file] = (table3 / task.name).glob("answers/answers-*.jsonl")
+    provenance.pop("judge", None)  # it is known later
+    assert file.name == f"answers-{fingerprint(provenance, asked)}-rank0.jsonl"
 
 
 def answers_of(folder: Path, kind: str = "answers") -> tuple[dict[int, Prediction], set[str]]:

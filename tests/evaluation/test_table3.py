@@ -18,9 +18,9 @@ from salmonn.evaluation.normalisers import NAMES
 from salmonn.evaluation.requests import Prediction
 from salmonn.evaluation.table3 import rows_of
 from salmonn.evaluation.tasks import EvalTask, load_tasks, named_tasks
-from salmonn.model import checkpoint
 from salmonn.model.prompts import load_test_prompts
 from salmonn.model.salmonn import SALMONN
+from tests.fixtures.checkpoints import save_checkpoint
 from tests.fixtures.commands import run_command
 from tests.fixtures.mini_world import mini_options
 from tests.fixtures.paths import ROOT
@@ -42,7 +42,7 @@ def command(mini_world, tmp_path_factory):
     options = [*mini_options(mini_world, folder), f"evaluate.tasks_file={folder}/tasks.yaml"]
     options += ["generate.max_new_tokens=8", f"model.ckpt={folder}/random.pth"]
     config = load_config("configs/mini/evaluate.yaml", [*options, "model.ckpt="])
-    checkpoint.save(folder / "random.pth", SALMONN.from_config(config.model))
+    save_checkpoint(folder / "random.pth", SALMONN.from_config(config.model))
 
     def make(results: Path, *more: str, names=NAMES_OF_ROWS) -> list[str]:
         chosen = ["--tasks", ",".join(names)] if names else []

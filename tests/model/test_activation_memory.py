@@ -31,13 +31,13 @@ def gradients(model, samples):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quantization", ["none", "8bit", "nf4"])
 def test_loss_and_gradients_have_the_same_bits_as_if_all_was_kept(quantization, dtype, recompute, monkeypatch):
-    lean = build("mini", CPU, dtype, quantization, gradient_checkpointing=recompute).train()
+    recomputing = build("mini", CPU, dtype, quantization, gradient_checkpointing=recompute).train()
     monkeypatch.setattr("salmonn.model.salmonn.reduce_activation_memory", lambda _: None)
     whole = build("mini", CPU, dtype, quantization, gradient_checkpointing=recompute).train()
-    assert any(isinstance(module, Recomputing) for module in lean.modules())
+    assert any(isinstance(module, Recomputing) for module in recomputing.modules())
     assert not any(isinstance(module, Recomputing) for module in whole.modules())
-    samples = make_batch(lean, 2)
-    ours, plain = gradients(lean, samples), gradients(whole, samples)
+    samples = make_batch(recomputing, 2)
+    ours, plain = gradients(recomputing, samples), gradients(whole, samples)
     assert ours.keys() == plain.keys()
     assert len(ours) > 20
     for name, gradient in plain.items():

@@ -8,6 +8,7 @@ import torch
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
 from salmonn.model import checkpoint
+from tests.fixtures.checkpoints import save_checkpoint
 from tests.fixtures.golden import golden_config
 from tests.fixtures.paths import GOLDEN
 
@@ -18,7 +19,7 @@ def model():
 
 
 def test_a_saved_checkpoint_loads_back_bit_identical(model, tmp_path):
-    checkpoint.save(tmp_path / "a.pth", model, epoch=3)
+    save_checkpoint(tmp_path / "a.pth", model, epoch=3)
     content = checkpoint.read(tmp_path / "a.pth")
     assert content["epoch"] == 3
     assert content["model"].keys() == {name for name, p in model.named_parameters() if p.requires_grad}
@@ -40,7 +41,7 @@ def test_published_extras_are_known(size):
 
 
 def test_missing_unexpected_and_misshapen_keys_are_named(model, tmp_path):
-    checkpoint.save(tmp_path / "a.pth", model)
+    save_checkpoint(tmp_path / "a.pth", model)
     content = checkpoint.read(tmp_path / "a.pth")
     del content["model"]["ln_speech.weight"]
     content["model"]["ln_spech.weight"] = torch.zeros(3)
@@ -78,8 +79,8 @@ def test_pickled_code_is_not_run(model, tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(model, tmp_path):
-    checkpoint.save(tmp_path / "a.pth", model, epoch=1)
+    save_checkpoint(tmp_path / "a.pth", model, epoch=1)
     with pytest.raises(AttributeError):
-        checkpoint.save(tmp_path / "a.pth", model, epoch=lambda: None)  # cannot be pickled
+        save_checkpoint(tmp_path / "a.pth", model, epoch=lambda: None)  # cannot be pickled
     assert checkpoint.read(tmp_path / "a.pth")["epoch"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]

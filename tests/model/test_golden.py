@@ -1,10 +1,10 @@
-"""Numbers of the published implementation on tiny random weights (tests/golden, DESIGN: tolerances)."""
+"""Numbers of the published implementation on tiny random weights (tests/golden)."""
 
 import numpy as np
 import pytest
 import torch
 
-from salmonn.model import loss as target_loss
+from salmonn.model import loss as loss_module
 from salmonn.model.features import kaldi_fbank
 from salmonn.model.llm_input import tokenize
 from salmonn.model.prompts import split_prompt
@@ -103,8 +103,8 @@ def test_token_ids_equal_the_published(golden, name, i):
 @pytest.mark.parametrize(("name", "i"), SAMPLES)
 def test_target_logits_equal_the_published(golden, name, i, monkeypatch):
     case, seen = golden(name), {}
-    original = target_loss.vocabulary_logits
-    monkeypatch.setattr(target_loss, "vocabulary_logits", lambda *of: seen.setdefault("logits", original(*of)))
+    original = loss_module.vocabulary_logits
+    monkeypatch.setattr(loss_module, "vocabulary_logits", lambda *of: seen.setdefault("logits", original(*of)))
     with torch.no_grad():
         case.model(golden_sample(case, i))
     close(seen["logits"], case.expected[f"s{i}_target_logits"][:, :-1], 2e-3)  # the last column is [PAD]

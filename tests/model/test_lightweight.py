@@ -215,9 +215,9 @@ def test_an_end_symbol_that_is_no_special_token_is_not_part_of_the_text(build):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_skeleton_has_the_real_models_names_and_shapes(section, build, name):
-    skeleton = build_meta_model(model_config(section(name)))
-    shapes = [{key: p.shape for key, p in model.named_parameters()} for model in (skeleton, build(name))]
+def test_the_meta_model_has_the_real_models_names_and_shapes(section, build, name):
+    meta_model = build_meta_model(model_config(section(name)))
+    shapes = [{key: p.shape for key, p in model.named_parameters()} for model in (meta_model, build(name))]
     assert shapes[0] == shapes[1]
 
 
@@ -230,8 +230,8 @@ def test_quantised_llms_run_and_train(section, name, quantization):
     loss.backward()
     gradients = [p.grad for key, p in model.named_parameters() if "lora_B" in key]
     assert all(torch.isfinite(g).all() and g.abs().max() > 0 for g in gradients)
-    skeleton = build_meta_model(model_config(section(name, llm_quantization=quantization)))
-    trainable = [{k: p.shape for k, p in m.named_parameters() if p.requires_grad} for m in (skeleton, model)]
+    meta_model = build_meta_model(model_config(section(name, llm_quantization=quantization)))
+    trainable = [{k: p.shape for k, p in m.named_parameters() if p.requires_grad} for m in (meta_model, model)]
     assert trainable[0] == trainable[1]
     assert len(model.eval().generate(samples, GREEDY)) == 2
 
@@ -331,8 +331,8 @@ def test_a_setup_of_the_hackathon_trains_and_answers(section, name):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
     with torch.autocast("cpu", torch.bfloat16):
         assert len(model.eval().generate(samples, {**GREEDY, "max_new_tokens": 3})) == 2
-    skeleton = build_meta_model(config.model)
-    trainable = [{k: p.shape for k, p in m.named_parameters() if p.requires_grad} for m in (skeleton, model)]
+    meta_model = build_meta_model(config.model)
+    trainable = [{k: p.shape for k, p in m.named_parameters() if p.requires_grad} for m in (meta_model, model)]
     assert trainable[0] == trainable[1]
 
 
@@ -346,8 +346,8 @@ def test_a_setup_has_the_published_sizes(section, tmp_path, name, hidden, query,
     shutil.copytree(section(SETUPS[name])["llama_path"], tmp_path / "llm")
     family.config(**family.published).save_pretrained(tmp_path / "llm")
     options = [*setup_options(section, name), f"model.llama_path={tmp_path}/llm"]
-    skeleton = build_meta_model(load_config(f"configs/lightweight/{name}.yaml", options).model)
-    shapes = {key: tuple(p.shape) for key, p in skeleton.named_parameters() if p.requires_grad}
+    meta_model = build_meta_model(load_config(f"configs/lightweight/{name}.yaml", options).model)
+    shapes = {key: tuple(p.shape) for key, p in meta_model.named_parameters() if p.requires_grad}
     assert shapes["speech_llama_proj.weight"] == (hidden, 48)
     lora = {key.split("self_attn.")[1]: shape for key, shape in shapes.items() if "lora_" in key}
     assert lora == {

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from salmonn.common.errors import UserError
-from salmonn.common.slurm import environment, first_node, tasks_on_node
 from salmonn.config.loading import load_config
 from salmonn.data.loader import TrainBatches
 from salmonn.model import checkpoint
+from tests.common.test_slurm import STEP
 from tests.fixtures.commands import json_lines, run_command, torchrun
 from tests.fixtures.kill_runs import family, kill_all
 from tests.fixtures.mini_world import train_options
@@ -73,65 +73,13 @@ def script(tmp_path_factory) -> str:
 def hanging(mini_world, script, tmp_path_factory) -> Iterator[subprocess.Popen]:
     """A run whose rank 1 stops answering; torchrun alone takes 30 s to end it, so it starts before the other tests."""
     output = tmp_path_factory.mktemp("hanging")
-    command = [*torchrun(), script, *arguments(mini_world, output, "run.timeout_minutes=0.5")]
+    command = [*torchrun(), script, *arguments(mini_world, output, "run.timeout_minutes=1")]
     process = start(command, RECORDS=str(output), FATE="1 2 hang")
     yield process
     kill_all(process.pid)
 
 
 # ---- Slurm
-
-STEP = {
-    "SLURM_JOB_ID": "31007", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "7", "SLURM_STEP_TASKS_PER_NODE": "4,3",
-    "SLURM_STEP_NODELIST": "node[003-004]", "SLURM_NODELIST": "node[001-004]", "SLURM_NODEID": "1",
-    "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1",
-}  # fmt: skip
-
-
-def test_a_slurm_step_of_several_tasks_is_a_process_group():
-    assert environment(STEP) == {
-        "RANK": "5", "WORLD_SIZE": "7", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "3",
-        "MASTER_ADDR": "node003", "MASTER_PORT": "21007",
-    }  # fmt: skip
-    ports = {environment({**STEP, "SLURM_JOB_ID": job})["MASTER_PORT"] for job in ("31007", "31008", "99")}
-    assert len(ports) == 3
-    own = {**STEP, "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "4711"}
-    assert own.items() >= environment(own).items() - environment(STEP).items() == {
-        ("MASTER_ADDR", "10.0.0.7"), ("MASTER_PORT", "4711"),
-    }  # fmt: skip
-
-
-def test_tasks_that_see_one_gpu_each_take_that():
-    assert environment({**STEP, "CUDA_VISIBLE_DEVICES": "2"})["LOCAL_RANK"] == "0"
-    assert environment({**STEP, "CUDA_VISIBLE_DEVICES": "0,1,2,3"})["LOCAL_RANK"] == "1"
-
-
-def test_torchrun_wins_and_an_sbatch_script_is_one_process():
-    assert environment({**STEP, "RANK": "0"}) == {}
-    script = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
-    assert environment(script) == {}
-    assert environment({**STEP, "SLURM_STEP_NUM_TASKS": "1"}) == {}
-    assert environment({}) == {}
-
-
-@pytest.mark.parametrize(
-    ("nodes", "first"),
-    [
-        ("node[003-006,9],gpu1", "node003"),
-        ("gpu1,node[003-006]", "gpu1"),
-        ("localhost", "localhost"),
-        ("rack[1-2]n[07-09,12]", "rack1n07"),
-        ("node[9,11]-ib", "node9-ib"),
-        ("a-b-1,a-b-2", "a-b-1"),
-    ],
-)
-def test_the_first_node_of_a_list(nodes: str, first: str):
-    assert first_node(nodes) == first
-
-
-def test_tasks_of_each_node():
-    assert [tasks_on_node("4(x2),3", node) for node in range(3)] == [4, 4, 3]
-    assert tasks_on_node("2", 0) == 2
 
 
 def test_processes_that_srun_starts_train_together(mini_world, tmp_path):
@@ -211,9 +159,6 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_sees_the_same_samples(mi
         assert seen(records[name]) == stream[12 : 12 + 3 * batch]
         progress = checkpoint.read(tmp_path / name / "stage1/checkpoint_last.pth")["progress"]
         assert progress["samples"] == 12 + 3 * batch
-
-
-# ---- evaluation
 
 
 # ---- a rank that hangs: last, for it takes the longest

@@ -16,6 +16,7 @@ from salmonn.training.progress import Progress
 from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_log import RunLog
 from salmonn.training.run_state import Resumed, build_content, find_resumed
+from tests.fixtures.checkpoints import save_checkpoint
 from tests.fixtures.commands import json_lines
 
 STATE = {"optimizer": {}, "scaler": {}}
@@ -61,7 +62,7 @@ def test_after_a_restart_the_commands_own_checkpoint_counts(folder_of, monkeypat
 
 def test_a_command_that_names_a_checkpoint_goes_on_with_what_it_has_saved_itself(folder_of, tmp_path):
     model, elsewhere = nn.Linear(2, 2), tmp_path / "elsewhere.pth"
-    checkpoint.save(elsewhere, model, progress={"epoch": 7}, config={}, **STATE)
+    save_checkpoint(elsewhere, model, progress={"epoch": 7}, config={}, **STATE)
     named = f"run.resume={elsewhere}"
     assert epoch_of(resumed(folder_of(named))) == 7
     save(folder_of(named), model, Progress(epoch=9))
@@ -72,7 +73,7 @@ def test_a_run_of_an_earlier_version_goes_on_without_a_key_that_is_gone(folder_o
     folder = folder_of()
     config = OmegaConf.to_container(folder.config)
     config["run"]["length_grouped"] = True
-    checkpoint.save(folder.path / run_folder.LAST, nn.Linear(2, 2), progress={"epoch": 3}, config=config, **STATE)
+    save_checkpoint(folder.path / run_folder.LAST, nn.Linear(2, 2), progress={"epoch": 3}, config=config, **STATE)
     with caplog.at_level("INFO"):
         found, content = find_resumed(folder)
     assert (found.progress.epoch, found.changes) == (3, [])
@@ -95,7 +96,7 @@ def test_a_key_that_came_after_a_run_is_no_change_of_it(folder_of):
 
 def test_a_named_checkpoint_does_not_push_another_run_aside(folder_of, tmp_path):
     model, elsewhere = nn.Linear(2, 2), tmp_path / "elsewhere.pth"
-    checkpoint.save(elsewhere, model, progress={"epoch": 7}, config={}, **STATE)
+    save_checkpoint(elsewhere, model, progress={"epoch": 7}, config={}, **STATE)
     save(folder_of(), model, Progress(epoch=1))
     with pytest.raises(UserError, match=r"already holds another run than run\.resume"):
         resumed(folder_of(f"run.resume={elsewhere}"))
@@ -106,7 +107,7 @@ def test_a_named_checkpoint_does_not_push_another_run_aside(folder_of, tmp_path)
 
 def test_the_best_checkpoint_of_a_run_whose_others_are_gone_is_not_deleted(folder_of):
     folder = folder_of()
-    checkpoint.save(folder.path / "checkpoint_best.pth", nn.Linear(2, 2))
+    save_checkpoint(folder.path / "checkpoint_best.pth", nn.Linear(2, 2))
     (problem,) = folder.problems()
     assert "holds checkpoint_best.pth but no checkpoint to go on from" in problem
     (problem,) = folder_of("run.resume=none").problems()

@@ -9,7 +9,7 @@ from torch import nn
 
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
-from salmonn.data.integrity import bad_verdict
+from salmonn.data.integrity import unreadable_verdict
 from salmonn.data.quarantine import Quarantine
 from salmonn.model import checkpoint
 from salmonn.training import run_state
@@ -61,7 +61,7 @@ def train(state: RunState, steps: int = 3) -> None:
         state.progress.iteration += 1
         state.progress.epoch_iteration += 1
         state.progress.samples += 2
-        broken = bad_verdict(f"{state.progress.iteration}.wav", "undecodable")
+        broken = unreadable_verdict(f"{state.progress.iteration}.wav", "undecodable")
         state.quarantine.add({"unreadable": [broken], "tried": 2})
 
 

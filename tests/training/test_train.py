@@ -87,7 +87,7 @@ def test_two_processes_train_and_see_the_same_validation_set_once(one_process, t
 
 
 def test_validation_does_not_depend_on_the_number_of_processes(mini_world, one_process, tmp_path):
-    """No sample is counted twice to fill the last batch (DESIGN 3.8)."""
+    """No sample is counted twice to fill the last batch."""
     results = []
     for processes in (1, 2):
         output = tmp_path / str(processes)
@@ -112,7 +112,7 @@ def test_broken_files_are_skipped_counted_and_listed(mini_world, tmp_path):
     assert counts[-1][0] >= 20 * 8 + counts[-1][1]
     events = b"".join(file.read_bytes() for file in (tmp_path / "stage1/tensorboard").iterdir())
     assert b"train/bad_files" in events
-    assert "unusable files so far: " in result.stderr
+    assert "unreadable files so far: " in result.stderr
 
 
 def test_the_next_stage_starts_from_the_checkpoint_of_the_one_before(mini_world, one_process, tmp_path):

@@ -28,7 +28,7 @@ class HearsItsNumber:
         return {"sample_loss": wrong, "sample_correct": 1 - wrong, "sample_total": torch.ones(len(texts))}
 
 
-def test_validation_scores_the_right_audio_and_the_swapped():
+def test_validation_scores_the_right_audio_and_the_shuffled():
     class Ignored:
         def add(self, _samples, judged):
             pass

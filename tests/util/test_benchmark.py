@@ -4,6 +4,7 @@ import json
 import os
 import time
 from argparse import Namespace
+from functools import partial
 
 import pytest
 import torch
@@ -193,7 +194,7 @@ def grown_by(floats: int) -> list[int]:
     """Growth by a large tensor, and by a small one, in a process that had a still larger one before."""
     before = torch.ones(3 * floats)  # what came before must not hide it
     del before
-    return [peak_growth(lambda: torch.ones(n), CPU) for n in (floats, 100)]
+    return [peak_growth(partial(torch.ones, n), CPU) for n in (floats, 100)]
 
 
 def test_peak_memory_is_that_of_the_work_alone():

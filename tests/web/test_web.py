@@ -18,7 +18,7 @@ from dev.web_screenshot import Visitor, open_browser, served
 from salmonn.common.errors import UserError
 from salmonn.inference.engine import Answer, InferenceEngine
 from salmonn.web import __main__ as web
-from salmonn.web import layout as web_look
+from salmonn.web import layout
 from salmonn.web.conversation import Conversation
 from salmonn.web.layout import build
 from salmonn.web.page import Page
@@ -192,9 +192,9 @@ def test_gradio_loads_only_for_the_page():
 
 def test_a_page_that_is_served_for_a_while_is_closed_whatever_happens(page: Page, monkeypatch):
     closed = []
-    monkeypatch.setattr(web_look, "build", lambda page: page)
-    monkeypatch.setattr(web_look, "serve", lambda *_, **__: "http://127.0.0.1")
-    monkeypatch.setattr(web_look, "close", closed.append)
+    monkeypatch.setattr(layout, "build", lambda page: page)
+    monkeypatch.setattr(layout, "serve", lambda *_, **__: "http://127.0.0.1")
+    monkeypatch.setattr(layout, "close", closed.append)
     with pytest.raises(ZeroDivisionError), served(page):
         print(1 / 0)
     assert closed == [page]

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 
 from salmonn.inference.engine import InferenceEngine
 from salmonn.web import __main__ as web
-from salmonn.web import layout as web_look
-from salmonn.web import page as web_page
+from salmonn.web import layout
+from salmonn.web import page as page_module
 from salmonn.web.conversation import Conversation
 from salmonn.web.page import Page
 from tests.fixtures.paths import ROOT
@@ -114,7 +114,7 @@ def test_of_two_clips_the_one_chosen_last_is_heard(page: Page, clip, long_clip):
 
 
 def test_a_question_waits_until_its_clip_is_heard(page: Page, clip, monkeypatch):
-    monkeypatch.setattr(web_page, "_EVERY", 0.01)
+    monkeypatch.setattr(page_module, "_EVERY", 0.01)
     conversation = Conversation()
     hearing = page.listen(conversation, clip, False)
     next(hearing)
@@ -129,7 +129,7 @@ def test_a_question_waits_until_its_clip_is_heard(page: Page, clip, monkeypatch)
 
 
 def test_a_question_that_is_forgotten_does_not_wait_for_its_clip(page: Page, clip, monkeypatch):
-    monkeypatch.setattr(web_page, "_EVERY", 0.01)
+    monkeypatch.setattr(page_module, "_EVERY", 0.01)
     conversation = Conversation()
     hearing = page.listen(conversation, clip, False)
     next(hearing)
@@ -182,9 +182,9 @@ def test_others_have_their_turn_between_the_windows_of_a_long_clip(page: Page, l
 
 @pytest.mark.parametrize(("seconds", "length"), [(12.0, "0.2"), (0.0, "more than 0.1")])  # 0: the header does not tell
 def test_a_clip_of_hours_is_refused_with_the_limit(page: Page, long_clip, monkeypatch, seconds, length):
-    inspect = web_page.inspect_header
+    inspect = page_module.inspect_header
     monkeypatch.setattr(
-        web_page, "inspect_header", lambda path: dataclasses.replace(inspect(path), frames=int(seconds * 16_000))
+        page_module, "inspect_header", lambda path: dataclasses.replace(inspect(path), frames=int(seconds * 16_000))
     )
     page.max_minutes = 0.1
     conversation, (_, picture, _, error) = heard(page, long_clip, in_windows=True)
@@ -224,10 +224,10 @@ def test_ctrl_c_ends_the_server_whatever_it_does(engine: InferenceEngine, clip, 
         visitors[0].start()
         return address(*args)
 
-    address, build = web_look.serve, web_look.build
-    monkeypatch.setattr(web_look, "serve", serve)
+    address, build = layout.serve, layout.build
+    monkeypatch.setattr(layout, "serve", serve)
     monkeypatch.setattr(
-        web_look, "build", lambda page: visitors.append(threading.Thread(target=visit, args=[page])) or build(page)
+        layout, "build", lambda page: visitors.append(threading.Thread(target=visit, args=[page])) or build(page)
     )
     web.main()
     gc.unfreeze()  # this process goes on

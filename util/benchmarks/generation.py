@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from transformers import StoppingCriteriaList
 
 from salmonn.common.errors import UserError
+from salmonn.common.samples import Samples
 from salmonn.config.loading import generate_config
 from salmonn.evaluation.efficiency import TokenClock, now, of_length
 from salmonn.model.salmonn import SALMONN
@@ -67,7 +68,7 @@ def tell_clips_apart(model: SALMONN) -> None:
 
 
 def rows_for(
-    what: str, model: SALMONN, samples: dict[str, Any], settings: DictConfig, repeats: int
+    what: str, model: SALMONN, samples: Samples, settings: DictConfig, repeats: int
 ) -> Iterator[dict[str, Any]]:
     """The row of a batch against its samples one by one, and a row for each part."""
     n = len(samples["text"])
@@ -101,7 +102,7 @@ def joined(answers: Sequence[Answers]) -> Answers:
     return Answers([one for some in ids for one in some], *map(sum, seconds))
 
 
-def answer(model: SALMONN, samples: dict[str, Any], settings: DictConfig) -> Answers:
+def answer(model: SALMONN, samples: Samples, settings: DictConfig) -> Answers:
     """The model's answers to a batch; on a GPU bfloat16 weights run as they do in evaluation, under autocast."""
     clock, encoded = TokenClock(model.device), []
     encode_speech, bf16 = model.encode_speech, model.speech_encoder.dtype == torch.bfloat16

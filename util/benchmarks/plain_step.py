@@ -12,9 +12,9 @@ scores are not divided by 32 and multiplied again, and AdamW is fused.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -27,6 +27,7 @@ from transformers import WhisperFeatureExtractor
 
 from salmonn.audio.decode import SAMPLE_RATE
 from salmonn.common.device import autocast
+from salmonn.common.samples import Samples
 from salmonn.model import beats
 from salmonn.model.activation_memory import Recomputing
 from salmonn.model.features import FBANK_BINS, FBANK_MEAN, FBANK_STD, PCM_SCALE, fbank_lengths
@@ -53,7 +54,7 @@ class Step(NamedTuple):
         self.update()
 
 
-def plain_step(model: SALMONN, run: DictConfig, samples: Mapping[str, Any]) -> Step:
+def plain_step(model: SALMONN, run: DictConfig, samples: Samples) -> Step:
     """The plain step of a model on a batch; `run`: the config section."""
     extractor = WhisperFeatureExtractor(chunk_length=round(model.max_seconds))
     optimizer = build_optimizer(model, run.optims)
@@ -69,7 +70,7 @@ def plain_step(model: SALMONN, run: DictConfig, samples: Mapping[str, Any]) -> S
     return Step(forward, lambda result: result["loss"].backward(), update)
 
 
-def plain_loss(model: SALMONN, extractor: WhisperFeatureExtractor, samples: Mapping[str, Any]) -> Tensor:
+def plain_loss(model: SALMONN, extractor: WhisperFeatureExtractor, samples: Samples) -> Tensor:
     """Mean cross-entropy of a batch's target tokens, a scalar."""
     raw_wav = samples["raw_wav"].to(model.device)  # [B, N]
     lengths = fbank_lengths((~samples["padding_mask"]).sum(dim=1)).to(model.device)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 from salmonn.audio.decode import SAMPLE_RATE
 from salmonn.common.errors import UserError
+from salmonn.common.samples import Samples
 from salmonn.config.loading import model_config
 from salmonn.model.llm import quantization_config
 from salmonn.model.lora import lora_layers
@@ -137,7 +138,7 @@ def make_batch(model: SALMONN, n: int) -> dict[str, Any]:
     }
 
 
-def rows_of(samples: dict[str, Any], rows: slice) -> dict[str, Any]:
+def rows_of(samples: Samples, rows: slice) -> dict[str, Any]:
     """Some samples of a batch, as they would be collated alone."""
     chosen = {key: values[rows] for key, values in samples.items()}
     longest = (~chosen["padding_mask"]).sum(dim=1).max()

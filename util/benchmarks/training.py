@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
 from salmonn.common.files import GB
+from salmonn.common.samples import Samples
 from salmonn.config.schema import RunConfig
 from salmonn.evaluation.efficiency import now
 from salmonn.model import salmonn as whole_model
@@ -57,7 +58,7 @@ class Setup:
         return STEPS[side](model, run, make_batch(model, self.batch))
 
 
-def our_step(model: SALMONN, run: DictConfig, samples: dict[str, Any]) -> Step:
+def our_step(model: SALMONN, run: DictConfig, samples: Samples) -> Step:
     """A step as the runner takes it."""
     step = TrainingStep(model, run, model.device)
 
@@ -178,7 +179,7 @@ def _flops_rows(model: SALMONN, setup: Setup, seconds: float, peak: float) -> li
     ]
 
 
-def batch_flops(model: SALMONN, samples: dict[str, Any]) -> dict[str, Any]:
+def batch_flops(model: SALMONN, samples: Samples) -> dict[str, Any]:
     """Operations by part of a batch's mean sample; of each clip and row only what is not padding."""
     lengths = (~samples["padding_mask"]).sum(dim=1)
     patches = fbank_lengths(lengths) // model.beats.patch_size * model.beats.patches_per_step  # [B]

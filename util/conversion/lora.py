@@ -60,13 +60,13 @@ def write_merged(
     section = OmegaConf.merge(section, {"llm_quantization": "none", "low_resource": False})
     adapter = {name: value for name, value in parameters.items() if name.startswith(LLM_PREFIX)}
     tokenizer = load_tokenizer(section)
-    skeleton = meta_llm(section)
-    if method := quantised_by(skeleton.config):
+    meta_model = meta_llm(section)
+    if method := quantised_by(meta_model.config):
         raise UserError(
             f"model.llama_path = {section.llama_path} is quantised ({method}): adapters merge into plain weights"
         )
     with torch.device("meta"):
-        checkpoint.require_fit(_as_model(skeleton, section), adapter, path)
+        checkpoint.require_fit(_as_model(meta_model, section), adapter, path)
     with loading("model.llama_path", section.llama_path):
         llm, info = AutoModelForCausalLM.from_pretrained(
             section.llama_path, dtype=dtype or "auto", token=section.token or None, output_loading_info=True

@@ -20,7 +20,7 @@ from salmonn.common.files import appending, read_json_lines
 from salmonn.config.schema import JudgeConfig
 from salmonn.evaluation.clips import EvalExample
 from salmonn.evaluation.judge.endpoint import ask_endpoint
-from salmonn.evaluation.judge.prompts import PROMPT_VERSION, judge_prompt, read_verdict
+from salmonn.evaluation.judge.prompts import PROMPT_VERSION, judge_prompt, read_reply
 from salmonn.evaluation.requests import Prediction
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def _ask_missing(
     with file, tqdm(total=len(pairs), desc="judge", unit="answer") as progress:
         for index, raw in replies:
             key, request = pairs[index]
-            known[key] = {"key": key, **asdict(request), "correct": read_verdict(raw), "raw": raw, **judge}
+            known[key] = {"key": key, **asdict(request), "correct": read_reply(raw), "raw": raw, **judge}
             file.write(json.dumps(known[key], ensure_ascii=False).encode() + b"\n")
             file.flush()
             progress.update()

@@ -44,7 +44,7 @@ def judge_prompt(task: str, question: str, references: Sequence[str], answer: st
     )
 
 
-def read_verdict(raw: str) -> bool | None:
+def read_reply(raw: str) -> bool | None:
     """True or False if the reply starts with yes or no, None otherwise; what a model thinks first is skipped."""
     match = _FIRST_WORD.match(raw.rpartition("</think>")[2])
     return match[1].lower() == "yes" if match else None

@@ -43,7 +43,7 @@ def build_report(
     notes = []
     if unreadable:
         fate = "are in the submission with an empty text" if task.submission else "are not part of the scores"
-        named = examples([broken["path"] for broken in unreadable])
+        named = examples([clip["path"] for clip in unreadable])
         notes.append(f"Unreadable clips: {len(unreadable)}; they {fate}: {named}.")
     scores, scoring = Scores(), {}
     if task.is_scored:
@@ -162,7 +162,7 @@ def page_parts(report: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) ->
     if matrices := confusion_tables(report):
         parts += [*matrices, f"![confusion]({CONFUSION_PNG})"]
     if report["unreadable"]:
-        rows = [[broken["id"], broken["path"], broken["reason"]] for broken in report["unreadable"]]
+        rows = [[clip["id"], clip["path"], clip["reason"]] for clip in report["unreadable"]]
         parts += ["## Unreadable clips", table(["id", "path", "reason"], rows[:UNREADABLE_SHOWN])]
         if len(rows) > UNREADABLE_SHOWN:
             parts.append(f"... and {len(rows) - UNREADABLE_SHOWN} more in report.json.")
