@@ -171,6 +171,6 @@ def test_a_rank_that_hangs_ends_the_run_and_is_named(hanging: subprocess.Popen):
     message = hanging.communicate()[1]
     root_cause = message.partition("Root Cause")[2]
     assert "rank 0: no contact any more with rank 1." in root_cause
-    assert "run.timeout_minutes = 0.5" in root_cause
+    assert "run.timeout_minutes = 1" in root_cause
     assert "in run_cli" not in message
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
