@@ -9,6 +9,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
@@ -16,6 +17,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 # Their forward is down_proj(act_fn(gate_proj(x)) * up_proj(x)).
 GATED = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemma2MLP", "Gemma3MLP")
+
+# Their forward is weight * x / sqrt(mean(x^2) + variance_epsilon), for which GPUs have one kernel.
+FUSED_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
 
 def reduce_activation_memory(llm: nn.Module) -> None:
@@ -32,7 +36,12 @@ def recomputing_kind(kind: Any) -> Any:
     forward: Callable[..., Tensor]
     if issubclass(kind, Recomputing):
         return None
-    if kind.__name__.endswith("RMSNorm"):
+    if kind.__name__ in FUSED_NORMS:
+
+        def forward(module: nn.Module, x: Tensor) -> Tensor:
+            return _norm(module, partial(kind.forward, module), x)
+
+    elif kind.__name__.endswith("RMSNorm"):
 
         def forward(module: nn.Module, x: Tensor) -> Tensor:
             return _again(partial(kind.forward, module), x)
@@ -71,9 +80,35 @@ def _again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
 
 
+def _norm(module: Any, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """[B, L, H] -> [B, L, H]; a GPU's kernel keeps its input alone, rounds once, and asks little of the host."""
+    if x.device.type == "cuda" and x.dtype == module.weight.dtype:
+        with torch.autocast("cuda", enabled=False):
+            return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+    return _again(forward, x)
+
+
 def _gated_mlp(mlp: Any, x: Tensor) -> Tensor:
     """[B, L, H] -> [B, L, H]."""
-    return mlp.down_proj(_again(lambda gate, up: mlp.act_fn(gate) * up, mlp.gate_proj(x), mlp.up_proj(x)))
+    gate, up = mlp.gate_proj(x), mlp.up_proj(x)  # [B, L, F]
+    if isinstance(mlp.act_fn, nn.SiLU) and not torch.compiler.is_compiling():
+        return mlp.down_proj(_GatedSilu.apply(gate, up))
+    return mlp.down_proj(_again(lambda gate, up: mlp.act_fn(gate) * up, gate, up))
+
+
+class _GatedSilu(torch.autograd.Function):
+    """silu(gate) * up, of which only the two factors are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate) * up
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradient * up, gate), gradient * F.silu(gate)
 
 
 class _Frozen8bit(torch.autograd.Function):

@@ -9,7 +9,7 @@ import bitsandbytes
 import pytest
 import torch
 
-from salmonn.model.activation_memory import GATED, Recomputing, reduce_activation_memory
+from salmonn.model.activation_memory import FUSED_NORMS, GATED, Recomputing, _GatedSilu, reduce_activation_memory
 from util.benchmarks.sizes import build, make_batch
 
 CPU = torch.device("cpu")
@@ -48,6 +48,23 @@ def test_loss_and_gradients_have_the_same_bits_as_if_all_was_kept(quantization, 
 def test_each_named_mlp_is_the_product_that_is_made_again(kind):
     mlp = getattr(import_module(f"transformers.models.{FOLDERS[kind]}.modeling_{FOLDERS[kind]}"), kind)
     assert "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))" in inspect.getsource(mlp.forward)
+
+
+def test_the_gated_product_has_the_gradients_of_its_formula():
+    torch.manual_seed(0)
+    gate, up = (torch.randn(2, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.equal(_GatedSilu.apply(gate, up), torch.nn.functional.silu(gate) * up)
+    assert torch.autograd.gradcheck(_GatedSilu.apply, (gate, up))
+
+
+@pytest.mark.parametrize("kind", FUSED_NORMS)
+def test_the_kernel_that_a_gpu_has_for_a_norm_computes_its_formula(kind):
+    folder = FOLDERS[kind.replace("RMSNorm", "MLP")]
+    norm = getattr(import_module(f"transformers.models.{folder}.modeling_{folder}"), kind)(8, eps=0.1)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(2, 3, 8)
+    fused = torch.nn.functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    torch.testing.assert_close(fused, norm(x), rtol=1e-5, atol=1e-6)
 
 
 def test_an_8_bit_layer_lets_its_input_go():
