@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from salmonn.common.errors import UserError
 
@@ -27,6 +28,11 @@ if TYPE_CHECKING:  # these take their time: imported where they are used
 
 # Checkpoints that are already quantised and run by gptqmodel: the packages that transformers needs, by their method.
 _GPTQMODEL = {"gptq": ("optimum", "gptqmodel"), "awq": ("gptqmodel",)}
+
+# Families whose attention differs in nothing but its sizes.
+_PLAIN_DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+CAUSAL_SDPA = "causal_sdpa"
+ALL_ATTENTION_FUNCTIONS.register(CAUSAL_SDPA, ALL_ATTENTION_FUNCTIONS["sdpa"])
 
 # peft loads bitsandbytes for any model, which then misses a faster 4-bit kernel for CPUs.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in record.msg)
@@ -140,4 +146,28 @@ def quantization_config(config: DictConfig, device: torch.device) -> "BitsAndByt
 
 def hidden_at(llm: PreTrainedModel, inputs: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Hidden states [N, H] before the vocabulary, at N positions of the input embeddings [B, L, H]."""
-    return llm.get_decoder()(inputs_embeds=inputs, use_cache=False).last_hidden_state[rows, columns]
+    with _no_look_at_positions(llm):
+        return llm.get_decoder()(inputs_embeds=inputs, use_cache=False).last_hidden_state[rows, columns]
+
+
+@contextmanager
+def _no_look_at_positions(llm: PreTrainedModel) -> Iterator[None]:
+    """Spare the library's look at whether positions begin anew within a row, for which the host waits for the device.
+
+    Attention by a name for which the library has no masks is taken as it is: causal, on whole rows.
+    """
+    config = llm.config
+    if config._attn_implementation != "sdpa" or not _attends_to_all_before(config):
+        yield
+        return
+    config._attn_implementation = CAUSAL_SDPA
+    try:
+        yield
+    finally:
+        config._attn_implementation = "sdpa"
+
+
+def _attends_to_all_before(config: PretrainedConfig) -> bool:
+    """Whether every layer attends to all positions up to its own: a window that slides would be a mask."""
+    slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return config.model_type in _PLAIN_DECODERS and not slides

@@ -9,7 +9,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import masking_utils
 
 from salmonn.config.schema import RunConfig
 from salmonn.model.llm_input import build_llm_inputs
@@ -39,9 +38,6 @@ class Copies(TorchDispatchMode):
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["all", "checkpointing"])
 def test_our_code_asks_the_device_for_nothing_in_a_micro_batch(checkpointing, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none of this device
-    # One look is left, the library's: whether positions begin anew within a row. So the host does wait for the encoders
-    # once per micro-batch.
-    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda _positions: None)
     model = build("mini", META, gradient_checkpointing=checkpointing).train()
     samples = make_batch(model, 3)
     step = TrainingStep(model, OmegaConf.structured(RunConfig(amp=False, batch_size_train=3)), META)
