@@ -136,3 +136,11 @@ def test_trying_takes_none_of_a_runs_random_numbers():
     before = torch.get_rng_state()
     conv_is_right(torch.bfloat16, 3, 2, 8)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("taps", [31, 32])
+def test_group_by_group_as_a_gpu_takes_it_is_the_same_convolution(taps):
+    conv, x = make(channels=6, taps=taps)
+    weight = conv.weight_g * conv.weight_v / conv.weight_v.norm(dim=(0, 1), keepdim=True)
+    whole = conv1d(x, weight, conv.bias, padding=taps // 2, groups=conv.groups)
+    torch.testing.assert_close(conv._group_by_group(x, weight), whole, rtol=0, atol=1e-5)
