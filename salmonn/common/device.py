@@ -1,5 +1,6 @@
 """Where a process computes: its device and precision, transfers without waiting, random seeds, peak memory."""
 
+import contextlib
 import os
 import random
 import resource
@@ -7,7 +8,7 @@ import resource
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from salmonn.common.errors import UserError
 
@@ -38,6 +39,19 @@ def device_of(config: DictConfig) -> torch.device:
 def autocast(run: DictConfig, device: torch.device) -> torch.autocast:
     """Mixed precision as `run.amp` and `run.amp_dtype` say."""
     return torch.autocast(device.type, AMP_DTYPES[run.amp_dtype], enabled=run.amp)
+
+
+def is_autocast(device: torch.device) -> bool:
+    """Whether mixed precision is on for what runs on this device."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def own_precision(module: nn.Module) -> contextlib.AbstractContextManager:
+    """No autocast around a frozen module in half precision: it would go to float32 and back at each norm."""
+    weight = next(module.parameters())
+    if weight.dtype not in AMP_DTYPES.values():
+        return contextlib.nullcontext()
+    return torch.autocast(weight.device.type, enabled=False)
 
 
 def peak_memory(device: torch.device) -> int:

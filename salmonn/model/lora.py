@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from torch import nn
 from transformers import PreTrainedModel
 
+from salmonn.common.device import is_autocast
 from salmonn.common.errors import UserError
 
 if TYPE_CHECKING:  # it takes its time: imported where it is used
@@ -42,3 +43,12 @@ def add_lora(llm: PreTrainedModel, config: DictConfig) -> "PeftModel":
 def lora_layers(llm: nn.Module) -> "list[LoraLayer]":
     """The modules that carry an adapter; empty without LoRA."""
     return [module for module in llm.modules() if hasattr(module, "lora_A")]
+
+
+def set_adapter_precision(llm: nn.Module) -> None:
+    """Under autocast let adapters take their input as it is: it makes the same half-precision product of both.
+
+    Else peft makes a float32 copy first, which dropout doubles and autocast rounds again.
+    """
+    for layer in lora_layers(llm):
+        layer.cast_input_dtype_enabled = not is_autocast(layer.lora_A["default"].weight.device)

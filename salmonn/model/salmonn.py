@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from salmonn.audio.decode import MIN_SECONDS, SAMPLE_RATE
-from salmonn.common.device import device_of, to_device
+from salmonn.common.device import device_of, own_precision, to_device
 from salmonn.common.errors import UserError
 from salmonn.common.samples import Samples
 from salmonn.config.loading import generate_config, model_config
@@ -24,7 +24,7 @@ from salmonn.model.features import LogMel, fbank_lengths, kaldi_fbank
 from salmonn.model.generation import answer, prefill, search_settings
 from salmonn.model.llm import hidden_at, load_llm, load_tokenizer
 from salmonn.model.llm_input import LLMInputs, build_llm_inputs, tokenize
-from salmonn.model.lora import add_lora, lora_layers
+from salmonn.model.lora import add_lora, lora_layers, set_adapter_precision
 from salmonn.model.loss import target_loss
 from salmonn.model.qformer import Connector
 from salmonn.model.whisper import load_whisper
@@ -202,12 +202,18 @@ class SALMONN(nn.Module):
 
     def run_encoders(self, raw_wav: Tensor, lengths: Tensor, spectrogram: Tensor | None = None) -> EncoderOutputs:
         """Whisper and BEATs on clips [B, N], zero behind their lengths [B], in samples."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_whisper):
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_whisper),
+            own_precision(self.speech_encoder),
+        ):
             log_mel = self.log_mel(raw_wav) if spectrogram is None else to_device(spectrogram, self.device)
             speech = self.speech_encoder(log_mel.to(self.speech_encoder.dtype)).last_hidden_state  # [B, T, D_whisper]
         if self.beats is None:
             return EncoderOutputs(speech)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_beats):
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_beats),
+            own_precision(self.beats),
+        ):
             fbank = kaldi_fbank(raw_wav).to(self.beats.dtype)  # [B, T, 128]
             return EncoderOutputs(speech, *self.beats(fbank, fbank_lengths(lengths)))
 
@@ -248,6 +254,7 @@ class SALMONN(nn.Module):
         # Padding stands behind every token that counts, so causal attention needs no mask for it.
         # The position before a token predicts it.
         llm = self._causal_lm()
+        set_adapter_precision(self.llama_model)
         hidden = hidden_at(llm, self._embed(llm_inputs, embeds), row, column - 1)  # [targets of the batch, H]
         loss, token_loss, is_correct = target_loss(llm, hidden, target_ids)
         sample_sum, sample_correct, sample_total = (
@@ -320,6 +327,7 @@ class SALMONN(nn.Module):
         search = generate_config(settings)
         llm_inputs = build_llm_inputs(self.tokenizer, embeds.shape[1], chosen, [[]] * len(embeds), left_padded=True)
         inputs, is_used = self._embed(llm_inputs, embeds), llm_inputs.is_used.to(self.device)
+        set_adapter_precision(self.llama_model)
         if search.num_beams > 1:
             library["past_key_values"] = prefill(self._causal_lm(), inputs, is_used, search.num_beams)
         output = self.llama_model.generate(

@@ -36,7 +36,9 @@ from salmonn.model.salmonn import SALMONN
 logger = logging.getLogger(__name__)
 
 # Of what is computed between samples and entry, features included: raise it when that changes.
-VERSION = 2  # 1: BEATs on CPUs with AMX was wrong in bfloat16, and nobody can tell its entries from the others
+# 1: BEATs on CPUs with AMX was wrong in bfloat16, and nobody can tell its entries from the others.
+# 2: encoders in half precision went to float32 and back under autocast.
+VERSION = 3
 THREADS = 8  # of each rank, for reading and writing the entries of a batch
 LOOKS = 100  # at the folder while it fills: what other runs add is seen at each hundredth of the bound
 _NOT_OF_THE_OUTPUT = ("_name_or_path", "transformers_version")  # in Whisper's settings

@@ -15,10 +15,12 @@ from salmonn import SALMONN
 from salmonn.common.errors import UserError
 from salmonn.config.loading import model_config
 from salmonn.model.beats import load_beats
+from salmonn.model.lora import lora_layers
 from salmonn.model.qformer import split_windows, window_frames
 from salmonn.model.random_model import BEATS_CPT2, VICUNA_7B, VICUNA_13B, WHISPER_LARGE, random_llm, random_model
 from tests.fixtures.golden import golden_config, golden_sample
 from tests.fixtures.paths import GOLDEN
+from util.benchmarks.sizes import build, make_batch
 
 FULL = json.loads((GOLDEN / "full_size_keys.json").read_text())
 
@@ -167,6 +169,51 @@ def test_frozen_encoders_may_be_in_half_precision_what_is_trained_may_not(golden
     unfrozen = SALMONN.from_config({**config, "freeze_whisper": False, "ckpt": ""})
     assert unfrozen.speech_encoder.dtype == torch.float32
     assert unfrozen.beats.dtype == half
+
+
+def test_autocast_leaves_frozen_encoders_in_half_precision_as_they_are(golden):
+    case = golden("base")
+    model = SALMONN.from_config({**OmegaConf.to_container(golden_config("base")), "encoder_dtype": "bfloat16"}).eval()
+    clips = model._clean_audio(golden_sample(case, 0)["raw_wav"], None)
+    with torch.no_grad():
+        alone = model.run_encoders(*clips)
+        with torch.autocast("cpu", torch.bfloat16):
+            under = model.run_encoders(*clips)
+    assert under.speech.dtype == under.audio.dtype == torch.bfloat16
+    assert torch.equal(alone.speech, under.speech)
+    assert torch.equal(alone.audio, under.audio)
+
+
+def test_adapters_take_half_precision_as_it_is_under_autocast_and_make_the_same_of_it(monkeypatch):
+    model = build("mini", torch.device("cpu"), "bfloat16").eval()
+    samples, seen = make_batch(model, 2), []
+    adapter = lora_layers(model.llama_model)[0].lora_A["default"]
+    adapter.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+
+    def loss():
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            result = model(samples)["loss"]
+        result.backward()
+        return result, adapter.weight.grad.clone()
+
+    found = loss()
+    monkeypatch.setattr("salmonn.model.salmonn.set_adapter_precision", lambda _: None)
+    for layer in lora_layers(model.llama_model):
+        layer.cast_input_dtype_enabled = True
+    expected = loss()
+    assert seen == [torch.bfloat16, torch.float32]
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+def test_after_training_under_autocast_answers_may_come_without_it():
+    model = build("mini", torch.device("cpu"), "bfloat16").eval()
+    samples = make_batch(model, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(samples)["loss"].backward()
+    assert len(model.generate(samples, {"max_new_tokens": 3, "num_beams": 1})) == 1
+    assert model(samples)["loss"].isfinite()
 
 
 def test_attention_is_sdpa_everywhere(golden, monkeypatch):

@@ -51,6 +51,11 @@ class Case:
         """Bytes kept for each number that dropout has seen: CPUs keep the factors, GPUs whether it stays."""
         return FLOAT if self.device == "cpu" else 1
 
+    @property
+    def adapter_mask(self) -> int:
+        """The same of what an adapter reads, which is in half precision under autocast."""
+        return self.trained_compute if self.device == "cpu" else 1
+
 
 class Batch(NamedTuple):
     """Sizes of what is trained on."""
@@ -129,7 +134,7 @@ def block_bytes(model: SALMONN, case: Case) -> float:
     kept = widths.norms * case.llm_compute * widths.hidden  # what enters a norm
     kept += case.llm_compute * (2 * widths.queries + 2 * widths.keys) + FLOAT * widths.heads  # q, out, k, v, log-sums
     kept += case.llm_compute * 2 * widths.mlp  # what enters the activation function, and the other factor
-    mask = case.dropout_mask if model.config.lora_dropout else 0
+    mask = case.adapter_mask if model.config.lora_dropout else 0
     for width in widths.adapted:
         kept += width * (case.trained_compute + mask) + model.config.lora_rank * case.trained_compute
     return kept
