@@ -76,8 +76,10 @@ def impossible_values(config: DictConfig) -> list[str]:
         problems += [f"{key} = {value}: {rule}" for key, value in _given(config, keys) if not is_possible(value)]
     if OmegaConf.select(config, "generate.do_sample") and config.generate.temperature <= 0:
         problems.append(f"generate.temperature = {config.generate.temperature}: sampling needs more than 0")
-    if OmegaConf.select(config, "run.amp") and (config.run.amp_dtype, config.model.llm_dtype) == ("bf16", "float16"):
-        problems.append("run.amp_dtype = bf16 does not go with model.llm_dtype = float16: make both one kind")
+    if OmegaConf.select(config, "run.amp"):
+        amp, llm = config.run.amp_dtype, config.model.llm_dtype
+        if (amp, llm) in (("bf16", "float16"), ("fp16", "bfloat16")):
+            problems.append(f"run.amp_dtype = {amp} does not go with model.llm_dtype = {llm}: make both one kind")
     if OmegaConf.select(config, "run.encoder_cache"):
         problems += [
             f"model.{key} = False does not go with run.encoder_cache: what is trained gives something else each time"

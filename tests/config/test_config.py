@@ -182,3 +182,5 @@ def test_the_llm_takes_the_kind_of_mixed_precision(tmp_path):
     assert load_config(tmp_path / "a.yaml", ["run.amp_dtype=fp16"]).model.llm_dtype == "auto"
     with pytest.raises(UserError, match="bf16 does not go with"):
         load_config(tmp_path / "a.yaml", ["model.llm_dtype=float16"])
+    with pytest.raises(UserError, match="amp_dtype = fp16 does not go with"):
+        load_config(tmp_path / "a.yaml", ["run.amp_dtype=fp16", "model.llm_dtype=bfloat16"])
