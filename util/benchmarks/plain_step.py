@@ -74,20 +74,28 @@ def plain_loss(model: SALMONN, extractor: WhisperFeatureExtractor, samples: Samp
     """Mean cross-entropy of a batch's target tokens, a scalar."""
     raw_wav = samples["raw_wav"].to(model.device)  # [B, N]
     lengths = fbank_lengths((~samples["padding_mask"]).sum(dim=1)).to(model.device)
-    embeds = encode(model, *features(raw_wav, extractor), lengths)  # [B, A, H]
+    log_mel = samples.get("spectrogram")  # the loader's work, where it is given
+    log_mel = mels(raw_wav, extractor) if log_mel is None else log_mel.to(model.device)
+    embeds = encode(model, log_mel, fbanks(raw_wav), lengths)  # [B, A, H]
     return answer_loss(model, embeds, samples["prompts"], samples["text"])
 
 
-def features(raw_wav: Tensor, extractor: WhisperFeatureExtractor) -> tuple[Tensor, Tensor]:
-    """log-mel [B, 80, 3000] and filter bank [B, T, 128] of waveforms [B, N], clip by clip."""
-    mels, fbanks = [], []
+def mels(raw_wav: Tensor, extractor: WhisperFeatureExtractor) -> Tensor:
+    """log-mel [B, 80, 3000] of waveforms [B, N], clip by clip, as the published loader makes them."""
+    with torch.autocast(raw_wav.device.type, enabled=False):
+        each = [extractor(wav.cpu().numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt") for wav in raw_wav]
+    return torch.cat([one.input_features for one in each]).to(raw_wav.device)
+
+
+def fbanks(raw_wav: Tensor) -> Tensor:
+    """Filter bank [B, T, 128] of waveforms [B, N], clip by clip."""
+    each = []
     for wav in raw_wav:
-        mels.append(extractor(wav.cpu().numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features[0])
         fbank = torchaudio.compliance.kaldi.fbank(
             wav[None].double() * PCM_SCALE, num_mel_bins=FBANK_BINS, sample_frequency=SAMPLE_RATE
         )
-        fbanks.append(((fbank - FBANK_MEAN) / (2 * FBANK_STD)).float())
-    return torch.stack(mels).to(raw_wav.device), torch.stack(fbanks)
+        each.append(((fbank - FBANK_MEAN) / (2 * FBANK_STD)).float())
+    return torch.stack(each)
 
 
 def encode(model: SALMONN, log_mel: Tensor, fbank: Tensor, fbank_frames: Tensor) -> Tensor:

@@ -97,9 +97,8 @@ def _quantise(llm: PreTrainedModel, settings: Any) -> None:
     llm.is_loaded_in_8bit, llm.is_loaded_in_4bit = settings.load_in_8bit, settings.load_in_4bit  # for peft
     for name in [name for name in dense if name != "lm_head"]:
         module, weight = llm.get_submodule(name), dense.pop(name)
-        empty = module.weight
-        # moving it to a device is what quantises
-        module.weight = type(empty)(weight.cpu(), requires_grad=False, **empty.__dict__).to(weight.device)
+        module.weight = type(module.weight)(weight, requires_grad=False, **module.weight.__dict__)
+        module.weight._quantize(weight.device)  # as moving it there does, without the way over the host
 
 
 def make_tokenizer() -> PreTrainedTokenizerBase:
@@ -117,14 +116,15 @@ def make_tokenizer() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
-def make_batch(model: SALMONN, n: int) -> dict[str, Any]:
+def make_batch(model: SALMONN, n: int, shares: tuple[float, float] = CLIP_SHARES) -> dict[str, Any]:
     """Samples of `n` clips of noise from 1/3 to 1/2 of what the model hears, with texts of 20 to 50 words.
 
-    One prompt for all: with several, the published padding between prompt and answer changes the loss.
+    `shares`: other lengths. One prompt for all: with several, the published padding between prompt and answer
+    changes the loss.
     """
     rng, generator = random.Random(0), torch.Generator().manual_seed(0)
     words = " ".join(_prompts()).split()
-    lengths = [int(share * model.max_seconds * SAMPLE_RATE) for share in _evenly(*CLIP_SHARES, n)]
+    lengths = [int(share * model.max_seconds * SAMPLE_RATE) for share in _evenly(*shares, n)]
     wavs = [0.1 * torch.randn(length, generator=generator) for length in lengths]
     raw_wav = pad_sequence(wavs, batch_first=True)  # [B, N]
     return {

@@ -146,7 +146,7 @@ def _parts(side: str, model: SALMONN) -> dict[str, list[tuple[Any, str]]]:
     """The functions that make up each part of a side's forward pass."""
     frontends = {
         "ours": [(model.log_mel, "forward"), (whole_model, "kaldi_fbank")],
-        "plain": [(plain_step, "features")],
+        "plain": [(plain_step, "mels"), (plain_step, "fbanks")],
     }
     modules = {
         "Whisper": model.speech_encoder,

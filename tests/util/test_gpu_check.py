@@ -1,0 +1,150 @@
+"""The script that a GPU is for, proven where there is none; what it has measured is kept whatever happens."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import traceback
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.fixtures.commands import run_command
+from tests.fixtures.paths import ROOT
+from tests.fixtures.waiting import HANG, wait_until
+from util import gpu_check
+from util.gpu import golden, right, waits
+from util.gpu.rows import row
+
+MINI = ["util/gpu_check.py", "--device", "cpu", "--size", "mini", "--minutes", "30"]
+
+
+def report(folder: Path) -> dict:
+    return json.loads((folder / "gpu_check.json").read_text(encoding="utf-8"))
+
+
+def test_the_whole_script_runs_on_a_cpu(tmp_path):
+    result = run_command(*MINI, "--out", str(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    parts = report(tmp_path)["parts"]
+    assert list(parts) == list(gpu_check.PARTS)
+    ended = {name: part["ended"] for name, part in parts.items()}
+    assert ended.pop("compile").startswith("skipped on a CPU")
+    assert set(ended.values()) == {"done"}
+    for name in ended:
+        assert parts[name]["rows"], name
+    with_bars = [line for part in parts.values() for line in part["rows"] if "bar" in line]
+    assert len(with_bars) > 20
+    assert all(line["ok"] for line in with_bars)
+    table = (tmp_path / "gpu_check.md").read_text(encoding="utf-8")
+    assert f"| right | {with_bars[0]['what']} |" in table
+    assert table.strip() in result.stdout
+
+
+def test_a_check_that_is_ended_keeps_what_it_has_and_leaves_no_process(tmp_path):
+    command = [sys.executable, *MINI, "--out", str(tmp_path), "--parts", "right"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    wait_until(lambda: (tmp_path / "gpu_check.json").exists() and report(tmp_path)["parts"]["right"]["rows"], process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=HANG)
+    assert process.returncode == 1
+    rows = report(tmp_path)["parts"]["right"]["rows"]
+    assert rows[0]["what"] == "base, float32: log-mel"
+    assert commands_with(str(tmp_path)) == []
+
+
+def commands_with(word: str) -> list[bytes]:
+    """Command lines of processes that run and hold a word."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found.append(path.read_bytes())
+    return [command for command in found if word.encode() in command]
+
+
+def part_of(tmp_path: Path, code: str, seconds: float) -> dict:
+    """How a part ends whose process is this code."""
+    arguments = Namespace(out=tmp_path, device="cpu", size="mini")
+    path = gpu_check.rows_file(tmp_path, "right")
+    script = f"import json, sys, time; sys.stdin.readline(); rows = open({str(path)!r}, 'a')\n{code}"
+    with path.with_suffix(".log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+        )
+    return list(gpu_check.finish("right", process, seconds, arguments))[-1]
+
+
+ONE_ROW = "rows.write(json.dumps({'what': 'a', 'value': 1.5, 'unit': 's'}) + '\\n'); rows.flush()\n"
+
+
+def test_a_part_that_fails_keeps_its_rows_and_says_why(tmp_path):
+    result = part_of(tmp_path, ONE_ROW + "raise RuntimeError('no such kernel')", seconds=HANG)
+    assert result["rows"] == [{"what": "a", "value": 1.5, "unit": "s"}]
+    assert result["ended"].startswith("failed: RuntimeError: no such kernel")
+
+
+def test_a_part_that_takes_too_long_is_stopped_and_keeps_its_whole_rows(tmp_path):
+    code = ONE_ROW + 'rows.write(\'{"what": "half a l\'); rows.flush(); time.sleep(3600)'
+    result = part_of(tmp_path, code, seconds=2.0)
+    assert result["ended"] == "stopped at its limit of 2 s"
+    assert [line["what"] for line in result["rows"]] == ["a"]
+
+
+def test_a_part_whose_packages_are_missing_is_told_and_skipped(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_check, "find_spec", lambda name: None if name == "bitsandbytes" else object())
+    assert gpu_check.skipped("fast 8bit", "cuda") == "skipped: bitsandbytes not installed"
+    assert gpu_check.skipped("fast bfloat16", "cuda") == ""
+    arguments = Namespace(out=tmp_path, device="cuda", size="full")
+    assert gpu_check.start("fast nf4", arguments) is None
+    assert next(gpu_check.finish("fast nf4", None, 1.0, arguments))["ended"].startswith("skipped: bitsandbytes")
+
+
+def test_a_bar_that_is_not_met_is_seen():
+    missed, met = row("a", 1.0, "x", "2 x", False), row("b", 3.0, "x", "2 x", True)
+    assert gpu_check.text_line(missed).endswith("1 x  NOT MET: 2 x")
+    assert gpu_check.text_line(met).endswith("3 x  ok: 2 x")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--device", "cpu"], "--device cpu needs --size mini"),
+        (["--minutes", "0"], "--minutes must be more than 0"),
+        (["--parts", "swift"], "invalid choice: 'swift'"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(options, says):
+    result = run_command("util/gpu_check.py", *options)
+    assert result.returncode == 2
+    assert says in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_what_goes_without(tmp_path):
+    result = run_command("util/gpu_check.py", "--out", str(tmp_path))
+    assert result.returncode == 2
+    assert "PyTorch finds no GPU here; --device cpu --size mini goes without" in result.stderr
+
+
+def test_a_wrong_number_is_not_called_right():
+    case = golden.load_golden("no_beats")
+    with torch.no_grad():
+        case.model.speech_llama_proj.bias.add_(0.01)
+    rows = {line["what"].partition(": ")[2]: line for line in right._golden_rows("no_beats", case, tf32=False)}
+    assert rows["log-mel"]["ok"]
+    assert rows["Whisper"]["ok"]
+    assert not rows["audio tokens"]["ok"]
+    assert not rows["logits"]["ok"]
+
+
+def test_a_place_that_waits_is_named_by_our_innermost_function():
+    stack = [
+        traceback.FrameSummary("/x/util/gpu/waits.py", 1, "rows"),
+        traceback.FrameSummary("/x/salmonn/training/step.py", 86, "finish"),
+        traceback.FrameSummary("/y/torch/nn/utils/clip_grad.py", 5, "clip"),
+    ]
+    assert waits._place(stack) == "salmonn/training/step.py:86 finish"
+    assert waits._place(stack[:1]) == "waits.py:1 rows"

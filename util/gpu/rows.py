@@ -1,0 +1,49 @@
+"""What a part of util/gpu_check.py gives, and how it takes times."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from salmonn.evaluation.efficiency import now
+
+Row = dict[str, Any]  # what, value, unit; bar and ok where something is wanted
+
+MODELS = {"full": "13b", "mini": "mini"}  # names of util/benchmarks/sizes.py
+LONGEST = 6.0  # s that a call is repeated at most
+
+
+class Setup(NamedTuple):
+    """Where a part runs, and with how large models."""
+
+    device: str  # cuda | cpu
+    size: str  # full | mini
+
+
+def row(what: str, value: float | str, unit: str = "", bar: str = "", ok: bool = True) -> Row:
+    """A line of the table; `bar`: what is wanted, `ok`: whether it is so."""
+    return {"what": what, "value": value, "unit": unit} | ({"bar": bar, "ok": bool(ok)} if bar else {})
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 5, warm_up: int = 1) -> float:
+    """Median seconds of a call, the device's work done; fewer repeats where they would take more than `LONGEST`."""
+    for _ in range(warm_up):
+        work()
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < repeats and (not times or time.perf_counter() - began < LONGEST):
+        started = now(device)
+        work()
+        times.append(now(device) - started)
+    return statistics.median(times)
+
+
+def release(device: torch.device) -> None:
+    """Give back what nothing holds any more, and forget the peak so far."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)

@@ -1,0 +1,254 @@
+"""Everything that only a GPU can tell, in some minutes: right, fast, fits, waits, answers, one rank.
+
+  python util/gpu_check.py                              on this machine's GPU, with models of 13B size
+  python util/gpu_check.py --device cpu --size mini     the same script where there is no GPU
+
+Each part runs in a process of its own with a time limit, the most important first, and tells a line as it ends;
+time that one does not need is the next one's. DIR/gpu_check.json is written as it goes: a run that is killed keeps
+what it has. The table is DIR/gpu_check.md. Random weights, made on the device: nothing is downloaded.
+Exit code 0 where every part ran and met its bars, else 1.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from salmonn.common.cli import run_cli  # noqa: E402
+from salmonn.common.errors import UserError  # noqa: E402
+
+LOOK = 0.2  # s between looks at a part
+HAS_GPU = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+LEAST = 45.0  # s that a part has in any case while there are as many: the first one loads the libraries from disk
+EVERYTHING = ("omegaconf", "transformers", "peft", "soundfile", "librosa", "msgspec", "filelock", "soxr")
+
+
+class Part(NamedTuple):
+    """A module of util/gpu whose `rows(setup, *arguments)` measures, in a process of its own."""
+
+    module: str
+    share: float  # of the time
+    arguments: tuple[str, ...] = ()
+    needs: tuple[str, ...] = EVERYTHING  # packages without which it is skipped
+
+
+PARTS = {
+    "environment": Part("environment", 1, needs=("torch",)),
+    "right": Part("right", 2),
+    "fast bfloat16": Part("fast", 4, ("none",)),
+    "fits": Part("fits", 3, needs=(*EVERYTHING, "bitsandbytes")),
+    "waits": Part("waits", 2),
+    "answers": Part("answers", 3),
+    "one rank": Part("one_rank", 4, needs=(*EVERYTHING, "tensorboardX", "espeakng_loader")),
+    "fast 8bit": Part("fast", 3, ("8bit",), needs=(*EVERYTHING, "bitsandbytes")),
+    "fast nf4": Part("fast", 3, ("nf4",), needs=(*EVERYTHING, "bitsandbytes")),
+    "compile": Part("compiled", 4),
+}
+
+
+def main() -> None:
+    """Run the parts one after the other, or, as a process of its own, the one that --part names."""
+    args = parse_arguments()
+    if args.part:
+        measure(args)
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the part that runs ends, too
+    if args.device == "cuda" and subprocess.run([sys.executable, "-c", HAS_GPU], check=False).returncode:
+        raise UserError("--device cuda: PyTorch finds no GPU here; --device cpu --size mini goes without")
+    os.chdir(ROOT)
+    args.out.mkdir(parents=True, exist_ok=True)
+    ends = time.monotonic() + 60 * args.minutes
+    report: dict[str, Any] = {
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "command": " ".join(["python", "util/gpu_check.py", *sys.argv[1:]]),
+        "parts": {},
+    }
+    names = list(args.parts or PARTS)
+    process = start(names[0], args)
+    for i, name in enumerate(names):
+        # a GPU's host has cores to load the next part's libraries meanwhile
+        ahead = start(names[i + 1], args) if i + 1 < len(names) and args.device == "cuda" else None
+        left = max(0.0, ends - time.monotonic())
+        share = PARTS[name].share / sum(PARTS[one].share for one in names[i:])
+        seconds = min(left, max(LEAST, left * share))
+        print(name, flush=True)
+        for result in finish(name, process or start(name, args), seconds, args):
+            report["parts"][name] = result
+            write_report(args.out, report)
+        print(f"   {result['ended']}, {result['seconds']:.0f} s of {seconds:.0f}", flush=True)
+        process = ahead
+    print(f"\n{markdown(report)}\n{args.out}/gpu_check.json and .md hold it")
+    met = all(row.get("ok", True) for result in report["parts"].values() for row in result["rows"])
+    ran = all(result["ended"] == "done" or "on a CPU" in result["ended"] for result in report["parts"].values())
+    sys.exit(0 if met and ran else 1)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--minutes", type=float, default=8.0, metavar="M", help="time for all of it (default 8)")
+    add("--out", type=Path, default=Path("output/gpu_check"), metavar="DIR", help="results (default %(default)s)")
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="where it runs (default cuda)")
+    add("--size", choices=("full", "mini"), default="full", help="13B, or what a CPU takes (default full)")
+    add("--parts", nargs="+", choices=PARTS, metavar="NAME", help=f"only these: {', '.join(PARTS)}")
+    add("--part", choices=PARTS, help=argparse.SUPPRESS)  # in a process of its own: measure this one
+    args = parser.parse_args()
+    if args.minutes <= 0:
+        parser.error("--minutes must be more than 0")
+    if args.device == "cpu" and args.size == "full":
+        parser.error("--device cpu needs --size mini: a 13B step takes an hour there")
+    return args
+
+
+# ---- the process of a part
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Load what a part needs, wait for its turn, then append each row to its file as soon as it is known."""
+    part = PARTS[args.part]
+    module = import_module(f"util.gpu.{part.module}")
+    from util.gpu.rows import Setup  # with it come the libraries
+
+    if not sys.stdin.readline():
+        return  # the check is over
+    with rows_file(args.out, args.part).open("a", encoding="utf-8") as file:
+        for row in module.rows(Setup(args.device, args.size), *part.arguments):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+
+def skipped(name: str, device: str) -> str:
+    """Why a part does not run here; "" where it does."""
+    missing = [package for package in PARTS[name].needs if find_spec(package) is None]
+    if missing:
+        return f"skipped: {', '.join(missing)} not installed"
+    if device == "cpu" and name == "compile":
+        return "skipped on a CPU, where compiling takes minutes"
+    return ""
+
+
+def start(name: str, args: argparse.Namespace) -> subprocess.Popen | None:
+    """The process of a part, which loads its libraries and waits for its turn; None for one that does not run here."""
+    path = rows_file(args.out, name)
+    path.unlink(missing_ok=True)
+    if skipped(name, args.device):
+        return None
+    command = [sys.executable, str(ROOT / "util/gpu_check.py"), "--part", name]
+    command += ["--device", args.device, "--size", args.size, "--out", str(args.out)]
+    with path.with_suffix(".log").open("w", encoding="utf-8") as log:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+
+
+def finish(
+    name: str, process: subprocess.Popen | None, seconds: float, args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Let a part begin: how it stands after each of its rows, which are shown, and at last how it ended."""
+    began, rows = time.monotonic(), []
+    if process is None:
+        yield {"ended": skipped(name, args.device), "seconds": 0.0, "rows": rows}
+        return
+    path, ended = rows_file(args.out, name), ""
+    with contextlib.suppress(BrokenPipeError), process.stdin as its_turn:  # broken: it has failed already
+        its_turn.write(b"go\n")
+    try:
+        while not ended:
+            time.sleep(LOOK)
+            passed = time.monotonic() - began
+            ended = _how_it_ended(process, path.with_suffix(".log"), passed, seconds)
+            known = whole_rows(path)
+            for row in known[len(rows) :]:
+                print(f"   {text_line(row)}", flush=True)
+            if ended or len(known) > len(rows):
+                rows = known
+                yield {"ended": ended or "begun", "seconds": passed, "rows": rows}
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+        process.wait()
+
+
+def _how_it_ended(process: subprocess.Popen, log: Path, passed: float, seconds: float) -> str:
+    """done, failed with the last thing that it said, or stopped; "" while it runs and may."""
+    if (code := process.poll()) is not None:
+        return f"failed: {last_line(log)} ({log})" if code else "done"
+    return f"stopped at its limit of {seconds:.0f} s" if passed > seconds else ""
+
+
+def whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows that a part has written, but for a line that it is writing."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+
+
+def rows_file(out: Path, name: str) -> Path:
+    """Where a part writes its rows."""
+    return out / f"{name.replace(' ', '_')}.jsonl"
+
+
+def last_line(log: Path) -> str:
+    """What a process said last."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+# ---- what is shown
+
+
+def write_report(out: Path, report: dict[str, Any]) -> None:
+    """Both files, whole at any time."""
+    for name, text in (("gpu_check.json", json.dumps(report, indent=1)), ("gpu_check.md", markdown(report))):
+        part = out / f".{name}"
+        part.write_text(text + "\n", encoding="utf-8")
+        part.replace(out / name)
+
+
+def text_line(row: dict[str, Any]) -> str:
+    """A row for the screen."""
+    return f"{row['what']:76}{shown_value(row):>22}  {shown_bar(row)}".rstrip()
+
+
+def shown_value(row: dict[str, Any]) -> str:
+    """The value with its unit."""
+    value = row["value"]
+    return f"{value:.4g} {row['unit']}".strip() if isinstance(value, float) else f"{value} {row['unit']}".strip()
+
+
+def shown_bar(row: dict[str, Any]) -> str:
+    """What was wanted, and whether it is so; "" where nothing was."""
+    return f"{'ok' if row['ok'] else 'NOT MET'}: {row['bar']}" if "bar" in row else ""
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The table of a report."""
+    return "\n".join(_markdown_lines(report))
+
+
+def _markdown_lines(report: dict[str, Any]) -> Iterator[str]:
+    yield f"`{report['command']}`, {report['date']}"
+    yield ""
+    yield "| part | what | measured | wanted |"
+    yield "|---|---|---|---|"
+    for name, result in report["parts"].items():
+        for row in result["rows"]:
+            yield f"| {name} | {row['what'].strip()} | {shown_value(row)} | {shown_bar(row)} |"
+        if result["ended"] != "done":
+            yield f"| {name} | {result['ended']} | | |"
+
+
+if __name__ == "__main__":
+    run_cli(main)
