@@ -23,6 +23,28 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(existing_part(folder)).free
 
 
+class OpenFile:
+    """A file opened for reading. It stays the same one when another takes its name, also in a `processes.Worker`."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    def at(cls, path: Path) -> "OpenFile":
+        """Open a file. Raises OSError."""
+        return cls(os.open(path, os.O_RDONLY))
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._descriptor
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def __reduce__(self) -> tuple:
+        raise TypeError("an open file goes to another process in a processes.Parcel only")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, to be written; it takes that place when all went well, and else goes."""

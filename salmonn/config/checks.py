@@ -55,7 +55,7 @@ NOT_NEGATIVE = (
     "generate.min_length",
     "model.lora_scaling",
 )
-POSITIVE = ("run.timeout_minutes", "run.encoder_cache_gb", "evaluate.judge.timeout_s")
+POSITIVE = ("run.timeout_minutes", "run.loader_timeout_minutes", "run.encoder_cache_gb", "evaluate.judge.timeout_s")
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], Any], str], ...] = (  # nan is in none
     (AT_LEAST_ONE, lambda value: value >= 1, "must be at least 1"),
     (NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "must be 0 or more"),

@@ -108,6 +108,7 @@ class RunConfig:
     batch_size_train: int = 8  # per process
     batch_size_eval: int = 8
     num_workers: int = 8  # loader processes per rank
+    loader_timeout_minutes: float = 10.0  # for a batch; less than timeout_minutes, or the other ranks give up first
     encoder_cache: str = ""  # folder for outputs of the frozen encoders: each clip is encoded once; "" = off
     encoder_cache_gb: float = 20.0  # that it may take; 30 s of audio take 12 MB in float32, 10 s 9 MB
     device: str = "cuda"

@@ -14,6 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +23,7 @@ import numpy as np
 from filelock import FileLock
 
 from salmonn.common.errors import UserError
-from salmonn.common.files import replacing
+from salmonn.common.files import OpenFile, replacing
 from salmonn.data.annotation_scan import RECORD, SHOWN_PROBLEMS, scan
 
 _VERSION = 2
@@ -45,12 +46,23 @@ class Header(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Index:
-    """An opened index: where the text is, and a record per entry."""
+    """An opened index: where the text is, and a record per entry. The loader's processes get the same open files."""
 
     header: Header
-    records: np.ndarray  # [n] RECORD, memory-mapped
+    file: OpenFile
+    start: int  # of the records in it
     text_path: Path
+    text: OpenFile
     text_offset: int
+
+    @cached_property
+    def records(self) -> np.ndarray:
+        """[n] RECORD, memory-mapped."""
+        with os.fdopen(self.file.fileno(), "rb", closefd=False) as file:
+            return np.memmap(file, RECORD, mode="r", offset=self.start, shape=(self.header.n,))
+
+    def __reduce__(self) -> tuple:
+        return Index, (self.header, self.file, self.start, self.text_path, self.text, self.text_offset)  # not `records`
 
 
 def open_index(source: Path) -> Index:
@@ -117,9 +129,13 @@ def _lock(place: Path) -> Iterator[None]:
 
 
 def _read_index(place: Path, source: Path, status: os.stat_result) -> Index | None:
-    """The index at a place; None if there is none, or it belongs to another version of the file."""
+    """The index at a place; None if there is none, or it belongs to another version of the file.
+
+    Raises UserError for an annotation file that cannot be read.
+    """
     try:
-        with place.open("rb") as file:
+        opened = OpenFile.at(place)
+        with os.fdopen(opened.fileno(), "rb", closefd=False) as file:
             line = file.readline(1 << 26)
             header = msgspec.json.decode(line, type=Header)
             start = _aligned(len(line))
@@ -130,8 +146,12 @@ def _read_index(place: Path, source: Path, status: os.stat_result) -> Index | No
     found = (header.version, header.source_size, header.source_mtime_ns, header.source_ctime_ns)
     if found != current or not whole:
         return None
-    records = np.memmap(place, RECORD, mode="r", offset=start, shape=(header.n,))
-    return Index(header, records, place if header.text_offset else source, header.text_offset)
+    if header.text_offset:
+        return Index(header, opened, start, place, opened, header.text_offset)
+    try:
+        return Index(header, opened, start, source, OpenFile.at(source), 0)
+    except OSError as error:
+        raise UserError(f"annotation file {source} cannot be read: {error}") from error
 
 
 def _aligned(position: int) -> int:

@@ -35,7 +35,6 @@ class Annotations:
             problems = [f"entry {i}: no 'text'" for i in index.header.without_text]
             raise UserError(list_problems(path, problems, index.header.n_without_text))
         self._index = index
-        self._file = os.open(index.text_path, os.O_RDONLY)
 
     def __len__(self) -> int:
         return len(self._index.records)
@@ -48,7 +47,8 @@ class Annotations:
         if not 0 <= index < len(self):
             raise IndexError(index)
         record = self._index.records[index]
-        data = os.pread(self._file, int(record["length"]), self._index.text_offset + int(record["start"]))
+        start = self._index.text_offset + int(record["start"])
+        data = os.pread(self._index.text.fileno(), int(record["length"]), start)
         try:
             entry = msgspec.json.decode(data)
         except msgspec.MsgspecError as error:
@@ -57,13 +57,6 @@ class Annotations:
             except ValueError:
                 raise self._changed(error) from error
         return {key: value for key, value in entry.items() if value is not None}
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
-
-    def __reduce__(self) -> tuple:
-        return Annotations, (str(self.path), self.need_text)  # a process that does not fork opens it anew
 
     @property
     def tasks(self) -> dict[str, int]:
@@ -86,7 +79,7 @@ class Annotations:
 
     def _blocks(self, decoder: msgspec.json.Decoder) -> Iterator[Any]:
         for begin, end in self.text_ranges()[1]:
-            data = b"[" + os.pread(self._file, end - begin, begin) + b"]"
+            data = b"[" + os.pread(self._index.text.fileno(), end - begin, begin) + b"]"
             try:
                 yield from decoder.decode(data)
             except msgspec.MsgspecError as error:

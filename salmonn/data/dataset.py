@@ -1,17 +1,17 @@
-"""Samples from annotation files: decode and resample in the loader's workers, features come later."""
+"""Samples from annotation files: decode and resample in the loader's workers, features come later.
+
+The workers load this module and what it imports, and not PyTorch, which takes seconds and hundreds of MB.
+"""
 
 import os
 import random
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
 
 from salmonn.audio.decode import AudioError, load_clip
-from salmonn.common.samples import Samples
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths
 from salmonn.data.integrity import unreadable_verdict
@@ -27,7 +27,7 @@ class Entries(Protocol):
     def __getitem__(self, index: int, /) -> dict[str, Any]: ...
 
 
-class SALMONNDataset(Dataset):
+class SALMONNDataset:
     """One sample per usable annotation entry; an unreadable clip never raises.
 
     With `replace_unreadable` (training) another entry takes its place, chosen from seed and index
@@ -70,6 +70,10 @@ class SALMONNDataset(Dataset):
             return self.annotations.text_lengths[self.usable]
         return np.array([len(self.annotations[number]["text"]) for number in self.usable.tolist()])
 
+    def paths(self, positions: Sequence[int]) -> list[str]:
+        """The annotated paths of samples."""
+        return [self.annotations[int(self.usable[position])]["path"] for position in positions]
+
     def size(self, position: int) -> int:
         """Bytes of a sample's files, about as its length; 0 where they cannot be found."""
         entry = self.annotations[int(self.usable[position])]
@@ -102,28 +106,9 @@ class SALMONNDataset(Dataset):
         except AudioError as error:
             item["unreadable"] = [unreadable_verdict(error.path, error.reason)]
             return {**item, "raw_wav": None}
-        return {**item, "raw_wav": torch.from_numpy(wav)}
+        return {**item, "raw_wav": wav}
 
 
-def pad_wavs(wavs: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """[N] each -> raw_wav [B, N] zero-padded, padding_mask [B, N] True = padding."""
-    raw_wav = pad_sequence(wavs, batch_first=True)
-    lengths = torch.tensor([len(wav) for wav in wavs])
-    return raw_wav, torch.arange(raw_wav.shape[1])[None, :] >= lengths[:, None]
-
-
-def collate(items: list[dict[str, Any]]) -> Samples:
-    """Batch of the readable items, raw_wav [B, N] zero-padded; B may be 0 in evaluation."""
-    readable = [item for item in items if item["raw_wav"] is not None]
-    wavs = [item["raw_wav"] for item in readable]
-    raw_wav, padding_mask = pad_wavs(wavs) if wavs else (torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.bool))
-    samples: Samples = {
-        "raw_wav": raw_wav,
-        "padding_mask": padding_mask,
-        "unreadable": [verdict for item in items for verdict in item["unreadable"]],
-        "left_out": {item["index"]: item["unreadable"][-1].reason for item in items if item["raw_wav"] is None},
-        "tried": sum(item["tried"] for item in items),
-    }
-    for key in ("text", "task", "Q", "id", "index", "testset_id"):
-        samples[key] = [item[key] for item in readable]
-    return samples
+def load_items(dataset: SALMONNDataset, positions: Sequence[int]) -> list[dict[str, Any]]:
+    """The samples at these positions."""
+    return [dataset[position] for position in positions]

@@ -25,7 +25,13 @@ from salmonn.common.cli import argument_parser, run_cli
 from salmonn.common.errors import BROKEN, UserError, reason
 from salmonn.common.files import GB, existing_part, free_bytes
 from salmonn.doctor.findings import MISSING, NOTE, OK, WRONG, Finding, attempt
-from salmonn.doctor.hardware import check_attention, check_convolution, check_gpus, check_quantised
+from salmonn.doctor.hardware import (
+    check_attention,
+    check_convolution,
+    check_gpus,
+    check_quantised,
+    check_shared_memory,
+)
 from salmonn.doctor.packages import COSTS, check_packages, check_system, check_torch_pair
 
 if TYPE_CHECKING:  # everything from outside the standard library may be broken: each check imports its own
@@ -68,6 +74,7 @@ def examine(cfg_path: str = "", options: Sequence[str] = ()) -> Iterator[Finding
     yield from attempt("packages", check_packages, "packages and versions are not checked")
     yield from attempt("torch pair", check_torch_pair, COSTS["torchaudio"], NOTE)
     yield from attempt("GPU", check_gpus, "nothing runs")
+    yield from attempt("/dev/shm", check_shared_memory, "", NOTE)
     yield from attempt("attention", check_attention, "nothing runs")
     yield from attempt("convolution", check_convolution, "BEATs may be wrong in bfloat16 on the CPU")
     state = WRONG if quantised else NOTE  # as the config asks for it

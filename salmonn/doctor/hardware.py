@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from salmonn.common.errors import BROKEN, reason
 from salmonn.common.files import GB
+from salmonn.common.shared_memory import shared_memory
 from salmonn.doctor.findings import NOTE, OK, WRONG, Finding
 
 if TYPE_CHECKING:
@@ -51,6 +52,14 @@ def _device() -> "tuple[torch.device, torch.dtype]":
     if torch.cuda.is_available():
         return torch.device("cuda"), torch.float16
     return torch.device("cpu"), torch.float32
+
+
+def check_shared_memory() -> Iterator[Finding]:
+    """What /dev/shm has left: containers have little, and GPUs that train together need it."""
+    import torch
+
+    there, problem = shared_memory(torch.cuda.device_count())
+    yield Finding(NOTE if problem else OK, "/dev/shm", problem or there, "training on several GPUs may not start")
 
 
 def check_attention() -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """The model's answers to a set, or to a list of requests: batched, shared among the ranks, each exactly once."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -115,16 +116,19 @@ def answer_batches(
     ask: Ask, dataset: SALMONNDataset, requests: Sequence[Request], config: DictConfig
 ) -> Iterator[list[tuple[int, Outcome]]]:
     """Yield [(position, answer)] of this rank's requests, a batch at a time."""
-    by_audio = {request.audio_index: request for request in requests}
-    for batch in inference_loader(dataset, list(by_audio), config.run.batch_size_eval, config.run.num_workers):
-        heard = [by_audio[index] for index in batch["index"]]
-        unreadable = batch["left_out"].items()
-        answers: list[tuple[int, Outcome]] = [
-            (by_audio[index].position, Prediction(unreadable=reason)) for index, reason in unreadable
-        ]
-        if heard:
-            answers += zip([request.position for request in heard], ask(batch, heard), strict=True)
-        yield answers
+    by_audio, run = {request.audio_index: request for request in requests}, config.run
+    order, timeout = list(by_audio), run.loader_timeout_minutes
+    loader = inference_loader(dataset, order, run.batch_size_eval, run.num_workers, timeout_minutes=timeout)
+    with closing(loader) as batches:
+        for batch in batches:
+            heard = [by_audio[index] for index in batch["index"]]
+            unreadable = batch["left_out"].items()
+            answers: list[tuple[int, Outcome]] = [
+                (by_audio[index].position, Prediction(unreadable=reason)) for index, reason in unreadable
+            ]
+            if heard:
+                answers += zip([request.position for request in heard], ask(batch, heard), strict=True)
+            yield answers
 
 
 def generate_batch(model: SALMONN, config: DictConfig, batch: Samples, heard: Sequence[Request]) -> list[Prediction]:

@@ -20,7 +20,7 @@ from salmonn.audio.decode import SAMPLE_RATE, AudioError, load_clip, stream_audi
 from salmonn.common.cli import tell
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
-from salmonn.data.dataset import pad_wavs
+from salmonn.data.collate import pad_wavs
 from salmonn.inference.long_audio import Span, cut_windows, join_transcripts, list_answers
 from salmonn.model import prompts
 from salmonn.model.salmonn import SALMONN, load_for_inference
@@ -124,7 +124,7 @@ class InferenceEngine:
     @torch.no_grad()
     def _encode(self, wavs: Sequence[np.ndarray]) -> Tensor:
         """[N] each -> [B, A, H] on the CPU, as it may be kept for long; a row is that of the wav alone."""
-        raw_wav, padding_mask = pad_wavs([torch.from_numpy(wav) for wav in wavs])
+        raw_wav, padding_mask = pad_wavs(wavs)
         try:
             with autocast(self.config.run, self.model.device):
                 return self.model.encode_speech(raw_wav, padding_mask)[0].cpu()

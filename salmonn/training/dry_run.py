@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from salmonn.common.files import GB
@@ -23,7 +24,7 @@ from salmonn.model.salmonn import SALMONN
 from salmonn.preflight import checkpoint_bytes
 from salmonn.training.curves import read_log
 from salmonn.training.progress import make_plan
-from salmonn.training.readiness import require_all_ready
+from salmonn.training.readiness import require_all_ready, shared_memory_problem
 from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_state import find_resumed
 from salmonn.training.runner import Runner
@@ -38,6 +39,8 @@ def dry_run(configs: Sequence[DictConfig]) -> None:
         return  # torchrun may start several of us, one is enough
     setup_logging()
     require_all_ready(configs)
+    if problem := shared_memory_problem(configs, n_gpus=torch.cuda.device_count()):
+        print(f"warning: {problem}", flush=True)
     made: list[str] = []
     for config in configs:
         print(f"\n{config.run.exp_name}\n  " + "\n  ".join(describe(config, made)), flush=True)

@@ -1,5 +1,6 @@
 """Whether runs can start: all that keeps them from it, told at once."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from omegaconf import DictConfig
 
 from salmonn.common.errors import UserError
 from salmonn.common.files import GB, free_bytes
+from salmonn.common.shared_memory import shared_memory
 from salmonn.config.loading import best_checkpoint
 from salmonn.config.missing_files import annotation_keys
 from salmonn.preflight import find_problems, problem_of, refuse
@@ -36,6 +38,16 @@ def run_problems(config: DictConfig, made_before: Sequence[str] = ()) -> list[st
         unread += [config.model.ckpt, config.model.speech_llama_proj_model]
     problems = folder.problems() + find_problems(config, annotation_keys(config), unread, goes_on=folder.candidates())
     return problems + problem_of(_require_cache_room, config.run)
+
+
+def shared_memory_problem(configs: Sequence[DictConfig], n_gpus: int = 1) -> str:
+    """What is wrong with this machine's /dev/shm for runs on several GPUs; "" where nothing is.
+
+    `n_gpus`: where no launcher has said how many processes there are.
+    """
+    if not any(config.run.use_distributed and config.run.device.startswith("cuda") for config in configs):
+        return ""
+    return shared_memory(int(os.environ.get("LOCAL_WORLD_SIZE", n_gpus)))[1]
 
 
 def _require_cache_room(run: DictConfig) -> None:

@@ -129,6 +129,7 @@ def _resumed(folder: RunFolder, path: Path, content: Content) -> tuple[Resumed, 
 # What may differ in a run that is done without making it another run.
 _NOT_OF_THE_RESULT = (
     "run.num_workers", "run.log_freq", "run.save_every", "run.keep_checkpoints", "run.timeout_minutes", "run.device",
+    "run.loader_timeout_minutes",
     "run.batch_size_eval", "run.resume", "run.overwrite", "run.world_size", "run.dist_url", "generate.", "evaluate.",
     "run.encoder_cache", "run.compile", "model.token", "model.device_8bit",
 )  # fmt: skip

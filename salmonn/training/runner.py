@@ -1,10 +1,9 @@
 """The training run: one process or many, one of the three stages, from config to best checkpoint."""
 
 import contextlib
-import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from salmonn.common.files import write_json
 from salmonn.common.logging import setup_logging
 from salmonn.common.samples import Samples
 from salmonn.data.dataset import SALMONNDataset
-from salmonn.data.loader import eval_loader, open_datasets, train_loader
+from salmonn.data.loader import LoadingError, eval_loader, open_datasets, train_loader
 from salmonn.data.quarantine import Quarantine
 from salmonn.model.compilation import compile_blocks
 from salmonn.model.meta_model import heard_seconds
@@ -44,6 +43,7 @@ class Runner:
     """Trains (or only evaluates) the model that a config describes; `Runner(config).run()` is all."""
 
     ddp_model: torch.nn.Module  # there from `prepare` to `close`
+    batches: Generator[Samples]  # there from `prepare` on
     log: RunLog  # there once the run writes
 
     def __init__(self, config: DictConfig) -> None:
@@ -60,6 +60,7 @@ class Runner:
         self.progress = self.resumed.progress if self.resumed else Progress(processes=distributed.world_size())
         self.quarantine = Quarantine(self.folder, config.datasets.max_bad_fraction)
         self.stop_request = StopRequest()
+        self.failure: LoadingError | None = None  # of this rank's loader: told once all ranks have stopped and saved
 
     def run(self) -> bool:
         """Train and validate, or with `run.evaluate` only validate; False when a signal ended it early."""
@@ -84,7 +85,9 @@ class Runner:
             self.close()
 
     def close(self) -> None:
-        """Let go of the log, the folder and the processes' reducer."""
+        """Let go of the loader, the log, the folder and the processes' reducer."""
+        if hasattr(self, "batches"):
+            self.batches.close()
         if hasattr(self, "log"):
             self.log.close()
         if hasattr(self, "ddp_model"):
@@ -95,7 +98,10 @@ class Runner:
     # ---- the training loop
 
     def train(self) -> bool:
-        """All epochs that are left; False when a signal ended them, after saving."""
+        """All epochs that are left; False when a signal ended them, after saving.
+
+        Raises LoadingError, after saving too, when a rank's loader failed.
+        """
         with self.stop_request:
             while self.progress.epoch < self.run_config.optims.max_epoch:
                 if not (self.train_epoch(self.progress.epoch) and self._finish_epoch(self.progress.epoch)):
@@ -104,6 +110,7 @@ class Runner:
                     break
         self.state.require_saved("all epochs are done, but their result could not be written")
         if stopped := self._is_stopped():  # also while the last checkpoint was written
+            self._raise_failure("\nWhat was done until then is saved: the same command goes on from there")
             reason, step = self.stop_request.name or "a signal to another rank", self.progress.iteration
             logger.warning("stopped by %s after step %d; the same command goes on from there", reason, step)
         return not stopped
@@ -119,13 +126,15 @@ class Runner:
             for group in self.plan.steps(self.progress.epoch_iteration):
                 for i in group:
                     lr = learning_rate(self.run_config.optims, self.plan.iters_per_epoch, epoch, i)
-                    if self._is_stopped():  # each micro-batch asks: torchrun and Slurm wait for 30 s only
+                    samples = self._next_samples()
+                    # each micro-batch asks: torchrun and Slurm wait for 30 s only
+                    if distributed.any_rank(samples is None)[0] or samples is None:
                         self.step.abandon()
                         if meter.n_steps:  # the same on every rank
                             self._report(progress_bar, meter, lr)
                         return False
                     self.step.set_learning_rate(lr)
-                    self._add_micro_batch(epoch, i, group)
+                    self._add_micro_batch(samples, epoch, i, group)
                     progress_bar.update()
                 meter.add(self._finish_step(epoch, group))
                 if self._is_log_due(group):
@@ -137,9 +146,9 @@ class Runner:
                     self.model.train()
         return True
 
-    def _add_micro_batch(self, epoch: int, i: int, group: range) -> None:
+    def _add_micro_batch(self, samples: Samples, epoch: int, i: int, group: range) -> None:
         """Forward and backward; with the last micro-batch of a group the ranks average their gradients."""
-        samples = self._next_samples()
+        self._require_clips(samples)
         seed_step(self.run_config.seed, epoch * self.plan.iters_per_epoch + i, distributed.rank())
         with contextlib.nullcontext() if i == group[-1] else self._no_sync():
             with self.autocast():
@@ -189,12 +198,11 @@ class Runner:
     def validate(self, dataset: SALMONNDataset, epoch: int, step: int) -> dict[str, Any] | None:
         """Loss and token accuracy, in all and per task, and the same with the audio shuffled between samples.
 
-        None when a signal interrupted it.
+        None when a signal or a rank's loader interrupted it.
         """
-        rank, world_size = distributed.rank(), distributed.world_size()
-        loader = eval_loader(dataset, self.run_config.batch_size_eval, self.run_config.num_workers, rank, world_size)
-        batches = itertools.takewhile(lambda _: not self.stop_request.name, loader)
-        with self.autocast():
+        run, ranks = self.run_config, (distributed.rank(), distributed.world_size())
+        loader = eval_loader(dataset, run.batch_size_eval, run.num_workers, *ranks, **self._loader_options())
+        with self.autocast(), contextlib.closing(self._until_failure(loader)) as batches:
             result = validate(self.model, batches, self.quarantine)
         if self._is_stopped():
             return None
@@ -209,6 +217,7 @@ class Runner:
         self._load()
         self._open_log()
         result, counts = self.validate(self.datasets["test_ann_path"], epoch=0, step=0), self.quarantine.sync()
+        self._raise_failure()
         if distributed.is_main() and result:
             write_json(self.folder / "summary.json", result | counts)
 
@@ -252,7 +261,7 @@ class Runner:
         self.encoder_cache = open_cache(self.config, self.model, sum(map(len, self.datasets.values())))
         self.model.encoder_cache = self.encoder_cache
 
-    def _training_batches(self, dataset: SALMONNDataset) -> Iterator[Samples]:
+    def _training_batches(self, dataset: SALMONNDataset) -> Generator[Samples]:
         """This rank's micro-batches without end, from where the run is."""
         run, plan = self.run_config, self.plan
         # the mean over a step's tokens is the same however the step is cut into micro-batches
@@ -266,8 +275,14 @@ class Runner:
             run.seed,
             first_sample=self.progress.samples,
             steps=plan.step_sizes(self.progress.epoch_iteration) if sorts_steps else None,
+            **self._loader_options(),
         )
-        return iter(loader)
+        return self._until_failure(loader)
+
+    def _loader_options(self) -> dict[str, Any]:
+        """A loader ends when a signal comes, also while a batch is waited for."""
+        timeout = self.run_config.loader_timeout_minutes
+        return {"stopped": lambda: bool(self.stop_request.name), "timeout_minutes": timeout}
 
     def _open_log(self) -> None:
         """Start writing; only now, when all is well, does an earlier run in the folder give way."""
@@ -290,8 +305,27 @@ class Runner:
         model = self.ddp_model
         return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
-    def _next_samples(self) -> Samples:
-        samples = next(self.batches)
+    def _until_failure(self, loader: Generator[Samples]) -> Generator[Samples]:
+        """The batches; a failure of the loader is kept, and stops the run as a signal does: all ranks save first."""
+        try:
+            yield from loader
+        except LoadingError as error:
+            self.failure = error
+
+    def _raise_failure(self, more: str = "") -> None:
+        """Raise LoadingError on every rank if the loader of one has failed; `more`: what is said besides."""
+        failures = distributed.gather_objects(str(self.failure or ""))
+        if any(failures):
+            ranks = [f"rank {rank}: " if len(failures) > 1 else "" for rank in range(len(failures))]
+            told = [rank + failure for rank, failure in zip(ranks, failures, strict=True) if failure]
+            raise LoadingError("\n".join(told) + more)
+
+    def _next_samples(self) -> Samples | None:
+        """None when the run is to stop."""
+        return None if self.failure else next(self.batches, None)
+
+    def _require_clips(self, samples: Samples) -> None:
+        """Count what a batch could not read. Raises UserError where that is all of it."""
         self.quarantine.add(samples)
         if not samples["text"]:
             last = samples["unreadable"][-1]
@@ -300,10 +334,9 @@ class Runner:
                 f"{last.reason}. Check datasets.prefix = {self.config.datasets.prefix!r}, and see "
                 f"python util/anns_inspector.py --help"
             )
-        return samples
 
     def _is_stopped(self) -> bool:
-        return distributed.any_rank(bool(self.stop_request.name))[0]
+        return distributed.any_rank(bool(self.stop_request.name or self.failure))[0]
 
     def _is_log_due(self, group: range) -> bool:
         return any((i + 1) % self.run_config.log_freq == 0 for i in group) or self._is_epoch_end()

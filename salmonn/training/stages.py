@@ -1,6 +1,7 @@
 """One stage or several after each other, in the same processes."""
 
 import gc
+import logging
 import os
 from collections.abc import Sequence
 
@@ -9,8 +10,10 @@ from omegaconf import DictConfig
 
 from salmonn.common import distributed
 from salmonn.common.logging import setup_logging
-from salmonn.training.readiness import require_all_ready
+from salmonn.training.readiness import require_all_ready, shared_memory_problem
 from salmonn.training.runner import Runner
+
+logger = logging.getLogger(__name__)
 
 
 def run_stages(configs: Sequence[DictConfig]) -> None:
@@ -22,6 +25,8 @@ def run_stages(configs: Sequence[DictConfig]) -> None:
     setup_logging()
     if distributed.is_local_main():  # one process looks; the others wait for it where all join
         require_all_ready(configs)
+        if problem := shared_memory_problem(configs):
+            logger.warning("%s", problem)
     try:
         for config in configs:
             if not config.run.use_distributed:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from salmonn.data.filtering import usable_entries
 from salmonn.data.integrity import check_files, version_of
 from tests.fixtures.commands import json_lines, run_command
 from tests.fixtures.damaged_media import ALL_KINDS, make_damaged, must_fail
+from tests.fixtures.deadly import check_or_die
 from tests.fixtures.mini_world import mini_options
 from tests.fixtures.paths import ROOT
 from tests.fixtures.whole_media import flac_without_length, make_good
@@ -184,13 +186,7 @@ def test_parallel_checks_give_one_verdict_per_file_and_it_is_the_readers(files, 
 def test_files_that_kill_their_process_get_a_verdict_and_cost_no_other_file_its_own(files, monkeypatch):
     paths = [*files.damaged, *files.good][: 4 * 32 * 2 * 2]
     deadly = {path for i, path in enumerate(paths) if i in (0, 5, 6, 70, 300, len(paths) - 1)}
-
-    def decode(path):
-        if path in deadly:
-            os._exit(11)
-        return decode_all(path)
-
-    monkeypatch.setattr(integrity, "decode_all", decode)
+    monkeypatch.setattr(integrity, "_check_batch", partial(check_or_die, deadly))
     verdicts = list(check_files(paths, "decode", jobs=2))
     assert Counter(verdict.path for verdict in verdicts) == Counter(paths)
     assert {verdict.path for verdict in verdicts if verdict.reason == "crashes the decoder"} == deadly

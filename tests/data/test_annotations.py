@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from functools import partial
 
 import pytest
 
+from salmonn.common import processes
 from salmonn.common.errors import UserError
 from salmonn.data import annotation_index, annotation_scan
 from salmonn.data.annotations import Annotations
@@ -225,11 +227,19 @@ def test_a_file_changed_in_place_while_in_use_is_an_error_and_no_wrong_entry(tmp
         annotations[40]
 
 
-def test_annotations_travel_to_other_processes_as_their_path(tmp_path):
-    annotations = Annotations(write_annotations(tmp_path / "a.json", some_entries(2000)))
-    packed = pickle.dumps(annotations)
-    assert len(packed) < 1000
-    assert pickle.loads(packed)[1999] == annotations[1999]
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+def test_annotations_travel_to_other_processes_small_and_as_they_were_opened(tmp_path, name):
+    path = write_annotations(tmp_path / name, some_entries(2000))
+    annotations = Annotations(path)
+    last = annotations[1999]  # reads the index
+    path.unlink()
+    Annotations(write_annotations(path, some_entries(3)))  # a new index in the old one's place
+    [(_, found)] = processes.in_processes(annotations.__getitem__, [(1999,)], jobs=1)
+    assert found == last
+    parcel = processes.Parcel(annotations.__getitem__)
+    assert os.fstat(parcel.file.fileno()).st_size < 2000
+    with pytest.raises(TypeError, match=r"processes\.Parcel"):
+        pickle.dumps(annotations)
 
 
 @pytest.mark.usefixtures("small_chunks")

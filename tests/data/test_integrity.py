@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from salmonn.data import integrity
 from salmonn.data.annotations import Annotations
 from salmonn.data.filtering import usable_entries
 from salmonn.data.integrity import Verdict, VerdictList, check_file, check_files, unreadable_verdict, write_verdicts
+from tests.fixtures.deadly import check_or_die
 
 
 @pytest.fixture
@@ -129,20 +131,14 @@ def test_a_line_that_is_no_verdict_is_named(tmp_path):
         list(VerdictList(path).read())
 
 
-def die_on_bad_luck(path, how):
-    if "crash" in path:
-        os._exit(9)
-    return Verdict(path, True, checked=how)
-
-
 def test_a_file_that_takes_its_process_down_gets_a_verdict_and_no_other_is_lost(monkeypatch):
-    monkeypatch.setattr(integrity, "check_file", die_on_bad_luck)
     paths = [f"/{i}" for i in range(200)]
-    paths[50], paths[51], paths[150] = "/crash1", "/crash2", "/crash3"
+    paths[50], paths[51], paths[150] = deadly = ("/crash1", "/crash2", "/crash3")
+    monkeypatch.setattr(integrity, "_check_batch", partial(check_or_die, deadly))
     verdicts = {verdict.path: verdict for verdict in check_files(paths, "decode", 2)}
     assert sorted(verdicts) == sorted(paths)
-    assert sorted(path for path, verdict in verdicts.items() if not verdict.ok) == ["/crash1", "/crash2", "/crash3"]
-    assert verdicts["/crash1"].reason == "crashes the decoder"
+    died = [path for path, verdict in verdicts.items() if verdict.reason == "crashes the decoder"]
+    assert sorted(died) == sorted(deadly)
 
 
 def test_parallel_calls_all_come_back_with_their_arguments():

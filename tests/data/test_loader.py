@@ -1,15 +1,29 @@
 """The training stream is endless and resumable; evaluation shows each sample once."""
 
+import json
+import logging
+import os
+import threading
+import time
 from collections import Counter
+from functools import partial
 from itertools import chain, islice
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
+from tqdm import tqdm
 
+from salmonn.common.processes import Parcel, in_processes
 from salmonn.config.schema import RunConfig
-from salmonn.data.loader import TrainBatches, eval_loader, inference_loader
+from salmonn.data.annotations import Annotations
+from salmonn.data.clip_paths import ClipPaths
+from salmonn.data.dataset import SALMONNDataset, load_items
+from salmonn.data.loader import LoadingError, TrainBatches, eval_loader, inference_loader, train_loader
 from salmonn.training.progress import make_plan
+from tests.fixtures.kill_runs import workers_of
+from tests.fixtures.numbered_clips import Numbers, loaded_modules
 
 
 def stream(n_batches, **kwargs):
@@ -41,22 +55,130 @@ def test_passes_that_do_not_divide_into_batches_lose_nothing():
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_evaluation_shows_each_sample_exactly_once_over_all_ranks(world_size):
-    class Numbers:
-        def __len__(self):
-            return 11
-
-        def __getitem__(self, i):
-            return i
-
-    seen = []
-    for rank in range(world_size):
-        loader = eval_loader(Numbers(), 2, 0, rank, world_size)
-        seen += [i for batch in loader.batch_sampler for i in batch]
-    assert sorted(seen) == list(range(11))
+    loaders = (eval_loader(Numbers(11), 2, 0, rank, world_size) for rank in range(world_size))
+    assert sorted(chain(*map(seen, loaders))) == list(range(11))
 
 
 def test_inference_keeps_the_order_that_it_is_given():
-    assert list(inference_loader(range(10), [4, 2, 9], 2, 0).batch_sampler) == [[4, 2], [9]]
+    assert [batch["index"] for batch in inference_loader(Numbers(10), [4, 2, 9], 2, 0)] == [[4, 2], [9]]
+
+
+# ---- processes that load
+
+
+def seen(loader) -> list[int]:
+    return [index for batch in loader for index in batch["index"]]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_batches_and_their_order_do_not_depend_on_the_number_of_processes(workers):
+    alone = list(inference_loader(Numbers(23), range(23), 2, 0))
+    loaded = list(inference_loader(Numbers(23, slow=range(0, 23, 5)), range(23), 2, workers))
+    assert [batch["index"] for batch in loaded] == [batch["index"] for batch in alone]
+    for one, other in zip(loaded, alone, strict=True):
+        assert torch.equal(one["raw_wav"], other["raw_wav"])
+        assert torch.equal(one["padding_mask"], other["padding_mask"])
+    assert workers_of(os.getpid()) == []
+
+
+def test_an_endless_stream_is_loaded_ahead_and_its_processes_end_when_it_is_closed():
+    loader = train_loader(Numbers(10), 2, 2, 0, 1, seed=5)
+    assert [batch["index"] for batch in islice(loader, 9)] == stream(9)
+    assert len(workers_of(os.getpid())) == 2
+    loader.close()
+    assert workers_of(os.getpid()) == []
+
+
+def test_processes_start_while_other_threads_hold_the_locks_that_a_fork_would_copy():
+    """The deadlock that was seen: validation's processes begin while a progress bar, a log and gloo have threads."""
+    held, let_go, found = threading.Event(), threading.Event(), []
+
+    def hold() -> None:
+        logging._acquireLock()
+        with tqdm.get_lock():
+            held.set()
+            let_go.wait()
+        logging._releaseLock()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    try:
+        loading = threading.Thread(target=lambda: found.extend(seen(eval_loader(Numbers(9), 2, 2, 0, 1))), daemon=True)
+        loading.start()
+        loading.join(60)
+        assert found == list(range(9))
+    finally:
+        let_go.set()
+        holder.join()
+
+
+def test_a_process_that_is_killed_is_named_with_its_clips_after_all_batches_before():
+    loader = inference_loader(Numbers(12, killed=[7]), range(12), 2, 2)
+    assert [batch["index"] for batch in islice(loader, 3)] == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(
+        LoadingError, match=r"loader process \d+ was killed by signal SIGKILL .*/6\.wav, /7\.wav"
+    ) as error:
+        next(loader)
+    assert all(part in str(error.value) for part in ("memory", "run.num_workers = 2", "run loads by itself"))
+    assert workers_of(os.getpid()) == []
+
+
+def test_a_process_that_crashes_sends_to_the_integrity_check():
+    with pytest.raises(LoadingError, match=r"(?s)signal SIGSEGV .*/1\.wav.*--check-integrity.*integrity=verified"):
+        list(inference_loader(Numbers(2, crashes=[1]), range(2), 1, 2))
+
+
+def test_a_process_that_stands_still_is_noticed_and_named():
+    loader = inference_loader(Numbers(4, stands_still=[2]), range(4), 2, 1, timeout_minutes=0.05)
+    assert next(loader)["index"] == [0, 1]
+    with pytest.raises(LoadingError, match=r"stands still: .*loader_timeout_minutes = 0\.05 .*/2\.wav, /3\.wav"):
+        next(loader)
+    assert workers_of(os.getpid()) == []
+
+
+def test_what_loading_raises_is_raised_with_where_it_was():
+    with pytest.raises(ZeroDivisionError) as error:
+        list(inference_loader(Numbers(3, raises=[1]), range(3), 1, 2))
+    assert "in __getitem__" in error.value.__notes__[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_who_is_stopped_gets_no_more_batches(workers):
+    stop = threading.Event()
+    loader = inference_loader(Numbers(9), range(9), 1, workers, stopped=stop.is_set)
+    assert [next(loader)["index"], next(loader)["index"]] == [[0], [1]]
+    stop.set()
+    assert seen(loader) == []
+
+
+def test_a_stop_is_heard_while_a_batch_is_waited_for():
+    stopped = threading.Event()
+    threading.Timer(1.0, stopped.set).start()
+    began = time.monotonic()
+    assert seen(inference_loader(Numbers(2, stands_still=[1]), range(2), 1, 1, stopped=stopped.is_set)) == [0]
+    assert time.monotonic() - began < 30
+
+
+def test_processes_share_the_list_of_usable_entries(tmp_path):
+    (tmp_path / "a.json").write_text(
+        json.dumps({"annotation": [{"path": f"/{i}.wav", "text": ""} for i in range(3000)]})
+    )
+    dataset = SALMONNDataset(Annotations(tmp_path / "a.json"), ClipPaths(), 30.0)
+    parts = Parcel(partial(load_items, dataset))
+    assert os.fstat(parts.file.fileno()).st_size < dataset.usable.nbytes + 3000
+    [(_, mapped)] = in_processes(partial(is_mapped, dataset), [()], jobs=1)
+    assert mapped
+
+
+def is_mapped(dataset: SALMONNDataset) -> bool:
+    return not dataset.usable.flags.owndata
+
+
+def test_a_process_that_loads_does_without_pytorch():
+    [(_, loaded)] = in_processes(loaded_modules, [(load_items,)], jobs=1)
+    assert {"salmonn.data.dataset", "soundfile"} <= loaded
+    assert not {"torch", "transformers"} & loaded
 
 
 # ---- like lengths within a step of the optimiser

@@ -59,7 +59,8 @@ def report(folder: Path) -> dict:
 def by_hand(setting, ckpt: str, scaling: float | None, instructed: bool) -> float:
     """exp(mean loss per target token) of the gender task, clip by clip through the model's own forward."""
     from salmonn.data.annotations import Annotations
-    from salmonn.data.dataset import SALMONNDataset, collate
+    from salmonn.data.collate import collate
+    from salmonn.data.dataset import SALMONNDataset
 
     config = config_of(setting, f"model.ckpt={ckpt}")
     model = SALMONN.from_config(config.model).eval()

@@ -132,7 +132,8 @@ def test_the_time_that_ranks_wait_is_checked():
 def seen(folder: Path) -> list[int]:
     """What the ranks of a run trained on, in the order of the stream."""
     ranks = [json_lines(path) for path in sorted(folder.iterdir())]
-    return [index for step in zip(*ranks, strict=True) for line in step for index in line["batch"]]
+    # a rank may have drawn a batch more when it hears that another is to stop
+    return [index for step in zip(*ranks, strict=False) for line in step for index in line["batch"]]
 
 
 def test_a_run_goes_on_with_another_number_of_ranks_and_sees_the_same_samples(mini_world, script, tmp_path):

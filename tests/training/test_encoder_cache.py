@@ -7,7 +7,7 @@ import torch
 
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
-from salmonn.data.dataset import pad_wavs
+from salmonn.data.collate import pad_wavs
 from salmonn.model import salmonn as model
 from salmonn.model.encoders import EncoderOutputs
 from salmonn.training import encoder_cache

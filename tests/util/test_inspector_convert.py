@@ -1,6 +1,5 @@
 """util/inspector/convert.py: the same audio under new paths, resumable, never in place, never two in one."""
 
-import errno
 import json
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ from salmonn.audio.decode import load_audio, load_clip
 from salmonn.common.errors import UserError
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths
+from tests.fixtures.deadly import convert_or_die, convert_until_full
 from util.inspector import convert as module
 from util.inspector.convert import convert, convert_file
 
@@ -163,14 +163,7 @@ def test_a_folder_made_with_other_settings_is_refused(source):
 
 
 def test_a_full_disk_says_how_far_it_came(source, monkeypatch):
-    real = Path.write_bytes
-
-    def write_bytes(self: Path, data: bytes) -> int:
-        if "4.flac" in self.name:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(self, data)
-
-    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(module, "convert_file", convert_until_full)
     with pytest.raises(UserError, match=r"(?s)\d of 6 files.*No space left.*re-run goes on"):
         run(source)
     monkeypatch.undo()
@@ -178,12 +171,7 @@ def test_a_full_disk_says_how_far_it_came(source, monkeypatch):
 
 
 def test_a_file_that_kills_its_process_is_named(source, monkeypatch):
-    encode = module._encode
-
-    def deadly(file: str, channel: str) -> tuple[memoryview, bool]:
-        return os._exit(1) if file.endswith("4.wav") else encode(file, channel)
-
-    monkeypatch.setattr(module, "_encode", deadly)
+    monkeypatch.setattr(module, "convert_file", convert_or_die)
     result = run(source)
     assert result.files["failed"] == 3
     assert result.files.total() == 6

@@ -14,7 +14,8 @@ from transformers import WhisperFeatureExtractor
 from salmonn.audio.decode import SAMPLE_RATE
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths
-from salmonn.data.dataset import SALMONNDataset, collate
+from salmonn.data.collate import collate
+from salmonn.data.dataset import SALMONNDataset
 from util.benchmarks.measure import alternate, row
 
 MAX_SECONDS = 30.0

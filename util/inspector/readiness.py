@@ -9,6 +9,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -95,7 +96,6 @@ class Folders(dict[str, _Folder | None]):
 
 
 _SHARE = 32  # ranges that a process parses before it reports
-_folders = Folders(ClipPaths())  # set anew for each file, and filled by each process for itself
 
 
 @dataclass
@@ -128,11 +128,9 @@ def count_ready(path: Path, clip_paths: ClipPaths, jobs: int = 0, progress: Call
 def _count(
     text_path: Path, ranges: list[Range], clip_paths: ClipPaths, jobs: int, progress: Callable[[int], object]
 ) -> Readiness:
-    global _folders
-    result, flags = Readiness(), {}
-    _folders = Folders(clip_paths)  # which the processes inherit
+    result, flags, count = Readiness(), {}, partial(_count_ranges, Folders(clip_paths))
     shares = [ranges[i : i + _SHARE] for i in range(0, len(ranges), _SHARE)]
-    for (_, share), counted in in_processes(_count_ranges, ((text_path, share) for share in shares), jobs):
+    for (_, share), counted in in_processes(count, ((text_path, share) for share in shares), jobs):
         if counted is None:
             raise RuntimeError(f"a process died while it read {text_path}, bytes {share[0][0]} to {share[-1][1]}")
         total, ready, is_ready = counted
@@ -144,8 +142,13 @@ def _count(
     return result
 
 
-def _count_ranges(text_path: Path, ranges: list[Range]) -> tuple[Counter[Key], Counter[Key], np.ndarray]:
-    """(total, ready) by (task, corpus), and [entries] which of them are ready."""
+def _count_ranges(
+    folders: Folders, text_path: Path, ranges: list[Range]
+) -> tuple[Counter[Key], Counter[Key], np.ndarray]:
+    """(total, ready) by (task, corpus), and [entries] which of them are ready.
+
+    `folders` is filled by each process for itself.
+    """
     total: Counter[tuple[str | None, str]] = Counter()  # by task and root, the first folder with its slash
     ready: Counter[tuple[str | None, str]] = Counter()
     flags = []
@@ -158,24 +161,24 @@ def _count_ranges(text_path: Path, ranges: list[Range]) -> tuple[Counter[Key], C
             places = [(entry.task, path[: path.find("/", 1) + 1]) for entry, path in zip(entries, paths, strict=True)]
             total.update(places)
             is_ready = np.zeros(len(entries), dtype=bool)
-            if any(_folders.may_hold(root) for root in {root for _, root in places}):
-                is_ready[_ready_entries(entries, paths)] = True
+            if any(folders.may_hold(root) for root in {root for _, root in places}):
+                is_ready[_ready_entries(folders, entries, paths)] = True
                 ready.update(places[i] for i in np.flatnonzero(is_ready))
             flags.append(is_ready)
     return _by_corpus(total), _by_corpus(ready), np.concatenate(flags)
 
 
-def _ready_entries(entries: list[_Entry], paths: list[str]) -> list[int]:
+def _ready_entries(folders: Folders, entries: list[_Entry], paths: list[str]) -> list[int]:
     """Numbers of the ready ones. Comprehensions, because this is where the time goes."""
     if not all(paths):
         raise msgspec.ValidationError("an empty path")
-    folders = [_folders[path[: path.rfind("/") + 1]] for path in paths]
+    of_entries = [folders[path[: path.rfind("/") + 1]] for path in paths]
     possible = [
         i
-        for i, (folder, path) in enumerate(zip(folders, paths, strict=True))
+        for i, (folder, path) in enumerate(zip(of_entries, paths, strict=True))
         if folder is not None and path[path.rfind("/") + 1 :] in folder.possible
     ]
-    return [i for i in possible if all(map(_folders.has_ready, (paths[i], *(entries[i].expand_wav or ()))))]
+    return [i for i in possible if all(map(folders.has_ready, (paths[i], *(entries[i].expand_wav or ()))))]
 
 
 def _by_corpus(places: Counter[tuple[str | None, str]]) -> Counter[Key]:
