@@ -146,6 +146,7 @@ def published(model: SALMONN, samples: Samples, settings: DictConfig) -> Answers
             inputs_embeds=inputs,
             attention_mask=mask,
             stopping_criteria=StoppingCriteriaList([clock]),
+            logits_to_keep=0,  # of all positions of the prompt
             **search_settings(settings, model.tokenizer.bos_token_id, model.end_id),
         )
     return _answers(output.tolist(), began, encoded, clock)
