@@ -4,7 +4,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import librosa
@@ -28,7 +28,7 @@ RATES, SUFFIXES = (SAMPLE_RATE, 24_000, 32_000, 44_100), ("wav", "flac", "mp3")
 CLIPS = 4  # of each kind
 
 
-def bench_load(args: argparse.Namespace) -> list[dict]:
+def bench_load(args: argparse.Namespace) -> Iterator[dict]:
     """CPU seconds of one core from files to a batch, clips of args.seconds each, with the features of both encoders.
 
     The second line of each kind leaves the features out on both sides. Ours makes them of the batch, which a training
@@ -37,7 +37,6 @@ def bench_load(args: argparse.Namespace) -> list[dict]:
     torch.set_num_threads(1)
     extractor = WhisperFeatureExtractor()
     mel = LogMel(extractor)
-    rows = []
     for seconds in args.seconds:
         with tempfile.TemporaryDirectory() as folder:
             for rate in RATES:
@@ -49,8 +48,7 @@ def bench_load(args: argparse.Namespace) -> list[dict]:
                     ):
                         times = alternate(ours, plain, args.repeats, time.process_time)
                         what = f"{seconds:g} s {suffix} {rate} Hz{name}"
-                        rows.append(row(what, times, clips_per_second=CLIPS / times[0]))
-    return rows
+                        yield row(what, times, clips_per_second=CLIPS / times[0])
 
 
 def _clips(folder: Path, rate: int, suffix: str, seconds: float) -> tuple[SALMONNDataset, list[Path]]:
