@@ -1,15 +1,16 @@
-"""Measure our way against the plain way, side by side in one run.
+"""Measure our way against the published way, side by side in one run.
 
-  python util/benchmark.py load        clips per second and core, from file to batch (10 s and 180 s clips)
+  python util/benchmark.py load        clips per second and core, from file to batch and features (10 s and 180 s clips)
   python util/benchmark.py inspector   readiness of 2.4 million entries (takes some minutes)
   python util/benchmark.py train       a training step: speed, where the time goes, memory, share of the matmul peak
-  python util/benchmark.py cache       a training step whose clips are in the encoder cache, against encoding them
   python util/benchmark.py memory      predicted memory of a training step on a GPU by part, and the largest batch
-  python util/benchmark.py generate    answers of a batch against one by one: speed, same tokens, where the time goes
+  python util/benchmark.py generate    answers of a batch against one by one and the published way: speed, same tokens
+  python util/benchmark.py gpu         all that a GPU can tell (util/gpu_check.py): with --device cuda --size 13b there
 
   python util/benchmark.py memory --cfg-path configs/stage1.yaml --gpu-gb 32
 
-Times are medians of alternated repeats; a ratio above 1 means that ours is better.
+Times are medians of alternated repeats, on a CPU of the CPU seconds of all threads: with OMP_NUM_THREADS=1 they are
+what one core takes, whoever else is on it. A ratio above 1 means that ours is better.
 """
 
 import argparse
@@ -29,9 +30,10 @@ from salmonn.common.cli import run_cli  # noqa: E402
 from salmonn.common.logging import setup_logging  # noqa: E402
 from util.benchmarks.annotation_files import bench_inspector  # noqa: E402
 from util.benchmarks.big_file import N_ENTRIES  # noqa: E402
-from util.benchmarks.encoder_cache import bench_cache  # noqa: E402
 from util.benchmarks.generation import BEAMS, bench_generate  # noqa: E402
+from util.benchmarks.gpu import bench_gpu  # noqa: E402
 from util.benchmarks.loading import bench_load  # noqa: E402
+from util.benchmarks.measure import keep_freed_memory  # noqa: E402
 from util.benchmarks.memory import bench_memory  # noqa: E402
 from util.benchmarks.sizes import SIZES  # noqa: E402
 from util.benchmarks.training import bench_train  # noqa: E402
@@ -40,9 +42,9 @@ BENCHMARKS = {
     "load": bench_load,
     "inspector": bench_inspector,
     "train": bench_train,
-    "cache": bench_cache,
     "memory": bench_memory,
     "generate": bench_generate,
+    "gpu": bench_gpu,
 }
 DEFAULT = ("load",)
 
@@ -52,6 +54,7 @@ def main() -> None:
     args = parse_arguments()
     setup_logging()
     os.chdir(ROOT)
+    keep_freed_memory()
     machine = f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
     print(machine)
     rows = []
@@ -91,7 +94,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where they run (default cpu)")
     add(
         "--dtype", choices=("float32", "bfloat16"), default="float32",
-        help="frozen weights and autocast of ours; on a CPU train's plain step stays in float32 (default float32)",
+        help="frozen weights and autocast; train on a CPU also tells the published step in float32 (default float32)",
     )  # fmt: skip
     add("--quant", choices=("none", "8bit", "nf4"), default="none", help="how the LLM is quantised (default none)")
     add("--recompute", action="store_true", help="train: ours with model.gradient_checkpointing=True")

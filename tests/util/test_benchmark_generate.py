@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from salmonn.config.loading import generate_config
-from salmonn.evaluation import efficiency
 from salmonn.evaluation.efficiency import of_length
 from util.benchmark import text_line
 from util.benchmarks import generation
@@ -55,24 +54,37 @@ def test_the_benchmark_of_answers_finds_both_sides_equal(monkeypatch, model):
     args = Namespace(size="mini", device="cpu", dtype="float32", quant="none", batches=[1, 3], beams=[1, 4], tokens=6)
     rows = list(generation.bench_generate(Namespace(**vars(args), repeats=1)))
     totals = [row for row in rows if "same" in row]
-    assert [(row["same"], row["of"]) for row in totals] == [(1, 1), (3, 3)] * 2
+    assert [(row["same"], row["of"]) for row in totals] == [(1, 1), (1, 1), (3, 3), (3, 3)] * 2
+    assert [row["what"].rpartition(": ")[2] for row in totals] == ["one by one", "published way"] * 4
     for row in totals:
-        assert row["tokens_per_second"] == pytest.approx(6 * row["ours"])
+        assert row["tokens_per_second"] == pytest.approx(6 * row["of"] / row["ours"])
     assert len(rows) == 4 * len(totals)
-    assert "same ids: 3 of 3" in text_line(totals[1])
+    assert "same ids: 3 of 3" in text_line(totals[2])
     assert json.loads(json.dumps(rows)) == rows
 
 
-def test_another_answer_is_counted(monkeypatch, model):
-    answer = generation.answer
-
-    def forgetful(model, samples, settings):
-        given = answer(model, samples, settings)
-        return given._replace(ids=[[0], *given.ids[1:]]) if len(given.ids) > 1 else given
-
-    monkeypatch.setattr(generation, "answer", forgetful)
-    [row, *_] = generation.rows_for("", model, make_batch(model, 2), settings_of(3), 1)
+def test_another_answer_is_counted(model):
+    given = generation.answer(model, make_batch(model, 2), settings_of(3))
+    forgetful = given._replace(ids=[[0], *given.ids[1:]])
+    [row, *_] = generation.rows_for("", (lambda: given, lambda: forgetful), 2, settings_of(3), CPU, 1)
     assert (row["same"], row["of"]) == (1, 2)
+
+
+def test_the_published_way_reads_a_prompt_once_for_each_beam_and_ours_once(monkeypatch, model):
+    llm, read = model.llama_model.get_base_model(), []
+    forward = llm.get_decoder().forward
+
+    def noted(*args, **kwargs):
+        read.append(kwargs["inputs_embeds"].shape[:2] if kwargs.get("inputs_embeds") is not None else None)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(llm.get_decoder(), "forward", noted)
+    samples, settings = make_batch(model, 2), settings_of(3, 4)
+    ours = generation.answer(model, samples, settings)
+    rows_of_ours, read[:] = read[0][0], []
+    published = generation.published(model, samples, settings)
+    assert (rows_of_ours, read[0][0]) == (2, 8)
+    assert ours.ids == published.ids
 
 
 @pytest.mark.parametrize(
@@ -90,8 +102,7 @@ def test_time_of_answers_is_booked_where_it_is_spent(monkeypatch, model, slow, e
 
         return late
 
-    for module in (generation, efficiency):
-        monkeypatch.setattr(module, "now", lambda _device: seconds)
+    monkeypatch.setattr(generation, "spent", lambda _device: seconds)
     owner, name = (model, "encode_speech") if slow == "encoding" else (model.llama_model.get_base_model(), "forward")
     monkeypatch.setattr(owner, name, slowed(getattr(owner, name), True))
     taken = generation.answer(model, make_batch(model, 1), settings_of(5, 4))

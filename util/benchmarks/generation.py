@@ -1,21 +1,26 @@
-"""Answers of a batch against answers one by one: speed, the same tokens, where the time goes."""
+"""Answers of a batch against answers one by one, and against the published way: speed, same tokens, where time goes."""
 
 import argparse
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from salmonn.common.errors import UserError
 from salmonn.common.samples import Samples
 from salmonn.config.loading import generate_config
-from salmonn.evaluation.efficiency import TokenClock, now, of_length
+from salmonn.evaluation.efficiency import TokenClock, of_length
+from salmonn.model.generation import search_settings
 from salmonn.model.salmonn import SALMONN
-from util.benchmarks.measure import alternate, row
+from util.benchmarks import plain_step
+from util.benchmarks.measure import alternate, row, spent
+from util.benchmarks.plain_attention import published_attention
 from util.benchmarks.sizes import build, make_batch, rows_of
 
 BEAMS = (1, 4)  # greedy and as published
@@ -31,7 +36,10 @@ class Answers(NamedTuple):
 
 
 def bench_generate(args: argparse.Namespace) -> Iterator[dict]:
-    """Rows for each number of beams and batch: samples/s and tokens/s, how many ids are the same, the split.
+    """Rows for each number of beams and batch: seconds and tokens/s, how many ids are the same, the split.
+
+    Against the published way the batch has one prompt: with several, padding in its prompts changes its answers. Both
+    sides have one model, so with bfloat16 the encoders' weights, which are published in float32, are rounded on both.
 
     All answers are `args.tokens` long, so both sides do the same work. Raises UserError for a GPU that is not there.
     """
@@ -45,7 +53,13 @@ def bench_generate(args: argparse.Namespace) -> Iterator[dict]:
         for n in args.batches:
             search = "greedy" if beams == 1 else f"beam {beams}"
             what = f"generate {args.size}, {args.dtype}{quantised}, {search}, batch {n}"
-            yield from rows_for(what, model, make_questions(model, n), settings, args.repeats)
+            several, same = make_questions(model, n), make_batch(model, n)
+            alone = [rows_of(several, slice(i, i + 1)) for i in range(n)]
+            for against, ours, plain in (
+                ("one by one", partial(answer, model, several, settings), partial(one_by_one, model, alone, settings)),
+                ("published way", partial(answer, model, same, settings), partial(published, model, same, settings)),
+            ):
+                yield from rows_for(f"{what}: {against}", (ours, plain), n, settings, model.device, args.repeats)
 
 
 def make_questions(model: SALMONN, n: int) -> dict[str, Any]:
@@ -68,56 +82,89 @@ def tell_clips_apart(model: SALMONN) -> None:
 
 
 def rows_for(
-    what: str, model: SALMONN, samples: Samples, settings: DictConfig, repeats: int
+    what: str,
+    ways: tuple[Callable[[], Answers], Callable[[], Answers]],
+    n: int,
+    settings: DictConfig,
+    device: torch.device,
+    repeats: int,
 ) -> Iterator[dict[str, Any]]:
-    """The row of a batch against its samples one by one, and a row for each part."""
-    n = len(samples["text"])
-    batches = [samples], [rows_of(samples, slice(i, i + 1)) for i in range(n)]
+    """The row of one way to answer `n` samples against another, and a row for each part."""
     rounds: tuple[list[Answers], list[Answers]] = ([], [])
 
     def side(i: int) -> Callable[[], None]:
-        return lambda: rounds[i].append(joined([answer(model, batch, settings) for batch in batches[i]]))
+        return lambda: rounds[i].append(ways[i]())
 
-    seconds = alternate(side(0), side(1), repeats)
+    seconds = alternate(side(0), side(1), repeats, lambda: spent(device))
     ours, plain = (rounds[i][-1].ids for i in range(2))
-    yield {
-        "what": what,
-        "ours": n / seconds[0],
-        "plain": n / seconds[1],
-        "ratio": seconds[1] / seconds[0],
-        "unit": "samples/s",
+    yield row(what, seconds) | {
+        "unit": "CPU s" if device.type == "cpu" else "s",
         "tokens_per_second": n * settings.max_new_tokens / seconds[0],
         "same": sum(a == b for a, b in zip(ours, plain, strict=True)),
         "of": n,
     }
     names = {"encoding": "encoding", "prefill": "prefill", "token": "decoding, a token"}
     for part, name in names.items():
-        medians = (statistics.median(getattr(taken, part) / n for taken in rounds[i][1:]) for i in range(2))
-        yield row(f"   {name} of one sample", tuple(medians))
+        medians = [statistics.median(getattr(taken, part) / n for taken in rounds[i][1:]) for i in range(2)]
+        yield row(f"   {name} of one sample", (medians[0], medians[1]))
 
 
-def joined(answers: Sequence[Answers]) -> Answers:
-    """What several calls gave and took together."""
-    ids, *seconds = zip(*answers, strict=True)
+def one_by_one(model: SALMONN, alone: Sequence[Samples], settings: DictConfig) -> Answers:
+    """What several batches gave and took together."""
+    ids, *seconds = zip(*(answer(model, samples, settings) for samples in alone), strict=True)
     return Answers([one for some in ids for one in some], *map(sum, seconds))
 
 
 def answer(model: SALMONN, samples: Samples, settings: DictConfig) -> Answers:
     """The model's answers to a batch; on a GPU bfloat16 weights run as they do in evaluation, under autocast."""
-    clock, encoded = TokenClock(model.device), []
-    encode_speech, bf16 = model.encode_speech, model.speech_encoder.dtype == torch.bfloat16
+    clock, encoded = Clock(model.device), []
+    encode_speech = model.encode_speech
 
     def noted(*args: Any) -> Any:
         result = encode_speech(*args)
-        encoded.append(now(model.device))
+        encoded.append(spent(model.device))
         return result
 
-    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=bf16)
-    with mock.patch.object(model, "encode_speech", noted), autocast:
-        began = now(model.device)
+    with mock.patch.object(model, "encode_speech", noted), autocast_of(model):
+        began = spent(model.device)
         details = model.generate(
             samples, settings, return_details=True, stopping_criteria=StoppingCriteriaList([clock])
         )  # fmt: skip
+    return _answers([detail["token_ids"] for detail in details], began, encoded[0], clock)
+
+
+@torch.no_grad()
+def published(model: SALMONN, samples: Samples, settings: DictConfig) -> Answers:
+    """Answers as the published code gives them: its features and attention, each prompt read once for each beam."""
+    clock = Clock(model.device)
+    with published_attention(model), autocast_of(model):
+        began = spent(model.device)
+        embeds = plain_step.heard(model, plain_step.extractor_of(model), samples)
+        encoded = spent(model.device)
+        inputs, mask = plain_step.prompt_inputs(model, embeds, samples["prompts"])
+        output = model.llama_model.generate(
+            inputs_embeds=inputs,
+            attention_mask=mask,
+            stopping_criteria=StoppingCriteriaList([clock]),
+            logits_to_keep=0,  # of all positions of the prompt
+            **search_settings(settings, model.tokenizer.bos_token_id, model.end_id),
+        )
+    return _answers(output.tolist(), began, encoded, clock)
+
+
+class Clock(TokenClock):
+    """Notes what had been spent when each token was there; never stops anything."""
+
+    def __call__(self, input_ids: Tensor, _scores: Tensor, **_: Any) -> Tensor:
+        self.times.append(spent(self.device))  # input_ids [B, L]; returns [B]
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def autocast_of(model: SALMONN) -> torch.autocast:
+    """Autocast in bfloat16 for a model of such weights."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=model.speech_encoder.dtype == torch.bfloat16)
+
+
+def _answers(ids: list[list[int]], began: float, encoded: float, clock: TokenClock) -> Answers:
     first, last = clock.times[0], clock.times[-1]
-    ids = [detail["token_ids"] for detail in details]
-    return Answers(ids, encoded[0] - began, first - encoded[0], (last - first) / (len(clock.times) - 1))
+    return Answers(ids, encoded - began, first - encoded, (last - first) / (len(clock.times) - 1))

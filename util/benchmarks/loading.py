@@ -1,14 +1,18 @@
-"""From files to a batch: our dataset and collate against reading and resampling whole files."""
+"""From files to a batch: our dataset, collate and features against the published ones."""
 
 import argparse
 import json
 import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import librosa
 import numpy as np
 import soundfile
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
 from salmonn.audio.decode import SAMPLE_RATE
@@ -16,34 +20,36 @@ from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths
 from salmonn.data.collate import collate
 from salmonn.data.dataset import SALMONNDataset
+from salmonn.model.features import LogMel, kaldi_fbank
+from util.benchmarks import plain_features
 from util.benchmarks.measure import alternate, row
 
 MAX_SECONDS = 30.0
-RATES, SUFFIXES = (16_000, 24_000, 32_000, 44_100), ("wav", "flac", "mp3")
+RATES, SUFFIXES = (SAMPLE_RATE, 24_000, 32_000, 44_100), ("wav", "flac", "mp3")
 CLIPS = 4  # of each kind
 
 
-def bench_load(args: argparse.Namespace) -> list[dict]:
-    """Whole `__getitem__` + collate on one core, clips of args.seconds each.
+def bench_load(args: argparse.Namespace) -> Iterator[dict]:
+    """CPU seconds of one core from files to a batch, clips of args.seconds each, with the features of both encoders.
 
-    The plain way is the published code's and its forks': the whole file, librosa.resample, Whisper's
-    extractor for each clip in the worker. The second line of each kind leaves that extractor out.
+    The second line of each kind leaves the features out on both sides. Ours makes them of the batch, which a training
+    step does on the model's device; the published code Whisper's in the loader and BEATs' in the model, clip by clip.
     """
     torch.set_num_threads(1)
     extractor = WhisperFeatureExtractor()
-    rows = []
+    mel = LogMel(extractor)
     for seconds in args.seconds:
         with tempfile.TemporaryDirectory() as folder:
             for rate in RATES:
                 for suffix in SUFFIXES:
                     dataset, paths = _clips(Path(folder), rate, suffix, seconds)
-                    ours = lambda dataset=dataset: collate([dataset[i] for i in range(CLIPS)])  # noqa: E731
-                    for name, features in (("", extractor), (", no features", None)):
-                        plain = lambda paths=paths, features=features: _plain_batch(paths, features)  # noqa: E731
-                        times = alternate(ours, plain, args.repeats)
+                    for name, ours, plain in (
+                        ("", _our_batch(dataset, mel), _plain_batch(paths, extractor)),
+                        (", no features", _our_batch(dataset, None), _plain_batch(paths, None)),
+                    ):
+                        times = alternate(ours, plain, args.repeats, time.process_time)
                         what = f"{seconds:g} s {suffix} {rate} Hz{name}"
-                        rows.append(row(what, times, clips_per_second=CLIPS / times[0]))
-    return rows
+                        yield row(what, times, clips_per_second=CLIPS / times[0])
 
 
 def _clips(folder: Path, rate: int, suffix: str, seconds: float) -> tuple[SALMONNDataset, list[Path]]:
@@ -63,13 +69,40 @@ def write_noise(path: Path, rate: int, seconds: float) -> None:
             file.write(block)
 
 
-def _plain_batch(paths: list[Path], extractor: WhisperFeatureExtractor | None) -> list:
-    batch = []
-    for path in paths:
-        samples, rate = soundfile.read(path)
-        wav = samples if samples.ndim == 1 else samples[:, 0]
-        if rate != SAMPLE_RATE:
-            wav = librosa.resample(wav, orig_sr=rate, target_sr=SAMPLE_RATE)
-        wav = wav[: int(MAX_SECONDS * SAMPLE_RATE)]
-        batch.append(extractor(wav, sampling_rate=SAMPLE_RATE, return_tensors="pt") if extractor else wav)
+def _our_batch(dataset: SALMONNDataset, mel: LogMel | None) -> Callable[[], object]:
+    def load() -> object:
+        samples = collate([dataset[i] for i in range(len(dataset))])
+        return (samples, mel(samples["raw_wav"]), kaldi_fbank(samples["raw_wav"])) if mel else samples
+
+    return load
+
+
+def _plain_batch(paths: list[Path], extractor: WhisperFeatureExtractor | None) -> Callable[[], object]:
+    return lambda: plain_batch(paths, extractor)
+
+
+def plain_batch(paths: list[Path], extractor: WhisperFeatureExtractor | None) -> dict[str, Tensor]:
+    """A batch as the published dataset and collate make it: raw_wav [B, N] float64, its padding_mask [B, N].
+
+    With an extractor also spectrogram [B, 80, 3000] and fbank [B, T, 128]. A clip is read whole, at least 1 s of it and
+    at most 30 kept. The published code takes 16 kHz only; other rates are resampled as its forks do it.
+    """
+    wavs = [plain_clip(path) for path in paths]
+    raw_wav = pad_sequence([torch.from_numpy(wav) for wav in wavs], batch_first=True)
+    lengths = torch.tensor([len(wav) for wav in wavs])
+    batch = {"raw_wav": raw_wav, "padding_mask": torch.arange(raw_wav.shape[1])[None] >= lengths[:, None]}
+    if extractor:
+        batch["spectrogram"] = torch.stack([plain_features.log_mel(wav, extractor) for wav in wavs])
+        batch["fbank"] = torch.stack([plain_features.fbank(wav) for wav in raw_wav])
     return batch
+
+
+def plain_clip(path: Path) -> np.ndarray:
+    """A file's first channel [N], float64."""
+    samples, rate = soundfile.read(path)
+    wav = samples if samples.ndim == 1 else samples[:, 0]
+    if rate != SAMPLE_RATE:
+        wav = librosa.resample(wav, orig_sr=rate, target_sr=SAMPLE_RATE)
+    if len(wav) < SAMPLE_RATE:
+        wav = np.concatenate([wav, np.zeros(SAMPLE_RATE - len(wav))])
+    return wav[: int(MAX_SECONDS * SAMPLE_RATE)]

@@ -5,7 +5,7 @@ import gc
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,48 @@ from salmonn.evaluation.efficiency import now
 
 MATMUL_SIZES = {"cpu": 2048, "cuda": 8192}
 MATMUL_REPEATS = 10
-_M_MMAP_THRESHOLD = -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
+Clock = Callable[[], float]
 
 
-def alternate(ours: Callable[[], object], plain: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median seconds of both, run in turns so that a noisy machine disturbs both alike; a first round warms up."""
-    times: tuple[list[float], list[float]] = ([], [])
+def spent(device: torch.device) -> float:
+    """Seconds so far that work has cost: CPU seconds of this process, or the clock once a GPU has done its work.
+
+    CPU seconds do not count what others do on the same cores.
+    """
+    return time.process_time() if device.type == "cpu" else now(device)
+
+
+def alternate(
+    ours: Callable[[], object], plain: Callable[[], object], repeats: int, clock: Clock = time.perf_counter
+) -> tuple[float, float]:
+    """Median seconds of both, as `in_turns`."""
+    first, second = in_turns((ours, plain), repeats, clock)
+    return first, second
+
+
+def in_turns(ways: Sequence[Callable[[], object]], repeats: int, clock: Clock = time.perf_counter) -> list[float]:
+    """Median seconds of each way, run in turns so that a noisy machine disturbs all alike; a first round warms up."""
+    times: list[list[float]] = [[] for _ in ways]
     for repeat in trange(repeats + 1, desc="rounds", leave=False, disable=None):
-        for way, measured in zip((ours, plain), times, strict=True):
-            started = time.perf_counter()
+        for way, measured in zip(ways, times, strict=True):
+            started = clock()
             way()
             if repeat:
-                measured.append(time.perf_counter() - started)
-    return statistics.median(times[0]), statistics.median(times[1])
+                measured.append(clock() - started)
+    return [statistics.median(measured) for measured in times]
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees for what comes next, as PyTorch does on a GPU (Linux, glibc).
+
+    Else every large tensor comes from the kernel page by page, which on a virtual machine costs more than the
+    work on it, and never twice the same: one softmax took 0.23 to 0.83 s.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def row(what: str, seconds: tuple[float, float], **more: float) -> dict:
@@ -43,7 +72,13 @@ def proportional_memory(pid: int) -> int:
 
 
 def peak_growth(work: Callable[[], object], device: torch.device) -> int:
-    """Bytes that work takes at its highest beyond what is held before it: of the GPU, or of this process.
+    """Bytes that work takes at its highest beyond what is held before it, as `held_and_peak`."""
+    before, peak = held_and_peak(work, device)
+    return peak - before
+
+
+def held_and_peak(work: Callable[[], object], device: torch.device) -> tuple[int, int]:
+    """Bytes that are held before some work, and in all at its highest: of the GPU, or of this process.
 
     On a CPU (Linux, glibc) for a process that is there for nothing else: its allocations become slower.
     """
@@ -52,14 +87,14 @@ def peak_growth(work: Callable[[], object], device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
-        return torch.cuda.max_memory_allocated(device) - before
+        return before, torch.cuda.max_memory_allocated(device)
     # What is freed goes back at once: kept for later, it would count beside what comes then.
     ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 16)
     # The kernel forgets the highest value so far: building the weights may have taken more than the work will.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = _bytes("/proc/self/status", "VmRSS")
     work()
-    return _bytes("/proc/self/status", "VmHWM") - before
+    return before, _bytes("/proc/self/status", "VmHWM")
 
 
 def in_own_process(function: Callable, *args: Any) -> Any:
@@ -75,12 +110,12 @@ def _bytes(path: str, name: str) -> int:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of some products of large square matrices."""
+    """FLOP per second (of `spent`) of the fastest of some products of large square matrices."""
     n = MATMUL_SIZES[device.type]
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     times = []
     for _ in range(MATMUL_REPEATS):
-        began = now(device)
+        began = spent(device)
         a @ b
-        times.append(now(device) - began)
+        times.append(spent(device) - began)
     return 2 * n**3 / min(times)

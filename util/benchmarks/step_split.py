@@ -9,7 +9,7 @@ from unittest import mock
 
 import torch
 
-from salmonn.evaluation.efficiency import now
+from util.benchmarks.measure import spent
 from util.benchmarks.plain_step import Step
 
 REST = "the rest"
@@ -46,9 +46,9 @@ _LAST = ("backward", "optimiser", REST)
 
 @contextmanager
 def _timed(part: str, seconds: dict[str, float], device: torch.device) -> Iterator[None]:
-    began = now(device)
+    began = spent(device)
     yield
-    seconds[part] += now(device) - began
+    seconds[part] += spent(device) - began
 
 
 def _timing(call: Callable, part: str, seconds: dict[str, float], device: torch.device) -> Callable:

@@ -1,4 +1,4 @@
-"""A training step, ours against the plain one: speed, where the time goes, memory, operations."""
+"""A training step, ours against the published one: speed, where the time goes, memory, operations."""
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -13,7 +13,6 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import GB
 from salmonn.common.samples import Samples
 from salmonn.config.schema import RunConfig
-from salmonn.evaluation.efficiency import now
 from salmonn.model import salmonn as whole_model
 from salmonn.model.features import fbank_lengths
 from salmonn.model.llm_input import build_llm_inputs, tokenize
@@ -22,18 +21,19 @@ from salmonn.training.step import TrainingStep
 from util.benchmarks import plain_step
 from util.benchmarks.data_wait import data_wait
 from util.benchmarks.flops import audio_tokens, sample_flops
-from util.benchmarks.measure import alternate, in_own_process, matmul_peak, peak_growth, row
+from util.benchmarks.measure import held_and_peak, in_own_process, in_turns, matmul_peak, row, spent
 from util.benchmarks.plain_step import Step
 from util.benchmarks.sizes import build, make_batch, weight_bytes
 from util.benchmarks.step_split import split_step
 
 MEMORY_STEPS = 2  # in the second one the optimiser's state is there from the beginning
 BATCH = 4
+PLAIN_FLOAT32 = "plain, float32"
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured."""
+    """What is measured: ours against the plain step, on a CPU with bfloat16 also against the plain one in float32."""
 
     size: str
     device: str
@@ -42,20 +42,32 @@ class Setup:
     batch: int
     recompute: bool = False  # ours: gradient checkpointing of the LLM
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Ours first; on a GPU nobody would train in float32 what fits in half of it."""
+        in_float32 = (PLAIN_FLOAT32,) if self.device == "cpu" and self.dtype == "bfloat16" else ()
+        return ("ours", "plain", *in_float32)
+
     def dtype_of(self, side: str) -> str:
-        """On a CPU the plain step is always float32; on a GPU both sides share one model, as AMP is published there."""
-        return "float32" if side == "plain" and self.device == "cpu" else self.dtype
+        """Precision of the LLM's weights and of autocast; of the encoders' weights, too, but for the plain step's."""
+        return "float32" if side == PLAIN_FLOAT32 else self.dtype
+
+    def shares_model(self) -> bool:
+        """Whether both sides have one model: always on a GPU, which need not hold two."""
+        return not self.recompute and (self.device != "cpu" or self.dtype == "float32")
 
     def model(self, side: str) -> SALMONN:
         """The model of a side, in training mode."""
-        how = {"gradient_checkpointing": self.recompute and side == "ours"}
+        how: dict[str, Any] = {"gradient_checkpointing": self.recompute and side == "ours"}
+        if side != "ours" and not self.shares_model():
+            how["encoder_dtype"] = "float32"  # the published encoders stay so, and autocast rounds them each time
         return build(self.size, torch.device(self.device), self.dtype_of(side), self.quantization, **how).train()
 
     def step(self, side: str, model: SALMONN) -> Step:
         """The step of a side, always on the same batch."""
         bf16 = self.dtype_of(side) == "bfloat16"
         run = OmegaConf.structured(RunConfig(amp=bf16, amp_dtype="bf16", batch_size_train=self.batch))
-        return STEPS[side](model, run, make_batch(model, self.batch))
+        return STEPS["ours" if side == "ours" else "plain"](model, run, make_batch(model, self.batch))
 
 
 def our_step(model: SALMONN, run: DictConfig, samples: Samples) -> Step:
@@ -73,9 +85,9 @@ STEPS: dict[str, Callable[..., Step]] = {"ours": our_step, "plain": plain_step.p
 
 
 def bench_train(args: argparse.Namespace) -> Iterator[dict]:
-    """Rows: samples/s, loss, memory, the split of both steps, operations per sample and the share of the peak.
+    """Rows: seconds of a step, loss, the split of both steps, operations per sample, share of the peak, memory.
 
-    With bfloat16 ours has frozen weights and autocast in bfloat16. On a CPU the plain step stays in float32.
+    With bfloat16 both sides have autocast. What is compared beyond that, `Setup.sides` says.
     """
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no GPU here")
@@ -83,33 +95,31 @@ def bench_train(args: argparse.Namespace) -> Iterator[dict]:
     device = torch.device(setup.device)
     memory = _memory_rows(setup)  # while this process holds nothing
     models = {"ours": setup.model("ours")}
-    same = setup.dtype_of("ours") == setup.dtype_of("plain") and not setup.recompute
-    models["plain"] = models["ours"] if same else setup.model("plain")
+    models["plain"] = models["ours"] if setup.shares_model() else setup.model("plain")
+    models |= {side: setup.model(side) for side in setup.sides[2:]}
     steps = {side: setup.step(side, model) for side, model in models.items()}
 
-    losses = {side: loss_and_gradient_norm(models[side], steps[side]) for side in STEPS}
+    losses = {side: loss_and_gradient_norm(models[side], steps[side]) for side in setup.sides}
     # before and after: beside other work the machine's peak is not always the same
     peaks = [matmul_peak(device, getattr(torch, setup.dtype))]
-    seconds = alternate(*(_finished(steps[side], device) for side in STEPS), args.repeats)
+    seconds = in_turns([steps[side] for side in setup.sides], args.repeats, lambda: spent(device))
     peaks.append(matmul_peak(device, getattr(torch, setup.dtype)))
     quantised = "" if setup.quantization == "none" else f", {setup.quantization}"
     recomputed = ", LLM recomputed" if setup.recompute else ""
-    yield {
-        "what": f"train {setup.size}, {setup.dtype}{quantised}{recomputed}, batch {setup.batch}",
-        "ours": setup.batch / seconds[0],
-        "plain": setup.batch / seconds[1],
-        "ratio": seconds[1] / seconds[0],
-        "unit": "samples/s",
-        "precision": {side: setup.dtype_of(side) for side in STEPS},
-    }
-    for name, ours, plain in zip(("loss", "gradient norm"), losses["ours"], losses["plain"], strict=True):
-        yield {
-            "what": f"   {name}, dropout off",
-            "ours": ours,
-            "plain": plain,
-            "difference": abs(ours - plain) / plain,
-            "unit": "",
-        }
+    precision = "bfloat16 autocast on both sides" if setup.dtype == "bfloat16" else setup.dtype
+    what = f"train {setup.size}, {precision}{quantised}{recomputed}, batch {setup.batch}"
+    unit = "CPU s a step" if device.type == "cpu" else "s a step"
+    for side, of_side in zip(setup.sides[1:], seconds[1:], strict=True):
+        yield row(what if side == "plain" else _against(side), (seconds[0], of_side)) | {"unit": unit}
+    for side in setup.sides[1:]:
+        for name, ours, plain in zip(("loss", "gradient norm"), losses["ours"], losses[side], strict=True):
+            yield {
+                "what": f"   {name}, dropout off" if side == "plain" else f"{_against(side)}: {name}",
+                "ours": ours,
+                "plain": plain,
+                "difference": abs(ours - plain) / plain,
+                "unit": "",
+            }
     wait = data_wait(steps["ours"], setup.batch, models["ours"].max_seconds, args.repeats)
     yield {"what": "   data wait of ours", "seconds": wait}
     yield from _split_rows(models, steps, args.repeats, device)
@@ -129,16 +139,12 @@ def loss_and_gradient_norm(model: SALMONN, step: Step) -> tuple[float, float]:
     return loss.item(), norm
 
 
-def _finished(step: Step, device: torch.device) -> Callable[[], None]:
-    def take() -> None:
-        step()
-        now(device)  # waits for the device
-
-    return take
+def _against(side: str) -> str:
+    return f"   ours against {side}"
 
 
 def _split_rows(models: dict[str, SALMONN], steps: dict[str, Step], repeats: int, device: torch.device) -> list[dict]:
-    splits = {side: split_step(steps[side], _parts(side, models[side]), repeats, device) for side in STEPS}
+    splits = {side: split_step(steps[side], _parts(side, models[side]), repeats, device) for side in ("ours", "plain")}
     return [row(f"   {part}", (seconds, splits["plain"][part])) for part, seconds in splits["ours"].items()]
 
 
@@ -197,19 +203,24 @@ def batch_flops(model: SALMONN, samples: Samples) -> dict[str, Any]:
 
 def _memory_rows(setup: Setup) -> list[dict]:
     """Each side in a process of its own: what one has left behind would hide what the other needs."""
-    weights, above = {}, {}
-    for side in STEPS:
-        weights[side], above[side] = in_own_process(step_memory, setup, side)
+    found = {side: in_own_process(step_memory, setup, side) for side in setup.sides}
     return [
-        {"what": f"   {what}", "unit": "GB", "ratio": values["plain"] / values["ours"]}
-        | {side: value / GB for side, value in values.items()}
-        for what, values in (("weights", weights), ("peak memory above the weights", above))
+        {"what": f"   {name}" if side == "plain" else f"{_against(side)}: {name}", "unit": "GB"}
+        | {"ours": ours / GB, "plain": plain / GB, "ratio": plain / ours}
+        for side in setup.sides[1:]
+        for name, ours, plain in zip(MEMORIES, found["ours"], found[side], strict=True)
     ]
 
 
-def step_memory(setup: Setup, side: str) -> tuple[int, int]:
-    """Bytes of a side's weights, and what its steps need beyond what is held before the first one."""
+MEMORIES = ("weights", "peak above the loaded model", "peak of the whole process")
+
+
+def step_memory(setup: Setup, side: str) -> tuple[int, int, int]:
+    """Bytes of a side's weights, what its steps need beyond what is held before the first one, and what is held in all.
+
+    On a CPU the last has the interpreter and the libraries in it, on a GPU only tensors.
+    """
     model = setup.model(side)
     step = setup.step(side, model)
-    above = peak_growth(lambda: [step() for _ in range(MEMORY_STEPS)], model.device)
-    return weight_bytes(model), above
+    before, peak = held_and_peak(lambda: [step() for _ in range(MEMORY_STEPS)], model.device)
+    return weight_bytes(model), peak - before, peak
