@@ -105,7 +105,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--device", choices=("cuda", "cpu"), default="cuda", help="where it runs (default cuda)")
     add("--size", choices=("full", "mini"), default="full", help="13B, or what a CPU takes (default full)")
     add("--parts", nargs="+", choices=PARTS, metavar="NAME", help=f"only these: {', '.join(PARTS)}")
-    add("--part", choices=PARTS, help=argparse.SUPPRESS)  # in a process of its own: measure this one
+    add(
+        "--part",
+        choices=PARTS,
+        metavar="NAME",
+        help="measure this one here, at a line on stdin (what the script itself does)",
+    )
     args = parser.parse_args()
     if args.minutes <= 0:
         parser.error("--minutes must be more than 0")
