@@ -54,7 +54,8 @@ def main() -> None:
     args = parse_arguments()
     setup_logging()
     os.chdir(ROOT)
-    keep_freed_memory()
+    if not args.fresh_memory:
+        keep_freed_memory()
     machine = f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
     print(machine)
     rows = []
@@ -145,6 +146,11 @@ def parse_arguments() -> argparse.Namespace:
         help="inspector: size of the file (default %(default)s)",
     )
     parser.add_argument("--repeats", type=above_zero(int), default=3, metavar="N", help="timed repeats (default 3)")
+    parser.add_argument(
+        "--fresh-memory",
+        action="store_true",
+        help="on a CPU give freed memory back to the system at once, as a run does; fetching it anew then counts",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE, too")
     args = parser.parse_args()
     if unknown := set(args.what) - BENCHMARKS.keys():

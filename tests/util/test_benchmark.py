@@ -336,13 +336,13 @@ def bench(monkeypatch, dtype: str) -> list[dict]:
 def test_in_bfloat16_ours_is_compared_with_the_plain_step_in_both_precisions(monkeypatch):
     rows = bench(monkeypatch, "bfloat16")
     assert "bfloat16 autocast on both sides" in rows[0]["what"]
-    assert rows[1]["what"] == "   ours against plain, float32"
+    assert rows[1]["what"] == "   against plain, float32"
     by_name = {row["what"].strip(): row for row in rows}
-    for name in ("loss, dropout off", "ours against plain, float32: loss"):
+    for name in ("loss, dropout off", "against plain, float32: loss"):
         assert 0 < by_name[name]["difference"] < 0.01
-    for name in ("weights", "ours against plain, float32: weights"):
+    for name in ("weights", "against plain, float32: weights"):
         assert by_name[name]["ours"] < by_name[name]["plain"]
-    assert by_name["weights"]["plain"] < by_name["ours against plain, float32: weights"]["plain"]  # the LLM's
+    assert by_name["weights"]["plain"] < by_name["against plain, float32: weights"]["plain"]  # the LLM's
     for part in ("frontends", "Whisper", "BEATs", "Q-Former", "LLM forward", "backward", "optimiser"):
         assert by_name[part]["ours"] > 0
     assert by_name["MFU of ours"]["value"] > 0

@@ -140,7 +140,7 @@ def loss_and_gradient_norm(model: SALMONN, step: Step) -> tuple[float, float]:
 
 
 def _against(side: str) -> str:
-    return f"   ours against {side}"
+    return f"   against {side}"
 
 
 def _split_rows(models: dict[str, SALMONN], steps: dict[str, Step], repeats: int, device: torch.device) -> list[dict]:
