@@ -64,7 +64,7 @@ class Aligner(SALMONN):
         embeds, lengths = self.encode_filled(samples["raw_wav"], samples.get("padding_mask"))
         candidates = draw_candidates(targets, self.n_negatives, self.vocabulary_size)  # [C], sorted
         columns = [torch.searchsorted(candidates, torch.tensor(ids, dtype=torch.long)) for ids in targets]
-        losses, fits = ctc_losses(self.log_probs(embeds, candidates), lengths, columns)
+        losses, fits = ctc_losses(self.log_probs(embeds, self.table(candidates)), lengths, columns)
         total = sum(len(ids) for ids, fit in zip(targets, fits, strict=True) if fit)
         total = max(total, 1)  # a batch in which nothing fits has no loss, and must not be divided by
         result = {
@@ -92,12 +92,14 @@ class Aligner(SALMONN):
         embeds = self.connector(encoded.first_frames((max(windows) - 1) * stride + kernel))
         return embeds, [n * self.config.num_speech_query_token for n in windows]
 
-    def log_probs(self, embeds: Tensor, candidates: Tensor) -> Tensor:
-        """Log-probabilities [B, A, C + 1] of candidate tokens [C] and, last, the blank; of audio tokens [B, A, H]."""
-        device_type = self.device.type
-        with torch.autocast(device_type, enabled=False):  # a softmax over thousands wants float32
-            table = self.llama_model.get_input_embeddings()(to_device(candidates, self.device)).float()
-            table = torch.cat([table, self.ctc_blank[None]])  # [C + 1, H]
+    def table(self, candidates: Tensor) -> Tensor:
+        """What audio tokens are compared with [C + 1, H]: input embeddings of candidates [C] and, last, the blank."""
+        words = self.llama_model.get_input_embeddings()(to_device(candidates, self.device))
+        return torch.cat([words.float(), self.ctc_blank[None]])
+
+    def log_probs(self, embeds: Tensor, table: Tensor) -> Tensor:
+        """Log-probabilities [B, A, C + 1] of the rows of a table [C + 1, H]; of audio tokens [B, A, H]."""
+        with torch.autocast(self.device.type, enabled=False):  # a softmax over thousands wants float32
             logits = embeds.float() @ table.t() * (self.ctc_log_scale.exp() / self.embedding_norm)
             return logits.log_softmax(dim=-1)
 
@@ -107,9 +109,9 @@ class Aligner(SALMONN):
         sample_loss counts where sample_fits; sample_correct: target tokens less the edits that the greedy tokens
         need, so that its share of sample_total is 1 - token error rate; word_errors of words.
         """
-        vocabulary, rows = torch.arange(self.vocabulary_size), []
+        table, rows = self.table(torch.arange(self.vocabulary_size)), []
         for row, length, text, target in zip(embeds, lengths, texts, tokenize(self.tokenizer, texts), strict=True):
-            log_probs = self.log_probs(row[None, :length], vocabulary)  # one at a time: [1, A, V + 1] can be large
+            log_probs = self.log_probs(row[None, :length], table)  # one at a time: [1, A, V + 1] can be large
             losses, fits = ctc_losses(log_probs, [length], [torch.tensor(target, dtype=torch.long)])
             said = greedy_tokens(log_probs[0])
             words, said_words = text.split(), self.tokenizer.decode(said, skip_special_tokens=True).split()
