@@ -58,15 +58,17 @@ def usable_entries(annotations: Annotations, datasets: DictConfig) -> np.ndarray
 
 
 def entries_of_tasks(annotations: Annotations, usable: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
-    """Those of the usable entries that have one of the tasks; says what is left out. Raises as `require_tasks`."""
+    """Those of the usable entries that have one of the tasks; says what is left out. Raises UserError where none is."""
     require_tasks(annotations, tasks)
     wanted = annotations.of_tasks(tasks)  # [entries]
     others = {task: n for task, n in annotations.task_counts().items() if task not in tasks}
     left_out = ", ".join(f"{task} {n}" for task, n in others.items()) or "none"
     logger.info(
-        "%s: %d of %d entries take part (run.ctc_tasks: %s); left out: %s",
+        "%s: %d of %d entries have a task of run.ctc_tasks (%s); left out: %s",
         annotations.path, wanted.sum(), len(annotations), ", ".join(tasks), left_out,
     )  # fmt: skip
+    if not wanted[usable].any():
+        raise UserError(f"{annotations.path}: no clip of run.ctc_tasks = {', '.join(tasks)} can be read")
     return usable[wanted[usable]]
 
 

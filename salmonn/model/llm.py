@@ -104,6 +104,8 @@ def load_embeddings(config: DictConfig, device: torch.device) -> PreTrainedModel
     with loading("model.llama_path", config.llama_path):
         stored = AutoConfig.from_pretrained(config.llama_path, token=config.token or None)
         stored.num_hidden_layers = 0
+        if quantised_by(stored):  # layers alone are
+            del stored.quantization_config
         if getattr(stored, "layer_types", None):
             stored.layer_types = []
         llm, info = AutoModelForCausalLM.from_pretrained(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from salmonn.common import distributed
+from salmonn.common.errors import UserError
 from salmonn.common.samples import Samples
 from salmonn.data.quarantine import Quarantine
 from salmonn.model import prompts
@@ -21,6 +22,8 @@ from salmonn.model.alignment import Aligner
 from salmonn.model.salmonn import SALMONN
 
 logger = logging.getLogger(__name__)
+
+_SHORTER_WINDOWS = "set model.second_per_window and model.second_stride lower, or model.num_speech_query_token higher"
 
 
 @torch.no_grad()
@@ -32,7 +35,7 @@ def validate(model: SALMONN, batches: Iterable[Samples], quarantine: Quarantine)
     need another clip in the same batch; they are None where no sample had one. In stage 0 accuracy is 1 - token error
     rate of greedy CTC, beside it the word error rate; transcripts with more tokens than their clip are too_long and
     have no loss.
-    Returns None when no clip could be read.
+    Returns None when no clip could be read. Raises UserError where no transcript fits.
     """
     model.eval()
     sums: dict[str, np.ndarray] = defaultdict(_zeros)  # by task
@@ -53,7 +56,10 @@ def validate(model: SALMONN, batches: Iterable[Samples], quarantine: Quarantine)
     if not everywhere:
         return None
     tasks = {task: _means(everywhere[task]) for task in sorted(everywhere)}
-    return {**_means(sum(everywhere.values(), start=_zeros())), "tasks": tasks}
+    result = _means(sum(everywhere.values(), start=_zeros()))
+    if result["loss"] is None:
+        raise UserError(f"no validation transcript has a clip with as many audio tokens: {_SHORTER_WINDOWS}")
+    return {**result, "tasks": tasks}
 
 
 Score = Callable[[Sequence[int], Sequence[int]], dict[str, torch.Tensor]]  # texts of rows, the audio of these rows
@@ -98,8 +104,8 @@ def report_listening(result: dict[str, Any], epoch: int, past_warmup: bool) -> N
     loss, shuffled = result["loss"], result["loss_shuffled"]
     logger.info("epoch %d valid: loss %.4f, token accuracy %.4f", epoch, loss, result["accuracy"])
     for task, values in result["tasks"].items():
-        control = "-" if values["loss_shuffled"] is None else f"{values['loss_shuffled']:.4f}"
-        logger.info("   %s: loss %.4f (shuffled %s), accuracy %.4f", task, values["loss"], control, values["accuracy"])
+        own, control = ("-" if x is None else f"{x:.4f}" for x in (values["loss"], values["loss_shuffled"]))
+        logger.info("   %s: loss %s (shuffled %s), accuracy %.4f", task, own, control, values["accuracy"])
     if "word_error_rate" in result:
         _report_spelling(result)
     if shuffled is None:
@@ -127,9 +133,9 @@ def _report_spelling(result: dict[str, Any]) -> None:
     )
     if result["too_long"]:
         logger.warning(
-            "%d transcripts have more tokens than their clips have audio tokens, and teach nothing: smaller "
-            "model.second_per_window and model.second_stride, or more model.num_speech_query_token",
+            "%d transcripts have more tokens than their clips have audio tokens, and teach nothing: %s",
             result["too_long"],
+            _SHORTER_WINDOWS,
         )
 
 

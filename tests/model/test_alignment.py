@@ -1,6 +1,8 @@
 """Stage 0: CTC over the LLM's input embeddings, for LLMs of every family, in the windows that a clip fills."""
 
+import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -97,6 +99,17 @@ def test_without_layers_the_llm_has_the_same_input_embeddings(build, name):
     ids = torch.arange(whole.get_input_embeddings().weight.shape[0])
     assert torch.equal(aligner.llama_model.get_input_embeddings()(ids), whole.get_input_embeddings()(ids))
     assert not any(".layers." in parameter for parameter, _ in aligner.llama_model.named_parameters())
+
+
+def test_embeddings_of_a_checkpoint_that_is_quantised_already_need_no_library(build, tmp_path):
+    config = build("llama3.2").config
+    shutil.copytree(config.llama_path, tmp_path / "llm")
+    settings = json.loads((tmp_path / "llm/config.json").read_text())
+    how = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    (tmp_path / "llm/config.json").write_text(json.dumps({**settings, "quantization_config": how}))
+    llm = load_embeddings(OmegaConf.merge(config, {"llama_path": str(tmp_path / "llm")}), torch.device("cpu"))
+    expected = build("llama3.2").llama_model.get_input_embeddings().weight
+    assert torch.equal(llm.get_input_embeddings().weight, expected)
 
 
 def test_embeddings_that_the_files_lack_are_refused(build, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from salmonn.common.errors import UserError
 from salmonn.model import checkpoint
 from salmonn.model.alignment import Aligner
 from salmonn.training.validation import report_listening, validate
@@ -57,7 +58,7 @@ def test_tasks_without_an_order_are_left_out_and_counted(mini_world, whole):
         tasks = [entry["task"] for entry in json.loads(path.read_text())["annotation"]]
         n, others = tasks.count("asr"), tasks.count("audiocaption")
         assert others
-        told = f"{n} of {n + others} entries take part (run.ctc_tasks: asr); left out: audiocaption {others}"
+        told = f"{n} of {n + others} entries have a task of run.ctc_tasks (asr); left out: audiocaption {others}"
         assert f"{path}: {told}" in whole[1]
 
 
@@ -119,6 +120,14 @@ def test_files_with_nothing_to_align_are_refused_before_the_model_is_loaded(mini
 class Ignored:
     def add(self, _samples, judged):
         pass
+
+
+def test_a_validation_in_which_no_transcript_fits_names_the_keys(tmp_path):
+    section = {**OmegaConf.to_container(golden_config("base")), "ckpt": "", **write_llm(tmp_path, "llama3.2")}
+    model = Aligner.from_config(section)
+    samples = {**samples_of(model, [0, 1]), "id": ["a", "b"], "unreadable": [], "text": ["a b c d e f g h i " * 9] * 2}
+    with pytest.raises(UserError, match=r"set model\.second_per_window"):
+        validate(model, [samples], Ignored())
 
 
 def test_the_shuffled_control_parts_from_the_right_audio_once_a_toy_is_learned(tmp_path, caplog):
