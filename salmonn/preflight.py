@@ -10,8 +10,11 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import GB, free_bytes
 from salmonn.config.missing_files import missing_files
 from salmonn.data.annotations import Annotations
+from salmonn.data.filtering import require_tasks
 from salmonn.model import checkpoint, prompts
+from salmonn.model.alignment import model_class
 from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits
+from salmonn.model.salmonn import SALMONN
 
 _TASKS_SHOWN = 5
 _ADAM_STATE = 2  # values that AdamW keeps beside each parameter
@@ -47,7 +50,10 @@ def find_problems(
     problems = [*missing, *problem_of(_require_device, config)]
     if training:
         present = [key for key in annotations if Path(config.datasets[key]).is_file()]
-        problems += problem_of(_require_prompts, config, present)
+        if config.run.objective == "ctc":
+            problems += problem_of(_require_ctc_tasks, config, present)
+        else:
+            problems += problem_of(_require_prompts, config, present)
     if not any(problem.startswith("model.") for problem in missing):
         problems += problem_of(_require_model, config, unread, training, goes_on)
     return problems
@@ -87,9 +93,15 @@ def _require_prompts(config: DictConfig, annotations: Sequence[str]) -> None:
         raise UserError("\n".join(problems))
 
 
+def _require_ctc_tasks(config: DictConfig, annotations: Sequence[str]) -> None:
+    """Raise UserError when a file has nothing for stage 0 to learn from."""
+    for key in annotations:
+        require_tasks(Annotations(config.datasets[key]), config.run.ctc_tasks)
+
+
 def _require_model(config: DictConfig, unread: Sequence[str], training: bool, goes_on: Sequence[Path]) -> None:
     """Raise UserError when a part has the wrong kind, a checkpoint does not fit, or the disk is too full to save."""
-    meta_model = build_meta_model(config.model)
+    meta_model = build_meta_model(config.model, model_class(config.run) if training else SALMONN)
     problems = []
     for path, partial in ((config.model.speech_llama_proj_model, True), (config.model.ckpt, False)):
         if path and path not in unread:

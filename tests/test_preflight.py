@@ -188,3 +188,17 @@ def test_dry_run_of_the_full_size_model_takes_a_step_without_its_weights(weights
     assert "LLM 8bit" in result.stdout
     assert "one step    of a tiny model of this shape: loss " in result.stdout
     assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_of_stage_0_at_full_size_trains_no_adapters(weights, mini_world, tmp_path):
+    ann = [f"datasets.{split}_ann_path={mini_world}/ann/stage1_{split}.json" for split in ("train", "valid")]
+    more = [*ann, f"datasets.prefix={mini_world}/audio", f"run.output_dir={tmp_path}/out", "run.amp_dtype=bf16"]
+    result = run_command(
+        "train.py", "--cfg-path", "configs/fast/stage0.yaml", "--dry-run", "--options", *options(weights)[:-2], *more,
+        "run.device=cpu",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "Llama of 40 layers, 5120 wide, input embeddings only; Whisper of 32 layers" in result.stdout
+    assert "LoRA" not in result.stdout
+    assert "CTC 5121" in result.stdout
+    assert "one step    of a tiny model of this shape: loss " in result.stdout

@@ -13,6 +13,7 @@ CHOICES = {
     "model.encoder_dtype": ("float32", "float16", "bfloat16"),
     "run.amp_dtype": ("fp16", "bf16"),
     "run.loss_average": ("token", "batch"),
+    "run.objective": ("answer", "ctc"),
     "datasets.channel": ("first", "mean"),
     "datasets.expand_cut": ("head", "share"),
     "datasets.integrity": ("off", "header", "decode", "verified"),
@@ -49,6 +50,7 @@ NOT_NEGATIVE = (
     "run.optims.weight_decay",
     "run.optims.grad_clip_norm",
     "datasets.max_bad_fraction",
+    "run.ctc_negatives",
     "run.valid_every_steps",
     "run.save_every_steps",
     "run.save_every_minutes",
@@ -86,6 +88,8 @@ def impossible_values(config: DictConfig) -> list[str]:
             for key in ("freeze_whisper", "freeze_beats")
             if not config.model[key]
         ]
+    if OmegaConf.select(config, "run.objective") == "ctc":
+        problems += _impossible_alignment(config)
     for _, model in _given(config, ["model"]):
         problems += _impossible_model(model)
     for _, judge in _given(config, ["evaluate.judge"]):
@@ -113,6 +117,22 @@ def _impossible_model(model: DictConfig) -> list[str]:
             problems.append(f"model.{key} = {model[key]}: shorter than one 20 ms frame of Whisper")
     if model.low_resource and model.llm_quantization == "nf4":
         problems.append("model.low_resource = True means 8bit, model.llm_quantization says nf4: drop one of them")
+    return problems
+
+
+def _impossible_alignment(config: DictConfig) -> list[str]:
+    model, problems = config.model, []
+    if not config.run.ctc_tasks:
+        problems.append("run.ctc_tasks is empty: run.objective = ctc needs the tasks whose texts follow the audio")
+    if not model.window_level_Qformer:
+        problems.append(
+            "model.window_level_Qformer = False does not go with run.objective = ctc: no order in one window"
+        )
+    problems += [
+        f"model.{key} = False does not go with run.objective = ctc: it trains the connector alone"
+        for key in ("freeze_whisper", "freeze_beats")
+        if not model[key]
+    ]
     return problems
 
 

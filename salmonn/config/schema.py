@@ -90,6 +90,9 @@ class OptimsConfig:
 class RunConfig:
     """A training run: folder, sizes, processes, precision."""
 
+    objective: str = "answer"  # stages 1 to 3: the LLM's answer | ctc: stage 0, the connector spells by itself
+    ctc_tasks: list[str] = field(default_factory=lambda: ["asr"])  # whose texts follow the audio; others are left out
+    ctc_negatives: int = 1500  # random tokens that the batch's own are told from
     seed: int = 42
     output_dir: str = "output"
     exp_name: str = ""  # folder inside output_dir; "" = the config file's name

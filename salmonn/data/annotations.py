@@ -7,7 +7,7 @@ all ranks on a machine share both, where a list of dicts would be copied into ev
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,16 @@ class Annotations:
         """The tasks that occur, each with the number of the first entry that has it."""
         numbers, first = np.unique(self._index.records["task"], return_index=True)
         return {self._index.header.tasks[number]: int(i) for number, i in zip(numbers, first, strict=True)}
+
+    def of_tasks(self, tasks: Collection[str]) -> np.ndarray:
+        """[entries] True where an entry has one of the tasks."""
+        wanted = [number for number, task in enumerate(self._index.header.tasks) if task in tasks]
+        return np.isin(self._index.records["task"], wanted)
+
+    def task_counts(self) -> dict[str, int]:
+        """How many entries each task has."""
+        counts = np.bincount(self._index.records["task"]).tolist()
+        return {self._index.header.tasks[number]: count for number, count in enumerate(counts) if count}
 
     @property
     def text_lengths(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,30 @@ def usable_entries(annotations: Annotations, datasets: DictConfig) -> np.ndarray
             f"python util/anns_inspector.py --prefix {datasets.prefix or 'DIR'} --ann {annotations.path}"
         )
     return usable
+
+
+def entries_of_tasks(annotations: Annotations, usable: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
+    """Those of the usable entries that have one of the tasks; says what is left out. Raises UserError where none is."""
+    require_tasks(annotations, tasks)
+    wanted = annotations.of_tasks(tasks)  # [entries]
+    others = {task: n for task, n in annotations.task_counts().items() if task not in tasks}
+    left_out = ", ".join(f"{task} {n}" for task, n in others.items()) or "none"
+    logger.info(
+        "%s: %d of %d entries have a task of run.ctc_tasks (%s); left out: %s",
+        annotations.path, wanted.sum(), len(annotations), ", ".join(tasks), left_out,
+    )  # fmt: skip
+    if not wanted[usable].any():
+        raise UserError(f"{annotations.path}: no clip of run.ctc_tasks = {', '.join(tasks)} can be read")
+    return usable[wanted[usable]]
+
+
+def require_tasks(annotations: Annotations, tasks: Sequence[str]) -> None:
+    """Raise UserError unless some entry has one of the tasks."""
+    if not annotations.of_tasks(tasks).any():
+        raise UserError(
+            f"{annotations.path}: none of the {len(annotations)} entries has a task of run.ctc_tasks = "
+            f"{', '.join(tasks)}; it has {', '.join(annotations.task_counts())}"
+        )
 
 
 def _unreadable_files(

@@ -26,7 +26,7 @@ from salmonn.config.schema import RunConfig
 from salmonn.data.annotations import Annotations
 from salmonn.data.collate import collate
 from salmonn.data.dataset import SALMONNDataset, load_items
-from salmonn.data.filtering import usable_entries
+from salmonn.data.filtering import entries_of_tasks, usable_entries
 
 PREFETCH = 4  # batches that each worker has ready: one slow file does not stop the GPU
 _POLL = 0.2  # s, after which who waits for a batch looks whether it is to stop
@@ -39,15 +39,19 @@ class LoadingError(UserError):
 def open_datasets(config: DictConfig, max_seconds: float) -> dict[str, SALMONNDataset]:
     """The usable entries of each annotation file that a run reads; `max_seconds`: what the model hears of a clip.
 
-    Only in training another clip takes an unreadable one's place. Raises UserError where none can be used.
+    Only in training another clip takes an unreadable one's place; in stage 0 the entries of its tasks take part.
+    Raises UserError where none can be used.
     """
     found = {}
     for key in annotation_keys(config):
         annotations = Annotations(config.datasets[key])
+        usable = usable_entries(annotations, config.datasets)
+        if config.run.objective == "ctc":
+            usable = entries_of_tasks(annotations, usable, config.run.ctc_tasks)
         found[key] = SALMONNDataset.from_config(
             annotations,
             config.datasets,
-            usable=usable_entries(annotations, config.datasets),
+            usable=usable,
             max_seconds=max_seconds,
             replace_unreadable=key == "train_ann_path",
             seed=config.run.seed,

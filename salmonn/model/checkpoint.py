@@ -27,6 +27,8 @@ PUBLISHED_EXTRAS = re.compile(
     r"|speech_Qformer\.bert\.embeddings\.position_ids"
     r"|beats\.encoder\.layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.weight"
 )
+# What stage 0 (model/alignment.py) trains beside the connector; a file that holds it comes from a model without LoRA.
+_OF_STAGE_0 = ("ctc_blank", "ctc_log_scale")
 _BACKBONES = ("speech_encoder.", "beats.", "llama_model.")
 
 
@@ -91,9 +93,12 @@ def load_parameters(model: nn.Module, path: str | Path, partial: bool = False) -
 def take_parameters(model: nn.Module, parameters: dict[str, Tensor], path: str | Path, partial: bool = False) -> None:
     """Copy the parameters that were read from `path` into the model, if they fit: see `require_fit`."""
     wanted = own_parameters(model)
+    fitting = require_fit(model, parameters, path, partial)
     with torch.no_grad():
-        for name, value in require_fit(model, parameters, path, partial).items():
+        for name, value in fitting.items():
             wanted[name].copy_(value)
+    if _is_of_stage_0(parameters) and any(map(_is_lora, wanted.keys() - fitting.keys())):
+        logger.info("%s is of stage 0: the connector goes on from it, LoRA starts anew", path)
 
 
 def require_fit(
@@ -101,8 +106,8 @@ def require_fit(
 ) -> dict[str, Tensor]:
     """The parameters that the model takes from `path`; the model may be on the meta device.
 
-    With `partial` there may be fewer. Raises UserError naming missing and unexpected keys and both
-    shapes where they differ.
+    With `partial` there may be fewer; of stage 0 the connector is taken, and LoRA keeps its own.
+    Raises UserError naming missing and unexpected keys and both shapes where they differ.
     """
     found = {k: v for k, v in parameters.items() if not PUBLISHED_EXTRAS.fullmatch(k)}
     wanted = own_parameters(model)
@@ -113,11 +118,22 @@ def require_fit(
         if any(name.startswith(encoder) for name in wanted) and not any(name.startswith(encoder) for name in found):
             logger.info("%s holds no %s weights: they stay as loaded from their own file", path, encoder.rstrip("."))
             wanted = {name: p for name, p in wanted.items() if not name.startswith(encoder)}
+    if _is_of_stage_0(found) and _OF_STAGE_0[0] not in wanted:
+        found = {name: value for name, value in found.items() if name not in _OF_STAGE_0}
+        wanted = {name: p for name, p in wanted.items() if not _is_lora(name) or name in found}
     problems = fit_problems(found, {name: p.shape for name, p in wanted.items()}, partial)
     if problems:
         shown = problems if len(problems) <= 12 else [*problems[:12], f"... and {len(problems) - 12} more"]
         raise UserError("\n  ".join([f"{path} does not fit this model{_other_width(found, wanted)}:", *shown]))
     return found
+
+
+def _is_of_stage_0(parameters: Mapping[str, Tensor]) -> bool:
+    return all(name in parameters for name in _OF_STAGE_0)
+
+
+def _is_lora(name: str) -> bool:
+    return ".lora_" in name
 
 
 def other_tensors(parameters: Mapping[str, Tensor]) -> str:

@@ -27,6 +27,12 @@ class EncoderOutputs(NamedTuple):
             for speech, audio, n in zip(self.speech, self.audio, patches, strict=True)
         ]
 
+    def first_frames(self, n: int) -> "EncoderOutputs":
+        """The beginning of each clip, n frames of both encoders."""
+        if self.audio is None or self.padding is None:
+            return EncoderOutputs(self.speech[:, :n])
+        return EncoderOutputs(self.speech[:, :n], self.audio[:, :n], self.padding[:, :n])
+
     @classmethod
     def of_rows(cls, rows: Sequence[Row], device: torch.device) -> "EncoderOutputs":
         """The batch of clips that came alone, each from any device; zero where padded."""

@@ -99,6 +99,26 @@ def load_llm(config: DictConfig, device: torch.device) -> PreTrainedModel:
     return llm.requires_grad_(False)
 
 
+def load_embeddings(config: DictConfig, device: torch.device) -> PreTrainedModel:
+    """The LLM without its layers: of its files only embeddings, last norm and head are read, and never quantised."""
+    with loading("model.llama_path", config.llama_path):
+        stored = AutoConfig.from_pretrained(config.llama_path, token=config.token or None)
+        stored.num_hidden_layers = 0
+        if quantised_by(stored):  # layers alone are
+            del stored.quantization_config
+        if getattr(stored, "layer_types", None):
+            stored.layer_types = []
+        llm, info = AutoModelForCausalLM.from_pretrained(
+            config.llama_path,
+            config=stored,
+            dtype=llm_dtype(config, device),
+            token=config.token or None,
+            output_loading_info=True,
+        )
+        require_all_weights(info, config.llama_path)
+    return llm.requires_grad_(False)
+
+
 def llm_quantization(config: DictConfig) -> str:
     """What loading does to the LLM's weights: none | 8bit | nf4."""
     return "8bit" if config.low_resource else config.llm_quantization

@@ -20,7 +20,7 @@ from salmonn.model.salmonn import SALMONN
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
-def build_meta_model(model: DictConfig) -> SALMONN:
+def build_meta_model(model: DictConfig, kind: type[SALMONN] = SALMONN) -> SALMONN:
     """The model of a `model` section on the meta device: every name and shape, no values.
 
     Raises UserError that names everything that keeps the real one from being loaded.
@@ -41,7 +41,7 @@ def build_meta_model(model: DictConfig) -> SALMONN:
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     with torch.device("meta"):
-        return SALMONN(model, **parts)
+        return kind(model, **parts)
 
 
 def meta_llm(model: DictConfig) -> nn.Module:

@@ -14,6 +14,7 @@ _PARTS = {
     "llama_model.": "LoRA",
     "speech_encoder.": "Whisper",
     "beats.": "BEATs",
+    "ctc_": "CTC",
 }
 
 

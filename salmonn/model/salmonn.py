@@ -105,7 +105,7 @@ class SALMONN(nn.Module):
             log_mel,
             speech_encoder,
             load_beats(config.beats_path) if config.beats_path else None,
-            load_llm(config, device),
+            cls._load_llm(config, device),
             load_tokenizer(config),
         )
         if config.speech_llama_proj_model:
@@ -113,6 +113,10 @@ class SALMONN(nn.Module):
         if config.ckpt:
             checkpoint.load_parameters(model, config.ckpt)
         return model.to(device)
+
+    @classmethod
+    def _load_llm(cls, config: DictConfig, device: torch.device) -> PreTrainedModel:
+        return load_llm(config, device)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu", **overrides: Any) -> "SALMONN":
@@ -179,11 +183,7 @@ class SALMONN(nn.Module):
         Returns embeddings [B, A, H] and their mask [B, A] of ones; A = 88 for the published 30 s.
         """
         raw_wav, lengths = self._clean_audio(raw_wav, padding_mask)
-        if self.encoder_cache is None or spectrogram is not None:
-            encoded = self.run_encoders(raw_wav, lengths, spectrogram)
-        else:
-            encoded = self.encoder_cache.encode(raw_wav, lengths, self.run_encoders)
-        embeds = self.connector(encoded)
+        embeds = self.connector(self._encode(raw_wav, lengths, spectrogram))
         return embeds, torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
 
     def _clean_audio(self, raw_wav: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -199,6 +199,12 @@ class SALMONN(nn.Module):
         raw_wav = F.pad(raw_wav, (0, max(0, shortest - raw_wav.shape[1])))
         lengths = (~padding_mask).sum(dim=1).clamp(min=shortest, max=self.log_mel.n_samples)
         return raw_wav, lengths
+
+    def _encode(self, raw_wav: Tensor, lengths: Tensor, spectrogram: Tensor | None = None) -> EncoderOutputs:
+        """What the encoders say of clean clips [B, N], from the cache where there is one."""
+        if self.encoder_cache is None or spectrogram is not None:
+            return self.run_encoders(raw_wav, lengths, spectrogram)
+        return self.encoder_cache.encode(raw_wav, lengths, self.run_encoders)
 
     def run_encoders(self, raw_wav: Tensor, lengths: Tensor, spectrogram: Tensor | None = None) -> EncoderOutputs:
         """Whisper and BEATs on clips [B, N], zero behind their lengths [B], in samples."""

@@ -16,6 +16,7 @@ from salmonn.common.logging import setup_logging
 from salmonn.config.loading import best_checkpoint
 from salmonn.config.missing_files import annotation_keys
 from salmonn.data.annotations import Annotations
+from salmonn.model.alignment import Aligner, model_class
 from salmonn.model.llm import llm_quantization
 from salmonn.model.meta_model import build_meta_model
 from salmonn.model.parameter_counts import show_counts, trainable_parameters
@@ -52,9 +53,9 @@ def dry_run(configs: Sequence[DictConfig]) -> None:
 def describe(config: DictConfig, made: Sequence[str]) -> list[str]:
     """What a run would do, a line each. `made`: checkpoints that earlier stages write."""
     model, run = config.model, config.run
-    meta_model = build_meta_model(model)
+    meta_model = build_meta_model(model, model_class(run))
     counts = trainable_parameters(meta_model)
-    sizes = {key: len(Annotations(config.datasets[key])) for key in annotation_keys(config)}
+    sizes = {key: _n_entries(config, key) for key in annotation_keys(config)}
     lines = [f"folder      {Path(run.output_dir) / run.exp_name} ({_beginning(config, made)})"]
     lines += [f"data        datasets.{key}: {n} entries, {config.datasets[key]}" for key, n in sizes.items()]
     lines += [
@@ -81,16 +82,24 @@ def _beginning(config: DictConfig, made: Sequence[str]) -> str:
             return f"its {done.epoch} epochs are done: nothing is left to train"
         return f"goes on with {path.name}: epoch {done.epoch}, iteration {done.epoch_iteration}"
     if not ckpt:
-        return "a new run, from untrained connector and LoRA"
+        return f"a new run, from untrained connector{'' if config.run.objective == 'ctc' else ' and LoRA'}"
     return f"a new run, from {ckpt}" + (", which the stage before writes" if ckpt in made else "")
+
+
+def _n_entries(config: DictConfig, key: str) -> int:
+    """Entries of an annotation file that take part."""
+    annotations = Annotations(config.datasets[key])
+    of_stage_0 = config.run.objective == "ctc"
+    return int(annotations.of_tasks(config.run.ctc_tasks).sum()) if of_stage_0 else len(annotations)
 
 
 def _parts(model: SALMONN) -> str:
     llm, whisper = model.llama_model.config, model.speech_encoder.config
     beats = f", BEATs of {len(model.beats.encoder.layers)} layers" if model.beats is not None else ", no BEATs"
+    unread = ", input embeddings only" if isinstance(model, Aligner) else ""
     return (
-        f"{type(llm).__name__.removesuffix('Config')} of {llm.num_hidden_layers} layers, {llm.hidden_size} wide; "
-        f"Whisper of {whisper.encoder_layers} layers, {model.max_seconds:g} s{beats}"
+        f"{type(llm).__name__.removesuffix('Config')} of {llm.num_hidden_layers} layers, {llm.hidden_size} wide{unread}"
+        f"; Whisper of {whisper.encoder_layers} layers, {model.max_seconds:g} s{beats}"
     )
 
 

@@ -20,9 +20,9 @@ from salmonn.common.samples import Samples
 from salmonn.data.dataset import SALMONNDataset
 from salmonn.data.loader import LoadingError, eval_loader, open_datasets, train_loader
 from salmonn.data.quarantine import Quarantine
+from salmonn.model.alignment import build_model
 from salmonn.model.compilation import compile_blocks
 from salmonn.model.meta_model import heard_seconds
-from salmonn.model.salmonn import SALMONN
 from salmonn.training.curves import draw_curves
 from salmonn.training.encoder_cache import open_cache
 from salmonn.training.optim import learning_rate
@@ -255,7 +255,7 @@ class Runner:
         if self.resumed:  # the checkpoint holds all parameters
             model = OmegaConf.merge(model, {"ckpt": "", "speech_llama_proj_model": ""})
         seed_everything(self.run_config.seed)  # the same on every rank: all build the same model
-        self.model = SALMONN.from_config(model, self.device)
+        self.model = build_model(model, self.run_config, self.device)
         if self.run_config.compile:
             compile_blocks(self.model, self.device)
         self.encoder_cache = open_cache(self.config, self.model, sum(map(len, self.datasets.values())))

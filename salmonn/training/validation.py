@@ -7,19 +7,23 @@ answers and nothing from the audio (the plateau on which public reproductions st
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from salmonn.common import distributed
+from salmonn.common.errors import UserError
 from salmonn.common.samples import Samples
 from salmonn.data.quarantine import Quarantine
 from salmonn.model import prompts
+from salmonn.model.alignment import Aligner
 from salmonn.model.salmonn import SALMONN
 
 logger = logging.getLogger(__name__)
+
+_SHORTER_WINDOWS = "set model.second_per_window and model.second_stride lower, or model.num_speech_query_token higher"
 
 
 @torch.no_grad()
@@ -28,8 +32,10 @@ def validate(model: SALMONN, batches: Iterable[Samples], quarantine: Quarantine)
 
     Loss is the mean over samples, accuracy over tokens, as published; a sample's loss is that of a
     batch of one, so batch size and number of ranks do not matter for these two. The shuffled values
-    need another clip in the same batch; they are None where no sample had one.
-    Returns None when no clip could be read.
+    need another clip in the same batch; they are None where no sample had one. In stage 0 accuracy is 1 - token error
+    rate of greedy CTC, beside it the word error rate; transcripts with more tokens than their clip are too_long and
+    have no loss.
+    Returns None when no clip could be read. Raises UserError where no transcript fits.
     """
     model.eval()
     sums: dict[str, np.ndarray] = defaultdict(_zeros)  # by task
@@ -37,14 +43,12 @@ def validate(model: SALMONN, batches: Iterable[Samples], quarantine: Quarantine)
         quarantine.add(samples, judged=False)
         if not samples["text"]:
             continue
-        embeds, _ = model.encode_speech(samples["raw_wav"], samples["padding_mask"])
-        chosen, texts = fixed_prompts(model, samples), samples["text"]
-        _add(sums, samples["task"], model.answer_loss(embeds, chosen, texts))
+        score = _spelling_scores(model, samples) if isinstance(model, Aligner) else _answer_scores(model, samples)
+        everything = range(len(samples["text"]))
+        _add(sums, samples["task"], score(everything, everything))
         rows, partners = shuffle_partners(samples["id"])
         if rows:
-            prompts_of_rows = None if chosen is None else [chosen[i] for i in rows]
-            result = model.answer_loss(embeds[partners], prompts_of_rows, [texts[i] for i in rows])
-            _add(sums, [samples["task"][i] for i in rows], result, shuffled=True)
+            _add(sums, [samples["task"][i] for i in rows], score(rows, partners), shuffled=True)
     everywhere: dict[str, np.ndarray] = defaultdict(_zeros)
     for share in distributed.gather_objects(dict(sums)):
         for task, of_task in share.items():
@@ -52,7 +56,33 @@ def validate(model: SALMONN, batches: Iterable[Samples], quarantine: Quarantine)
     if not everywhere:
         return None
     tasks = {task: _means(everywhere[task]) for task in sorted(everywhere)}
-    return {**_means(sum(everywhere.values(), start=_zeros())), "tasks": tasks}
+    result = _means(sum(everywhere.values(), start=_zeros()))
+    if result["loss"] is None:
+        raise UserError(f"no validation transcript has a clip with as many audio tokens: {_SHORTER_WINDOWS}")
+    return {**result, "tasks": tasks}
+
+
+Score = Callable[[Sequence[int], Sequence[int]], dict[str, torch.Tensor]]  # texts of rows, the audio of these rows
+
+
+def _answer_scores(model: SALMONN, samples: Samples) -> Score:
+    embeds, _ = model.encode_speech(samples["raw_wav"], samples["padding_mask"])  # [B, A, H]
+    chosen, texts = fixed_prompts(model, samples), samples["text"]
+
+    def score(rows: Sequence[int], heard: Sequence[int]) -> dict[str, torch.Tensor]:
+        prompts_of_rows = None if chosen is None else [chosen[i] for i in rows]
+        return model.answer_loss(embeds[list(heard)], prompts_of_rows, [texts[i] for i in rows])
+
+    return score
+
+
+def _spelling_scores(model: Aligner, samples: Samples) -> Score:
+    embeds, lengths = model.encode_filled(samples["raw_wav"], samples["padding_mask"])  # [B, A, H]
+
+    def score(rows: Sequence[int], heard: Sequence[int]) -> dict[str, torch.Tensor]:
+        return model.spelling(embeds[list(heard)], [lengths[i] for i in heard], [samples["text"][i] for i in rows])
+
+    return score
 
 
 def shuffle_partners(clips: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -74,8 +104,10 @@ def report_listening(result: dict[str, Any], epoch: int, past_warmup: bool) -> N
     loss, shuffled = result["loss"], result["loss_shuffled"]
     logger.info("epoch %d valid: loss %.4f, token accuracy %.4f", epoch, loss, result["accuracy"])
     for task, values in result["tasks"].items():
-        control = "-" if values["loss_shuffled"] is None else f"{values['loss_shuffled']:.4f}"
-        logger.info("   %s: loss %.4f (shuffled %s), accuracy %.4f", task, values["loss"], control, values["accuracy"])
+        own, control = ("-" if x is None else f"{x:.4f}" for x in (values["loss"], values["loss_shuffled"]))
+        logger.info("   %s: loss %s (shuffled %s), accuracy %.4f", task, own, control, values["accuracy"])
+    if "word_error_rate" in result:
+        _report_spelling(result)
     if shuffled is None:
         logger.warning("no control with shuffled audio: each batch holds one clip only; raise run.batch_size_eval")
         return
@@ -93,23 +125,45 @@ def report_listening(result: dict[str, Any], epoch: int, past_warmup: bool) -> N
         )
 
 
+def _report_spelling(result: dict[str, Any]) -> None:
+    logger.info(
+        "   greedy CTC: word error rate %.1f %%, with shuffled audio %s",
+        100 * result["word_error_rate"],
+        "-" if (shuffled := result["word_error_rate_shuffled"]) is None else f"{100 * shuffled:.1f} %",
+    )
+    if result["too_long"]:
+        logger.warning(
+            "%d transcripts have more tokens than their clips have audio tokens, and teach nothing: %s",
+            result["too_long"],
+            _SHORTER_WINDOWS,
+        )
+
+
 def _zeros() -> np.ndarray:
-    """Sums of loss, samples, correct tokens, tokens: [right audio, shuffled audio]."""
-    return np.zeros((2, 4))
+    """Sums of loss, samples with one, correct tokens, tokens, word errors, words, samples: [right, shuffled audio]."""
+    return np.zeros((2, 7))
 
 
 def _add(
     sums: dict[str, np.ndarray], tasks: Sequence[str], result: dict[str, torch.Tensor], shuffled: bool = False
 ) -> None:
-    columns = [result[key].double().cpu().numpy() for key in ("sample_loss", "sample_correct", "sample_total")]
-    for task, loss, correct, tokens in zip(tasks, *columns, strict=True):
-        sums[task][int(shuffled)] += (loss, 1, correct, tokens)
+    counts = {"sample_fits": torch.ones(len(tasks)), "word_errors": torch.zeros(len(tasks))}
+    counts |= {"words": counts["word_errors"], **result}
+    names = ("sample_loss", "sample_fits", "sample_correct", "sample_total", "word_errors", "words")
+    columns = [counts[name].double().cpu().numpy() for name in names]
+    for task, loss, fits, *others in zip(tasks, *columns, strict=True):
+        sums[task][int(shuffled)] += (loss * fits, fits, *others, 1)
 
 
 def _means(sums: np.ndarray) -> dict[str, float | None]:
     means: dict[str, float | None] = {}
-    for suffix, (loss, n, correct, tokens) in zip(("", "_shuffled"), sums.tolist(), strict=True):
-        means |= {f"loss{suffix}": loss / n if n else None, f"accuracy{suffix}": correct / tokens if n else None}
+    spells = sums[0, 5] > 0  # words are counted in stage 0 only
+    for suffix, (loss, n, correct, tokens, errors, words, _) in zip(("", "_shuffled"), sums.tolist(), strict=True):
+        means |= {f"loss{suffix}": loss / n if n else None, f"accuracy{suffix}": correct / tokens if tokens else None}
+        if spells:
+            means[f"word_error_rate{suffix}"] = errors / words if words else None
+    if spells:
+        means["too_long"] = int(sums[0, 6] - sums[0, 1])
     return means
 
 

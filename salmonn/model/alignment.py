@@ -1,0 +1,181 @@
+"""Stage 0: the connector alone learns to spell in the language model's embedding space, before that model is ever run.
+
+The audio tokens of a clip are scored against the LLM's own frozen input embeddings, and CTC aligns them with the
+transcript's tokens: what stage 1 has to find out through all of the LLM's layers is told to the connector directly.
+Not in the paper; `run.objective = ctc`, see docs/training.md.
+
+Shapes: B clips, A audio tokens of a clip, H the LLM's width, C candidate tokens, V the vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import editdistance
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from salmonn.audio.decode import SAMPLE_RATE
+from salmonn.common.device import to_device
+from salmonn.common.samples import Samples
+from salmonn.config.schema import RunConfig
+from salmonn.model.llm import load_embeddings
+from salmonn.model.llm_input import tokenize
+from salmonn.model.qformer import WHISPER_FRAMES_PER_SECOND, window_frames
+from salmonn.model.salmonn import SALMONN
+
+INITIAL_SCALE = 4.0  # of the logits
+_MEASURED_ROWS = 4096  # of the embeddings, for their size
+
+
+class Aligner(SALMONN):
+    """A SALMONN without LoRA and the LLM's layers, whose connector learns by CTC; parameters have the same names."""
+
+    embedding_norm: Tensor  # root mean square of the LLM's input embeddings' norms
+
+    def __init__(self, config: DictConfig, *parts: Any, **named_parts: Any) -> None:
+        """As SALMONN; of the LLM only the input embeddings are used."""
+        without_llm = {"lora": False, "lora_scaling": None, "gradient_checkpointing": False}
+        super().__init__(OmegaConf.merge(config, without_llm), *parts, **named_parts)
+        self.n_negatives = RunConfig.ctc_negatives
+        embeddings = self.llama_model.get_input_embeddings()
+        n_rows, width = embeddings.weight.shape
+        rows = torch.arange(0, n_rows, max(1, n_rows // _MEASURED_ROWS), device=embeddings.weight.device)
+        # logits are measured in it: the families' embeddings differ a hundredfold in size, and one scale has to fit all
+        self.register_buffer("embedding_norm", embeddings(rows).float().square().sum(1).mean().sqrt(), persistent=False)
+        # of no use to the stages that follow: model/checkpoint.py knows the two names
+        self.ctc_blank = nn.Parameter(torch.zeros(width))
+        self.ctc_log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+
+    @classmethod
+    def _load_llm(cls, config: DictConfig, device: torch.device) -> PreTrainedModel:
+        return load_embeddings(config, device)
+
+    def forward(self, samples: Samples, verbose: bool = False) -> dict[str, Tensor]:
+        """CTC loss of a batch, per target token of the transcripts that fit into their clips' audio tokens.
+
+        Against the batch's tokens and `n_negatives` others, drawn anew each time. With `verbose` also total (target
+        tokens) and cut (transcripts that do not fit, and teach nothing).
+        """
+        targets = tokenize(self.tokenizer, samples["text"])
+        embeds, lengths = self.encode_filled(samples["raw_wav"], samples.get("padding_mask"))
+        candidates = draw_candidates(targets, self.n_negatives, self.vocabulary_size)  # [C], sorted
+        columns = [torch.searchsorted(candidates, torch.tensor(ids, dtype=torch.long)) for ids in targets]
+        losses, fits = ctc_losses(self.log_probs(embeds, self.table(candidates)), lengths, columns)
+        total = sum(len(ids) for ids, fit in zip(targets, fits, strict=True) if fit)
+        total = max(total, 1)  # a batch in which nothing fits has no loss, and must not be divided by
+        result = {
+            "loss": losses.sum() / total,
+            "total": torch.full((), total, device=self.device),
+            "cut": torch.full((), fits.count(False), device=self.device),
+        }
+        return result if verbose else {"loss": result["loss"]}
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Input embeddings of the LLM; its tokenizer may know fewer."""
+        return self.llama_model.get_input_embeddings().weight.shape[0]
+
+    def encode_filled(self, raw_wav: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, list[int]]:
+        """Audio tokens [B, A, H] of clips [B, N], and how many of them each clip fills; A is the most of them.
+
+        Windows in which the clip is over are left out: Whisper's 30 s are mostly silence behind it.
+        """
+        raw_wav, lengths = self._clean_audio(raw_wav, padding_mask)
+        encoded = self._encode(raw_wav, lengths)
+        kernel, stride = (window_frames(self.config[key]) for key in ("second_per_window", "second_stride"))
+        most = 1 + (encoded.speech.shape[1] - kernel) // stride
+        windows = [filled_windows(n, stride, most) for n in lengths.tolist()]
+        embeds = self.connector(encoded.first_frames((max(windows) - 1) * stride + kernel))
+        return embeds, [n * self.config.num_speech_query_token for n in windows]
+
+    def table(self, candidates: Tensor) -> Tensor:
+        """What audio tokens are compared with [C + 1, H]: input embeddings of candidates [C] and, last, the blank."""
+        words = self.llama_model.get_input_embeddings()(to_device(candidates, self.device))
+        return torch.cat([words.float(), self.ctc_blank[None]])
+
+    def log_probs(self, embeds: Tensor, table: Tensor) -> Tensor:
+        """Log-probabilities [B, A, C + 1] of the rows of a table [C + 1, H]; of audio tokens [B, A, H]."""
+        with torch.autocast(self.device.type, enabled=False):  # a softmax over thousands wants float32
+            logits = embeds.float() @ table.t() * (self.ctc_log_scale.exp() / self.embedding_norm)
+            return logits.log_softmax(dim=-1)
+
+    def spelling(self, embeds: Tensor, lengths: Sequence[int], texts: Sequence[str]) -> dict[str, Tensor]:
+        """What validation counts, all [B]: loss per token and the errors of greedy CTC, over the whole vocabulary.
+
+        sample_loss counts where sample_fits; sample_correct: target tokens less the edits that the greedy tokens
+        need, so that its share of sample_total is 1 - token error rate; word_errors of words.
+        """
+        table, rows = self.table(torch.arange(self.vocabulary_size)), []
+        for row, length, text, target in zip(embeds, lengths, texts, tokenize(self.tokenizer, texts), strict=True):
+            log_probs = self.log_probs(row[None, :length], table)  # one at a time: [1, A, V + 1] can be large
+            losses, fits = ctc_losses(log_probs, [length], [torch.tensor(target, dtype=torch.long)])
+            said = greedy_tokens(log_probs[0])
+            words, said_words = text.split(), self.tokenizer.decode(said, skip_special_tokens=True).split()
+            errors = editdistance.eval(said_words, words)
+            correct = len(target) - editdistance.eval(said, target)
+            rows.append((losses.item() / max(len(target), 1), fits[0], correct, len(target), errors, len(words)))
+        names = ("sample_loss", "sample_fits", "sample_correct", "sample_total", "word_errors", "words")
+        return dict(zip(names, torch.tensor(rows, dtype=torch.float64).t(), strict=True))
+
+
+def model_class(run: DictConfig) -> type[SALMONN]:
+    """The kind of model that a `run` section trains."""
+    return Aligner if run.objective == "ctc" else SALMONN
+
+
+def build_model(model: DictConfig, run: DictConfig, device: torch.device) -> SALMONN:
+    """Load the model of a `model` section that a `run` section trains. Raises UserError as `SALMONN.from_config`."""
+    built = model_class(run).from_config(model, device)
+    if isinstance(built, Aligner):
+        built.n_negatives = run.ctc_negatives
+    return built
+
+
+def filled_windows(samples: int, stride: int, most: int) -> int:
+    """Windows that begin within a clip of so many samples, with `stride` encoder frames from one to the next."""
+    frames = math.ceil(samples * WHISPER_FRAMES_PER_SECOND / SAMPLE_RATE)
+    return max(1, min(most, math.ceil(frames / stride)))
+
+
+def draw_candidates(targets: Sequence[Sequence[int]], n_negatives: int, vocabulary_size: int) -> Tensor:
+    """Sorted ids [C] of the targets' tokens and `n_negatives` random ones; all tokens where so many are asked for."""
+    if n_negatives >= vocabulary_size:
+        return torch.arange(vocabulary_size)
+    wanted = torch.tensor([token for ids in targets for token in ids], dtype=torch.long)
+    return torch.cat([wanted, torch.randint(vocabulary_size, (n_negatives,))]).unique()
+
+
+class CTCLosses(NamedTuple):
+    """Of B clips."""
+
+    losses: Tensor  # [B] negative log-likelihoods, 0 where the transcript does not fit
+    fits: list[bool]  # whether the clip has audio tokens enough
+
+
+def ctc_losses(log_probs: Tensor, lengths: Sequence[int], targets: Sequence[Tensor]) -> CTCLosses:
+    """CTC (Graves et al. 2006) of targets, columns of log_probs [B, A, C + 1] whose last is the blank.
+
+    `lengths`: audio tokens of each clip that count. Between two equal tokens a blank has to find room.
+    """
+    n_targets = [len(target) for target in targets]
+    needed = [len(target) + int((target[1:] == target[:-1]).sum()) for target in targets]
+    losses = F.ctc_loss(
+        log_probs.transpose(0, 1),  # [A, B, C + 1]
+        to_device(torch.cat([*targets]), log_probs.device),
+        torch.tensor(lengths),
+        torch.tensor(n_targets),
+        blank=log_probs.shape[-1] - 1,
+        reduction="none",
+        zero_infinity=True,
+    )
+    return CTCLosses(losses, [n <= length for n, length in zip(needed, lengths, strict=True)])
+
+
+def greedy_tokens(log_probs: Tensor) -> list[int]:
+    """The likeliest column of each row [A, C + 1], repetitions merged, then without the blank, the last column."""
+    best = log_probs.argmax(dim=-1).unique_consecutive().tolist()
+    return [column for column in best if column != log_probs.shape[-1] - 1]

@@ -1,0 +1,156 @@
+"""Stage 0 as a run: two ranks, resume bit for bit, its validation, what is left out, and stage 1 after it."""
+
+import json
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from salmonn.common.errors import UserError
+from salmonn.model import checkpoint
+from salmonn.model.alignment import Aligner
+from salmonn.training.validation import report_listening, validate
+from tests.fixtures.commands import json_lines, run_command
+from tests.fixtures.golden import golden_config
+from tests.fixtures.lightweight import samples_of, write_llm
+from tests.fixtures.mini_world import train_options
+
+SHORT = [
+    "run.iters_per_epoch=3", "run.optims.max_epoch=2", "run.batch_size_train=2", "run.batch_size_eval=8",
+    "run.log_freq=1", "run.save_every_steps=1", "run.optims.warmup_steps=0", "run.num_workers=0",
+]  # fmt: skip
+OPTIMISER = ("exp_avg", "exp_avg_sq")
+
+
+def train(world, output, *options, stage=0, ranks=1, more=()):
+    config = ["--cfg-path", f"configs/mini/stage{stage}.yaml", *more, "--options"]
+    cache = [f"run.encoder_cache={output}/cache"] if stage == 0 else []
+    return run_command("train.py", *config, *train_options(world, output), *SHORT, *cache, *options, ranks=ranks)
+
+
+@pytest.fixture(scope="module")
+def whole(mini_world, tmp_path_factory):
+    """A run of two ranks that was never disturbed, and what it said."""
+    output = tmp_path_factory.mktemp("whole")
+    result = train(mini_world, output, ranks=2)
+    assert result.returncode == 0, result.stderr
+    return output, result.stderr
+
+
+def test_a_run_trains_the_connector_alone_validates_with_its_control_and_draws_curves(whole):
+    folder = whole[0] / "stage0"
+    lines = json_lines(folder / "log.jsonl")
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    for line in (line for line in lines if line["kind"] == "valid"):
+        assert line["loss"] > 0
+        assert line["word_error_rate"] > 0
+        assert {"loss_shuffled", "accuracy_shuffled", "word_error_rate_shuffled", "too_long"} <= line.keys()
+        assert line["tasks"].keys() == {"asr"}
+    assert (folder / "training_curves.png").stat().st_size > 10_000
+    parameters = checkpoint.read(folder / "checkpoint_best.pth")["model"]
+    assert not any(name.startswith(("llama_model.", "speech_encoder.", "beats.")) for name in parameters)
+    assert {"ctc_blank", "ctc_log_scale", "speech_query_tokens", "speech_llama_proj.weight"} <= parameters.keys()
+
+
+def test_tasks_without_an_order_are_left_out_and_counted(mini_world, whole):
+    for split in ("train", "valid"):
+        path = mini_world / f"ann/stage1_{split}.json"
+        tasks = [entry["task"] for entry in json.loads(path.read_text())["annotation"]]
+        n, others = tasks.count("asr"), tasks.count("audiocaption")
+        assert others
+        told = f"{n} of {n + others} entries have a task of run.ctc_tasks (asr); left out: audiocaption {others}"
+        assert f"{path}: {told}" in whole[1]
+
+
+def test_a_run_that_goes_on_ends_bit_identical(mini_world, whole, tmp_path):
+    before = tmp_path / "before.pth"
+    stopped = train(mini_world, tmp_path / "one", "run.keep_checkpoints=9", ranks=2)
+    assert stopped.returncode == 0, stopped.stderr
+    kept = [checkpoint.read(path) for path in (tmp_path / "one/stage0").glob("checkpoint_last*.pth")]
+    torch.save(next(content for content in kept if content["progress"]["iteration"] == 2), before)
+    result = train(mini_world, tmp_path / "two", f"run.resume={before}", ranks=2)
+    assert result.returncode == 0, result.stderr
+    assert "epoch 0, iteration 2, 8 samples seen" in result.stderr
+    states = [checkpoint.read(path / "stage0/checkpoint_last.pth") for path in (whole[0], tmp_path / "two")]
+    one, two = (
+        state["model"] | {(i, k): v[k] for i, v in state["optimizer"]["state"].items() for k in OPTIMISER}
+        for state in states
+    )
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_stage_1_goes_on_from_it_with_lora_anew_and_says_so_once(mini_world, whole, tmp_path):
+    path = whole[0] / "stage0/checkpoint_best.pth"
+    result = train(mini_world, tmp_path, f"model.ckpt={path}", "run.optims.max_epoch=1", stage=1)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count(f"{path} is of stage 0: the connector goes on from it, LoRA starts anew") == 1
+    parameters = checkpoint.read(tmp_path / "stage1/checkpoint_best.pth")["model"]
+    assert "ctc_blank" not in parameters
+    assert any("lora_B" in name for name in parameters)
+
+
+def test_a_checkpoint_without_part_of_the_connector_is_refused_before_the_model_is_loaded(mini_world, whole, tmp_path):
+    content = checkpoint.read(whole[0] / "stage0/checkpoint_best.pth")
+    del content["model"]["ln_audio.weight"]
+    torch.save(content, tmp_path / "damaged.pth")
+    result = train(mini_world, tmp_path, f"model.ckpt={tmp_path}/damaged.pth", stage=1)
+    assert result.returncode == 2
+    assert "missing: ln_audio.weight" in result.stderr
+    assert "lora" not in result.stderr
+
+
+def test_a_dry_run_takes_a_step_and_counts_the_entries_that_take_part(mini_world, whole, tmp_path):
+    result = train(mini_world, tmp_path, more=["--dry-run"])
+    assert result.returncode == 0, result.stderr
+    n = int(whole[1].partition("stage1_train.json: ")[2].split()[0])
+    assert f"datasets.train_ann_path: {n} entries" in result.stdout
+    assert "Llama of 3 layers, 128 wide, input embeddings only" in result.stdout
+    assert "a new run, from untrained connector)" in result.stdout
+    assert "one step    of a tiny model of this shape: loss " in result.stdout
+
+
+def test_files_with_nothing_to_align_are_refused_before_the_model_is_loaded(mini_world, tmp_path):
+    result = train(mini_world, tmp_path, "run.ctc_tasks=[phone_recognition]")
+    assert result.returncode == 2
+    assert "has a task of run.ctc_tasks = phone_recognition; it has " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+class Ignored:
+    def add(self, _samples, judged):
+        pass
+
+
+def test_a_validation_in_which_no_transcript_fits_names_the_keys(tmp_path):
+    section = {**OmegaConf.to_container(golden_config("base")), "ckpt": "", **write_llm(tmp_path, "llama3.2")}
+    model = Aligner.from_config(section)
+    samples = {**samples_of(model, [0, 1]), "id": ["a", "b"], "unreadable": [], "text": ["a b c d e f g h i " * 9] * 2}
+    with pytest.raises(UserError, match=r"set model\.second_per_window"):
+        validate(model, [samples], Ignored())
+
+
+def test_the_shuffled_control_parts_from_the_right_audio_once_a_toy_is_learned(tmp_path, caplog):
+    torch.manual_seed(0)
+    windows = {"ckpt": "", "second_per_window": 0.04, "second_stride": 0.04}
+    section = {**OmegaConf.to_container(golden_config("base")), **windows, **write_llm(tmp_path, "llama3.2")}
+    model = Aligner.from_config(section)
+    samples = {**samples_of(model, [0, 1]), "id": ["a", "b"], "unreadable": []}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    untrained = validate(model, [samples], Ignored())
+    model.train()
+    for _ in range(150):
+        optimizer.zero_grad()
+        model(samples)["loss"].backward()
+        optimizer.step()
+    result = validate(model, [samples], Ignored())
+    assert result["loss"] < 0.5 * untrained["loss"]
+    assert result["loss_shuffled"] > 3 * result["loss"]
+    assert result["word_error_rate"] < 0.3 < result["word_error_rate_shuffled"]
+    assert result["accuracy"] > 0.7
+    assert result["too_long"] == 0
+    with caplog.at_level("INFO"):
+        report_listening({**result, "too_long": 1}, 0, past_warmup=True)
+    assert "greedy CTC: word error rate" in caplog.text
+    assert "1 transcripts have more tokens than their clips have audio tokens" in caplog.text
+    assert "NOT LISTENING" not in caplog.text
