@@ -31,6 +31,7 @@ from salmonn.common.cli import run_cli  # noqa: E402
 from salmonn.common.errors import UserError  # noqa: E402
 
 LOOK = 0.2  # s between looks at a part
+TO_END = 30.0  # s that a part and what it has started have for it
 HAS_GPU = "import sys, torch; sys.exit(not torch.cuda.is_available())"
 LEAST = 45.0  # s that a part has in any case while there are as many: the first one loads the libraries from disk
 EVERYTHING = ("omegaconf", "transformers", "peft", "soundfile", "librosa", "msgspec", "filelock", "soxr")
@@ -181,9 +182,20 @@ def finish(
                 rows = known
                 yield {"ended": ended or "begun", "seconds": passed, "rows": rows}
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and what it has started
-        process.wait()
+        end_all(process)
+
+
+def end_all(process: subprocess.Popen) -> None:
+    """End a part and all that it has started: torchrun hears a SIGTERM and ends its ranks, which are in other groups."""
+    with contextlib.suppress(ProcessLookupError):  # once nobody is left
+        os.killpg(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + TO_END
+        while time.monotonic() < deadline:
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(LOOK)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _how_it_ended(process: subprocess.Popen, log: Path, passed: float, seconds: float) -> str:

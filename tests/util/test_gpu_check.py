@@ -93,6 +93,17 @@ def test_a_part_that_takes_too_long_is_stopped_and_keeps_its_whole_rows(tmp_path
     assert [line["what"] for line in result["rows"]] == ["a"]
 
 
+def test_what_a_stopped_part_has_started_is_told_to_end(tmp_path):
+    told = tmp_path / "told"
+    child = f"import signal, sys, time; signal.signal(15, lambda *_: sys.exit(open({str(told)!r}, 'w').close())); "
+    code = (
+        f"import subprocess\nsubprocess.Popen([sys.executable, '-c', {child + 'time.sleep(3600)'!r}])\ntime.sleep(3600)"
+    )
+    part_of(tmp_path, code, seconds=3.0)
+    assert told.exists()
+    assert commands_with(str(told)) == []
+
+
 def test_a_part_whose_packages_are_missing_is_told_and_skipped(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_check, "find_spec", lambda name: None if name == "bitsandbytes" else object())
     assert gpu_check.skipped("fast 8bit", "cuda") == "skipped: bitsandbytes not installed"
