@@ -186,7 +186,7 @@ def finish(
 
 
 def end_all(process: subprocess.Popen) -> None:
-    """End a part and all that it has started: torchrun hears a SIGTERM and ends its ranks, which are in other groups."""
+    """End a part and what it has started: torchrun hears a SIGTERM and ends its ranks, which are in other groups."""
     with contextlib.suppress(ProcessLookupError):  # once nobody is left
         os.killpg(process.pid, signal.SIGTERM)
         deadline = time.monotonic() + TO_END
