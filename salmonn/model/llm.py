@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
@@ -84,19 +84,10 @@ def load_llm(config: DictConfig, device: torch.device) -> PreTrainedModel:
         kwargs = {"device_map": {"": device}}
         if method in _GPTQMODEL:  # its fastest kernels are for answering only
             stored.quantization_config["backend"] = "auto_trainable"
-    with loading("model.llama_path", config.llama_path):
-        llm, info = AutoModelForCausalLM.from_pretrained(
-            config.llama_path,
-            config=stored,
-            dtype=llm_dtype(config, device),
-            token=config.token or None,
-            output_loading_info=True,
-            **kwargs,
-        )
-        require_all_weights(info, config.llama_path)
+    llm = _read_llm(config, stored, device, **kwargs)
     llm.config.use_cache = False  # generation turns the cache on for itself
     llm.generation_config = GenerationConfig()  # decoding follows our settings, not the folder's
-    return llm.requires_grad_(False)
+    return llm
 
 
 def load_embeddings(config: DictConfig, device: torch.device) -> PreTrainedModel:
@@ -108,12 +99,19 @@ def load_embeddings(config: DictConfig, device: torch.device) -> PreTrainedModel
             del stored.quantization_config
         if getattr(stored, "layer_types", None):
             stored.layer_types = []
+    return _read_llm(config, stored, device)
+
+
+def _read_llm(config: DictConfig, stored: PretrainedConfig, device: torch.device, **kwargs: Any) -> PreTrainedModel:
+    """The frozen weights of the files that belong to a configuration; `kwargs`: for the library."""
+    with loading("model.llama_path", config.llama_path):
         llm, info = AutoModelForCausalLM.from_pretrained(
             config.llama_path,
             config=stored,
             dtype=llm_dtype(config, device),
             token=config.token or None,
             output_loading_info=True,
+            **kwargs,
         )
         require_all_weights(info, config.llama_path)
     return llm.requires_grad_(False)
