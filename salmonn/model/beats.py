@@ -47,9 +47,7 @@ class PositionalConv(nn.Module):
 
     def _group_by_group(self, x: Tensor, weight: Tensor) -> Tensor:
         """The same convolution, a whole one for each group: cuDNN has fast kernels for those alone."""
-        groups = zip(
-            *(part.chunk(self.groups, dim) for part, dim in ((x, 1), (weight, 0), (self.bias, 0))), strict=True
-        )
+        groups = zip(x.chunk(self.groups, 1), weight.chunk(self.groups), self.bias.chunk(self.groups), strict=True)
         return torch.cat([F.conv1d(part, w, bias, padding=self.taps // 2) for part, w, bias in groups], dim=1)
 
     def _in_float32(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -106,7 +106,6 @@ def largest_difference(home: Path, one: str, other: str) -> tuple[float, str]:
 
 def _ddp_rows(device: torch.device) -> Iterator[Row]:
     """DDP over one rank, gradients as views of its buckets, accumulated: against the model alone."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
     model = build("mini", device).eval()

@@ -151,7 +151,7 @@ def _scaler_rows(device: torch.device) -> Iterator[Row]:
     run = OmegaConf.structured(RunConfig(amp=True, amp_dtype="fp16", batch_size_train=CLIPS))
     samples, step = make_batch(model, CLIPS), TrainingStep(model, run, device)
     step.scaler = torch.amp.GradScaler(device.type, init_scale=TOO_LARGE)
-    before, skipped = [p.detach().clone() for p in step.trainable], 0
+    before, skipped, unchanged = [p.detach().clone() for p in step.trainable], 0, True
     for _ in range(SKIPPED_AT_MOST):
         with autocast(run, device):
             result = model(samples, verbose=True)
