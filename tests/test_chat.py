@@ -199,9 +199,9 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(options, clips):
 
 def test_a_clip_is_encoded_once_for_several_questions(chat: Chat, clips, monkeypatch, capsys):
     encoded = []
-    encode = chat.engine.model.encode_speech
+    encode = chat.engine.model.encode_clips
     monkeypatch.setattr(
-        chat.engine.model, "encode_speech", lambda wav, *rest: encoded.append(len(wav)) or encode(wav, *rest)
+        chat.engine.model, "encode_clips", lambda wav, *rest: encoded.append(len(wav)) or encode(wav, *rest)
     )
     for line in (f"/audio {clips[0]}", "What is said?", "/task asr", "/scale 2", "/beams 2", "Who speaks?"):
         chat.obey(line)
@@ -279,7 +279,8 @@ def test_windows_of_a_long_clip_are_heard_as_clips_of_their_own(engine: Inferenc
     wav = load_clip(long_clip, 12.0)
     for row, span in enumerate(heard.spans):
         part = wav[int(span.start * 16_000) : int(span.end * 16_000)]
-        torch.testing.assert_close(heard.embeds[row : row + 1], engine.hear([part]).embeds, atol=1e-4, rtol=0)
+        [alone] = engine.hear([part]).embeds
+        torch.testing.assert_close(heard.embeds[row], alone, atol=1e-4, rtol=0)
 
 
 def test_a_short_clip_is_not_stitched(engine: InferenceEngine, clips):

@@ -67,6 +67,9 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], Any], str], ...] = (  # na
 )
 
 
+WHISPER_SECONDS = 30.0  # its window
+
+
 def impossible_values(config: DictConfig) -> list[str]:
     """A line for each value that cannot be; `config` may hold some of the sections only."""
     problems = [
@@ -115,6 +118,14 @@ def _impossible_model(model: DictConfig) -> list[str]:
     for key in ("second_per_window", "second_stride"):
         if round(50 * model[key]) < 1:
             problems.append(f"model.{key} = {model[key]}: shorter than one 20 ms frame of Whisper")
+    if not 1 <= model.max_seconds <= WHISPER_SECONDS:
+        problems.append(
+            f"model.max_seconds = {model.max_seconds}: 1 to {WHISPER_SECONDS:g}, which is what Whisper hears"
+        )
+    if model.only_filled_windows and not model.window_level_Qformer:
+        problems.append(
+            "model.only_filled_windows = True does not go with model.window_level_Qformer = False: there are no windows"
+        )
     if model.low_resource and model.llm_quantization == "nf4":
         problems.append("model.low_resource = True means 8bit, model.llm_quantization says nf4: drop one of them")
     return problems

@@ -15,6 +15,8 @@ class ModelConfig:
     beats_path: str = ""  # published BEATs .pt file; "" trains without BEATs
     ckpt: str = ""  # SALMONN checkpoint to start from
     token: str = ""  # hub access token for gated models
+    max_seconds: float = 30.0  # of a clip that are heard; less makes Whisper's window (and its cost) shorter
+    only_filled_windows: bool = False  # True: no audio tokens for windows in which the clip is over
     freeze_whisper: bool = True
     freeze_beats: bool = True
     use_speech_Qformer: bool = True

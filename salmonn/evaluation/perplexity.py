@@ -134,7 +134,7 @@ def likelihoods(model: SALMONN, config: DictConfig, batch: Samples, heard: Seque
     """How likely each clip's text (its first reference) is, asked with its prompt and hearing the audio alone."""
     bare = config.model.prompt_template.replace("{}", ONLY_AUDIO, 1)
     with autocast(config.run, model.device):
-        embeds, _ = model.encode_speech(batch["raw_wav"], batch["padding_mask"])  # [B, A, H]
+        embeds = model.encode_clips(batch["raw_wav"], batch["padding_mask"])  # each [A, H]
         asked = model.answer_loss(embeds, [request.prompt for request in heard], batch["text"])
         unasked = model.answer_loss(embeds, [bare] * len(heard), batch["text"])
     n_tokens = asked["sample_total"].long().tolist()

@@ -35,7 +35,7 @@ _BEYOND = 0.1  # s, read of a clip past what the model hears, so that it is know
 class EncodedAudio:
     """Embeddings of audio: a row for each of several clips, or for each window of a long one."""
 
-    embeds: Tensor  # [B, A, H], on the CPU
+    embeds: list[Tensor]  # each [A, H], on the CPU
     wav: np.ndarray  # [N] float32 at 16 kHz, of the first row
     cut: list[bool] = field(default_factory=list)  # per clip: it goes on after what was heard
     spans: list[Span] = field(default_factory=list)  # of the windows of a long clip
@@ -122,12 +122,12 @@ class InferenceEngine:
         return load_clip(path, self.model.max_seconds + _BEYOND, self.config.datasets.channel)
 
     @torch.no_grad()
-    def _encode(self, wavs: Sequence[np.ndarray]) -> Tensor:
-        """[N] each -> [B, A, H] on the CPU, as it may be kept for long; a row is that of the wav alone."""
+    def _encode(self, wavs: Sequence[np.ndarray]) -> list[Tensor]:
+        """[N] each -> [A, H] each, on the CPU, as it may be kept for long; the same as of the wav alone."""
         raw_wav, padding_mask = pad_wavs(wavs)
         try:
             with autocast(self.config.run, self.model.device):
-                return self.model.encode_speech(raw_wav, padding_mask)[0].cpu()
+                return [clip.cpu() for clip in self.model.encode_clips(raw_wav, padding_mask)]
         except torch.OutOfMemoryError as error:
             raise UserError("out of GPU memory while hearing: try fewer clips at a time") from error
 
@@ -186,7 +186,7 @@ class InferenceEngine:
         settings = self.config.generate if settings is None else settings
         step = self.config.run.batch_size_eval if heard.spans else len(heard.embeds)
         details: list[dict[str, Any]] = []
-        for embeds in heard.embeds.split(step):
+        for embeds in _batches(heard.embeds, step):
             try:
                 with autocast(self.config.run, self.model.device):
                     chosen = [question.prompt] * len(embeds)
@@ -198,7 +198,7 @@ class InferenceEngine:
 
 def join_encoded(parts: Sequence[EncodedAudio]) -> EncodedAudio:
     """A long clip of which some windows at a time were heard."""
-    embeds = torch.cat([part.embeds for part in parts])
+    embeds = [clip for part in parts for clip in part.embeds]
     return EncodedAudio(embeds, parts[0].wav, spans=[span for part in parts for span in part.spans])
 
 

@@ -16,15 +16,14 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from salmonn.audio.decode import SAMPLE_RATE
 from salmonn.common.device import to_device
 from salmonn.common.samples import Samples
 from salmonn.config.schema import RunConfig
 from salmonn.model.llm import load_embeddings
 from salmonn.model.llm_input import tokenize
-from salmonn.model.qformer import WHISPER_FRAMES_PER_SECOND, window_frames
 from salmonn.model.salmonn import SALMONN
 
 INITIAL_SCALE = 4.0  # of the logits
@@ -38,8 +37,9 @@ class Aligner(SALMONN):
 
     def __init__(self, config: DictConfig, *parts: Any, **named_parts: Any) -> None:
         """As SALMONN; of the LLM only the input embeddings are used."""
-        without_llm = {"lora": False, "lora_scaling": None, "gradient_checkpointing": False}
-        super().__init__(OmegaConf.merge(config, without_llm), *parts, **named_parts)
+        # Whisper's 30 s are mostly silence behind the clip, which has nothing to spell
+        settings = {"lora": False, "lora_scaling": None, "gradient_checkpointing": False, "only_filled_windows": True}
+        super().__init__(OmegaConf.merge(config, settings), *parts, **named_parts)
         self.n_negatives = RunConfig.ctc_negatives
         embeddings = self.llama_model.get_input_embeddings()
         n_rows, width = embeddings.weight.shape
@@ -61,10 +61,11 @@ class Aligner(SALMONN):
         tokens) and cut (transcripts that do not fit, and teach nothing).
         """
         targets = tokenize(self.tokenizer, samples["text"])
-        embeds, lengths = self.encode_filled(samples["raw_wav"], samples.get("padding_mask"))
+        clips = self.encode_clips(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
         candidates = draw_candidates(targets, self.n_negatives, self.vocabulary_size)  # [C], sorted
         columns = [torch.searchsorted(candidates, torch.tensor(ids, dtype=torch.long)) for ids in targets]
-        losses, fits = ctc_losses(self.log_probs(embeds, self.table(candidates)), lengths, columns)
+        log_probs = self.log_probs(pad_sequence(clips, batch_first=True), self.table(candidates))  # [B, A, C + 1]
+        losses, fits = ctc_losses(log_probs, [len(clip) for clip in clips], columns)
         total = sum(len(ids) for ids, fit in zip(targets, fits, strict=True) if fit)
         total = max(total, 1)  # a batch in which nothing fits has no loss, and must not be divided by
         result = {
@@ -79,19 +80,6 @@ class Aligner(SALMONN):
         """Input embeddings of the LLM; its tokenizer may know fewer."""
         return self.llama_model.get_input_embeddings().weight.shape[0]
 
-    def encode_filled(self, raw_wav: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, list[int]]:
-        """Audio tokens [B, A, H] of clips [B, N], and how many of them each clip fills; A is the most of them.
-
-        Windows in which the clip is over are left out: Whisper's 30 s are mostly silence behind it.
-        """
-        raw_wav, lengths = self._clean_audio(raw_wav, padding_mask)
-        encoded = self._encode(raw_wav, lengths)
-        kernel, stride = (window_frames(self.config[key]) for key in ("second_per_window", "second_stride"))
-        most = 1 + (encoded.speech.shape[1] - kernel) // stride
-        windows = [filled_windows(n, stride, most) for n in lengths.tolist()]
-        embeds = self.connector(encoded.first_frames((max(windows) - 1) * stride + kernel))
-        return embeds, [n * self.config.num_speech_query_token for n in windows]
-
     def table(self, candidates: Tensor) -> Tensor:
         """What audio tokens are compared with [C + 1, H]: input embeddings of candidates [C] and, last, the blank."""
         words = self.llama_model.get_input_embeddings()(to_device(candidates, self.device))
@@ -103,16 +91,16 @@ class Aligner(SALMONN):
             logits = embeds.float() @ table.t() * (self.ctc_log_scale.exp() / self.embedding_norm)
             return logits.log_softmax(dim=-1)
 
-    def spelling(self, embeds: Tensor, lengths: Sequence[int], texts: Sequence[str]) -> dict[str, Tensor]:
-        """What validation counts, all [B]: loss per token and the errors of greedy CTC, over the whole vocabulary.
+    def spelling(self, clips: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
+        """What validation counts of B clips' audio tokens [A, H]: loss per token and the errors of greedy CTC.
 
-        sample_loss counts where sample_fits; sample_correct: target tokens less the edits that the greedy tokens
+        Over the whole vocabulary, all [B]: sample_loss counts where sample_fits; sample_correct: target tokens less the edits that the greedy tokens
         need, so that its share of sample_total is 1 - token error rate; word_errors of words.
         """
         table, rows = self.table(torch.arange(self.vocabulary_size)), []
-        for row, length, text, target in zip(embeds, lengths, texts, tokenize(self.tokenizer, texts), strict=True):
-            log_probs = self.log_probs(row[None, :length], table)  # one at a time: [1, A, V + 1] can be large
-            losses, fits = ctc_losses(log_probs, [length], [torch.tensor(target, dtype=torch.long)])
+        for clip, text, target in zip(clips, texts, tokenize(self.tokenizer, texts), strict=True):
+            log_probs = self.log_probs(clip[None], table)  # one at a time: [1, A, V + 1] can be large
+            losses, fits = ctc_losses(log_probs, [len(clip)], [torch.tensor(target, dtype=torch.long)])
             said = greedy_tokens(log_probs[0])
             words, said_words = text.split(), self.tokenizer.decode(said, skip_special_tokens=True).split()
             errors = editdistance.eval(said_words, words)
@@ -133,12 +121,6 @@ def build_model(model: DictConfig, run: DictConfig, device: torch.device) -> SAL
     if isinstance(built, Aligner):
         built.n_negatives = run.ctc_negatives
     return built
-
-
-def filled_windows(samples: int, stride: int, most: int) -> int:
-    """Windows that begin within a clip of so many samples, with `stride` encoder frames from one to the next."""
-    frames = math.ceil(samples * WHISPER_FRAMES_PER_SECOND / SAMPLE_RATE)
-    return max(1, min(most, math.ceil(frames / stride)))
 
 
 def draw_candidates(targets: Sequence[Sequence[int]], n_negatives: int, vocabulary_size: int) -> Tensor:

@@ -45,7 +45,7 @@ def answer_attention(model: SALMONN, embeds: Tensor, prompt: str, token_ids: Seq
     embeds [1, A, H] of `encode_speech`, a complete templated prompt, T token ids of the answer ->
     [layers, heads, T, A]; what is left of 1 goes to the text. All of the prompt and answer is read at once.
     """
-    llm_inputs = build_llm_inputs(model.tokenizer, embeds.shape[1], [prompt], [list(token_ids)])
+    llm_inputs = build_llm_inputs(model.tokenizer, [embeds.shape[1]], [prompt], [list(token_ids)])
     inputs = model._embed(llm_inputs, embeds)
     llm = model._causal_lm()
     with eager_attention(llm):

@@ -36,7 +36,7 @@ class EncoderOutputs(NamedTuple):
     @classmethod
     def of_rows(cls, rows: Sequence[Row], device: torch.device) -> "EncoderOutputs":
         """The batch of clips that came alone, each from any device; zero where padded."""
-        speech = torch.stack([row["speech"].to(device) for row in rows])
+        speech = pad_sequence([row["speech"].to(device) for row in rows], batch_first=True)
         if "audio" not in rows[0]:
             return cls(speech)
         audio = pad_sequence([row["audio"].to(device) for row in rows], batch_first=True)

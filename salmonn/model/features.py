@@ -4,6 +4,7 @@ The published code computes both per sample on the CPU; here a batch goes throug
 row equals what the row gives alone, because padding never enters a frame that is used.
 """
 
+import math
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -31,12 +32,13 @@ class LogMel(nn.Module):
     mel_filters: Tensor  # [n_fft // 2 + 1, n_mels]
     window: Tensor  # [n_fft]
 
-    def __init__(self, feature_extractor: "WhisperFeatureExtractor") -> None:
+    def __init__(self, feature_extractor: "WhisperFeatureExtractor", max_seconds: float = math.inf) -> None:
+        """`max_seconds`: hear no more of a clip than this; what the extractor hears is the most."""
         super().__init__()
         self.n_fft: int = feature_extractor.n_fft
         self.hop: int = feature_extractor.hop_length
-        self.n_samples: int = feature_extractor.n_samples
         self.sampling_rate: int = feature_extractor.sampling_rate
+        self.n_samples = int(min(feature_extractor.n_samples, max_seconds * self.sampling_rate))
         filters = torch.as_tensor(feature_extractor.mel_filters, dtype=torch.float32)
         self.register_buffer("mel_filters", filters, persistent=False)
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)

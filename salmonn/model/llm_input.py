@@ -31,12 +31,12 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
 
 def build_llm_inputs(
     tokenizer: PreTrainedTokenizerBase,
-    n_audio: int,
+    n_audio: Sequence[int],
     chosen: Sequence[str] | None,
     targets: Sequence[list[int]],
     left_padded: bool = False,
 ) -> LLMInputs:
-    """Lay out one row per target around `n_audio` audio tokens; without prompts the audio stands alone.
+    """Lay out one row per target around its `n_audio` audio tokens; without prompts the audio stands alone.
 
     Padding on the left is for generation, on the right for training. Raises UserError for prompts
     that do not hold the audio's marker once, or that are not one per row.
@@ -49,16 +49,17 @@ def build_llm_inputs(
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     before = [bos + ids for ids in tokenize(tokenizer, [half[0] for half in halves])]
     after = tokenize(tokenizer, [half[1] for half in halves])
-    lengths = [len(b) + n_audio + len(a) + len(t) for b, a, t in zip(before, after, targets, strict=True)]
+    parts = [*zip(before, n_audio, after, targets, strict=True)]
+    lengths = [len(b) + n + len(a) + len(t) for b, n, a, t in parts]
     width = max(lengths)
 
     token_ids = torch.zeros(len(targets), width, dtype=torch.long)
     is_audio, is_target, is_used = (torch.zeros(len(targets), width, dtype=torch.bool) for _ in range(3))
-    for i, (b, a, t, length) in enumerate(zip(before, after, targets, lengths, strict=True)):
+    for i, ((b, n, a, t), length) in enumerate(zip(parts, lengths, strict=True)):
         start = width - length if left_padded else 0
         end, audio = start + length, start + len(b)
-        token_ids[i, start:end] = torch.tensor(b + [0] * n_audio + a + t)
-        is_audio[i, audio : audio + n_audio] = True
+        token_ids[i, start:end] = torch.tensor(b + [0] * n + a + t)
+        is_audio[i, audio : audio + n] = True
         is_target[i, end - len(t) : end] = True
         is_used[i, start:end] = True
     return LLMInputs(token_ids, is_audio, is_target, is_used)

@@ -16,6 +16,7 @@ from salmonn.model.beats import load_beats
 from salmonn.model.features import LogMel
 from salmonn.model.llm import load_tokenizer, loading, require_loadable
 from salmonn.model.salmonn import SALMONN
+from salmonn.model.whisper import shorten
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -26,7 +27,7 @@ def build_meta_model(model: DictConfig, kind: type[SALMONN] = SALMONN) -> SALMON
     Raises UserError that names everything that keeps the real one from being loaded.
     """
     loaders = {
-        "log_mel": lambda: LogMel(_from_folder(WhisperFeatureExtractor, "whisper_path", model)),
+        "log_mel": lambda: LogMel(_from_folder(WhisperFeatureExtractor, "whisper_path", model), model.max_seconds),
         "speech_encoder": lambda: _whisper_encoder(model),
         "beats": lambda: load_beats(model.beats_path, device="meta") if model.beats_path else None,
         "llm": lambda: meta_llm(model),
@@ -55,7 +56,7 @@ def meta_llm(model: DictConfig) -> nn.Module:
 
 def heard_seconds(model: DictConfig) -> float:
     """Length of audio that the Whisper of a `model` section hears: `SALMONN.max_seconds` before there is a model."""
-    return LogMel(_from_folder(WhisperFeatureExtractor, "whisper_path", model)).max_seconds
+    return LogMel(_from_folder(WhisperFeatureExtractor, "whisper_path", model), model.max_seconds).max_seconds
 
 
 def require_checkpoint_fits(meta_model: SALMONN, path: str | Path, partial: bool = False) -> None:
@@ -67,7 +68,7 @@ def _whisper_encoder(model: DictConfig) -> WhisperEncoder:
     config = _from_folder(WhisperConfig, "whisper_path", model)
     _require_weight_files("whisper_path", model)
     with torch.device("meta"):
-        return WhisperEncoder(config)
+        return shorten(WhisperEncoder(config), model.max_seconds)
 
 
 def _from_folder(kind: type[Any], key: str, model: DictConfig) -> Any:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from salmonn.audio.decode import SAMPLE_RATE
 from salmonn.common.errors import UserError
 from salmonn.model.encoders import EncoderOutputs
 
@@ -66,12 +67,26 @@ class Connector(nn.Module):
         both = (F.pad(x, (0, 0, 0, frames - x.shape[1])) for x in (speech, audio.to(speech.dtype)))
         return torch.cat([*both], dim=-1)
 
+    @property
+    def window(self) -> tuple[int, int]:
+        """Frames of a window, and from one to the next."""
+        return window_frames(self.config.second_per_window), window_frames(self.config.second_stride)
+
+    def filled(self, encoded: EncoderOutputs, lengths: Tensor) -> list[Tensor]:
+        """Audio tokens [A, H] of each clip, of those windows alone that begin within its length [B] in samples."""
+        kernel, stride = self.window
+        most = 1 + (encoded.speech.shape[1] - kernel) // stride
+        n_windows = [filled_windows(n, stride, most) for n in lengths.tolist()]
+        features = self.fuse(encoded.first_frames((max(n_windows) - 1) * stride + kernel))
+        windows = [split_windows(clip[None], kernel, stride)[:n] for clip, n in zip(features, n_windows, strict=True)]
+        embeds = self.speech_llama_proj(self.speech_Qformer(self.speech_query_tokens, torch.cat(windows)))  # [W, Q, H]
+        return [clip.flatten(0, 1) for clip in embeds.split(n_windows)]
+
     def embed(self, features: Tensor) -> Tensor:
         """[B, T, C] -> [B, A, H], window-major."""
         windows = features
         if self.config.window_level_Qformer:
-            kernel, stride = (window_frames(self.config[k]) for k in ("second_per_window", "second_stride"))
-            windows = split_windows(features, kernel, stride)
+            windows = split_windows(features, *self.window)
         hidden = self.speech_Qformer(self.speech_query_tokens, windows)  # [W, Q, D]
         embeds = self.speech_llama_proj(hidden)
         return embeds.reshape(features.shape[0], -1, embeds.shape[-1])
@@ -85,6 +100,16 @@ def require_window_fits(config: DictConfig, frames: int) -> None:
             f"model.second_per_window = {config.second_per_window}: {kernel} frames, but this Whisper hears "
             f"{frames} ({frames / WHISPER_FRAMES_PER_SECOND:g} s)"
         )
+
+
+def filled_windows(samples: int, stride: int, most: int) -> int:
+    """Windows that begin within a clip of so many samples, with `stride` encoder frames from one to the next."""
+    return max(1, min(most, math.ceil(clip_frames(samples) / stride)))
+
+
+def clip_frames(samples: int) -> int:
+    """Encoder frames that a clip of so many samples reaches into."""
+    return math.ceil(samples * WHISPER_FRAMES_PER_SECOND / SAMPLE_RATE)
 
 
 def window_frames(seconds: float) -> int:

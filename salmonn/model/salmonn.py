@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from salmonn.audio.decode import MIN_SECONDS, SAMPLE_RATE
@@ -180,11 +181,23 @@ class SALMONN(nn.Module):
 
         raw_wav [B, N] 16 kHz (clips under 1 s count as zero-padded to 1 s, over `max_seconds` are
         cut), padding_mask [B, N] True = padding, spectrogram [B, n_mels, frames] if already computed.
-        Returns embeddings [B, A, H] and their mask [B, A] of ones; A = 88 for the published 30 s.
+        Returns embeddings [B, A, H] and their mask [B, A] of ones; A = 88 for the published 30 s. With
+        `model.only_filled_windows` A is that of the longest clip, and the mask 0 behind the others'.
         """
+        clips = self.encode_clips(raw_wav, padding_mask, spectrogram)
+        ones = [torch.ones(len(clip), dtype=torch.long, device=clip.device) for clip in clips]
+        return pad_sequence(clips, batch_first=True), pad_sequence(ones, batch_first=True)
+
+    def encode_clips(
+        self, raw_wav: Tensor, padding_mask: Tensor | None = None, spectrogram: Tensor | None = None
+    ) -> list[Tensor]:
+        """Audio tokens [A, H] of each clip, arguments as `encode_speech`; how many follows the clip's own length
+        with `model.only_filled_windows`."""
         raw_wav, lengths = self._clean_audio(raw_wav, padding_mask)
-        embeds = self.connector(self._encode(raw_wav, lengths, spectrogram))
-        return embeds, torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        encoded = self._encode(raw_wav, lengths, spectrogram)
+        if self.config.only_filled_windows:
+            return self.connector.filled(encoded, lengths)
+        return [*self.connector(encoded)]
 
     def _clean_audio(self, raw_wav: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Zeroes in the padding, at least 1 s, at most what Whisper hears; with the lengths [B] in samples."""
@@ -193,12 +206,11 @@ class SALMONN(nn.Module):
         raw_wav = to_device(raw_wav, self.device)
         if padding_mask is None:
             padding_mask = torch.zeros_like(raw_wav, dtype=torch.bool)
-        padding_mask = to_device(padding_mask, self.device)
-        raw_wav = raw_wav.masked_fill(padding_mask, 0.0)[:, : self.log_mel.n_samples]
         shortest = int(MIN_SECONDS * SAMPLE_RATE)
-        raw_wav = F.pad(raw_wav, (0, max(0, shortest - raw_wav.shape[1])))
+        # counted where the mask comes from: of one on the host, the device need not be waited for
         lengths = (~padding_mask).sum(dim=1).clamp(min=shortest, max=self.log_mel.n_samples)
-        return raw_wav, lengths
+        raw_wav = raw_wav.masked_fill(to_device(padding_mask, self.device), 0.0)[:, : self.log_mel.n_samples]
+        return F.pad(raw_wav, (0, max(0, shortest - raw_wav.shape[1]))), lengths
 
     def _encode(self, raw_wav: Tensor, lengths: Tensor, spectrogram: Tensor | None = None) -> EncoderOutputs:
         """What the encoders say of clean clips [B, N], from the cache where there is one."""
@@ -221,7 +233,7 @@ class SALMONN(nn.Module):
             own_precision(self.beats),
         ):
             fbank = kaldi_fbank(raw_wav).to(self.beats.dtype)  # [B, T, 128]
-            return EncoderOutputs(speech, *self.beats(fbank, fbank_lengths(lengths)))
+            return EncoderOutputs(speech, *self.beats(fbank, fbank_lengths(to_device(lengths, self.device))))
 
     # ---- embeddings -> loss
 
@@ -232,7 +244,7 @@ class SALMONN(nn.Module):
         and `prompts`, complete templated strings that replace the random choice.
         With `verbose` also what `answer_loss` counts.
         """
-        embeds, _ = self.encode_speech(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
+        embeds = self.encode_clips(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
         chosen = samples.get("prompts") or self.choose_prompts(samples)
         result = self.answer_loss(embeds, chosen, samples["text"])
         return result if verbose else {"loss": result["loss"]}
@@ -244,8 +256,10 @@ class SALMONN(nn.Module):
         questions = samples.get("Q") or [""] * len(samples["task"])
         return prompts.choose_prompts(self.train_prompts, samples["task"], questions, rng, self.config.multi_prompt)
 
-    def answer_loss(self, embeds: Tensor, chosen: Sequence[str] | None, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Cross-entropy of the target tokens behind prompt and audio [B, A, H].
+    def answer_loss(
+        self, embeds: Tensor | Sequence[Tensor], chosen: Sequence[str] | None, texts: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Cross-entropy of the target tokens behind prompt and audio: [B, A, H], or each clip's [A, H].
 
         Returns scalars loss (mean over target tokens), correct and total (tokens), cut (targets
         that lost their end to max_txt_len), and per sample sample_loss,
@@ -254,7 +268,7 @@ class SALMONN(nn.Module):
         targets = tokenize(self.tokenizer, [text + self.config.end_sym for text in texts])
         cut = sum(len(ids) > self.config.max_txt_len for ids in targets)
         targets = [ids[: self.config.max_txt_len] for ids in targets]
-        llm_inputs = build_llm_inputs(self.tokenizer, embeds.shape[1], chosen, targets)
+        llm_inputs = build_llm_inputs(self.tokenizer, [len(clip) for clip in embeds], chosen, targets)
         target_ids = to_device(llm_inputs.token_ids[llm_inputs.is_target], self.device)
         row, column = self._places(llm_inputs.is_target)
         # Padding stands behind every token that counts, so causal attention needs no mask for it.
@@ -277,15 +291,15 @@ class SALMONN(nn.Module):
             "sample_total": sample_total,
         }
 
-    def _embed(self, llm_inputs: LLMInputs, embeds: Tensor) -> Tensor:
-        """Input embeddings [B, L, H] with the audio's [B, A, H] in their places.
+    def _embed(self, llm_inputs: LLMInputs, embeds: Tensor | Sequence[Tensor]) -> Tensor:
+        """Input embeddings [B, L, H] with the audio's, [A, H] of each clip, in their places.
 
         Where a family scales its embeddings (Gemma: by sqrt(H)), its embedding module has done so for the
         text; the audio is not scaled: its projection learns the size that the first layer wants.
         """
         inputs = self.llama_model.get_input_embeddings()(to_device(llm_inputs.token_ids, self.device))
-        audio = to_device(embeds, self.device).to(inputs.dtype)
-        return inputs.index_put(self._places(llm_inputs.is_audio), audio.flatten(0, 1))
+        audio = to_device(torch.cat([*embeds]), self.device).to(inputs.dtype)
+        return inputs.index_put(self._places(llm_inputs.is_audio), audio)
 
     def _places(self, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and columns [N] of a mask [B, L], counted on the host: the device would have to be waited for."""
@@ -314,24 +328,25 @@ class SALMONN(nn.Module):
         `library` goes to transformers' generate as it is, e.g. stopping_criteria or, for one beam, a streamer.
         """
         chosen = prompts or samples.get("prompts") or self._test_prompts(samples)
-        embeds, _ = self.encode_speech(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
+        embeds = self.encode_clips(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
         details = self.answer_embeds(embeds, chosen, settings, **library)
         return details if return_details else [detail["text"] for detail in details]
 
     @torch.no_grad()
     def answer_embeds(
         self,
-        embeds: Tensor,
+        embeds: Tensor | Sequence[Tensor],
         chosen: Sequence[str],
         settings: Mapping[str, Any] | DictConfig | None = None,
         **library: Any,
     ) -> list[dict[str, Any]]:
-        """Answer the prompts about audio that `encode_speech` has encoded, [B, A, H]: `generate`'s second half.
+        """Answer the prompts about encoded audio, [B, A, H] or each clip's [A, H]: `generate`'s second half.
 
         `chosen`: one complete templated string per row; the rest and the details returned as for `generate`.
         """
         search = generate_config(settings)
-        llm_inputs = build_llm_inputs(self.tokenizer, embeds.shape[1], chosen, [[]] * len(embeds), left_padded=True)
+        n_audio = [len(clip) for clip in embeds]
+        llm_inputs = build_llm_inputs(self.tokenizer, n_audio, chosen, [[]] * len(embeds), left_padded=True)
         inputs, is_used = self._embed(llm_inputs, embeds), llm_inputs.is_used.to(self.device)
         set_adapter_precision(self.llama_model)
         if search.num_beams > 1:

@@ -2,10 +2,11 @@
 
 import torch
 from omegaconf import DictConfig
-from transformers import PreTrainedModel, WhisperFeatureExtractor, WhisperModel
+from transformers import PreTrainedModel, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from salmonn.model.features import LogMel
 from salmonn.model.llm import loading, require_all_weights
+from salmonn.model.qformer import WHISPER_FRAMES_PER_SECOND
 
 
 def load_whisper(config: DictConfig) -> tuple[LogMel, PreTrainedModel]:
@@ -14,4 +15,24 @@ def load_whisper(config: DictConfig) -> tuple[LogMel, PreTrainedModel]:
     with loading("model.whisper_path", path):
         whisper, info = WhisperModel.from_pretrained(path, token=token, dtype=torch.float32, output_loading_info=True)
         require_all_weights(info, path, unused="decoder.")
-        return LogMel(WhisperFeatureExtractor.from_pretrained(path, token=token)), whisper.get_encoder()
+        log_mel = LogMel(WhisperFeatureExtractor.from_pretrained(path, token=token), config.max_seconds)
+        return log_mel, shorten(whisper.get_encoder(), config.max_seconds)
+
+
+def shorten(encoder: PreTrainedModel, max_seconds: float) -> PreTrainedModel:
+    """Let the encoder hear windows of `max_seconds`, where its own 30 s are more: with the first of its positions.
+
+    They are sinusoids of the time since the clip began, so what they mean stays the same.
+    """
+    frames = encoder_frames(encoder.config, max_seconds)
+    if frames < encoder.config.max_source_positions:
+        encoder.config.max_source_positions = encoder.max_source_positions = frames
+        positions = encoder.embed_positions
+        positions.weight = torch.nn.Parameter(positions.weight[:frames].clone(), positions.weight.requires_grad)
+        positions.num_embeddings = frames
+    return encoder
+
+
+def encoder_frames(config: WhisperConfig, max_seconds: float) -> int:
+    """Frames that the encoder gives for what is heard of a clip."""
+    return min(config.max_source_positions, int(max_seconds * WHISPER_FRAMES_PER_SECOND))

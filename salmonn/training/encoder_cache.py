@@ -31,6 +31,7 @@ from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
 from salmonn.common.files import GB, replacing
 from salmonn.model.encoders import EncoderOutputs, Row, RunEncoders
+from salmonn.model.qformer import clip_frames
 from salmonn.model.salmonn import SALMONN
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,9 @@ def open_cache(config: DictConfig, model: SALMONN, n_samples: int) -> "EncoderCa
     if not config.run.encoder_cache:
         return None
     folder, bound = Path(config.run.encoder_cache), config.run.encoder_cache_gb * GB
-    cache = EncoderCache(folder, fingerprint(model), bound, distributed.world_size())
+    # windows that no audio token is made of need not be kept
+    frames_beyond = model.connector.window[0] if model.config.only_filled_windows else None
+    cache = EncoderCache(folder, fingerprint(model), bound, distributed.world_size(), frames_beyond)
     try:
         cache.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -79,9 +82,15 @@ class EncoderCache:
     What cannot be read is encoded again, what cannot be written is done without; either is told once.
     """
 
-    def __init__(self, folder: Path, encoders: str, max_bytes: float, writers: int = 1) -> None:
-        """`encoders`: their fingerprint. `writers`: processes that add to it at the same rate as this one."""
+    def __init__(
+        self, folder: Path, encoders: str, max_bytes: float, writers: int = 1, frames_beyond: int | None = None
+    ) -> None:
+        """`encoders`: their fingerprint. `writers`: processes that add to it at the same rate as this one.
+
+        `frames_beyond`: frames of Whisper that are kept behind a clip's end; None keeps them all.
+        """
         self.root, self.folder = folder, folder / encoders
+        self.frames_beyond = frames_beyond
         self.max_bytes, self.writers = max_bytes, writers
         self.is_writing = True
         self._heard = self._encoded = 0  # clips since the last report
@@ -91,6 +100,8 @@ class EncoderCache:
     def encode(self, raw_wav: Tensor, lengths: Tensor, run_encoders: RunEncoders) -> EncoderOutputs:
         """What `run_encoders` says of clips [B, N], zero behind their lengths [B]; it hears those that are new."""
         folder = self.folder / _precision(raw_wav.device.type)
+        if self.frames_beyond is not None:
+            folder = folder.with_name(f"{folder.name}-clip+{self.frames_beyond}")
         wavs = [wav[:n].numpy() for wav, n in zip(raw_wav.cpu(), lengths.tolist(), strict=True)]
         with ThreadPoolExecutor(THREADS) as pool:
             paths = [folder / f"{name}.safetensors" for name in pool.map(_name, wavs)]
@@ -101,12 +112,20 @@ class EncoderCache:
                 picked = list(new.values())
                 longest = max(len(wavs[i]) for i in picked)
                 encoded = run_encoders(raw_wav[picked, :longest], lengths[picked])
-                rows |= zip(new, encoded.rows(), strict=True)
+                rows |= zip(new, self._kept(encoded, lengths[picked]), strict=True)
                 fitting = [path for path in new if self._has_room(_size(rows[path]))]
                 list(pool.map(lambda path: self._write(path, rows[path]), fitting))
         self._heard += len(paths)
         self._encoded += len(new)
         return EncoderOutputs.of_rows([rows[path] for path in paths], raw_wav.device)
+
+    def _kept(self, encoded: EncoderOutputs, lengths: Tensor) -> list[Row]:
+        """Each clip's row, of Whisper's window what is to be kept."""
+        rows = encoded.rows()
+        if self.frames_beyond is None:
+            return rows
+        frames = [clip_frames(n) + self.frames_beyond for n in lengths.tolist()]
+        return [{**row, "speech": row["speech"][:n]} for row, n in zip(rows, frames, strict=True)]
 
     def report(self) -> None:
         """Tell what was found since the last report, over all ranks, each of which must ask."""

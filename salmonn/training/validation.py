@@ -66,21 +66,21 @@ Score = Callable[[Sequence[int], Sequence[int]], dict[str, torch.Tensor]]  # tex
 
 
 def _answer_scores(model: SALMONN, samples: Samples) -> Score:
-    embeds, _ = model.encode_speech(samples["raw_wav"], samples["padding_mask"])  # [B, A, H]
+    clips = model.encode_clips(samples["raw_wav"], samples["padding_mask"])  # each [A, H]
     chosen, texts = fixed_prompts(model, samples), samples["text"]
 
     def score(rows: Sequence[int], heard: Sequence[int]) -> dict[str, torch.Tensor]:
         prompts_of_rows = None if chosen is None else [chosen[i] for i in rows]
-        return model.answer_loss(embeds[list(heard)], prompts_of_rows, [texts[i] for i in rows])
+        return model.answer_loss([clips[i] for i in heard], prompts_of_rows, [texts[i] for i in rows])
 
     return score
 
 
 def _spelling_scores(model: Aligner, samples: Samples) -> Score:
-    embeds, lengths = model.encode_filled(samples["raw_wav"], samples["padding_mask"])  # [B, A, H]
+    clips = model.encode_clips(samples["raw_wav"], samples["padding_mask"])  # each [A, H]
 
     def score(rows: Sequence[int], heard: Sequence[int]) -> dict[str, torch.Tensor]:
-        return model.spelling(embeds[list(heard)], [lengths[i] for i in heard], [samples["text"][i] for i in rows])
+        return model.spelling([clips[i] for i in heard], [samples["text"][i] for i in rows])
 
     return score
 

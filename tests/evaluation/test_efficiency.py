@@ -55,7 +55,7 @@ def test_time_is_booked_where_it_is_spent(golden, monkeypatch):
         return slow
 
     with monkeypatch.context() as patch:
-        patch.setattr(model, "encode_speech", slowed(model.encode_speech))
+        patch.setattr(model, "encode_clips", slowed(model.encode_clips))
         result = efficiency.measure(model, settings, seconds=2.0, runs=3, warmup=1, new_tokens=4)
     assert result["ttft_s"]["min"] == result["ttft_s"]["max"] == delay
     assert result["tpot_s"]["max"] == 0

@@ -19,13 +19,13 @@ from salmonn.model.alignment import (
     build_model,
     ctc_losses,
     draw_candidates,
-    filled_windows,
     greedy_tokens,
     model_class,
 )
 from salmonn.model.llm import load_embeddings
 from salmonn.model.llm_input import tokenize
 from salmonn.model.meta_model import build_meta_model
+from salmonn.model.qformer import filled_windows
 from tests.fixtures.checkpoints import save_checkpoint
 from tests.fixtures.golden import golden_config
 from tests.fixtures.lightweight import FAMILIES, samples_of, write_llm
@@ -64,7 +64,7 @@ def test_the_loss_is_pytorchs_ctc_loss_on_the_full_vocabulary(build, name):
     samples = samples_of(model, [0, 1])
     with torch.no_grad():
         result = model(samples, verbose=True)
-        embeds, lengths = model.encode_filled(samples["raw_wav"], samples["padding_mask"])
+        embeds, filled = model.encode_speech(samples["raw_wav"], samples["padding_mask"])
         words = model.llama_model.get_input_embeddings()
         table = torch.cat([words(torch.arange(words.weight.shape[0])), model.ctc_blank[None]])
         log_probs = ((embeds @ table.t()) * model.ctc_log_scale.exp() / model.embedding_norm).log_softmax(-1)
@@ -72,7 +72,7 @@ def test_the_loss_is_pytorchs_ctc_loss_on_the_full_vocabulary(build, name):
     expected = F.ctc_loss(
         log_probs.transpose(0, 1),
         torch.tensor([token for of_text in ids for token in of_text]),
-        torch.tensor(lengths),
+        filled.sum(dim=1),
         torch.tensor([len(i) for i in ids]),
         blank=len(table) - 1,
         reduction="sum",
@@ -138,12 +138,16 @@ def test_windows_in_which_the_clip_is_over_are_not_used(build):
     model = build("llama3.2")
     samples = samples_of(model, [0, 1])  # of 1.3 and 2.9 s
     with torch.no_grad():
-        filled, lengths = model.encode_filled(samples["raw_wav"], samples["padding_mask"])
-        whole, _ = model.encode_speech(samples["raw_wav"], samples["padding_mask"])
+        filled = model.encode_clips(samples["raw_wav"], samples["padding_mask"])
+        model.config.only_filled_windows = False
+        whole = model.encode_clips(samples["raw_wav"], samples["padding_mask"])
+        model.config.only_filled_windows = True
     frames = round(WINDOW * 50)
+    lengths = [len(clip) for clip in filled]
     assert lengths == [-(-65 // frames), -(-145 // frames)]  # 20 ms each
-    assert filled.shape[1] == max(lengths) < whole.shape[1]
-    torch.testing.assert_close(filled, whole[:, : max(lengths)])
+    for clip, of_30_s in zip(filled, whole, strict=True):
+        assert len(clip) < len(of_30_s)
+        torch.testing.assert_close(clip, of_30_s[: len(clip)])
     log_probs = torch.randn(2, max(lengths), 6).log_softmax(-1)
     other = log_probs.clone()
     other[0, lengths[0] :] = torch.randn(max(lengths) - lengths[0], 6).log_softmax(-1)
@@ -182,7 +186,7 @@ def test_validation_counts_what_the_likeliest_tokens_say(build, name):
         size = words(torch.tensor(ids)).norm(dim=-1).max()
         model.ctc_blank.mul_(size / model.ctc_blank.norm())
         spelled = torch.stack([row for i in ids for row in (words(torch.tensor(i)), model.ctc_blank)])
-        result = model.spelling(torch.stack([spelled, -spelled]), [len(spelled)] * 2, [text, text])
+        result = model.spelling([spelled, -spelled], [text, text])
     assert result["sample_fits"].tolist() == [1, 1]
     assert result["sample_total"].tolist() == [len(ids)] * 2
     assert result["words"].tolist() == [7, 7]

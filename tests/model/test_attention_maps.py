@@ -80,7 +80,10 @@ def test_the_plain_attention_gives_the_usual_logits_and_is_put_away_again(golden
     with torch.no_grad():
         embeds, _ = model.encode_speech(sample["raw_wav"])
         llm_inputs = build_llm_inputs(
-            model.tokenizer, embeds.shape[1], sample["prompts"], tokenize(model.tokenizer, sample["text"])
+            model.tokenizer,
+            [embeds.shape[1]] * len(embeds),
+            sample["prompts"],
+            tokenize(model.tokenizer, sample["text"]),
         )
         inputs = model._embed(llm_inputs, embeds)
         usual, name = llm(inputs_embeds=inputs).logits, llm.config._attn_implementation

@@ -53,7 +53,7 @@ def test_our_code_asks_the_device_for_nothing_in_a_micro_batch(checkpointing, mo
 
 def test_audio_that_was_heard_goes_from_the_host_to_the_device_for_an_answer():
     model = build("mini", META)
-    llm_inputs = build_llm_inputs(model.tokenizer, 4, ["<SpeechHere> What?"] * 2, [[]] * 2)
+    llm_inputs = build_llm_inputs(model.tokenizer, [4, 4], ["<SpeechHere> What?"] * 2, [[]] * 2)
     n_copies = []
     for device in (META, torch.device("cpu")):
         with Copies() as copies:

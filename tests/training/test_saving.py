@@ -49,14 +49,14 @@ def test_a_best_checkpoint_that_could_not_be_written_does_not_count(make_runner,
 def test_a_signal_in_validation_is_heard_and_the_run_goes_on_with_that_validation(make_runner, monkeypatch):
     options = "run.iters_per_epoch=2", "run.optims.max_epoch=1", "run.batch_size_train=1"
     runner = make_runner(*options)
-    encode = runner.model.encode_speech
+    encode = runner.model.encode_clips
 
     def encode_then_hear_the_signal(*args):
         if not torch.is_grad_enabled():
             runner.stop_request.name = "SIGTERM"
         return encode(*args)
 
-    monkeypatch.setattr(runner.model, "encode_speech", encode_then_hear_the_signal)
+    monkeypatch.setattr(runner.model, "encode_clips", encode_then_hear_the_signal)
     assert not runner.train()
     runner.close()
     progress = checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]

@@ -43,9 +43,9 @@ def broken(tmp_path: Path) -> str:
 
 def test_a_clip_is_encoded_once_for_several_questions(page: Page, clip, monkeypatch):
     encoded = []
-    encode = page.engine.model.encode_speech
+    encode = page.engine.model.encode_clips
     monkeypatch.setattr(
-        page.engine.model, "encode_speech", lambda wav, *rest: encoded.append(len(wav)) or encode(wav, *rest)
+        page.engine.model, "encode_clips", lambda wav, *rest: encoded.append(len(wav)) or encode(wav, *rest)
     )
     conversation, [chat, picture, note, error] = heard(page, clip)
     assert (chat, note, error) == ([], "", "")

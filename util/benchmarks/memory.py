@@ -181,7 +181,7 @@ def _measured_rows(args: argparse.Namespace) -> list[dict]:
 def batch_of(model: SALMONN, samples: dict) -> Batch:
     """Sizes of a batch as `model` lays it out."""
     targets = tokenize(model.tokenizer, [text + model.config.end_sym for text in samples["text"]])
-    llm_inputs = build_llm_inputs(model.tokenizer, audio_tokens(model), samples["prompts"], targets)
+    llm_inputs = build_llm_inputs(model.tokenizer, [audio_tokens(model)] * len(targets), samples["prompts"], targets)
     clips, samples_of_longest = samples["raw_wav"].shape
     return Batch(clips, samples_of_longest, llm_inputs.token_ids.shape[1], int(llm_inputs.is_target.sum()))
 

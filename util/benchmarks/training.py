@@ -190,7 +190,7 @@ def batch_flops(model: SALMONN, samples: Samples) -> dict[str, Any]:
     lengths = (~samples["padding_mask"]).sum(dim=1)
     patches = fbank_lengths(lengths) // model.beats.patch_size * model.beats.patches_per_step  # [B]
     targets = tokenize(model.tokenizer, [text + model.config.end_sym for text in samples["text"]])
-    llm_inputs = build_llm_inputs(model.tokenizer, audio_tokens(model), samples["prompts"], targets)
+    llm_inputs = build_llm_inputs(model.tokenizer, [audio_tokens(model)] * len(targets), samples["prompts"], targets)
     counts = zip(
         patches.tolist(), llm_inputs.is_used.sum(1).tolist(), llm_inputs.is_target.sum(1).tolist(), strict=True
     )

@@ -1,0 +1,122 @@
+"""Hearing less than Whisper's 30 s (model.max_seconds), and audio tokens for the clip alone (only_filled_windows)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from salmonn import SALMONN
+from salmonn.common.errors import UserError
+from salmonn.config.loading import load_config, model_config
+from salmonn.model.meta_model import build_meta_model, heard_seconds
+from salmonn.training.encoder_cache import EncoderCache, fingerprint
+from tests.fixtures.golden import golden_config
+from tests.fixtures.lightweight import samples_of
+from tests.model.test_batch_invariance import make_batch
+
+SECONDS, FILLED = {"max_seconds": 4.0}, {"only_filled_windows": True}
+
+
+@pytest.fixture(scope="module")
+def load():
+    loaded = {}
+
+    def give(**settings) -> SALMONN:
+        key = str(settings)
+        if key not in loaded:
+            loaded[key] = SALMONN.from_config({**OmegaConf.to_container(golden_config("base")), **settings}).eval()
+        return loaded[key]
+
+    return give
+
+
+def test_a_shorter_window_gives_fewer_audio_tokens_and_hears_the_same_positions(load):
+    whole, short = load(), load(**SECONDS)
+    assert short.max_seconds == 4.0
+    wav = 0.1 * torch.randn(1, 6 * 16_000)
+    with torch.no_grad():
+        embeds, mask = short.encode_speech(wav)
+        assert embeds.shape[1] == mask.sum() == (200 - 17) // 17 + 1
+        assert torch.equal(short.encode_speech(wav[:, : 4 * 16_000])[0], embeds)  # what is over 4 s is not heard
+    positions = [model.speech_encoder.embed_positions.weight for model in (whole, short)]
+    assert torch.equal(positions[0][:200], positions[1])
+    assert not positions[1].requires_grad
+
+
+def test_settings_weights_and_meta_model_agree_on_what_is_heard():
+    config = model_config({**OmegaConf.to_container(golden_config("base")), **SECONDS})
+    assert heard_seconds(config) == 4.0
+    meta = build_meta_model(config)
+    assert meta.max_seconds == 4.0
+    names = {name: value.shape for name, value in meta.state_dict().items()}
+    assert names == {name: value.shape for name, value in SALMONN.from_config(config).state_dict().items()}
+
+
+def test_thirty_seconds_are_whispers_own_window(load):
+    assert load(max_seconds=30.0).encode_speech(torch.randn(1, 16_000))[0].shape[1] == 88
+
+
+def test_windows_behind_the_clip_give_no_audio_tokens(load):
+    whole, filled = load(), load(**FILLED)
+    batch = make_batch([0, 1, 3])  # 1.0, 2.7 and 7.9 s
+    with torch.no_grad():
+        clips = filled.encode_clips(batch["raw_wav"], batch["padding_mask"])
+        all_windows = whole.encode_clips(batch["raw_wav"], batch["padding_mask"])
+        embeds, mask = filled.encode_speech(batch["raw_wav"], batch["padding_mask"])
+    assert [len(clip) for clip in clips] == [3, 8, 24] == mask.sum(dim=1).tolist()  # 17 frames of 20 ms each
+    assert [len(clip) for clip in all_windows] == [88] * 3
+    for clip, every, row in zip(clips, all_windows, embeds, strict=True):
+        torch.testing.assert_close(clip, every[: len(clip)], rtol=0, atol=1e-5)
+        assert torch.equal(row[: len(clip)], clip)
+
+
+@pytest.mark.parametrize("settings", [FILLED, {**SECONDS, **FILLED}])
+def test_loss_and_answers_are_those_of_a_batch_of_one(load, settings):
+    model, search = load(**settings), {"num_beams": 2, "max_new_tokens": 8}
+    together = make_batch([0, 1, 2, 3, 4])
+    with torch.no_grad():
+        losses = model(together, verbose=True)["sample_loss"]
+    answers = model.generate(together, search, return_details=True)
+    for i in range(5):
+        alone = make_batch([i])
+        with torch.no_grad():
+            torch.testing.assert_close(losses[i], model(alone)["loss"], rtol=0, atol=1e-4)
+        assert model.generate(alone, search, return_details=True) == [answers[i]]
+
+
+def test_the_encoder_cache_keeps_of_whispers_window_only_what_is_heard(load, tmp_path, monkeypatch):
+    model, samples = load(**FILLED), make_batch([0, 1, 3])
+    with torch.no_grad():
+        without = model(samples)["loss"]
+    frames_beyond = model.connector.window[0]
+    monkeypatch.setattr(model, "encoder_cache", EncoderCache(tmp_path, fingerprint(model), 1e9, 1, frames_beyond))
+    with torch.no_grad():
+        first, again = model(samples)["loss"], model(samples)["loss"]
+        assert torch.equal(without, first)
+        assert torch.equal(without, again)
+        assert torch.equal(model(make_batch([3]))["loss"], model(make_batch([3]))["loss"])
+    sizes = sorted(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    assert len(sizes) == 3
+    assert sizes[0] < 1500 * 4 * model.speech_encoder.config.d_model / 10  # 30 s in float32 would be ten times that
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["model.max_seconds=0"], "1 to 30"),
+        (["model.max_seconds=31"], "1 to 30"),
+        (["model.max_seconds=nan"], "1 to 30"),
+        (["model.only_filled_windows=True", "model.window_level_Qformer=False"], "there are no windows"),
+    ],
+)
+def test_what_cannot_be_heard_is_refused(settings, says):
+    with pytest.raises(UserError, match=says):
+        load_config(Path("configs/mini/stage1.yaml"), settings)
+
+
+def test_gradients_reach_the_connector(load):
+    model = load(**FILLED)
+    model(samples_of(model, [0, 1]))["loss"].backward()
+    assert model.speech_llama_proj.weight.grad.abs().max() > 0
+    model.zero_grad(set_to_none=True)
