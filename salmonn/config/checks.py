@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 CHOICES = {
     "model.llm_quantization": ("none", "8bit", "nf4"),
     "model.llm_dtype": ("auto", "float16", "bfloat16", "float32"),
+    "model.llm_attention": ("auto", "sdpa", "eager"),
     "model.encoder_dtype": ("float32", "float16", "bfloat16"),
     "run.amp_dtype": ("fp16", "bf16"),
     "run.loss_average": ("token", "batch"),

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -56,7 +57,7 @@ def require_all_weights(info: dict, path: str, unused: str = "") -> None:
 
 
 def load_tokenizer(config: DictConfig) -> PreTrainedTokenizerBase:
-    """Load the LLM's tokenizer. Raises UserError unless `end_sym` is one of its tokens and BOS is left to us."""
+    """Load the LLM's tokenizer. Raises UserError unless `end_sym` is one of its tokens and the first BOS is ours."""
     with loading("model.llama_path", config.llama_path):
         tokenizer = AutoTokenizer.from_pretrained(config.llama_path, token=config.token or None)
     end_id = tokenizer.get_vocab().get(config.end_sym)
@@ -65,9 +66,10 @@ def load_tokenizer(config: DictConfig) -> PreTrainedTokenizerBase:
             f"model.end_sym = {config.end_sym!r} is not a token of {config.llama_path} "
             f"(its own end symbol is {tokenizer.eos_token!r})"
         )
-    if tokenizer.bos_token and tokenizer.bos_token in config.prompt_template:
+    if tokenizer.bos_token and config.prompt_template.startswith(tokenizer.bos_token):
         raise UserError(
-            f"model.prompt_template holds {tokenizer.bos_token!r}, which is put in front by itself: leave it out"
+            f"model.prompt_template begins with {tokenizer.bos_token!r}, which is put in front by itself: leave it out "
+            "there (further on it may stand)"
         )
     return tokenizer
 
@@ -109,6 +111,7 @@ def _read_llm(config: DictConfig, stored: PretrainedConfig, device: torch.device
             config.llama_path,
             config=stored,
             dtype=llm_dtype(config, device),
+            attn_implementation=llm_attention(config),
             token=config.token or None,
             output_loading_info=True,
             **kwargs,
@@ -129,7 +132,13 @@ def quantised_by(stored: PretrainedConfig) -> str:
 
 
 def require_loadable(stored: PretrainedConfig, config: DictConfig) -> None:
-    """Raise UserError for an LLM quantised already that is to be quantised again or whose packages are absent."""
+    """Raise UserError for an LLM whose files do not go with the other keys of its section, or lack their packages."""
+    family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(stored), None)
+    if config.llm_attention == "sdpa" and family is not None and not family._supports_sdpa:
+        raise UserError(
+            f"model.llm_attention = sdpa, but {family.__name__} of model.llama_path = {config.llama_path} attends in "
+            "another way: set model.llm_attention=auto"
+        )
     method = quantised_by(stored)
     if method and llm_quantization(config) != "none":
         key = "low_resource = True" if config.low_resource else f"llm_quantization = {config.llm_quantization}"
@@ -149,6 +158,11 @@ def llm_dtype(config: DictConfig, device: torch.device) -> torch.dtype:
     if config.llm_dtype != "auto":
         return getattr(torch, config.llm_dtype)
     return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def llm_attention(config: DictConfig) -> str | None:
+    """The library's name of how the LLM attends; None: its own choice for the family."""
+    return None if config.llm_attention == "auto" else config.llm_attention
 
 
 def quantization_config(config: DictConfig, device: torch.device) -> "BitsAndBytesConfig":

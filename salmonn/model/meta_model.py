@@ -14,7 +14,7 @@ from salmonn.common.errors import UserError
 from salmonn.model import checkpoint
 from salmonn.model.beats import load_beats
 from salmonn.model.features import LogMel
-from salmonn.model.llm import load_tokenizer, loading, require_loadable
+from salmonn.model.llm import llm_attention, load_tokenizer, loading, require_loadable
 from salmonn.model.salmonn import SALMONN
 from salmonn.model.whisper import shorten
 
@@ -51,7 +51,8 @@ def meta_llm(model: DictConfig) -> nn.Module:
     require_loadable(config, model)
     _require_weight_files("llama_path", model)
     with torch.device("meta"), loading("model.llama_path", model.llama_path):
-        return AutoModelForCausalLM.from_config(config).requires_grad_(False)
+        llm = AutoModelForCausalLM.from_config(config, attn_implementation=llm_attention(model))
+        return llm.requires_grad_(False)
 
 
 def heard_seconds(model: DictConfig) -> float:

@@ -23,7 +23,7 @@ class Progress:
     iteration: int = 0  # the same since the run began, as the log counts
     processes: int = 1  # that did it
     samples: int = 0  # taken from the stream of training data, by all processes
-    best: dict[str, Any] = field(default_factory=dict)  # validation of the best epoch
+    best: dict[str, Any] = field(default_factory=dict)  # the validation of the best checkpoint
     valid: dict[str, Any] = field(default_factory=dict)  # the newest validation
     seconds: float = 0.0  # of training
     tried: int = 0  # entries

@@ -188,11 +188,19 @@ class RunState:
             logger.warning("   the configuration has changed: %s", change)
 
     def save(self, epoch: int, is_best: bool = False) -> None:
-        """Write the checkpoint to go on from; one that cannot be written is no reason to end a run."""
+        """Write the checkpoint to go on from; one that cannot be written is no reason to end a run.
+
+        `is_best`: that of the newest validation, to be kept as the best, too.
+        """
         self.quarantine.sync()
         self.saved_at = time.monotonic()
+        best_before = self.progress.best
+        if is_best:
+            self.progress.best = self.progress.valid
         failed = distributed.is_main() and not self._write(epoch, is_best)
         self.is_saved = not distributed.any_rank(failed)[0]
+        if not self.is_saved:
+            self.progress.best = best_before
 
     def require_saved(self, failure: str) -> None:
         """Raise UserError, which begins with `failure`, if the last checkpoint could not be written."""
@@ -210,7 +218,7 @@ class RunState:
         try:
             if progress.valid:
                 write_json(self.folder.path / "summary.json", self._summary(progress))
-            if is_best:  # first: killed in between, the epoch is validated again
+            if is_best:  # first: killed in between, the same is validated again
                 self.folder.save_best(content)
             self.folder.save(content)
         except OSError as error:

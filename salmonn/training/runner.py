@@ -121,6 +121,8 @@ class Runner:
         Returns False when a signal ended it.
         """
         self.model.train()
+        if self._is_best_inside(epoch):  # a run that was stopped before it could validate here
+            self.state.save(epoch, is_best=True)
         meter = Meter(self.device)
         with self._progress_bar(epoch) as progress_bar:
             for group in self.plan.steps(self.progress.epoch_iteration):
@@ -139,11 +141,9 @@ class Runner:
                 meter.add(self._finish_step(epoch, group))
                 if self._is_log_due(group):
                     self._report(progress_bar, meter, lr)
-                if self._is_save_due():
-                    self.state.save(epoch)
-                if self._is_validation_due():
-                    self.validate(self.datasets["valid_ann_path"], epoch, self.progress.iteration)
-                    self.model.train()
+                is_best = self._is_best_inside(epoch)
+                if is_best or self._is_save_due():
+                    self.state.save(epoch, is_best)
         return True
 
     def _add_micro_batch(self, samples: Samples, epoch: int, i: int, group: range) -> None:
@@ -169,24 +169,14 @@ class Runner:
         return result
 
     def _finish_epoch(self, epoch: int) -> bool:
-        """Validate, and save; the best checkpoint is the one of highest token accuracy.
-
-        Returns False when a signal interrupted it: then the run goes on with this validation.
-        """
-        result = self.validate(self.datasets["valid_ann_path"], epoch, self.progress.iteration)
+        """Validate, and save; False when a signal interrupted it: then the run goes on with this validation."""
+        is_best = self._is_best(epoch)
         if self.encoder_cache:
             self.encoder_cache.report()
-        if result is None:
+        if is_best is None:
             return False
-        best_before = self.progress.best
-        is_best = not best_before or result["accuracy"] > best_before["accuracy"]
-        self.progress.valid = {"epoch": epoch, **result}
-        if is_best:
-            self.progress.best = self.progress.valid
         self.progress.epoch, self.progress.epoch_iteration = epoch + 1, 0
         self.state.save(epoch, is_best)
-        if not self.state.is_saved:
-            self.progress.best = best_before
         seconds, n_unreadable = self.state.seconds, len(self.quarantine.files)
         logger.info(
             "epoch %d done, %.0f s since the run began; unreadable files so far: %d", epoch, seconds, n_unreadable
@@ -194,6 +184,22 @@ class Runner:
         return True
 
     # ---- validation
+
+    def _is_best(self, epoch: int) -> bool | None:
+        """Validate: whether this is the highest token accuracy so far. None when a signal interrupted it."""
+        result = self.validate(self.datasets["valid_ann_path"], epoch, self.progress.iteration)
+        if result is None:
+            return None
+        self.progress.valid = {"epoch": epoch, "step": self.progress.iteration, **result}
+        return not self.progress.best or result["accuracy"] > self.progress.best["accuracy"]
+
+    def _is_best_inside(self, epoch: int) -> bool:
+        """The same in the middle of an epoch, where a validation is due."""
+        if not self._is_validation_due():
+            return False
+        is_best = self._is_best(epoch)
+        self.model.train()
+        return bool(is_best)
 
     def validate(self, dataset: SALMONNDataset, epoch: int, step: int) -> dict[str, Any] | None:
         """Loss and token accuracy, in all and per task, and the same with the audio shuffled between samples.
@@ -342,16 +348,18 @@ class Runner:
         return any((i + 1) % self.run_config.log_freq == 0 for i in group) or self._is_epoch_end()
 
     def _is_save_due(self) -> bool:
-        """By steps, by the clock of any rank, and before validation."""
+        """By steps, by the clock of any rank, and before the validation at an epoch's end."""
         by_steps = self.plan.is_multiple(self.progress.epoch_iteration, self.run_config.save_every_steps)
         minutes = self.run_config.save_every_minutes
         by_clock = bool(minutes) and time.monotonic() - self.state.saved_at > 60 * minutes
         return distributed.any_rank(self._is_epoch_end() or by_steps or by_clock)[0]
 
     def _is_validation_due(self) -> bool:
-        """Inside an epoch only: at its end there is one anyway, and the best checkpoint is of that."""
-        by_steps = self.plan.is_multiple(self.progress.epoch_iteration, self.run_config.valid_every_steps)
-        return by_steps and not self._is_epoch_end()
+        """Inside an epoch, as at its end there is one anyway; and once, also where a run goes on at this place."""
+        progress = self.progress
+        by_steps = self.plan.is_multiple(progress.epoch_iteration, self.run_config.valid_every_steps)
+        is_done = progress.valid.get("step") == progress.iteration
+        return by_steps and progress.epoch_iteration > 0 and not (self._is_epoch_end() or is_done)
 
     def _is_epoch_end(self) -> bool:
         return self.progress.epoch_iteration == self.plan.iters_per_epoch

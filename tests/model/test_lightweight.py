@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, model_config
+from salmonn.model.llm_input import build_llm_inputs
 from salmonn.model.meta_model import build_meta_model
 from salmonn.model.prompts import split_prompt
 from salmonn.model.random_model import shrink_llm
@@ -185,9 +186,45 @@ def test_special_tokens_of_a_chat_template_are_single_tokens(section, name):
     assert torch.isfinite(model(samples)["loss"])
 
 
-def test_bos_in_the_template_is_refused_since_it_would_come_twice(section):
-    with pytest.raises(UserError, match=r"model.prompt_template holds '<\|begin_of_text\|>'"):
+def test_a_template_that_begins_with_bos_is_refused_since_it_would_come_twice(section):
+    with pytest.raises(UserError, match=r"model.prompt_template begins with '<\|begin_of_text\|>'"):
         build_meta_model(model_config(section("llama3.2", prompt_template="<|begin_of_text|>{}")))
+
+
+@pytest.mark.parametrize("template", ["user\n{}<|im_end|>\n<|im_start|>assistant\n", "a<|im_start|>{}"])
+def test_a_turn_further_on_may_begin_with_bos(section, tmp_path, template):
+    """SmolLM2's BOS begins every turn of its chat."""
+    folder = tmp_path / "llm"
+    shutil.copytree(section("qwen2.5")["llama_path"], folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": "<|im_start|>"}))
+    model = SALMONN.from_config(section("qwen2.5", llama_path=str(folder), prompt_template=template)).eval()
+    bos, samples = model.tokenizer.bos_token_id, samples_of(model, [0, 1])
+    laid_out = build_llm_inputs(model.tokenizer, 3, samples["prompts"], [[], []])
+    assert [row.tolist().count(bos) for row in laid_out.token_ids] == [2, 2]
+    assert laid_out.token_ids[:, 0].tolist() == [bos, bos]
+    assert torch.isfinite(model(samples)["loss"])
+    with pytest.raises(UserError, match="begins with"):
+        build_meta_model(model_config({**model.config, "prompt_template": f"<|im_start|>{template}"}))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_llm_attends_as_the_key_says_with_the_same_result(section, name):
+    losses, used = {}, {}
+    if name == "gemma2":  # which caps its scores, in eager attention alone
+        for load in (build_meta_model, SALMONN.from_config):
+            with pytest.raises(UserError, match=r"^model.llm_attention = sdpa, but Gemma2ForCausalLM .*=auto$"):
+                load(model_config(section(name, llm_attention="sdpa")))
+    for how in ("auto", "eager") if name == "gemma2" else ("auto", "sdpa", "eager"):
+        torch.manual_seed(1)
+        model = SALMONN.from_config(section(name, llm_attention=how)).eval()
+        used[how] = model.llama_model.config._attn_implementation
+        samples = samples_of(model, [0, 1])
+        losses[how] = model(samples)["loss"]
+        losses[how].backward()
+        assert build_meta_model(model.config).llama_model.config._attn_implementation == used[how]
+    assert all(used[how] == how for how in used if how != "auto")
+    torch.testing.assert_close(losses["eager"], losses["auto"])
 
 
 @pytest.mark.parametrize(("name", "end_sym"), [("llama3.2", "</s>"), ("qwen2.5", "<eos>"), ("gemma2", "<|im_end|>")])

@@ -24,6 +24,85 @@ def test_the_best_checkpoint_is_that_of_highest_accuracy(make_runner, monkeypatc
     assert checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]["best"]["epoch"] == 1
 
 
+INSIDE = ["run.iters_per_epoch=6", "run.optims.max_epoch=2", "run.batch_size_train=1", "run.valid_every_steps=2"]
+
+
+def test_a_validation_inside_an_epoch_may_be_the_best(make_runner, monkeypatch):
+    runner = make_runner(*INSIDE)
+    accuracies = iter([0.2, 0.5, 0.4, 0.5, 0.6, 0.3])  # after steps 2, 4, 6 of either epoch
+    monkeypatch.setattr(
+        runner, "validate", lambda *_: {"loss": 1.0, "accuracy": next(accuracies), "loss_shuffled": 2.0}
+    )
+    assert runner.train()
+    runner.close()
+    best, last = (checkpoint.read(runner.folder / f"checkpoint_{name}.pth") for name in ("best", "last"))
+    assert (best["epoch"], best["step"], best["progress"]["best"]["accuracy"]) == (1, 10, 0.6)
+    assert (last["progress"]["best"]["step"], last["progress"]["valid"]["accuracy"]) == (10, 0.3)
+    assert json.loads((runner.folder / "summary.json").read_text())["best"]["step"] == 10
+
+
+def stop_by_signal(runner, at: int):
+    """A signal while the parameters of that iteration are validated."""
+    encode = runner.model.encode_speech
+
+    def encode_then_hear_the_signal(*args):
+        if not torch.is_grad_enabled() and runner.progress.iteration == at:
+            runner.stop_request.name = "SIGTERM"
+        return encode(*args)
+
+    runner.model.encode_speech = encode_then_hear_the_signal
+    assert not runner.train()
+
+
+def die_before_saving(runner, at: int):
+    """As by kill -9 when a validation is done and nothing is written yet."""
+    save = runner.state.save
+
+    def die(*args):
+        if runner.progress.iteration == at:
+            raise KeyboardInterrupt
+        save(*args)
+
+    runner.state.save = die
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+
+
+def die_between_best_and_last(runner, at: int):
+    """As by kill -9 when the best checkpoint is written and the last is not."""
+    save = runner.run_folder.save
+
+    def die(content):
+        if content["step"] == at:
+            raise KeyboardInterrupt
+        save(content)
+
+    runner.run_folder.save = die
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+
+
+@pytest.mark.parametrize("stop", [stop_by_signal, die_before_saving, die_between_best_and_last])
+@pytest.mark.parametrize("at", [2, 8])
+def test_a_stop_at_a_validation_inside_an_epoch_changes_neither_it_nor_the_best_checkpoint(make_runner, stop, at):
+    options = [*INSIDE, "run.save_every_steps=1", "run.optims.init_lr=0.01"]
+    whole = make_runner(*options, "run.exp_name=whole")
+    assert whole.train()
+    whole.close()
+    stop(stopped := make_runner(*options), at)
+    stopped.close()
+    runner = make_runner(*options, "run.overwrite=False")
+    assert runner.train()
+    runner.close()
+    validations = [[line for line in log_lines(r) if line["kind"] == "valid"] for r in (whole, runner)]
+    assert [line["step"] for line in validations[0]] == [2, 4, 6, 8, 10, 12]
+    assert validations[0] == validations[1]  # each once, with the same values
+    for name in ("best", "last"):
+        one, two = (checkpoint.read(r.folder / f"checkpoint_{name}.pth") for r in (whole, runner))
+        assert (one["step"], one["progress"]["best"]) == (two["step"], two["progress"]["best"])
+        assert all(torch.equal(two["model"][key], value) for key, value in one["model"].items())
+
+
 def test_a_best_checkpoint_that_could_not_be_written_does_not_count(make_runner, monkeypatch):
     runner = make_runner("run.iters_per_epoch=1", "run.optims.max_epoch=3", "run.batch_size_train=1")
     accuracies = iter([0.2, 0.5, 0.4])
