@@ -94,8 +94,9 @@ class Aligner(SALMONN):
     def spelling(self, clips: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
         """What validation counts of B clips' audio tokens [A, H]: loss per token and the errors of greedy CTC.
 
-        Over the whole vocabulary, all [B]: sample_loss counts where sample_fits; sample_correct: target tokens less the edits that the greedy tokens
-        need, so that its share of sample_total is 1 - token error rate; word_errors of words.
+        Over the whole vocabulary, all [B]: sample_loss counts where sample_fits; sample_correct: target tokens less
+        the edits that the greedy tokens need, so that its share of sample_total is 1 - token error rate; word_errors
+        of words.
         """
         table, rows = self.table(torch.arange(self.vocabulary_size)), []
         for clip, text, target in zip(clips, texts, tokenize(self.tokenizer, texts), strict=True):

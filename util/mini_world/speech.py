@@ -14,7 +14,8 @@ import numpy as np
 RATE_PARAMETER, PITCH_PARAMETER, RANGE_PARAMETER = 1, 3, 4
 SYNCHRONOUS_OUTPUT = 2  # espeak_AUDIO_OUTPUT
 PHONEME_EVENTS = 1  # option of espeak_Initialize
-UTF8 = 1  # character mode of espeak_Synth
+UTF8 = 1  # character mode of espeak_Synth and espeak_TextToPhonemes
+IPA = 2  # phoneme mode of espeak_TextToPhonemes
 WORD_EVENT, PHONEME_EVENT = 1, 7
 
 
@@ -49,6 +50,7 @@ class Utterance:
 class _Engine:
     def __init__(self) -> None:
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
+        self.library.espeak_TextToPhonemes.restype = ctypes.c_char_p
         data = espeakng_loader.get_data_path().encode()
         self.rate: int = self.library.espeak_Initialize(SYNCHRONOUS_OUTPUT, 0, data, PHONEME_EVENTS)
         if self.rate <= 0:
@@ -89,6 +91,15 @@ class _Engine:
         words = [(t, text[at - 1 : at - 1 + n]) for kind, t, at, n, _ in self.events if kind == WORD_EVENT]
         phones = [(t, _plain(name)) for kind, t, _, _, name in self.events if kind == PHONEME_EVENT]
         return Utterance(audio, self.rate, words, phones)
+
+    def phonemes(self, text: str, voice: str) -> str:
+        """IPA of a text, as Piper's voices read it."""
+        if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise ValueError(f"espeak-ng has no voice {voice}")
+        rest, clauses = ctypes.c_char_p(text.encode()), []
+        while rest.value:  # the library moves it on by a clause at a time
+            clauses.append(self.library.espeak_TextToPhonemes(ctypes.byref(rest), UTF8, IPA).decode())
+        return " ".join(clauses)
 
 
 def _plain(name: str) -> str:

@@ -109,6 +109,7 @@ def _add_control(
     compared = [name for name in task.metrics if METRICS[name].needs in ("references", "spoken")]
     control = score(replace(task, metrics=compared), clips, shuffled, normalise)
     report["scores"] |= {f"{name}_shuffled": value for name, value in control.all.items()}
+    report["intervals"] |= {f"{name}_shuffled": edges for name, edges in control.intervals.items()}
     report["notes"].append("Shuffled audio: every prompt answered once more, hearing another clip of the set.")
     report["notes"] += filter(None, (_deafness(report, name) for name in control.all))
 

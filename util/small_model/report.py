@@ -1,0 +1,156 @@
+"""What came out: the test sets, Whisper's own decoder beside the model, summary.json and report.md."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import editdistance
+import torch
+from omegaconf import OmegaConf
+
+from salmonn.audio.decode import SAMPLE_RATE, load_audio
+from salmonn.common.files import read_json_lines, write_json, write_text
+from salmonn.evaluation.normalisers import normaliser
+from salmonn.evaluation.report.tables import table
+from util.small_model import sources
+
+SPEECH = {  # test set: what it is
+    "corpus": "of the corpus that was trained on, other sentences",
+    "prompt": "real telephone prompts, sentences that were not trained on; their speaker was",
+    "word": "real single words, not trained on alone from this speaker",
+    "librivox": "LibriVox, neither sentence nor speaker was trained on",
+}
+TASKS = {
+    "language": "which of five languages",
+    "music_speech": "music or speech",
+    "voice": "a woman or a man",
+    "QA": "questions about what is said",
+}
+WHISPER_SECONDS, WHISPER_TOKENS, WHISPER_BATCH = 30.0, 80, 16
+SHOWN = 10  # answers, of each set
+
+
+def write_eval_tasks(out: Path, annotations: Path) -> None:
+    """The tasks file of `evaluate.py --mode table3` for those sets that are not empty."""
+    chosen: dict[str, Any] = {}
+    for name, title in (SPEECH | TASKS).items():
+        file = annotations / f"test_{name}.json"
+        if not json.loads(file.read_text())["annotation"]:
+            continue
+        is_speech = name in SPEECH
+        chosen[name] = {
+            "title": f"speech recognition: {title}" if is_speech else title,
+            "annotation": str(file),
+            "accepts": ["asr" if is_speech else name],
+            "normaliser": "english",
+            "metrics": ["wer" if is_speech else "exact"],
+        }
+    OmegaConf.save(OmegaConf.create(chosen), out / "eval_tasks.yaml")
+
+
+@torch.no_grad()
+def whisper_answers(whisper: Path, paths: Sequence[Path]) -> list[str]:
+    """What Whisper's own decoder hears, greedily, in the first 30 s of each clip."""
+    from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+    model = WhisperForConditionalGeneration.from_pretrained(whisper).eval()
+    features = WhisperFeatureExtractor.from_pretrained(whisper)
+    tokenizer = AutoTokenizer.from_pretrained(whisper, trust_remote_code=False)
+    heard: list[str] = []
+    for start in range(0, len(paths), WHISPER_BATCH):
+        wavs = [load_audio(path, WHISPER_SECONDS) for path in paths[start : start + WHISPER_BATCH]]
+        inputs = features(wavs, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        ids = model.generate(inputs, max_new_tokens=WHISPER_TOKENS, num_beams=1)
+        heard += tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return heard
+
+
+def whisper_errors(whisper: Path, annotations: Path, prefix: Path) -> dict[str, float]:
+    """Word error rates of Whisper's own decoder on the speech sets that are not empty."""
+    normalise = normaliser("english", str(whisper)).function
+    rates = {}
+    for name in SPEECH:
+        entries = json.loads((annotations / f"test_{name}.json").read_text())["annotation"]
+        if entries:
+            heard = normalise(whisper_answers(whisper, [prefix / entry["path"] for entry in entries]))
+            said = normalise([entry["text"] for entry in entries])
+            edits = sum(editdistance.eval(a.split(), b.split()) for a, b in zip(heard, said, strict=True))
+            rates[name] = edits / sum(len(text.split()) for text in said)
+    return rates
+
+
+def summarise(out: Path, whisper: Mapping[str, float], minutes: Mapping[str, float]) -> dict[str, Any]:
+    """Everything in one flat object; `minutes` of each part."""
+    names = {"prompt": "real_prompts", "word": "real_words", "librivox": "librivox", "corpus": "corpus"}
+    summary: dict[str, Any] = {}
+    for name, report in _reports(out).items():
+        metric = "wer" if name in SPEECH else "exact"
+        key = f"wer_{names[name]}" if name in SPEECH else f"accuracy_{name}"
+        for suffix in ("", "_shuffled"):
+            summary[f"{key}{suffix}"] = report["scores"][f"{metric}{suffix}"]
+            summary[f"{key}{suffix}_interval"] = report["intervals"][f"{metric}{suffix}"]
+        summary[f"clips_{names.get(name, name)}"] = report["n"]
+    summary |= {f"wer_whisper_{names[name]}": rate for name, rate in whisper.items()}
+    return summary | {"minutes": round(sum(minutes.values()), 1), "minutes_of_parts": dict(minutes)}
+
+
+def write_report(out: Path, summary: dict[str, Any], used: Sequence[sources.Source], trained_on: str) -> None:
+    """summary.json and report.md."""
+    write_json(out / "summary.json", summary)
+    reports = _reports(out)
+    parts = [
+        "# A SALMONN on real parts",
+        f"Whisper's encoder and a chat model, both frozen; Q-Former, projection and LoRA trained in stages 0 to 3 on "
+        f"{trained_on}. *Shuffled*: every question answered once more with the audio of another clip, which a model "
+        "that listens is far worse with. In brackets 95 % intervals over clips.",
+        "## Speech recognition: word error rates",
+        table(["heard", "clips", "this model", "shuffled", "Whisper's own decoder"], _speech_rows(summary, reports)),
+        "## Questions: share of right answers",
+        table(["question", "clips", "this model", "shuffled"], _task_rows(summary, reports)),
+        "## Answers",
+        *(f"{(SPEECH | TASKS)[name]}:\n\n{_answers(out, name)}" for name in reports),
+        "## Training",
+        *(f"![stage {i}](stage{i}/training_curves.png)" for i in range(4)),
+        table(["part", "minutes"], [[part, f"{n:.1f}"] for part, n in summary["minutes_of_parts"].items()]),
+        "## Where it comes from",
+        table(["what", "package", "licence"], [[one.what, one.name, one.licence] for one in used]),
+    ]
+    write_text(out / "report.md", "\n\n".join(parts) + "\n")
+
+
+def _reports(out: Path) -> dict[str, dict[str, Any]]:
+    paths = {name: out / "results" / "table3" / name / "report.json" for name in (SPEECH | TASKS)}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+
+
+def _speech_rows(summary: Mapping[str, Any], reports: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for name in reports:
+        if name in SPEECH:
+            key = {"prompt": "real_prompts", "word": "real_words"}.get(name, name)
+            own = [_with_interval(summary, f"wer_{key}{suffix}") for suffix in ("", "_shuffled")]
+            rows.append([SPEECH[name], str(summary[f"clips_{key}"]), *own, f"{summary[f'wer_whisper_{key}']:.1%}"])
+    return rows
+
+
+def _task_rows(summary: Mapping[str, Any], reports: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        [TASKS[name], str(summary[f"clips_{name}"])]
+        + [_with_interval(summary, f"accuracy_{name}{suffix}") for suffix in ("", "_shuffled")]
+        for name in reports
+        if name in TASKS
+    ]
+
+
+def _with_interval(summary: Mapping[str, Any], key: str) -> str:
+    low, high = summary[f"{key}_interval"]
+    return f"{summary[key]:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _answers(out: Path, name: str) -> str:
+    lines = list(read_json_lines(out / "results" / "table3" / name / "predictions.jsonl", "an answer"))[:SHOWN]
+    rows = [
+        [f"[{Path(line['path']).name}](data/{line['path']})", line["references"][0], line["text"]] for line in lines
+    ]
+    return table(["listen", "truth", "answer"], rows)
