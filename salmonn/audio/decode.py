@@ -85,9 +85,8 @@ def load_clip(
     limit, gap = int(max_seconds * SAMPLE_RATE), int(JOIN_SECONDS * SAMPLE_RATE)
     wavs: list[np.ndarray] = []
     for path in paths:
-        if expand_cut == "head" and sum(map(len, wavs)) + gap * len(wavs) >= limit:
-            break  # what comes is not heard
-        wavs.append(load_audio(path, max_seconds, channel))
+        is_heard = expand_cut == "share" or sum(map(len, wavs)) + gap * len(wavs) < limit
+        wavs.append(load_audio(path, max_seconds, channel) if is_heard else np.zeros(0, np.float32))
     if expand_cut == "share":
         shares = share_time([len(wav) for wav in wavs], limit - gap * (len(wavs) - 1))
         wavs = [wav[:share] for wav, share in zip(wavs, shares, strict=True)]

@@ -134,6 +134,19 @@ def test_what_a_short_clip_leaves_goes_to_the_longer_ones(lengths, limit, shares
     assert share_time(lengths, limit) == shares
 
 
+@pytest.mark.parametrize("short_by", [0, 1, 800, 1_599, 1_600, 1_601, 8_000])
+@pytest.mark.parametrize("expand_cut", ["head", "share"])
+def test_a_clip_that_ends_just_before_the_limit_is_followed_by_as_much_as_fits(tmp_path, short_by, expand_cut):
+    limit = 3 * 16_000
+    soundfile.write(tmp_path / "a.wav", np.full(limit - short_by, 0.5), 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "b.wav", tone(4.0, 16_000), 16_000, subtype="FLOAT")
+    joined = load_clip([tmp_path / "a.wav", tmp_path / "b.wav"], 3.0, expand_cut=expand_cut)
+    assert len(joined) == limit
+    if expand_cut == "head":
+        assert (joined[: limit - short_by] == 0.5).all()
+        assert not joined[limit - short_by : limit - short_by + 1_600].any()
+
+
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])
 def test_of_a_long_file_only_the_head_is_decoded(tmp_path, monkeypatch, suffix):
     path = tmp_path / f"a.{suffix}"
