@@ -24,7 +24,7 @@ _GUARD_SECONDS = 0.1  # read past the cut, so that the resampler's edge lies out
 _RATES = range(1_000, 768_001)  # Hz; beyond it a header is damaged, and its buffers would not fit in memory
 _MAX_CHANNELS = 64
 _BLOCK_SECONDS = 30  # of a file that is decoded as a whole
-_LOUDEST = 2.0**31  # float files may hold integers as they are; beyond that features overflow
+_LOUDEST = 64.0  # where 1 is full scale; a mix of floats may go beyond 1, 36 dB beyond it are another scale
 # libsndfile's log tells where the sizes in a header are larger than the file: WAV, AIFF, AU, W64, RF64
 _SHORT_DATA = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _STREAMED_SIZE = 0x7FFFF000  # sizes from here on mean "not known", as programs write that cannot seek back
@@ -211,8 +211,11 @@ def _read(file: soundfile.SoundFile, frames: int, known: int | None, start: int 
     loudest = max(samples.max(), -samples.min())
     if not np.isfinite(loudest):
         raise ValueError("not finite: some samples are no numbers")
-    if loudest > _LOUDEST:
-        raise ValueError(f"absurd samples: up to {loudest:g}, where 1 is full scale")
+    if loudest > _LOUDEST or (loudest > 1 and not (samples % 1).any()):
+        raise ValueError(
+            f"wrong scale: float samples up to {loudest:g}, where 1 is full scale, as of integers that were stored as "
+            "they are; divide them, by 32768 if they were of 16 bits"
+        )
     return samples
 
 

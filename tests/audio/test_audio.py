@@ -147,6 +147,40 @@ def test_a_clip_that_ends_just_before_the_limit_is_followed_by_as_much_as_fits(t
         assert not joined[limit - short_by : limit - short_by + 1_600].any()
 
 
+@pytest.mark.parametrize(
+    ("factor", "container", "subtype"),
+    [
+        (32_768, "WAV", "FLOAT"),
+        (32_768, "WAV", "DOUBLE"),
+        (2**23, "AIFF", "FLOAT"),
+        (2**31, "W64", "FLOAT"),
+        (128, "AU", "FLOAT"),
+    ],
+)
+@pytest.mark.parametrize("is_rounded", [False, True])
+def test_floats_that_hold_integers_are_refused_with_the_way_to_mend_them(
+    tmp_path, factor, container, subtype, is_rounded
+):
+    wave = 2 * tone(1.0, 16_000) * factor
+    soundfile.write(tmp_path / "a", np.rint(wave) if is_rounded else wave, 16_000, subtype, format=container)
+    for look in (load_audio, decode_all):
+        with pytest.raises(AudioError, match=r"wrong scale: float samples up to .* divide them, by 32768"):
+            look(tmp_path / "a")
+
+
+def test_whole_numbers_beyond_1_are_another_scale_however_faint_and_floats_a_bit_beyond_1_are_not(tmp_path):
+    soundfile.write(tmp_path / "faint.wav", np.rint(6 * tone(1.0, 16_000)), 16_000, subtype="FLOAT")
+    with pytest.raises(AudioError, match="wrong scale: float samples up to 3,"):
+        load_audio(tmp_path / "faint.wav")
+    for name, wave in (
+        ("loud", 8 * tone(1.0, 16_000)),
+        ("square", np.sign(tone(1.0, 16_000))),
+        ("silent", np.zeros(99)),
+    ):
+        soundfile.write(tmp_path / f"{name}.wav", wave, 16_000, subtype="FLOAT")
+        np.testing.assert_allclose(load_audio(tmp_path / f"{name}.wav"), wave, rtol=1e-6)
+
+
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])
 def test_of_a_long_file_only_the_head_is_decoded(tmp_path, monkeypatch, suffix):
     path = tmp_path / f"a.{suffix}"
