@@ -44,8 +44,9 @@ def open_with_ffmpeg(path: Path, container_name: str) -> Iterator[Sound]:
         import av  # takes a while, and most files never need it
     except ImportError as error:
         command = shlex.join(["ffmpeg", "-i", str(path), str(path.with_suffix(".flac"))])
-        raise ValueError(
-            f"undecodable: libsndfile reads no {container_name} of this kind; pip install av, or convert it: {command}"
+        raise ValueError(  # of the machine, not of the file: so no verdict comes of it
+            f"unreadable: libsndfile does not read such a file ({container_name}), and PyAV is not installed; "
+            f"pip install av, or convert it: {command}"
         ) from error
     with path.open("rb") as file:  # not by its path: so errors of the system come as they are
         try:
