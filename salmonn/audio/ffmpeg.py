@@ -1,5 +1,7 @@
 """The second decoder: FFmpeg's libraries (PyAV), for what libsndfile does not read."""
 
+import errno
+import io
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -37,6 +39,19 @@ def container_of(path: Path) -> str | None:
     return next((name for name, (at, magics) in _MAGIC.items() if head[at:].startswith(magics)), None)
 
 
+class _File(io.FileIO):
+    """A file in which a damaged one may lead FFmpeg to places that cannot be: that is no error of the system."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a byte; -1, for FFmpeg, where there can be none."""
+        try:
+            return super().seek(offset, whence)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return -1
+
+
 @contextmanager
 def open_with_ffmpeg(path: Path, container_name: str) -> Iterator[Sound]:
     """A file whose first audio stream is decoded. Raises ValueError for damage, and where PyAV is not installed."""
@@ -48,7 +63,7 @@ def open_with_ffmpeg(path: Path, container_name: str) -> Iterator[Sound]:
             f"unreadable: libsndfile does not read such a file ({container_name}), and PyAV is not installed; "
             f"pip install av, or convert it: {command}"
         ) from error
-    with path.open("rb") as file:  # not by its path: so errors of the system come as they are
+    with _File(path) as file:  # not by its path: so errors of the system come as they are
         try:
             with av.open(file, "r", format=container_name) as container:
                 yield _sound(container)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from salmonn.audio import ffmpeg
 from salmonn.audio.decode import AudioError, decode_all, inspect_header, load_audio, stream_audio
 from tests.fixtures.encoders import copy_packets, encode_av
 from tests.fixtures.paths import ROOT
@@ -366,6 +367,12 @@ def test_a_video_without_sound_and_a_file_without_content_are_refused(tmp_path):
                 look(tmp_path / "a.m4a")
 
 
+def test_a_file_that_leads_to_a_place_before_its_beginning_is_damaged_and_no_error_of_the_system():
+    with ffmpeg._File(__file__) as file:
+        assert file.seek(-5) == -1
+        assert file.seek(-5, os.SEEK_END) > 0
+
+
 def test_without_the_second_decoder_the_way_to_convert_is_told(tmp_path):
     (tmp_path / "my clip.m4a").write_bytes(recorded("phone.m4a"))
     (tmp_path / "a.opus").write_bytes(ogg("OPUS") * 2)
@@ -400,29 +407,8 @@ def test_an_error_of_the_system_is_told_as_such(tmp_path, monkeypatch, name):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     if name == "a.m4a":
-        real = type(tmp_path).open
-
-        def opened(self, *args):
-            class Failing:
-                def __init__(self, file):
-                    self.file, self.reads = file, 0
-
-                def read(self, n):
-                    self.reads += 1
-                    return fail() if self.reads > 2 else self.file.read(n)
-
-                def __getattr__(self, attribute):
-                    return getattr(self.file, attribute)
-
-                def __enter__(self):
-                    return self
-
-                def __exit__(self, *_):
-                    self.file.close()
-
-            return Failing(real(self, *args))
-
-        monkeypatch.setattr(type(tmp_path), "open", opened)
+        monkeypatch.setattr(ffmpeg._File, "readinto", fail, raising=False)
+        monkeypatch.setattr(ffmpeg._File, "read", fail, raising=False)
     else:
         monkeypatch.setattr(os, "pread", fail)
     with pytest.raises(AudioError, match=r"unreadable: Input/output error"):
