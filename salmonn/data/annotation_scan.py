@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from salmonn.common.errors import UserError
+from salmonn.data.annotation_format import BETWEEN, EXPECTED, foreign_kind, keys_of, malformed
 
 DEFAULT_TASK = "asr"
 RECORD = np.dtype([("start", "<i8"), ("length", "<u4"), ("text", "<u4"), ("task", "<u4")])  # bytes; characters
@@ -18,7 +19,7 @@ _CHUNK = 1 << 18  # bytes that are parsed together: their objects fit in a core'
 SHOWN_PROBLEMS = 5  # of a file, in a message
 _HEAD = re.compile(rb'\s*\{\s*"annotation"\s*:\s*\[')
 _TAIL = re.compile(rb"\]\s*\}\s*$")
-_BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")  # what stands between two entries
+
 _REACH = (1 << 14, 1 << 24)  # bytes in which the end of an entry is looked for
 _EDGE = 4096  # bytes at both ends of a file in which its frame is looked for
 
@@ -87,7 +88,7 @@ def _next_cut(text: BinaryIO, begin: int, stop: int) -> Range | None:
     """Where the next entry ends and the one after it begins."""
     for reach in _REACH:
         text.seek(begin)
-        if found := _BETWEEN.search(text.read(min(reach, stop - begin))):
+        if found := BETWEEN.search(text.read(min(reach, stop - begin))):
             return begin + found.start() + 1, begin + found.end()
     return None
 
@@ -99,19 +100,22 @@ def whole_array(source: Path, text: BinaryIO) -> Range:
     try:
         data.decode()
         array = memoryview(msgspec.json.decode(data, type=_File).annotation)
-    except msgspec.ValidationError:
-        array = memoryview(b"")
     except RecursionError as error:
         raise UserError(f"annotation file {source}: its values are nested too deeply") from error
+    except msgspec.ValidationError as error:
+        raise _foreign(source, foreign_kind(source, data) or keys_of(data)) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        at = re.search(r"\(byte (\d+)\)", str(error))
-        before = data[: int(at.group(1))] if at else data
-        near = len(_BETWEEN.findall(before))
-        raise UserError(f"annotation file {source} cannot be read: {error}, near entry {near}") from error
+        if what := foreign_kind(source, data):
+            raise _foreign(source, what) from error
+        raise UserError(f"annotation file {source} {malformed(data, error)}") from error
     if not bytes(array[:1]) == b"[":
-        raise UserError(f'annotation file {source}: expected {{"annotation": [entry, ...]}}')
+        raise _foreign(source, "")
     begin = data.index(array)
     return begin + 1, begin + len(array) - 1
+
+
+def _foreign(source: Path, what: str) -> UserError:
+    return UserError(f"annotation file {source}: {EXPECTED}{what and f', but {what}'}")
 
 
 Chunk = tuple[int, bytes, list[msgspec.Raw]]
