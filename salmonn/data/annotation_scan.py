@@ -13,18 +13,21 @@ from salmonn.common.errors import UserError
 from salmonn.data.annotation_format import BETWEEN, EXPECTED, foreign_kind, keys_of, malformed
 
 DEFAULT_TASK = "asr"
-RECORD = np.dtype([("start", "<i8"), ("length", "<u4"), ("text", "<u4"), ("task", "<u4")])  # bytes; characters
+RECORD = np.dtype(  # bytes; characters of the text, and of the question without blanks around it
+    [("start", "<i8"), ("length", "<u4"), ("text", "<u4"), ("question", "<u4"), ("task", "<u4")]
+)
+SPEECH_MARKERS = ("<SpeechHere>", "<Speech>", "</Speech>")  # of prompts: where the audio stands
 
 _CHUNK = 1 << 18  # bytes that are parsed together: their objects fit in a core's cache
 SHOWN_PROBLEMS = 5  # of a file, in a message
 _HEAD = re.compile(rb'\s*\{\s*"annotation"\s*:\s*\[')
 _TAIL = re.compile(rb"\]\s*\}\s*$")
-
 _REACH = (1 << 14, 1 << 24)  # bytes in which the end of an entry is looked for
 _EDGE = 4096  # bytes at both ends of a file in which its frame is looked for
 
 _CUTS_FAILED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 Range = tuple[int, int]  # bytes of a file
+Place = tuple[int, str]  # entry, field
 
 
 class Entry(msgspec.Struct, gc=False):
@@ -48,16 +51,17 @@ class Scan:
     records: np.ndarray  # [n] RECORD
     tasks: list[str]  # by number
     without_text: list[int]  # entries
+    with_symbol: dict[str, list[Place]]  # where each of the end symbols looked for stands
 
 
-def scan(source: Path, text: BinaryIO) -> Scan:
+def scan(source: Path, text: BinaryIO, end_symbols: Sequence[str] = ()) -> Scan:
     """Find and check every entry. Raises UserError that names the first bad ones and counts them."""
     try:
         if ranges := candidate_ranges(text):
-            return _scan(source, read_chunks(text, ranges))
+            return _scan(source, read_chunks(text, ranges), end_symbols)
     except _CUTS_FAILED:  # other keys after the entries, or malformed
         pass
-    return _scan(source, read_chunks(text, [whole_array(source, text)]))
+    return _scan(source, read_chunks(text, [whole_array(source, text)]), end_symbols)
 
 
 def candidate_ranges(text: BinaryIO, size: int = _CHUNK) -> list[Range]:
@@ -146,30 +150,51 @@ def read_chunks(text: BinaryIO, ranges: Sequence[Range]) -> Iterator[Chunk]:
         at += joined
 
 
-def _scan(source: Path, chunks: Iterable[Chunk]) -> Scan:
+def _scan(source: Path, chunks: Iterable[Chunk], end_symbols: Sequence[str]) -> Scan:
     records: list[np.ndarray] = []
     tasks: dict[str, int] = {}
     without_text: list[int] = []
+    with_symbol: dict[str, list[Place]] = {symbol: [] for symbol in end_symbols}
     problems: list[str] = []
     n = 0
     for begin, chunk, raws in chunks:
         entries = _known_fields(chunk)
-        if entries is None or not all(entry.path for entry in entries):
+        if entries is None or not _all_good(entries):
             problems += [f"entry {n + i}: {what}" for i, raw in enumerate(raws) for what in _problems(raw)]
         else:
             part = np.zeros(len(raws), RECORD)
             part["length"] = [len(memoryview(raw)) for raw in raws]
             part["start"] = begin + _starts(chunk, part["length"].tolist())
             part["text"] = [len(entry.text or "") for entry in entries]
+            part["question"] = [len((entry.Q or "").strip()) for entry in entries]
             part["task"] = [tasks.setdefault(entry.task or DEFAULT_TASK, len(tasks)) for entry in entries]
             records.append(part)
             without_text += [n + i for i, entry in enumerate(entries) if entry.text is None]
+            for symbol, places in with_symbol.items():
+                places += [(n + i, field) for i, field in _places_of(symbol, entries)]
         n += len(raws)
     if problems:
         raise UserError(list_problems(source, problems, len(problems)))
     if not n:
         raise UserError(f"annotation file {source} has no entries")
-    return Scan(np.concatenate(records), list(tasks), without_text)
+    return Scan(np.concatenate(records), list(tasks), without_text, with_symbol)
+
+
+def _all_good(entries: Sequence[Entry]) -> bool:
+    """Whether `_problems` would find nothing in these, told quickly."""
+    return (
+        all(entry.path for entry in entries)
+        and all(entry.task is None or entry.task.strip() for entry in entries)
+        and not any(True for marker in SPEECH_MARKERS for _ in _places_of(marker, entries))
+    )
+
+
+def _places_of(symbol: str, entries: Sequence[Entry]) -> Iterator[Place]:
+    """Yield where in texts and questions a symbol stands."""
+    for field in ("text", "Q"):
+        values = [getattr(entry, field) or "" for entry in entries]
+        if symbol in "\0".join(values):  # one search instead of thousands
+            yield from ((i, field) for i, value in enumerate(values) if symbol in value)
 
 
 def list_problems(source: str | Path, problems: list[str], n: int) -> str:
@@ -215,6 +240,14 @@ def _problems(raw: msgspec.Raw) -> list[str]:
     ]
     if entry.get("path") == "":
         wrong.append("'path' is empty")
+    if isinstance(task := entry.get("task"), str) and not task.strip():
+        wrong.append(f"'task' is empty: name one, or leave the key out for {DEFAULT_TASK!r}")
+    wrong += [
+        f"{key!r} holds {marker!r}, which prompts have where the audio stands: take it out"
+        for key in ("text", "Q")
+        for marker in SPEECH_MARKERS
+        if isinstance(entry.get(key), str) and marker in entry[key]
+    ]
     clips = entry.get("expand_wav", [])
     if not isinstance(clips, list) or not all(isinstance(clip, str) for clip in clips):
         wrong.append("'expand_wav' must be a list of strings")

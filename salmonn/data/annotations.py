@@ -1,6 +1,6 @@
 """Annotation files `{"annotation": [{path, text, task, Q, expand_wav, ...}, ...]}` of any size.
 
-Entries stay where they are, in the file; an index of 20 bytes an entry says where each begins. The
+Entries stay where they are, in the file; an index of 24 bytes an entry says where each begins. The
 index is memory-mapped and the file is read through the page cache, so that all loader workers of
 all ranks on a machine share both, where a list of dicts would be copied into every worker.
 """
@@ -24,16 +24,21 @@ _BLOCK = 20_000  # entries that are decoded together
 class Annotations:
     """The entries of one annotation file; `annotations[i]` is a dict with the defaults filled in."""
 
-    def __init__(self, path: str | Path, need_text: bool = True) -> None:
+    def __init__(self, path: str | Path, need_text: bool = True, end_sym: str = "") -> None:
         """Open a file by its index, which is made where there is none for this version of the file.
 
-        Raises UserError that names file, entry and field of the first bad entries, and their number.
+        `end_sym`: what ends an answer, and may stand in no text. Raises UserError that names file, entry and field of
+        the first bad entries, and their number.
         """
         self.path, self.need_text = Path(path), need_text
-        index = open_index(self.path)
+        index = open_index(self.path, end_sym)
         if need_text and index.header.n_without_text:
             problems = [f"entry {i}: no 'text'" for i in index.header.without_text]
             raise UserError(list_problems(path, problems, index.header.n_without_text))
+        n, places = index.header.with_symbol.get(end_sym, (0, []))
+        if n:
+            what = f"holds the end symbol {end_sym!r} (model.end_sym), where an answer would end: take it out"
+            raise UserError(list_problems(path, [f"entry {i}: {field!r} {what}" for i, field in places], n))
         self._index = index
 
     def __len__(self) -> int:
@@ -63,6 +68,10 @@ class Annotations:
         """The tasks that occur, each with the number of the first entry that has it."""
         numbers, first = np.unique(self._index.records["task"], return_index=True)
         return {self._index.header.tasks[number]: int(i) for number, i in zip(numbers, first, strict=True)}
+
+    def without_question(self, task: str) -> np.ndarray:
+        """Numbers of a task's entries that ask nothing: `Q` is absent or blank."""
+        return np.flatnonzero(self.of_tasks([task]) & (self._index.records["question"] == 0))
 
     def of_tasks(self, tasks: Collection[str]) -> np.ndarray:
         """[entries] True where an entry has one of the tasks."""

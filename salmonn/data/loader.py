@@ -44,7 +44,7 @@ def open_datasets(config: DictConfig, max_seconds: float) -> dict[str, SALMONNDa
     """
     found = {}
     for key in annotation_keys(config):
-        annotations = Annotations(config.datasets[key])
+        annotations = Annotations(config.datasets[key], end_sym=config.model.end_sym)
         usable = usable_entries(annotations, config.datasets)
         if config.run.objective == "ctc":
             usable = entries_of_tasks(annotations, usable, config.run.ctc_tasks)

@@ -88,7 +88,7 @@ def _beginning(config: DictConfig, made: Sequence[str]) -> str:
 
 def _n_entries(config: DictConfig, key: str) -> int:
     """Entries of an annotation file that take part."""
-    annotations = Annotations(config.datasets[key])
+    annotations = Annotations(config.datasets[key], end_sym=config.model.end_sym)
     of_stage_0 = config.run.objective == "ctc"
     return int(annotations.of_tasks(config.run.ctc_tasks).sum()) if of_stage_0 else len(annotations)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from salmonn.common.errors import UserError
 from salmonn.data.clip_paths import OTHER_EXTENSIONS, RELEASED_PATH_MAP, ClipPaths
 from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG, n_lines, wait_until
@@ -353,3 +354,10 @@ def test_clips_below_a_folder_that_may_not_be_listed_are_found(tmp_path: Path, m
     monkeypatch.setattr(os, "listdir", refuse)
     found = count_ready(tmp_path / "ann/b.json", ClipPaths(str(tmp_path / "media")), jobs=1)
     assert found.is_ready.tolist() == [True] * 4 + [False] * 2
+
+
+def test_an_empty_task_is_refused_and_not_counted_as_another(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"annotation": [{"path": "/A/1.wav", "text": "x", "task": t} for t in ("asr", "")]}))
+    with pytest.raises(UserError, match="entry 1: 'task' is empty"):
+        count_ready(path, ClipPaths(str(tmp_path)))

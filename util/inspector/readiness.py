@@ -159,6 +159,8 @@ def _count_ranges(
             entries = decoder.decode(b"[" + text.read(end - begin) + b"]")
             paths = [entry.path for entry in entries]
             places = [(entry.task, path[: path.find("/", 1) + 1]) for entry, path in zip(entries, paths, strict=True)]
+            if not all(task is None or task.strip() for task in {task for task, _ in places}):
+                raise msgspec.ValidationError("an empty task")
             total.update(places)
             is_ready = np.zeros(len(entries), dtype=bool)
             if any(folders.may_hold(root) for root in {root for _, root in places}):
