@@ -48,7 +48,10 @@ class Annotations:
         return {"text": "", "task": DEFAULT_TASK, "Q": "", "expand_wav": [], **self.as_written(index)}
 
     def as_written(self, index: int) -> dict[str, Any]:
-        """An entry with the keys that it has in the file; null stands for an absent key."""
+        """An entry with the keys that it has in the file; null stands for an absent key.
+
+        Raises UserError where the file was rewritten since it was opened.
+        """
         if not 0 <= index < len(self):
             raise IndexError(index)
         record = self._index.records[index]
@@ -61,6 +64,8 @@ class Annotations:
                 entry = json.loads(data)  # takes numbers that the quicker decoder refuses
             except ValueError:
                 raise self._changed(error) from error
+        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+            raise self._changed("another entry stands there")
         return {key: value for key, value in entry.items() if value is not None}
 
     @property
@@ -112,5 +117,9 @@ class Annotations:
         ranges = zip((begins + offset).tolist(), (ends + offset).tolist(), strict=True)
         return self._index.text_path, list(ranges)
 
-    def _changed(self, error: Exception) -> RuntimeError:
-        return RuntimeError(f"annotation file {self.path} was changed while it was in use ({error})")
+    def _changed(self, what: object) -> UserError:
+        return UserError(
+            f"annotation file {self.path} was changed while it was in use ({what}). Start the same command again: it "
+            f"reads the file as it is now, and a run goes on from its last checkpoint. To change a file under a run, "
+            f"write the new one beside it and mv it into its place: what runs keeps the old one"
+        )

@@ -14,6 +14,9 @@ from salmonn.common import processes
 from salmonn.common.errors import UserError
 from salmonn.data import annotation_index, annotation_scan
 from salmonn.data.annotations import Annotations
+from salmonn.data.clip_paths import ClipPaths
+from salmonn.data.dataset import SALMONNDataset
+from salmonn.data.loader import LoadingError, load
 from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG
 
@@ -219,12 +222,26 @@ def test_processes_that_start_together_make_one_index(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_a_file_changed_in_place_while_in_use_is_an_error_and_no_wrong_entry(tmp_path):
+@pytest.mark.parametrize("rewritten", ["x" * 10, "[" + "1, " * 3000 + "1]", '"' + "x" * 9000 + '"', "", " " * 9000])
+def test_a_file_changed_in_place_while_in_use_is_told_with_the_remedy_and_gives_no_wrong_entry(tmp_path, rewritten):
     path = write_annotations(tmp_path / "a.json", some_entries(50))
     annotations = Annotations(path)
-    path.write_text("x" * 10)
-    with pytest.raises(RuntimeError, match=r"a\.json was changed while it was in use"):
-        annotations[40]
+    path.write_text(rewritten)
+    for read in (lambda: annotations[40], lambda: list(annotations.entries())):
+        with pytest.raises(
+            UserError, match=r"a\.json was changed while it was in use(.|\n)*Start the same command again"
+        ):
+            read()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_run_whose_file_is_rewritten_ends_as_by_any_trouble_of_its_loader(tmp_path, num_workers):
+    """Which it saves before."""
+    path = write_annotations(tmp_path / "a.json", some_entries(50))
+    dataset = SALMONNDataset(Annotations(path), ClipPaths(str(tmp_path)), max_seconds=1.0)
+    path.write_text("{}")
+    with pytest.raises(LoadingError, match=r"a\.json was changed while it was in use"):
+        next(load(dataset, [[0, 1]], num_workers))
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
