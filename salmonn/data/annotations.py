@@ -102,12 +102,15 @@ class Annotations:
         return self._blocks(msgspec.json.Decoder(list[msgspec.Raw]))
 
     def _blocks(self, decoder: msgspec.json.Decoder) -> Iterator[Any]:
-        for begin, end in self.text_ranges()[1]:
+        for number, (begin, end) in enumerate(self.text_ranges()[1]):
             data = b"[" + os.pread(self._index.text.fileno(), end - begin, begin) + b"]"
             try:
-                yield from decoder.decode(data)
+                entries = decoder.decode(data)
             except msgspec.MsgspecError as error:
                 raise self._changed(error) from error
+            if len(entries) != min(_BLOCK, len(self) - number * _BLOCK):
+                raise self._changed(f"{len(entries)} entries stand where others were")
+            yield from entries
 
     def text_ranges(self) -> tuple[Path, list[Range]]:
         """The file that holds the text, and the bytes of consecutive blocks of entries in it."""
