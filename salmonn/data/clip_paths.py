@@ -1,5 +1,6 @@
 """Where an annotation's clips lie on this machine: prefix, path_map, and other extensions than the annotated one."""
 
+import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,6 +10,17 @@ from salmonn.common.errors import UserError
 # `expand_wav` of the released files carries the folder of the authors' cluster; `path` does not.
 RELEASED_PATH_MAP = ({"from": "/mnt/bn/audio-visual-llm-data/datasets", "to": "{prefix}"},)
 OTHER_EXTENSIONS = (".flac", ".mp3", ".ogg", ".opus", ".m4a")  # of a clip that is annotated as .wav, in this order
+
+
+def may_exist(path: str) -> bool:
+    """Whether there is something of this name, or the system cannot tell: opening it will."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        return error.errno not in (errno.ENAMETOOLONG, errno.ELOOP)
+    return True
 
 
 class ClipPaths:
@@ -30,7 +42,7 @@ class ClipPaths:
         ]
 
     def of(
-        self, path: str, expand_wav: Sequence[str] | None = None, exists: Callable[[str], bool] = os.path.lexists
+        self, path: str, expand_wav: Sequence[str] | None = None, exists: Callable[[str], bool] = may_exist
     ) -> list[str]:
         """Files of an entry: its clip, then each of its `expand_wav`. Raises AudioError as `locate` does."""
         return [find_file(self.locate(clip), exists) for clip in (path, *(expand_wav or ()))]
@@ -50,7 +62,7 @@ class ClipPaths:
         return _below(self.prefix, path, path) if self.prefix else os.path.abspath(path)
 
 
-def find_file(path: str, exists: Callable[[str], bool] = os.path.lexists) -> str:
+def find_file(path: str, exists: Callable[[str], bool] = may_exist) -> str:
     """The file itself, or where a .wav is absent the same stem with another extension, if that exists.
 
     CommonVoice is annotated as .wav, for one, and ships .mp3.
@@ -71,10 +83,10 @@ class FolderCache:
         """Whether the folder of this path held its name when it was listed."""
         folder, slash, name = path.rpartition("/")
         names = self.names(folder or slash or ".")
-        return os.path.lexists(path) if names is None else name in names
+        return may_exist(path) if names is None else name in names
 
     def names(self, folder: str) -> frozenset[str] | None:
-        """What a folder lists, nothing where it is absent; None where it may be entered but not listed.
+        """What a folder lists, nothing where it is absent; None where it cannot be listed, but perhaps entered.
 
         It is not asked for when the folder above does not list it.
         """
@@ -89,10 +101,10 @@ class FolderCache:
 def _list(folder: str) -> frozenset[str] | None:
     try:
         return frozenset(os.listdir(folder))
-    except PermissionError:
-        return None
-    except (OSError, ValueError):  # absent, no folder, or no possible name
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # absent, no folder, or no possible name
         return frozenset()
+    except OSError:
+        return None
 
 
 def corpus_of(path: str) -> str:

@@ -14,7 +14,7 @@ from salmonn.common.errors import UserError
 from salmonn.common.processes import n_cores
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths, FolderCache
-from salmonn.data.integrity import check_files
+from salmonn.data.integrity import check_files, kind_of
 from salmonn.data.unreadable import (
     NOT_VERIFIED,
     Exists,
@@ -44,7 +44,7 @@ def usable_entries(annotations: Annotations, datasets: DictConfig) -> np.ndarray
     if distributed.is_main():  # what rank 0 finds counts for all
         for i, corpus, reason in entries_left_out(annotations, clip_paths, unreadable, exists):
             keep[i] = False
-            left_out[corpus, reason if reason == NOT_VERIFIED else reason.partition(":")[0]] += 1
+            left_out[corpus, reason if reason == NOT_VERIFIED else kind_of(reason)] += 1
     usable, left_out = distributed.from_main((np.flatnonzero(keep), left_out))
     _report(annotations, left_out, datasets)
     if not len(usable):

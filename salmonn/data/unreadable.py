@@ -6,7 +6,7 @@ from pathlib import Path
 from salmonn.audio.decode import AudioError
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths, corpus_of
-from salmonn.data.integrity import VerdictList, version_of
+from salmonn.data.integrity import Verdict, VerdictList, version_of
 
 NOT_VERIFIED = "not verified (new or changed): run util/anns_inspector.py --check-integrity"
 
@@ -49,23 +49,30 @@ def entries_left_out(
 def unverified_files(files: Iterable[str], verdicts: str | Path) -> dict[str, str]:
     """{file: reason} of those without a good verdict, from decoding them, on the version that is there."""
     good: set[int] = set()  # hashes take a fifth of the memory of millions of paths
-    unreadable: dict[int, str] = {}
+    bad: dict[int, Verdict] = {}
     for verdict in VerdictList(verdicts).read():
-        if verdict.checked == "decode":
+        if verdict.checked == "decode" and not verdict.is_passing:
             version = hash(verdict.version)
             good.discard(version)
-            unreadable.pop(version, None)
+            bad.pop(version, None)
             if verdict.ok:
                 good.add(version)
             else:
-                unreadable[version] = verdict.reason
+                bad[version] = verdict
     versions = ((file, hash(version_of(file))) for file in files)
-    return {file: unreadable.get(version, NOT_VERIFIED) for file, version in versions if version not in good}
+    return {file: _reason(bad.get(version)) for file, version in versions if version not in good}
+
+
+def _reason(verdict: Verdict | None) -> str:
+    return verdict.reason if verdict and verdict.still_holds() else NOT_VERIFIED
 
 
 def quarantined_files(files: Iterable[str], quarantine: str | Path) -> dict[str, str]:
     """{file: reason} of those that a run's quarantine list names, unless they have changed since."""
-    listed = {verdict.version: verdict for verdict in VerdictList(quarantine).read() if not verdict.ok}
+    verdicts = (verdict for verdict in VerdictList(quarantine).read() if not verdict.ok and not verdict.is_passing)
+    listed = {verdict.version: verdict for verdict in verdicts}
     paths = {path for path, _, _ in listed}
     found = {file: listed.get(version_of(file)) for file in files if file in paths}
-    return {file: f"quarantined: {verdict.reason}" for file, verdict in found.items() if verdict}
+    return {
+        file: f"quarantined: {verdict.reason}" for file, verdict in found.items() if verdict and verdict.still_holds()
+    }
