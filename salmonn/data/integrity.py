@@ -62,6 +62,11 @@ class Verdict(msgspec.Struct, omit_defaults=True):
         """Whether it tells of the system at that time and not of the file: then it is no verdict."""
         return is_passing(self.reason)
 
+    def excess(self, max_seconds: float) -> str:
+        """Why a clip is left out that is longer than so many seconds; "" where it is not, and for a limit of 0."""
+        is_longer = self.ok and 0 < max_seconds < self.seconds
+        return f"longer than datasets.max_clip_seconds = {max_seconds:g}: {self.seconds:g} s" if is_longer else ""
+
     def still_holds(self) -> bool:
         """Whether a bad verdict is on the file that is there, which may have been repaired with its old size and time.
 

@@ -26,7 +26,7 @@ from salmonn.config.schema import RunConfig
 from salmonn.data.annotations import Annotations
 from salmonn.data.collate import collate
 from salmonn.data.dataset import SALMONNDataset, load_items
-from salmonn.data.filtering import entries_of_tasks, usable_entries
+from salmonn.data.filtering import usable_entries
 
 PREFETCH = 4  # batches that each worker has ready: one slow file does not stop the GPU
 _POLL = 0.2  # s, after which who waits for a batch looks whether it is to stop
@@ -45,9 +45,8 @@ def open_datasets(config: DictConfig, max_seconds: float) -> dict[str, SALMONNDa
     found = {}
     for key in annotation_keys(config):
         annotations = Annotations(config.datasets[key], end_sym=config.model.end_sym)
-        usable = usable_entries(annotations, config.datasets)
-        if config.run.objective == "ctc":
-            usable = entries_of_tasks(annotations, usable, config.run.ctc_tasks)
+        tasks = config.run.ctc_tasks if config.run.objective == "ctc" else None
+        usable = usable_entries(annotations, config.datasets, tasks)
         found[key] = SALMONNDataset.from_config(
             annotations,
             config.datasets,

@@ -1,9 +1,13 @@
 """Which files and entries of an annotation file are known to be unreadable."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import compress
 from pathlib import Path
 
+import numpy as np
+
 from salmonn.audio.decode import AudioError
+from salmonn.data.annotation_scan import Entry
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths, corpus_of
 from salmonn.data.integrity import Verdict, VerdictList, version_of
@@ -13,10 +17,15 @@ NOT_VERIFIED = "not verified (new or changed): run util/anns_inspector.py --chec
 Exists = Callable[[str], bool]
 
 
-def distinct_files(annotations: Annotations, clip_paths: ClipPaths, exists: Exists) -> dict[str, str]:
-    """{file: corpus} of the files that an annotation file names, in the order in which they come."""
+def distinct_files(
+    annotations: Annotations, clip_paths: ClipPaths, exists: Exists, wanted: np.ndarray | None = None
+) -> dict[str, str]:
+    """{file: corpus} of the files that an annotation file names, in the order in which they come.
+
+    `wanted`: [entries] whose files; None = all.
+    """
     files: dict[str, str] = {}
-    for entry in annotations.entries():
+    for _, entry in _numbered(annotations, wanted):
         try:
             found = clip_paths.of(entry.path, entry.expand_wav, exists)
         except AudioError:
@@ -27,10 +36,14 @@ def distinct_files(annotations: Annotations, clip_paths: ClipPaths, exists: Exis
 
 
 def entries_left_out(
-    annotations: Annotations, clip_paths: ClipPaths, unreadable: Mapping[str, str], exists: Exists
+    annotations: Annotations,
+    clip_paths: ClipPaths,
+    unreadable: Mapping[str, str],
+    exists: Exists,
+    wanted: np.ndarray | None = None,
 ) -> Iterator[tuple[int, str, str]]:
-    """Yield (number, corpus, reason) of the entries that have a clip among `unreadable` {file: reason}."""
-    for i, entry in enumerate(annotations.entries()):
+    """Yield (number, corpus, reason) of the `wanted` entries that have a clip among `unreadable` {file: reason}."""
+    for i, entry in _numbered(annotations, wanted):
         try:
             reason = next(
                 (
@@ -46,8 +59,16 @@ def entries_left_out(
             yield i, corpus_of(entry.path), reason
 
 
-def unverified_files(files: Iterable[str], verdicts: str | Path) -> dict[str, str]:
-    """{file: reason} of those without a good verdict, from decoding them, on the version that is there."""
+def _numbered(annotations: Annotations, wanted: np.ndarray | None) -> Iterator[tuple[int, Entry]]:
+    numbered = enumerate(annotations.entries())
+    return numbered if wanted is None else compress(numbered, wanted.tolist())
+
+
+def unverified_files(files: Iterable[str], verdicts: str | Path, max_seconds: float = 0) -> dict[str, str]:
+    """{file: reason} of those without a good verdict, from decoding them, on the version that is there.
+
+    And of those that are longer than `max_seconds`; 0 = any length.
+    """
     good: set[int] = set()  # hashes take a fifth of the memory of millions of paths
     bad: dict[int, Verdict] = {}
     for verdict in VerdictList(verdicts).read():
@@ -55,15 +76,17 @@ def unverified_files(files: Iterable[str], verdicts: str | Path) -> dict[str, st
             version = hash(verdict.version)
             good.discard(version)
             bad.pop(version, None)
-            if verdict.ok:
+            if verdict.ok and not verdict.excess(max_seconds):
                 good.add(version)
             else:
                 bad[version] = verdict
     versions = ((file, hash(version_of(file))) for file in files)
-    return {file: _reason(bad.get(version)) for file, version in versions if version not in good}
+    return {file: _reason(bad.get(version), max_seconds) for file, version in versions if version not in good}
 
 
-def _reason(verdict: Verdict | None) -> str:
+def _reason(verdict: Verdict | None, max_seconds: float) -> str:
+    if verdict and verdict.ok:
+        return verdict.excess(max_seconds)
     return verdict.reason if verdict and verdict.still_holds() else NOT_VERIFIED
 
 

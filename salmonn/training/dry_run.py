@@ -122,7 +122,7 @@ def tiny_step(config: DictConfig) -> str:
     with tempfile.TemporaryDirectory(prefix="salmonn-dry-run-") as folder:
         short: dict[str, Any] = {
             "model": write_tiny_parts(config.model, Path(folder)),
-            "datasets": {"integrity": "off"},  # looking at each file takes its time; the run does
+            "datasets": {"integrity": "off", "max_clip_seconds": 0},  # looking at each file takes time; the run does
             "run": {
                 "output_dir": folder, "resume": "none", "overwrite": True, "evaluate": False, "use_distributed": False,
                 "encoder_cache": "", "compile": False,
