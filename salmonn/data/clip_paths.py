@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from salmonn.audio.decode import AudioError
 from salmonn.common.errors import UserError
@@ -10,6 +11,7 @@ from salmonn.common.errors import UserError
 # `expand_wav` of the released files carries the folder of the authors' cluster; `path` does not.
 RELEASED_PATH_MAP = ({"from": "/mnt/bn/audio-visual-llm-data/datasets", "to": "{prefix}"},)
 OTHER_EXTENSIONS = (".flac", ".mp3", ".ogg", ".opus", ".m4a")  # of a clip that is annotated as .wav, in this order
+_MOST_CORPORA = 20  # folders in one; more are the speakers or parts of one corpus
 
 
 def may_exist(path: str) -> bool:
@@ -37,8 +39,9 @@ class ClipPaths:
         # absolute, so that a file has one name however the prefix is written: verdicts go by it
         self.prefix = os.path.abspath(prefix) if prefix else ""
         self._map = [
-            (mapping["from"].rstrip("/"), os.path.abspath(mapping["to"].replace("{prefix}", prefix)))
+            (source, os.path.abspath(mapping["to"].replace("{prefix}", prefix)))
             for mapping in (*path_map, *RELEASED_PATH_MAP)
+            for source in spellings(mapping["from"].rstrip("/"))
         ]
 
     def of(
@@ -50,6 +53,19 @@ class ClipPaths:
     def maps_under(self, root: str) -> bool:
         """Whether some path that begins with `root` is mapped."""
         return any(source.startswith(root.rstrip("/")) for source, _ in self._map)
+
+    def root_of(self, folders: Iterable[str]) -> str:
+        """What stands in front of the corpora in absolute annotated paths, by all of their folders; "" with a prefix.
+
+        It is what they share; but where clips lie in that folder, or very many folders, it is a corpus itself.
+        """
+        absolute = {os.path.normpath(folder) for folder in folders if folder.startswith("/")} if not self.prefix else ()
+        if not absolute:
+            return ""
+        shared = os.path.commonpath(absolute)
+        below = {folder[len(shared) :].lstrip("/").partition("/")[0] for folder in absolute}
+        is_corpus = "" in below or len(below) > _MOST_CORPORA
+        return os.path.dirname(shared) if is_corpus else shared
 
     def locate(self, path: str) -> str:
         """The file that an annotated path names, absolute: mapped, or with the prefix in front.
@@ -63,14 +79,33 @@ class ClipPaths:
 
 
 def find_file(path: str, exists: Callable[[str], bool] = may_exist) -> str:
-    """The file itself, or where a .wav is absent the same stem with another extension, if that exists.
+    """The file as it is spelled here, or where a .wav is absent the same stem with another extension, if that exists.
 
     CommonVoice is annotated as .wav, for one, and ships .mp3.
     """
+    path = spelled_here(path, exists)
     stem, extension = os.path.splitext(path)
     if extension.lower() != ".wav" or exists(path):
         return path
-    return next((stem + other for other in OTHER_EXTENSIONS if exists(stem + other)), path)
+    folder, slash, name = stem.rpartition("/")
+    stems = [folder + slash + spelling for spelling in spellings(name)]
+    return next((found for other in OTHER_EXTENSIONS for stem in stems if exists(found := stem + other)), path)
+
+
+def spelled_here(path: str, exists: Callable[[str], bool] = may_exist) -> str:
+    """An absolute path with each of its names as it is there: composed (ü), or decomposed (u and dots), as on a Mac."""
+    if path.isascii():
+        return path
+    here = ""
+    for name in path.split("/")[1:]:
+        found = (f"{here}/{spelling}" for spelling in spellings(name) if name.isascii() or exists(f"{here}/{spelling}"))
+        here = next(found, f"{here}/{name}")
+    return here
+
+
+def spellings(name: str) -> list[str]:
+    """A name as it is, composed and decomposed: three strings that look the same."""
+    return [name] if name.isascii() else [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
 
 
 class FolderCache:
@@ -107,9 +142,10 @@ def _list(folder: str) -> frozenset[str] | None:
         return None
 
 
-def corpus_of(path: str) -> str:
-    """The first folder of an annotation's path."""
-    folders = [part for part in path.split("/")[:-1] if part not in ("", ".")]
+def corpus_of(path: str, root: str = "") -> str:
+    """The first folder of an annotation's path, below `root` where that stands in front."""
+    below = path[len(root) :] if root and path.startswith(root) else path
+    folders = [part for part in below.split("/")[:-1] if part not in ("", ".")]
     return folders[0] if folders else "(no folder)"
 
 

@@ -17,6 +17,11 @@ NOT_VERIFIED = "not verified (new or changed): run util/anns_inspector.py --chec
 Exists = Callable[[str], bool]
 
 
+def corpora_root(annotations: Annotations, clip_paths: ClipPaths) -> str:
+    """What stands in front of the corpora in the paths of an annotation file; "" where paths begin with them."""
+    return clip_paths.root_of(entry.path.rpartition("/")[0] for entry in annotations.entries())
+
+
 def distinct_files(
     annotations: Annotations, clip_paths: ClipPaths, exists: Exists, wanted: np.ndarray | None = None
 ) -> dict[str, str]:
@@ -25,13 +30,14 @@ def distinct_files(
     `wanted`: [entries] whose files; None = all.
     """
     files: dict[str, str] = {}
+    root = corpora_root(annotations, clip_paths)
     for _, entry in _numbered(annotations, wanted):
         try:
             found = clip_paths.of(entry.path, entry.expand_wav, exists)
         except AudioError:
             continue  # the entry is left out for that, whatever its files are like
         for file in found:
-            files.setdefault(file, corpus_of(entry.path))
+            files.setdefault(file, corpus_of(entry.path, root))
     return files
 
 
@@ -43,6 +49,7 @@ def entries_left_out(
     wanted: np.ndarray | None = None,
 ) -> Iterator[tuple[int, str, str]]:
     """Yield (number, corpus, reason) of the `wanted` entries that have a clip among `unreadable` {file: reason}."""
+    root = corpora_root(annotations, clip_paths)
     for i, entry in _numbered(annotations, wanted):
         try:
             reason = next(
@@ -56,7 +63,7 @@ def entries_left_out(
         except AudioError as error:
             reason = error.reason
         if reason:
-            yield i, corpus_of(entry.path), reason
+            yield i, corpus_of(entry.path, root), reason
 
 
 def _numbered(annotations: Annotations, wanted: np.ndarray | None) -> Iterator[tuple[int, Entry]]:
