@@ -159,19 +159,20 @@ def _scan(source: Path, chunks: Iterable[Chunk], end_symbols: Sequence[str]) -> 
     n = 0
     for begin, chunk, raws in chunks:
         entries = _known_fields(chunk)
-        if entries is None or not _all_good(entries):
+        texts = _joined_texts(entries or ())
+        if entries is None or not _all_good(entries, texts):
             problems += [f"entry {n + i}: {what}" for i, raw in enumerate(raws) for what in _problems(raw)]
         else:
             part = np.zeros(len(raws), RECORD)
             part["length"] = [len(memoryview(raw)) for raw in raws]
             part["start"] = begin + _starts(chunk, part["length"].tolist())
             part["text"] = [len(entry.text or "") for entry in entries]
-            part["question"] = [len((entry.Q or "").strip()) for entry in entries]
+            part["question"] = [len(entry.Q.strip()) if entry.Q else 0 for entry in entries]
             part["task"] = [tasks.setdefault(entry.task or DEFAULT_TASK, len(tasks)) for entry in entries]
             records.append(part)
             without_text += [n + i for i, entry in enumerate(entries) if entry.text is None]
-            for symbol, places in with_symbol.items():
-                places += [(n + i, field) for i, field in _places_of(symbol, entries)]
+            for symbol in (symbol for symbol in end_symbols if symbol in texts):
+                with_symbol[symbol] += [(n + i, field) for i, field in _places_of(symbol, entries)]
         n += len(raws)
     if problems:
         raise UserError(list_problems(source, problems, len(problems)))
@@ -180,21 +181,24 @@ def _scan(source: Path, chunks: Iterable[Chunk], end_symbols: Sequence[str]) -> 
     return Scan(np.concatenate(records), list(tasks), without_text, with_symbol)
 
 
-def _all_good(entries: Sequence[Entry]) -> bool:
+def _all_good(entries: Sequence[Entry], texts: str) -> bool:
     """Whether `_problems` would find nothing in these, told quickly."""
     return (
         all(entry.path for entry in entries)
-        and all(entry.task is None or entry.task.strip() for entry in entries)
-        and not any(True for marker in SPEECH_MARKERS for _ in _places_of(marker, entries))
+        and all(task is None or task.strip() for task in {entry.task for entry in entries})
+        and not any(marker in texts for marker in SPEECH_MARKERS)
     )
+
+
+def _joined_texts(entries: Sequence[Entry]) -> str:
+    """Texts and questions in one string: what is in none of thousands is searched for once."""
+    return "\0".join([text for entry in entries for text in (entry.text, entry.Q) if text])
 
 
 def _places_of(symbol: str, entries: Sequence[Entry]) -> Iterator[Place]:
     """Yield where in texts and questions a symbol stands."""
-    for field in ("text", "Q"):
-        values = [getattr(entry, field) or "" for entry in entries]
-        if symbol in "\0".join(values):  # one search instead of thousands
-            yield from ((i, field) for i, value in enumerate(values) if symbol in value)
+    for i, entry in enumerate(entries):
+        yield from ((i, field) for field, text in (("text", entry.text), ("Q", entry.Q)) if text and symbol in text)
 
 
 def list_problems(source: str | Path, problems: list[str], n: int) -> str:
