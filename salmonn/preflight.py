@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from salmonn.common.device import device_of
-from salmonn.common.errors import UserError
+from salmonn.common.errors import UserError, examples
 from salmonn.common.files import GB, free_bytes
 from salmonn.config.missing_files import missing_files
 from salmonn.data.annotations import Annotations
@@ -49,11 +49,9 @@ def find_problems(
     missing = missing_files(config, annotations, unread)
     problems = [*missing, *problem_of(_require_device, config)]
     if training:
-        present = [key for key in annotations if Path(config.datasets[key]).is_file()]
-        if config.run.objective == "ctc":
-            problems += problem_of(_require_ctc_tasks, config, present)
-        else:
-            problems += problem_of(_require_prompts, config, present)
+        require_fit = _require_ctc_tasks if config.run.objective == "ctc" else _require_prompts
+        for path in (config.datasets[key] for key in annotations):
+            problems += problem_of(require_fit, config, path) if Path(path).is_file() else []
     if not any(problem.startswith("model.") for problem in missing):
         problems += problem_of(_require_model, config, unread, training, goes_on)
     return problems
@@ -72,31 +70,37 @@ def _require_device(config: DictConfig) -> None:
     device_of(config)
 
 
-def _require_prompts(config: DictConfig, annotations: Sequence[str]) -> None:
-    """Raise UserError when the prompts cannot be read, or a task of the data has none."""
-    model = config.model
+def _require_prompts(config: DictConfig, path: str) -> None:
+    """Raise UserError when an annotation file or the prompts cannot be read, or the one has entries without the other.
+
+    A task may lack a prompt, and an entry the question that its prompts ask.
+    """
+    annotations, model = Annotations(path, end_sym=config.model.end_sym), config.model
     if not Path(model.prompt_path).is_file():
         return
-    known = prompts.load_train_prompts(model.prompt_path, model.prompt_template).keys()
+    pools = prompts.load_train_prompts(model.prompt_path, model.prompt_template)
     if model.test_prompt_path and Path(model.test_prompt_path).is_file():
         prompts.load_test_prompts(model.test_prompt_path, model.prompt_template)
-    problems = []
-    for path in (config.datasets[key] for key in annotations):
-        tasks = Annotations(path).tasks  # {task: its first entry}
-        if missing := sorted(tasks.keys() - known, key=tasks.__getitem__):
-            named = ", ".join(f"{task!r} (first in entry {tasks[task]})" for task in missing[:_TASKS_SHOWN])
+    tasks, problems = annotations.tasks, []  # {task: its first entry}
+    if missing := sorted(tasks.keys() - pools, key=tasks.__getitem__):
+        named = ", ".join(f"{task!r} (first in entry {tasks[task]})" for task in missing[:_TASKS_SHOWN])
+        problems.append(
+            f"annotation file {path}: {len(missing)} values of 'task' have no prompt in "
+            f"{model.prompt_path}: {named}{' ...' if len(missing) > _TASKS_SHOWN else ''}"
+        )
+    for task in (task for task in tasks if any(map(prompts.asks_question, pools.get(task, ())))):
+        if len(silent := annotations.without_question(task)):
             problems.append(
-                f"annotation file {path}: {len(missing)} values of 'task' have no prompt in "
-                f"{model.prompt_path}: {named}{' ...' if len(missing) > _TASKS_SHOWN else ''}"
+                f"annotation file {path}: {len(silent)} entries of the task {task!r} have no 'Q', which its prompts in "
+                f"{model.prompt_path} ask: {examples([f'entry {i}' for i in silent])}"
             )
     if problems:
         raise UserError("\n".join(problems))
 
 
-def _require_ctc_tasks(config: DictConfig, annotations: Sequence[str]) -> None:
-    """Raise UserError when a file has nothing for stage 0 to learn from."""
-    for key in annotations:
-        require_tasks(Annotations(config.datasets[key]), config.run.ctc_tasks)
+def _require_ctc_tasks(config: DictConfig, path: str) -> None:
+    """Raise UserError when an annotation file cannot be read, or has nothing for stage 0 to learn from."""
+    require_tasks(Annotations(path, end_sym=config.model.end_sym), config.run.ctc_tasks)
 
 
 def _require_model(config: DictConfig, unread: Sequence[str], training: bool, goes_on: Sequence[Path]) -> None:

@@ -103,6 +103,38 @@ def test_all_problems_are_told_together(weights, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ({"task": ""}, "entry 1: 'task' is empty"),
+        ({"task": "QA", "Q": "<SpeechHere>?"}, "entry 1: 'Q' holds '<SpeechHere>'"),
+        ({"text": "yes</s>"}, "entry 1: 'text' holds the end symbol '</s>'"),
+        ({"task": "QA"}, "1 entries of the task 'QA' have no 'Q', which its prompts in "),
+        ({"task": "QA", "Q": " "}, "1 entries of the task 'QA' have no 'Q'"),
+    ],
+)
+@pytest.mark.parametrize("key", ["train_ann_path", "valid_ann_path"])
+def test_an_entry_that_would_end_an_epoch_keeps_a_run_from_starting(weights, tmp_path, key, entry, told):
+    entries = [{"path": "a.wav", "text": "x"}, {"path": "a.wav", "text": "x", **entry}]
+    (tmp_path / "ann.json").write_text(json.dumps({"annotation": entries}))
+    config = load_config("configs/stage2.yaml", [*options(weights), f"datasets.{key}={tmp_path}/ann.json"])
+    (problem,) = [line for line in preflight.find_problems(config, (key,)) if f"{tmp_path}/ann.json" in line]
+    assert told in problem
+    assert "entry 1" in problem
+
+
+def test_what_is_wrong_with_two_annotation_files_is_told_together(weights, tmp_path):
+    keys = ("train_ann_path", "valid_ann_path")
+    for key in keys:
+        (tmp_path / f"{key}.json").write_text('{"annotation": [{"path": "a.wav", "text": "", "task": ""}]}')
+    named = [f"datasets.{key}={tmp_path}/{key}.json" for key in keys]
+    config = load_config("configs/stage1.yaml", [*options(weights), *named])
+    for more in ("model.prompt_path=", "run.objective=ctc", "model.multi_prompt=True"):
+        config = load_config("configs/stage1.yaml", [*options(weights), *named, more])
+        problems = preflight.find_problems(config, keys)
+        assert [key for key in keys if any(f"{key}.json" in problem for problem in problems)] == list(keys)
+
+
+@pytest.mark.parametrize(
     ("change", "told"),
     [
         (lambda c: c["model"].pop("ln_audio.bias"), "missing: ln_audio.bias"),

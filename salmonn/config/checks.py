@@ -50,6 +50,7 @@ NOT_NEGATIVE = (
     "run.optims.min_lr",
     "run.optims.weight_decay",
     "run.optims.grad_clip_norm",
+    "datasets.max_clip_seconds",
     "datasets.max_bad_fraction",
     "run.ctc_negatives",
     "run.valid_every_steps",

@@ -71,6 +71,7 @@ class DatasetsConfig:
     integrity: str = "header"  # left out before training: off | header | decode | verified
     verdicts: str = "ann/verdicts.jsonl"  # of the inspector's --check-integrity; read when integrity is verified
     quarantine: str = ""  # quarantine.jsonl of an earlier run: the files in it are left out
+    max_clip_seconds: float = 0.0  # longer clips are left out before training; 0 = none (paper: WavCaps over 180 s)
     max_bad_fraction: float = 0.05  # of the entries tried in training (from 500 on); more unreadable ones end the run
 
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +24,9 @@ from filelock import FileLock
 
 from salmonn.common.errors import UserError
 from salmonn.common.files import OpenFile, replacing
-from salmonn.data.annotation_scan import RECORD, SHOWN_PROBLEMS, scan
+from salmonn.data.annotation_scan import RECORD, SHOWN_PROBLEMS, Place, scan
 
-_VERSION = 2
+_VERSION = 3
 _ALIGNMENT = 4096  # of the records in the index file
 
 
@@ -41,6 +41,7 @@ class Header(msgspec.Struct):
     tasks: list[str]
     n_without_text: int
     without_text: list[int]  # the first few
+    with_symbol: dict[str, tuple[int, list[Place]]]  # of end symbols that were looked for: how often, the first few
     text_offset: int  # of the text in the index file; 0 where the annotation file holds it
 
 
@@ -65,10 +66,10 @@ class Index:
         return Index, (self.header, self.file, self.start, self.text_path, self.text, self.text_offset)  # not `records`
 
 
-def open_index(source: Path) -> Index:
+def open_index(source: Path, end_sym: str = "") -> Index:
     """The index of an annotation file, made first if need be: once, however many processes ask for it.
 
-    Raises UserError for a file that cannot be read or has bad entries.
+    It tells where the end symbol stands in texts. Raises UserError for a file that cannot be read or has bad entries.
     """
     try:
         status = source.stat()
@@ -77,7 +78,7 @@ def open_index(source: Path) -> Index:
     if not source.is_file():
         raise UserError(f"annotation file {source} is not a file")
     for place in _places(source):
-        if index := _read_index(place, source, status):
+        if (index := _read_index(place, source, status)) and _knows(index, end_sym):
             return index
     new = next((place for place in _places(source) if _writable(place.parent)), None)
     if new is None:
@@ -86,8 +87,9 @@ def open_index(source: Path) -> Index:
             f"set XDG_CACHE_HOME to a folder that can"
         )
     with _lock(new):
-        if not (index := _read_index(new, source, status)):
-            _build(source, status, new)
+        if not (index := _read_index(new, source, status)) or not _knows(index, end_sym):
+            known = index.header.with_symbol if index else ()  # so that runs with different ones do not take turns
+            _build(source, status, new, sorted({*known, *filter(None, [end_sym])}))
             index = _read_index(new, source, source.stat())
     if index is None:
         raise UserError(f"annotation file {source} changed while it was read; start again")
@@ -95,6 +97,10 @@ def open_index(source: Path) -> Index:
 
 
 # ---- the index file
+
+
+def _knows(index: Index, end_sym: str) -> bool:
+    return not end_sym or end_sym in index.header.with_symbol
 
 
 def _places(source: Path) -> tuple[Path, Path]:
@@ -158,15 +164,17 @@ def _aligned(position: int) -> int:
     return -(-position // _ALIGNMENT) * _ALIGNMENT
 
 
-def _build(source: Path, status: os.stat_result, place: Path) -> None:
+def _build(source: Path, status: os.stat_result, place: Path, end_symbols: Sequence[str]) -> None:
     """Write the index of a file to its place, whole or not at all."""
     with contextlib.ExitStack() as stack:
         text = stack.enter_context(_plain_text(source, place.parent))
-        found = scan(source, text)
+        found = scan(source, text, end_symbols)
         compressed = source.suffix == ".gz"
         header = Header(
             _VERSION, status.st_size, status.st_mtime_ns, status.st_ctime_ns, len(found.records), found.tasks,
-            len(found.without_text), found.without_text[:SHOWN_PROBLEMS], text_offset=0,
+            len(found.without_text), found.without_text[:SHOWN_PROBLEMS],
+            {symbol: (len(places), places[:SHOWN_PROBLEMS]) for symbol, places in found.with_symbol.items()},
+            text_offset=0,
         )  # fmt: skip
         if compressed:
             # the number's own length counts: an offset far enough for any header line

@@ -10,20 +10,24 @@ import msgspec
 import numpy as np
 
 from salmonn.common.errors import UserError
+from salmonn.data.annotation_format import BETWEEN, EXPECTED, foreign_kind, keys_of, malformed
 
 DEFAULT_TASK = "asr"
-RECORD = np.dtype([("start", "<i8"), ("length", "<u4"), ("text", "<u4"), ("task", "<u4")])  # bytes; characters
+RECORD = np.dtype(  # bytes; characters of the text, and of the question without blanks around it
+    [("start", "<i8"), ("length", "<u4"), ("text", "<u4"), ("question", "<u4"), ("task", "<u4")]
+)
+SPEECH_MARKERS = ("<SpeechHere>", "<Speech>", "</Speech>")  # of prompts: where the audio stands
 
 _CHUNK = 1 << 18  # bytes that are parsed together: their objects fit in a core's cache
 SHOWN_PROBLEMS = 5  # of a file, in a message
 _HEAD = re.compile(rb'\s*\{\s*"annotation"\s*:\s*\[')
 _TAIL = re.compile(rb"\]\s*\}\s*$")
-_BETWEEN = re.compile(rb"\}\s*,\s*(?=\{)")  # what stands between two entries
 _REACH = (1 << 14, 1 << 24)  # bytes in which the end of an entry is looked for
 _EDGE = 4096  # bytes at both ends of a file in which its frame is looked for
 
 _CUTS_FAILED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 Range = tuple[int, int]  # bytes of a file
+Place = tuple[int, str]  # entry, field
 
 
 class Entry(msgspec.Struct, gc=False):
@@ -47,16 +51,17 @@ class Scan:
     records: np.ndarray  # [n] RECORD
     tasks: list[str]  # by number
     without_text: list[int]  # entries
+    with_symbol: dict[str, list[Place]]  # where each of the end symbols looked for stands
 
 
-def scan(source: Path, text: BinaryIO) -> Scan:
+def scan(source: Path, text: BinaryIO, end_symbols: Sequence[str] = ()) -> Scan:
     """Find and check every entry. Raises UserError that names the first bad ones and counts them."""
     try:
         if ranges := candidate_ranges(text):
-            return _scan(source, read_chunks(text, ranges))
+            return _scan(source, read_chunks(text, ranges), end_symbols)
     except _CUTS_FAILED:  # other keys after the entries, or malformed
         pass
-    return _scan(source, read_chunks(text, [whole_array(source, text)]))
+    return _scan(source, read_chunks(text, [whole_array(source, text)]), end_symbols)
 
 
 def candidate_ranges(text: BinaryIO, size: int = _CHUNK) -> list[Range]:
@@ -87,7 +92,7 @@ def _next_cut(text: BinaryIO, begin: int, stop: int) -> Range | None:
     """Where the next entry ends and the one after it begins."""
     for reach in _REACH:
         text.seek(begin)
-        if found := _BETWEEN.search(text.read(min(reach, stop - begin))):
+        if found := BETWEEN.search(text.read(min(reach, stop - begin))):
             return begin + found.start() + 1, begin + found.end()
     return None
 
@@ -99,19 +104,22 @@ def whole_array(source: Path, text: BinaryIO) -> Range:
     try:
         data.decode()
         array = memoryview(msgspec.json.decode(data, type=_File).annotation)
-    except msgspec.ValidationError:
-        array = memoryview(b"")
     except RecursionError as error:
         raise UserError(f"annotation file {source}: its values are nested too deeply") from error
+    except msgspec.ValidationError as error:
+        raise _foreign(source, foreign_kind(source, data) or keys_of(data)) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        at = re.search(r"\(byte (\d+)\)", str(error))
-        before = data[: int(at.group(1))] if at else data
-        near = len(_BETWEEN.findall(before))
-        raise UserError(f"annotation file {source} cannot be read: {error}, near entry {near}") from error
+        if what := foreign_kind(source, data):
+            raise _foreign(source, what) from error
+        raise UserError(f"annotation file {source} {malformed(data, error)}") from error
     if not bytes(array[:1]) == b"[":
-        raise UserError(f'annotation file {source}: expected {{"annotation": [entry, ...]}}')
+        raise _foreign(source, "")
     begin = data.index(array)
     return begin + 1, begin + len(array) - 1
+
+
+def _foreign(source: Path, what: str) -> UserError:
+    return UserError(f"annotation file {source}: {EXPECTED}{what and f', but {what}'}")
 
 
 Chunk = tuple[int, bytes, list[msgspec.Raw]]
@@ -142,30 +150,55 @@ def read_chunks(text: BinaryIO, ranges: Sequence[Range]) -> Iterator[Chunk]:
         at += joined
 
 
-def _scan(source: Path, chunks: Iterable[Chunk]) -> Scan:
+def _scan(source: Path, chunks: Iterable[Chunk], end_symbols: Sequence[str]) -> Scan:
     records: list[np.ndarray] = []
     tasks: dict[str, int] = {}
     without_text: list[int] = []
+    with_symbol: dict[str, list[Place]] = {symbol: [] for symbol in end_symbols}
     problems: list[str] = []
     n = 0
     for begin, chunk, raws in chunks:
         entries = _known_fields(chunk)
-        if entries is None or not all(entry.path for entry in entries):
+        texts = _joined_texts(entries or ())
+        if entries is None or not _all_good(entries, texts):
             problems += [f"entry {n + i}: {what}" for i, raw in enumerate(raws) for what in _problems(raw)]
         else:
             part = np.zeros(len(raws), RECORD)
             part["length"] = [len(memoryview(raw)) for raw in raws]
             part["start"] = begin + _starts(chunk, part["length"].tolist())
             part["text"] = [len(entry.text or "") for entry in entries]
+            part["question"] = [len(entry.Q.strip()) if entry.Q else 0 for entry in entries]
             part["task"] = [tasks.setdefault(entry.task or DEFAULT_TASK, len(tasks)) for entry in entries]
             records.append(part)
             without_text += [n + i for i, entry in enumerate(entries) if entry.text is None]
+            for symbol in (symbol for symbol in end_symbols if symbol in texts):
+                with_symbol[symbol] += [(n + i, field) for i, field in _places_of(symbol, entries)]
         n += len(raws)
     if problems:
         raise UserError(list_problems(source, problems, len(problems)))
     if not n:
         raise UserError(f"annotation file {source} has no entries")
-    return Scan(np.concatenate(records), list(tasks), without_text)
+    return Scan(np.concatenate(records), list(tasks), without_text, with_symbol)
+
+
+def _all_good(entries: Sequence[Entry], texts: str) -> bool:
+    """Whether `_problems` would find nothing in these, told quickly."""
+    return (
+        all(entry.path for entry in entries)
+        and all(task is None or task.strip() for task in {entry.task for entry in entries})
+        and not any(marker in texts for marker in SPEECH_MARKERS)
+    )
+
+
+def _joined_texts(entries: Sequence[Entry]) -> str:
+    """Texts and questions in one string: what is in none of thousands is searched for once."""
+    return "\0".join([text for entry in entries for text in (entry.text, entry.Q) if text])
+
+
+def _places_of(symbol: str, entries: Sequence[Entry]) -> Iterator[Place]:
+    """Yield where in texts and questions a symbol stands."""
+    for i, entry in enumerate(entries):
+        yield from ((i, field) for field, text in (("text", entry.text), ("Q", entry.Q)) if text and symbol in text)
 
 
 def list_problems(source: str | Path, problems: list[str], n: int) -> str:
@@ -211,6 +244,14 @@ def _problems(raw: msgspec.Raw) -> list[str]:
     ]
     if entry.get("path") == "":
         wrong.append("'path' is empty")
+    if isinstance(task := entry.get("task"), str) and not task.strip():
+        wrong.append(f"'task' is empty: name one, or leave the key out for {DEFAULT_TASK!r}")
+    wrong += [
+        f"{key!r} holds {marker!r}, which prompts have where the audio stands: take it out"
+        for key in ("text", "Q")
+        for marker in SPEECH_MARKERS
+        if isinstance(entry.get(key), str) and marker in entry[key]
+    ]
     clips = entry.get("expand_wav", [])
     if not isinstance(clips, list) or not all(isinstance(clip, str) for clip in clips):
         wrong.append("'expand_wav' must be a list of strings")

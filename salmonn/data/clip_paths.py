@@ -1,7 +1,9 @@
 """Where an annotation's clips lie on this machine: prefix, path_map, and other extensions than the annotated one."""
 
+import errno
 import os
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from salmonn.audio.decode import AudioError
 from salmonn.common.errors import UserError
@@ -9,6 +11,18 @@ from salmonn.common.errors import UserError
 # `expand_wav` of the released files carries the folder of the authors' cluster; `path` does not.
 RELEASED_PATH_MAP = ({"from": "/mnt/bn/audio-visual-llm-data/datasets", "to": "{prefix}"},)
 OTHER_EXTENSIONS = (".flac", ".mp3", ".ogg", ".opus", ".m4a")  # of a clip that is annotated as .wav, in this order
+_MOST_CORPORA = 20  # folders in one; more are the speakers or parts of one corpus
+
+
+def may_exist(path: str) -> bool:
+    """Whether there is something of this name, or the system cannot tell: opening it will."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        return error.errno not in (errno.ENAMETOOLONG, errno.ELOOP)
+    return True
 
 
 class ClipPaths:
@@ -25,12 +39,13 @@ class ClipPaths:
         # absolute, so that a file has one name however the prefix is written: verdicts go by it
         self.prefix = os.path.abspath(prefix) if prefix else ""
         self._map = [
-            (mapping["from"].rstrip("/"), os.path.abspath(mapping["to"].replace("{prefix}", prefix)))
+            (source, os.path.abspath(mapping["to"].replace("{prefix}", prefix)))
             for mapping in (*path_map, *RELEASED_PATH_MAP)
+            for source in spellings(mapping["from"].rstrip("/"))
         ]
 
     def of(
-        self, path: str, expand_wav: Sequence[str] | None = None, exists: Callable[[str], bool] = os.path.lexists
+        self, path: str, expand_wav: Sequence[str] | None = None, exists: Callable[[str], bool] = may_exist
     ) -> list[str]:
         """Files of an entry: its clip, then each of its `expand_wav`. Raises AudioError as `locate` does."""
         return [find_file(self.locate(clip), exists) for clip in (path, *(expand_wav or ()))]
@@ -38,6 +53,19 @@ class ClipPaths:
     def maps_under(self, root: str) -> bool:
         """Whether some path that begins with `root` is mapped."""
         return any(source.startswith(root.rstrip("/")) for source, _ in self._map)
+
+    def root_of(self, folders: Iterable[str]) -> str:
+        """What stands in front of the corpora in absolute annotated paths, by all of their folders; "" with a prefix.
+
+        It is what they share; but where clips lie in that folder, or very many folders, it is a corpus itself.
+        """
+        absolute = {os.path.normpath(folder) for folder in folders if folder.startswith("/")} if not self.prefix else ()
+        if not absolute:
+            return ""
+        shared = os.path.commonpath(absolute)
+        below = {folder[len(shared) :].lstrip("/").partition("/")[0] for folder in absolute}
+        is_corpus = "" in below or len(below) > _MOST_CORPORA
+        return os.path.dirname(shared) if is_corpus else shared
 
     def locate(self, path: str) -> str:
         """The file that an annotated path names, absolute: mapped, or with the prefix in front.
@@ -50,15 +78,34 @@ class ClipPaths:
         return _below(self.prefix, path, path) if self.prefix else os.path.abspath(path)
 
 
-def find_file(path: str, exists: Callable[[str], bool] = os.path.lexists) -> str:
-    """The file itself, or where a .wav is absent the same stem with another extension, if that exists.
+def find_file(path: str, exists: Callable[[str], bool] = may_exist) -> str:
+    """The file as it is spelled here, or where a .wav is absent the same stem with another extension, if that exists.
 
     CommonVoice is annotated as .wav, for one, and ships .mp3.
     """
+    path = spelled_here(path, exists)
     stem, extension = os.path.splitext(path)
     if extension.lower() != ".wav" or exists(path):
         return path
-    return next((stem + other for other in OTHER_EXTENSIONS if exists(stem + other)), path)
+    folder, slash, name = stem.rpartition("/")
+    stems = [folder + slash + spelling for spelling in spellings(name)]
+    return next((found for other in OTHER_EXTENSIONS for stem in stems if exists(found := stem + other)), path)
+
+
+def spelled_here(path: str, exists: Callable[[str], bool] = may_exist) -> str:
+    """An absolute path with each of its names as it is there: composed (ü), or decomposed (u and dots), as on a Mac."""
+    if path.isascii():
+        return path
+    here = ""
+    for name in path.split("/")[1:]:
+        found = (f"{here}/{spelling}" for spelling in spellings(name) if name.isascii() or exists(f"{here}/{spelling}"))
+        here = next(found, f"{here}/{name}")
+    return here
+
+
+def spellings(name: str) -> list[str]:
+    """A name as it is, composed and decomposed: three strings that look the same."""
+    return [name] if name.isascii() else [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
 
 
 class FolderCache:
@@ -71,10 +118,10 @@ class FolderCache:
         """Whether the folder of this path held its name when it was listed."""
         folder, slash, name = path.rpartition("/")
         names = self.names(folder or slash or ".")
-        return os.path.lexists(path) if names is None else name in names
+        return may_exist(path) if names is None else name in names
 
     def names(self, folder: str) -> frozenset[str] | None:
-        """What a folder lists, nothing where it is absent; None where it may be entered but not listed.
+        """What a folder lists, nothing where it is absent; None where it cannot be listed, but perhaps entered.
 
         It is not asked for when the folder above does not list it.
         """
@@ -89,15 +136,16 @@ class FolderCache:
 def _list(folder: str) -> frozenset[str] | None:
     try:
         return frozenset(os.listdir(folder))
-    except PermissionError:
-        return None
-    except (OSError, ValueError):  # absent, no folder, or no possible name
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # absent, no folder, or no possible name
         return frozenset()
+    except OSError:
+        return None
 
 
-def corpus_of(path: str) -> str:
-    """The first folder of an annotation's path."""
-    folders = [part for part in path.split("/")[:-1] if part not in ("", ".")]
+def corpus_of(path: str, root: str = "") -> str:
+    """The first folder of an annotation's path, below `root` where that stands in front."""
+    below = path[len(root) :] if root and path.startswith(root) else path
+    folders = [part for part in below.split("/")[:-1] if part not in ("", ".")]
     return folders[0] if folders else "(no folder)"
 
 

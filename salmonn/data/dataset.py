@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from salmonn.audio.decode import AudioError, load_clip
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths
-from salmonn.data.integrity import unreadable_verdict
+from salmonn.data.integrity import at_second_try, reason_of, unreadable_verdict
 
 MAX_REPLACEMENTS = 100  # unreadable files in a row; after that the item stays without audio
 
@@ -102,9 +102,9 @@ class SALMONNDataset:
         item |= {"id": entry["path"], "index": index, "testset_id": entry.get("testset_id"), "unreadable": []}
         try:
             paths = self.clip_paths.of(entry["path"], entry["expand_wav"])
-            wav = load_clip(paths, self.max_seconds, self.channel, self.expand_cut)
+            wav = at_second_try(lambda: load_clip(paths, self.max_seconds, self.channel, self.expand_cut))
         except AudioError as error:
-            item["unreadable"] = [unreadable_verdict(error.path, error.reason)]
+            item["unreadable"] = [unreadable_verdict(error.path, reason_of(error))]
             return {**item, "raw_wav": None}
         return {**item, "raw_wav": wav}
 

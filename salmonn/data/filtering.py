@@ -1,8 +1,8 @@
-"""What is left out before training: `datasets.integrity`, and quarantine lists that are fed back."""
+"""What is left out before training: `datasets.integrity`, quarantine lists that are fed back, overlong clips."""
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from salmonn.common.errors import UserError
 from salmonn.common.processes import n_cores
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths, FolderCache
-from salmonn.data.integrity import check_files
+from salmonn.data.integrity import Verdict, check_files, kind_of
 from salmonn.data.unreadable import (
     NOT_VERIFIED,
     Exists,
@@ -29,47 +29,47 @@ logger = logging.getLogger(__name__)
 _SHOWN = 20  # rows of the table in the log
 
 
-def usable_entries(annotations: Annotations, datasets: DictConfig) -> np.ndarray:
+def usable_entries(annotations: Annotations, datasets: DictConfig, tasks: Sequence[str] | None = None) -> np.ndarray:
     """Numbers [K] of the entries whose clips are not known to be unreadable, the same on every rank.
 
-    The ranks share the work. What was left out is logged by corpus and reason. Raises UserError
-    when nothing is left, or a list of verdicts is not there.
+    `tasks`: only these take part, and only their clips are looked at; None = all. The ranks share the work. What was
+    left out is logged by corpus and reason. Raises UserError when nothing is left, or a list of verdicts is not there.
     """
-    if datasets.integrity == "off" and not datasets.quarantine:
-        return np.arange(len(annotations))
+    wanted = _entries_of_tasks(annotations, tasks) if tasks else np.ones(len(annotations), dtype=bool)
+    if datasets.integrity == "off" and not datasets.quarantine and not datasets.max_clip_seconds:
+        return np.flatnonzero(wanted)
     clip_paths, exists = ClipPaths(datasets.prefix, datasets.path_map), FolderCache().exists
-    unreadable = _unreadable_files(annotations, clip_paths, datasets, exists)
-    keep = np.ones(len(annotations), dtype=bool)
+    unreadable = _unreadable_files(annotations, clip_paths, datasets, exists, wanted)
+    keep = wanted.copy()
     left_out: Counter[tuple[str, str]] = Counter()
     if distributed.is_main():  # what rank 0 finds counts for all
-        for i, corpus, reason in entries_left_out(annotations, clip_paths, unreadable, exists):
+        for i, corpus, reason in entries_left_out(annotations, clip_paths, unreadable, exists, wanted):
             keep[i] = False
-            left_out[corpus, reason if reason == NOT_VERIFIED else reason.partition(":")[0]] += 1
+            left_out[corpus, reason if reason == NOT_VERIFIED else kind_of(reason)] += 1
     usable, left_out = distributed.from_main((np.flatnonzero(keep), left_out))
-    _report(annotations, left_out, datasets)
+    n_wanted = int(wanted.sum())
+    _report(annotations, n_wanted, left_out, datasets)
     if not len(usable):
         (corpus, reason), _ = left_out.most_common(1)[0]
         raise UserError(
-            f"{annotations.path}: none of the {len(annotations)} entries can be used, most of them because of "
+            f"{annotations.path}: none of the {n_wanted} entries can be used, most of them because of "
             f"[{corpus}] {reason}. Check datasets.prefix = {datasets.prefix!r}, and see "
             f"python util/anns_inspector.py --prefix {datasets.prefix or 'DIR'} --ann {annotations.path}"
         )
     return usable
 
 
-def entries_of_tasks(annotations: Annotations, usable: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
-    """Those of the usable entries that have one of the tasks; says what is left out. Raises UserError where none is."""
+def _entries_of_tasks(annotations: Annotations, tasks: Sequence[str]) -> np.ndarray:
+    """[entries] True where an entry has one of the tasks; says what is left out. Raises UserError where none has."""
     require_tasks(annotations, tasks)
-    wanted = annotations.of_tasks(tasks)  # [entries]
+    wanted = annotations.of_tasks(tasks)
     others = {task: n for task, n in annotations.task_counts().items() if task not in tasks}
     left_out = ", ".join(f"{task} {n}" for task, n in others.items()) or "none"
     logger.info(
         "%s: %d of %d entries have a task of run.ctc_tasks (%s); left out: %s",
         annotations.path, wanted.sum(), len(annotations), ", ".join(tasks), left_out,
     )  # fmt: skip
-    if not wanted[usable].any():
-        raise UserError(f"{annotations.path}: no clip of run.ctc_tasks = {', '.join(tasks)} can be read")
-    return usable[wanted[usable]]
+    return wanted
 
 
 def require_tasks(annotations: Annotations, tasks: Sequence[str]) -> None:
@@ -82,27 +82,41 @@ def require_tasks(annotations: Annotations, tasks: Sequence[str]) -> None:
 
 
 def _unreadable_files(
-    annotations: Annotations, clip_paths: ClipPaths, datasets: DictConfig, exists: Exists
+    annotations: Annotations, clip_paths: ClipPaths, datasets: DictConfig, exists: Exists, wanted: np.ndarray
 ) -> dict[str, str]:
     """{file: reason}, joined over the ranks, each of which looks at its share of the files."""
     rank, world_size = distributed.rank(), distributed.world_size()
-    files = list(distinct_files(annotations, clip_paths, exists))[rank::world_size]
+    files = list(distinct_files(annotations, clip_paths, exists, wanted))[rank::world_size]
     unreadable = quarantined_files(files, datasets.quarantine) if datasets.quarantine else {}
+    there = [file for file in files if exists(file)]
     if datasets.integrity != "off":
-        there = [file for file in files if exists(file)]
         unreadable |= {file: "file does not exist" for file in files if not exists(file)}
         unreadable |= _unverified(datasets, there) if datasets.integrity == "verified" else _checked(datasets, there)
+    elif datasets.max_clip_seconds:
+        unreadable |= _checked(datasets, there)
     return {file: reason for share in distributed.gather_objects(unreadable) for file, reason in share.items()}
 
 
 def _checked(datasets: DictConfig, files: list[str]) -> dict[str, str]:
+    """{file: reason} of those that a look finds unreadable (not with integrity off), or longer than the limit."""
+    limit, is_off = datasets.max_clip_seconds, datasets.integrity == "off"
+    found: dict[str, str] = {}
+    of_unknown_length: list[str] = []  # such as an mp3 without a tag; filled by the first round
+    for how, paths in (("header" if is_off else datasets.integrity, files), ("decode", of_unknown_length)):
+        for verdict in _verdicts(paths, how) if paths else ():
+            if limit and verdict.ok and not verdict.seconds and paths is files:
+                of_unknown_length.append(verdict.path)
+            elif reason := verdict.excess(limit) or ("" if is_off else verdict.reason):
+                found[verdict.path] = reason
+    return found
+
+
+def _verdicts(files: list[str], how: str) -> Iterator[Verdict]:
     jobs = max(1, n_cores() // distributed.local_world_size())
-    verdicts = tqdm(
-        check_files(files, datasets.integrity, jobs),
-        desc=f"checking clips ({datasets.integrity})", total=len(files), unit="file", mininterval=1.0,
+    return iter(tqdm(
+        check_files(files, how, jobs), desc=f"checking clips ({how})", total=len(files), unit="file", mininterval=1.0,
         disable=not distributed.is_main(),
-    )  # fmt: skip
-    return {verdict.path: verdict.reason for verdict in verdicts if not verdict.ok}
+    ))  # fmt: skip
 
 
 def _unverified(datasets: DictConfig, files: list[str]) -> dict[str, str]:
@@ -111,14 +125,14 @@ def _unverified(datasets: DictConfig, files: list[str]) -> dict[str, str]:
             f"datasets.integrity = verified needs the verdicts of python util/anns_inspector.py --check-integrity, "
             f"but datasets.verdicts = {datasets.verdicts} does not exist"
         )
-    return unverified_files(files, datasets.verdicts)
+    return unverified_files(files, datasets.verdicts, datasets.max_clip_seconds)
 
 
-def _report(annotations: Annotations, left_out: Counter[tuple[str, str]], datasets: DictConfig) -> None:
+def _report(annotations: Annotations, n_wanted: int, left_out: Counter[tuple[str, str]], datasets: DictConfig) -> None:
     n = sum(left_out.values())
     logger.info(
         "%s: %d of %d entries are usable (datasets.integrity: %s)",
-        annotations.path, len(annotations) - n, len(annotations), datasets.integrity,
+        annotations.path, n_wanted - n, n_wanted, datasets.integrity,
     )  # fmt: skip
     for (corpus, reason), count in left_out.most_common(_SHOWN):
         logger.info("   left out [%s] %s: %d", corpus, reason, count)

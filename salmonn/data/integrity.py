@@ -1,23 +1,35 @@
 """Verdicts on media files: which of the annotated clips can be used, known before training starts.
 
 A verdict belongs to one version of a file (path, size, modification time); it is a line of JSON, so
-that lists can be read by people, appended to safely, and fed back.
+that lists can be read by people, appended to safely, and fed back. Only what a file's bytes say is one:
+what the system could not read now (rights, a full table of open files, a disk that did not answer) is
+told, and looked at again.
 """
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+import signal
+import stat
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
+import soundfile
 
 from salmonn.audio.decode import AudioError, decode_all, inspect_header
 from salmonn.common.errors import UserError
 from salmonn.common.files import appending, whole_lines
-from salmonn.common.processes import in_processes
+from salmonn.common.processes import DiedError, Parcel, Worker, in_processes
 
 _BATCH = 8  # files that a process checks before it reports
+_UNREADABLE = "unreadable"  # the kind of what the system could not read
+_WRITTEN_BEFORE = "undecodable: System error"  # what earlier versions said of the same
+_READ = 1 << 20  # bytes
+_SYSTEM_ERRORS = (2, 17)  # libsndfile's codes: the system refused something; no memory
+
+_Found = TypeVar("_Found")
 
 
 class Verdict(msgspec.Struct, omit_defaults=True):
@@ -33,6 +45,7 @@ class Verdict(msgspec.Struct, omit_defaults=True):
     channels: int = 0
     seconds: float = 0.0
     format: str = ""
+    ctime_ns: int = 0  # when anything about the file was last changed, which nobody can set; 0 where not known
 
     @property
     def version(self) -> tuple[str, int, int]:
@@ -42,32 +55,105 @@ class Verdict(msgspec.Struct, omit_defaults=True):
     @property
     def kind(self) -> str:
         """The reason without its details."""
-        return self.reason.partition(":")[0]
+        return kind_of(self.reason)
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether it tells of the system at that time and not of the file: then it is no verdict."""
+        return is_passing(self.reason)
+
+    def excess(self, max_seconds: float) -> str:
+        """Why a clip is left out that is longer than so many seconds; "" where it is not, and for a limit of 0."""
+        is_longer = self.ok and 0 < max_seconds < self.seconds
+        return f"longer than datasets.max_clip_seconds = {max_seconds:g}: {self.seconds:g} s" if is_longer else ""
+
+    def still_holds(self) -> bool:
+        """Whether a bad verdict is on the file that is there, which may have been repaired with its old size and time.
+
+        Good verdicts go by these two alone: they outlive a copy of a corpus.
+        """
+        size, mtime_ns, ctime_ns = _size_and_times(self.path)
+        return (size, mtime_ns) == (self.size, self.mtime_ns) and self.ctime_ns in (0, ctime_ns)
+
+
+def kind_of(reason: str) -> str:
+    """A reason without its details; what the system said is none."""
+    return reason if is_passing(reason) else reason.partition(":")[0]
+
+
+def is_passing(reason: str) -> bool:
+    """Whether a reason tells of the system, and not of a file."""
+    return reason.partition(":")[0] == _UNREADABLE or reason == _WRITTEN_BEFORE
 
 
 def version_of(path: str) -> tuple[str, int, int]:
     """Path, size and modification time of a file as it is now; size -1 where there is none."""
+    return path, *_size_and_times(path)[:2]
+
+
+def _size_and_times(path: str) -> tuple[int, int, int]:
+    """Size [bytes; -1 where there is no file], time of modification and of any change [ns]."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # absent, not permitted, or no possible name
-        return path, -1, 0
-    return path, status.st_size, status.st_mtime_ns
+        return -1, 0, 0
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def unreadable_verdict(path: str, reason: str) -> Verdict:
     """The verdict on a file that has just failed."""
-    return Verdict(path, False, reason, *version_of(path)[1:])
+    size, mtime_ns, ctime_ns = _size_and_times(path)
+    return Verdict(path, False, reason, size, mtime_ns, ctime_ns=ctime_ns)
 
 
 def check_file(path: str, how: str) -> Verdict:
     """Look at a file's header ("header") or decode all of it ("decode"); never raises."""
-    _, size, mtime_ns = version_of(path)
+    size, mtime_ns, ctime_ns = _size_and_times(path)
     try:
-        info = decode_all(path) if how == "decode" else inspect_header(path)
+        info = at_second_try(partial(decode_all if how == "decode" else inspect_header, path))
     except AudioError as error:
-        return Verdict(path, False, error.reason, size, mtime_ns, how)
+        return Verdict(path, False, reason_of(error), size, mtime_ns, how, ctime_ns=ctime_ns)
     seconds = round(info.seconds, 4)
-    return Verdict(path, True, "", size, mtime_ns, how, info.rate, info.channels, seconds, info.format)
+    return Verdict(path, True, "", size, mtime_ns, how, info.rate, info.channels, seconds, info.format, ctime_ns)
+
+
+def at_second_try(look: Callable[[], _Found]) -> _Found:
+    """What comes of looking at a file, once more if that fails: some troubles pass at once. Raises AudioError."""
+    try:
+        return look()
+    except AudioError:
+        return look()
+
+
+def reason_of(error: AudioError) -> str:
+    """Why a file could not be used: `unreadable: ...` where that was the system, which decoders take for damage."""
+    if error.reason.startswith(_UNREADABLE):
+        return error.reason
+    if isinstance(error.__cause__, MemoryError):
+        return f"{_UNREADABLE}: not enough memory"
+    if trouble := _trouble_of_reading(error.path):
+        return f"{_UNREADABLE}: {trouble}"
+    if isinstance(error.__cause__, soundfile.LibsndfileError) and error.__cause__.code in _SYSTEM_ERRORS:
+        return f"{_UNREADABLE}: {error.__cause__.error_string}"
+    return error.reason
+
+
+def _trouble_of_reading(path: str) -> str:
+    """What the system says when it reads all of a file; "" where it can, or where there is no file."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return ""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            while os.read(descriptor, _READ):
+                pass
+        finally:
+            os.close(descriptor)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return ""
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 # ---- many files
@@ -80,10 +166,21 @@ def check_files(paths: Iterable[str], how: str, jobs: int = 0) -> Iterator[Verdi
     """
     paths = iter(paths)
     died = yield from _check(iter(lambda: list(islice(paths, _BATCH)), []), how, jobs)
-    suspects = yield from _check(([path] for path in died), how, jobs)
-    for path in suspects:  # each in a process of its own
-        if (yield from _check([[path]], how, jobs=1)):
-            yield unreadable_verdict(path, "crashes the decoder")
+    for path in (yield from _check(([path] for path in died), how, jobs)):
+        yield _check_alone(path, how)
+
+
+def _check_alone(path: str, how: str) -> Verdict:
+    """The verdict on a file that was under way when a process died, from a process that has nothing else to do."""
+    worker = Worker(Parcel(_check_batch), quiet=True)
+    try:
+        worker.send([path], how)
+        return worker.receive()[0]
+    except DiedError as died:
+        was_killed = died.signal in (signal.SIGKILL, signal.SIGTERM)  # by somebody, or for want of memory
+        return unreadable_verdict(path, f"{_UNREADABLE}: its process {died}" if was_killed else "crashes the decoder")
+    finally:
+        worker.finish()
 
 
 def _check(batches: Iterable[list[str]], how: str, jobs: int) -> Generator[Verdict, None, list[str]]:

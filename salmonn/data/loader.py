@@ -26,14 +26,14 @@ from salmonn.config.schema import RunConfig
 from salmonn.data.annotations import Annotations
 from salmonn.data.collate import collate
 from salmonn.data.dataset import SALMONNDataset, load_items
-from salmonn.data.filtering import entries_of_tasks, usable_entries
+from salmonn.data.filtering import usable_entries
 
 PREFETCH = 4  # batches that each worker has ready: one slow file does not stop the GPU
 _POLL = 0.2  # s, after which who waits for a batch looks whether it is to stop
 
 
 class LoadingError(UserError):
-    """A process that loads has died, stands still, or cannot be started."""
+    """A process that loads has died, stands still, or cannot be started; or what it reads was changed."""
 
 
 def open_datasets(config: DictConfig, max_seconds: float) -> dict[str, SALMONNDataset]:
@@ -44,10 +44,9 @@ def open_datasets(config: DictConfig, max_seconds: float) -> dict[str, SALMONNDa
     """
     found = {}
     for key in annotation_keys(config):
-        annotations = Annotations(config.datasets[key])
-        usable = usable_entries(annotations, config.datasets)
-        if config.run.objective == "ctc":
-            usable = entries_of_tasks(annotations, usable, config.run.ctc_tasks)
+        annotations = Annotations(config.datasets[key], end_sym=config.model.end_sym)
+        tasks = config.run.ctc_tasks if config.run.objective == "ctc" else None
+        usable = usable_entries(annotations, config.datasets, tasks)
         found[key] = SALMONNDataset.from_config(
             annotations,
             config.datasets,
@@ -148,8 +147,8 @@ def load(
 ) -> Generator[Samples]:
     """Yield the batches in their order, loaded by this many processes (0: by this one), until `stopped`.
 
-    Raises LoadingError when a process dies or cannot be started, or a batch does not come within `timeout_minutes`. The
-    processes end with the generator: close it where it is not read to its end.
+    Raises LoadingError when a process dies or cannot be started, the annotation file is rewritten, or a batch does not
+    come within `timeout_minutes`. The processes end with the generator: close it where it is not read to its end.
     """
     pinned = torch.cuda.is_initialized()
     if num_workers:
@@ -157,7 +156,11 @@ def load(
         return
     batches = iter(batches)
     while not stopped() and (batch := next(batches, None)) is not None:
-        yield collate(load_items(dataset, batch), pinned)
+        try:
+            items = load_items(dataset, batch)
+        except UserError as error:
+            raise LoadingError(str(error)) from error
+        yield collate(items, pinned)
 
 
 def _from_workers(
@@ -205,7 +208,7 @@ def _from_workers(
             yield answer
     except LoadingError:
         raise
-    except UserError as error:  # a process could not be started, perhaps for want of memory after days
+    except UserError as error:  # such as a process that could not be started for want of memory after days
         raise LoadingError(str(error)) from error
     finally:
         kill_all(worker for worker, _ in workers)

@@ -22,6 +22,7 @@ class Quarantine:
         self.max_bad_fraction = max_bad_fraction
         self.tried, self.unreadable = 0, 0  # entries, over all ranks
         self.files: dict[str, Verdict] = {}  # over all ranks
+        self.passing: dict[str, Verdict] = {}  # what the system could not read when its turn came: in no list
         self._new: list[Verdict] = []
         self._new_tried, self._new_unreadable = 0, 0
         self._unwritten: list[Verdict] = []
@@ -29,13 +30,13 @@ class Quarantine:
     def take_over(self, earlier: str | Path) -> None:
         """Start the list with that of an earlier run, so that the last list is the whole one."""
         with self.list.append_to() as file:
-            write_verdicts(file, list(VerdictList(earlier).read()))
+            write_verdicts(file, [verdict for verdict in VerdictList(earlier).read() if not verdict.is_passing])
 
     def go_on(self, tried: int, unreadable: int) -> None:
         """Take up the counters and the list of a run that goes on."""
         self.tried, self.unreadable = tried, unreadable
         if self.list.path.exists():
-            self.files = {verdict.path: verdict for verdict in self.list.read()}
+            self.files = {verdict.path: verdict for verdict in self.list.read() if not verdict.is_passing}
 
     def add(self, samples: Samples, judged: bool = True) -> None:
         """Take what a batch of this rank reports; `judged`: it counts for the share that ends a run."""
@@ -50,22 +51,29 @@ class Quarantine:
         Raises UserError, on every rank, when the share of bad entries is above max_bad_fraction.
         """
         new, self._unwritten = self._unwritten, []
+        passing: list[Verdict] = []
         for verdicts, tried, unreadable in distributed.gather_objects(
             (self._new, self._new_tried, self._new_unreadable)
         ):
             self.tried += tried
             self.unreadable += unreadable
             for verdict in verdicts:
-                if verdict.path not in self.files:
-                    self.files[verdict.path] = verdict
-                    new.append(verdict)
+                known, unknown = (self.passing, passing) if verdict.is_passing else (self.files, new)
+                if verdict.path not in known:
+                    known[verdict.path] = verdict
+                    unknown.append(verdict)
         self._new, self._new_tried, self._new_unreadable = [], 0, 0
         if distributed.is_main() and (new or not self.list.path.exists()):
             self._write(new)
         self._name(new)
+        for verdict in passing[: max(0, _SHOWN - len(self.passing) + len(passing))]:
+            logger.warning(
+                "not read now, and looked at again when its turn comes: %s: %s", verdict.path, verdict.reason
+            )
         if self.tried >= MIN_TRIED and self.unreadable > self.max_bad_fraction * self.tried:
             raise UserError(self._too_many())
-        return {"tried": self.tried, "bad": self.unreadable, "bad_files": len(self.files)}
+        counters: dict[str, int | float] = {"tried": self.tried, "bad": self.unreadable, "bad_files": len(self.files)}
+        return counters | ({"passing_files": len(self.passing)} if self.passing else {})
 
     def _write(self, verdicts: list[Verdict]) -> None:
         try:
@@ -83,10 +91,16 @@ class Quarantine:
             logger.info("further unreadable files go without a line here; %s lists them all", self.list.path)
 
     def _too_many(self) -> str:
-        examples = "".join(f"\n  {verdict.path}: {verdict.reason}" for verdict in list(self.files.values())[:_SHOWN])
+        found = [*self.files.values(), *self.passing.values()]
+        examples = "".join(f"\n  {verdict.path}: {verdict.reason}" for verdict in found[:_SHOWN])
+        passing = (
+            f"\n{len(self.passing)} of the files could not be read by the system and are in no list: see to "
+            f"permissions, open files (ulimit -n), memory and the disk, and start again."
+        )
         return (
             f"{self.unreadable} of the {self.tried} entries tried so far could not be used, more than "
             f"datasets.max_bad_fraction = {self.max_bad_fraction:g} allows, e.g.{examples}\n"
-            f"All of them are in {self.list.path}. Leave them out from the start: datasets.integrity=decode, or "
+            f"Broken files are in {self.list.path}. Leave them out from the start: datasets.integrity=decode, or "
             f"util/anns_inspector.py --check-integrity and datasets.integrity=verified; or allow more."
+            + (passing if self.passing else "")
         )

@@ -27,6 +27,11 @@ def load_test_prompts(path: str | Path, template: str) -> dict[str, str]:
     return {task: _templated(path, task, prompts, template)[0] for task, prompts in _read_tasks(path).items()}
 
 
+def asks_question(prompt: str) -> bool:
+    """Whether the entry's question is to be put into a prompt."""
+    return "{}" in prompt
+
+
 def fill_question(prompt: str, question: str) -> str:
     """Put the entry's question where the prompt has `{}`; prompts without it stay as they are."""
     return prompt.replace("{}", question)

@@ -88,7 +88,7 @@ def _beginning(config: DictConfig, made: Sequence[str]) -> str:
 
 def _n_entries(config: DictConfig, key: str) -> int:
     """Entries of an annotation file that take part."""
-    annotations = Annotations(config.datasets[key])
+    annotations = Annotations(config.datasets[key], end_sym=config.model.end_sym)
     of_stage_0 = config.run.objective == "ctc"
     return int(annotations.of_tasks(config.run.ctc_tasks).sum()) if of_stage_0 else len(annotations)
 
@@ -122,7 +122,7 @@ def tiny_step(config: DictConfig) -> str:
     with tempfile.TemporaryDirectory(prefix="salmonn-dry-run-") as folder:
         short: dict[str, Any] = {
             "model": write_tiny_parts(config.model, Path(folder)),
-            "datasets": {"integrity": "off"},  # looking at each file takes its time; the run does
+            "datasets": {"integrity": "off", "max_clip_seconds": 0},  # looking at each file takes time; the run does
             "run": {
                 "output_dir": folder, "resume": "none", "overwrite": True, "evaluate": False, "use_distributed": False,
                 "encoder_cache": "", "compile": False,

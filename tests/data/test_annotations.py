@@ -14,6 +14,9 @@ from salmonn.common import processes
 from salmonn.common.errors import UserError
 from salmonn.data import annotation_index, annotation_scan
 from salmonn.data.annotations import Annotations
+from salmonn.data.clip_paths import ClipPaths
+from salmonn.data.dataset import SALMONNDataset
+from salmonn.data.loader import LoadingError, load
 from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG
 
@@ -219,12 +222,26 @@ def test_processes_that_start_together_make_one_index(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_a_file_changed_in_place_while_in_use_is_an_error_and_no_wrong_entry(tmp_path):
+@pytest.mark.parametrize("rewritten", ["x" * 10, "[" + "1, " * 3000 + "1]", '"' + "x" * 9000 + '"', "", " " * 9000])
+def test_a_file_changed_in_place_while_in_use_is_told_with_the_remedy_and_gives_no_wrong_entry(tmp_path, rewritten):
     path = write_annotations(tmp_path / "a.json", some_entries(50))
     annotations = Annotations(path)
-    path.write_text("x" * 10)
-    with pytest.raises(RuntimeError, match=r"a\.json was changed while it was in use"):
-        annotations[40]
+    path.write_text(rewritten)
+    for read in (lambda: annotations[40], lambda: list(annotations.entries())):
+        with pytest.raises(
+            UserError, match=r"a\.json was changed while it was in use(.|\n)*Start the same command again"
+        ):
+            read()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_run_whose_file_is_rewritten_ends_as_by_any_trouble_of_its_loader(tmp_path, num_workers):
+    """Which it saves before."""
+    path = write_annotations(tmp_path / "a.json", some_entries(50))
+    dataset = SALMONNDataset(Annotations(path), ClipPaths(str(tmp_path)), max_seconds=1.0)
+    path.write_text("{}")
+    with pytest.raises(LoadingError, match=r"a\.json was changed while it was in use"):
+        next(load(dataset, [[0, 1]], num_workers))
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
@@ -293,3 +310,72 @@ def test_more_tasks_than_anybody_needs_are_kept_apart(tmp_path):
     entries = [{"path": "a", "text": "b", "task": f"task {i}"} for i in range(70_000)]
     annotations = Annotations(write_annotations(tmp_path / "a.json", entries))
     assert annotations.tasks["task 69999"] == 69_999
+
+
+# ---- what would end a run in the middle of an epoch
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+@pytest.mark.parametrize(
+    ("entry", "what"),
+    [
+        ({"task": ""}, "entry 1: 'task' is empty"),
+        ({"task": " \t"}, "entry 1: 'task' is empty"),
+        ({"task": "QA", "Q": "What is <SpeechHere>?"}, "entry 1: 'Q' holds '<SpeechHere>'"),
+        ({"task": "QA", "Q": "<Speech>"}, "entry 1: 'Q' holds '<Speech>'"),
+        ({"text": "a <SpeechHere> b"}, "entry 1: 'text' holds '<SpeechHere>'"),
+        ({"text": "<Speech></Speech>"}, "entry 1: 'text' holds '</Speech>'"),
+    ],
+)
+def test_what_would_break_a_prompt_is_found_when_the_file_is_indexed(tmp_path, name, entry, what):
+    path = write_annotations(tmp_path / name, [{"path": "a", "text": "b"}, {"path": "a", "text": "b", **entry}])
+    for need_text in (True, False):
+        with pytest.raises(UserError) as error:
+            Annotations(path, need_text)
+        assert str(path) in str(error.value)
+        assert what in str(error.value)
+
+
+def test_escapes_hide_nothing(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"annotation": [{"path": "a", "text": "b", "Q": "\\u003cSpeechHere\\u003e"}]}')
+    with pytest.raises(UserError, match="entry 0: 'Q' holds '<SpeechHere>'"):
+        Annotations(path)
+    path.write_text('{"annotation": [{"path": "a", "text": "one <\\/s> two"}]}')
+    with pytest.raises(UserError, match="entry 0: 'text' holds the end symbol '</s>'"):
+        Annotations(path, end_sym="</s>")
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("symbol", ["</s>", "<|im_end|>", "[END]"])
+def test_the_end_symbol_of_the_run_may_stand_in_no_text(tmp_path, symbol):
+    entries = some_entries(300)
+    entries[7]["text"] = f"one {symbol} two"
+    for i in range(100, 130):
+        entries[i] |= {"Q": f"{symbol}?"}
+    path = write_annotations(tmp_path / "a.json", entries)
+    assert len(Annotations(path, end_sym="<eos>")) == 300
+    for _ in range(2):  # with an index that does not know the symbol, and with one that does
+        with pytest.raises(UserError) as error:
+            Annotations(path, end_sym=symbol)
+        for part in (str(path), f"entry 7: 'text' holds the end symbol {symbol!r}", "entry 100: 'Q'", "31 problems"):
+            assert part in str(error.value)
+    assert len(Annotations(path)) == 300  # who asks for no answers may read it
+
+
+def test_runs_with_different_end_symbols_share_an_index(tmp_path, monkeypatch):
+    path = write_annotations(tmp_path / "a.json", some_entries(10))
+    for symbol in ("</s>", "<eos>"):
+        Annotations(path, end_sym=symbol)
+    monkeypatch.setattr(annotation_index, "scan", lambda *_: pytest.fail("scanned again"))
+    for symbol in ("</s>", "<eos>", ""):
+        Annotations(path, end_sym=symbol)
+
+
+def test_entries_that_ask_nothing_are_known_by_task(tmp_path):
+    entries = [{"path": "a", "text": "b", "task": "QA", "Q": q} for q in ("what?", "", " \n", None)]
+    entries += [{"path": "a", "text": "b"}, {"path": "a", "text": "b", "task": "QA"}]
+    annotations = Annotations(write_annotations(tmp_path / "a.json", entries))
+    assert annotations.without_question("QA").tolist() == [1, 2, 3, 5]
+    assert annotations.without_question("asr").tolist() == [4]
+    assert annotations.without_question("absent").tolist() == []

@@ -1,6 +1,7 @@
 """Where annotated clips are looked for: prefix, path_map, other extensions, and nothing outside."""
 
 import os
+import unicodedata
 
 import pytest
 
@@ -101,3 +102,83 @@ def test_a_folder_that_may_not_be_listed_hides_nothing(tmp_path, monkeypatch):
     assert cache.exists(f"{tmp_path}/closed/A/2.mp3")
     assert not cache.exists(f"{tmp_path}/closed/3.wav")
     assert not cache.exists(f"{tmp_path}/closed/B/2.mp3")
+
+
+# ---- names that look the same: composed (NFC, as typed) and decomposed (NFD, as copied from a Mac)
+
+
+def nfc(text):
+    return unicodedata.normalize("NFC", text)
+
+
+def nfd(text):
+    return unicodedata.normalize("NFD", text)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize(("annotated", "on_disk"), [(nfc, nfd), (nfd, nfc)])
+@pytest.mark.parametrize(
+    ("path", "file"),
+    [
+        ("/Küche/Tür.wav", "Küche/Tür.wav"),
+        ("/Küche/plain.wav", "Küche/plain.wav"),
+        ("/plain/Tür.wav", "plain/Tür.mp3"),
+        ("/한국어/말.flac", "한국어/말.flac"),
+        ("/ガイド/が.wav", "ガイド/が.ogg"),
+        ("/a/Ệ ǖ.wav", "a/Ệ ǖ.wav"),
+    ],
+)
+def test_a_name_is_found_in_its_other_spelling(tmp_path, annotated, on_disk, path, file, cached):
+    there = tmp_path / on_disk(file)
+    there.parent.mkdir(parents=True)
+    there.touch()
+    exists = {"exists": FolderCache().exists} if cached else {}
+    assert ClipPaths(str(tmp_path)).of(annotated(path), [annotated(path)], **exists) == [str(there)] * 2
+
+
+def test_each_part_of_a_path_has_its_own_spelling(tmp_path):
+    there = tmp_path / nfc("Küche") / nfd("Tür") / nfc("Öl.wav")
+    there.parent.mkdir(parents=True)
+    there.touch()
+    for path in map("/Küche/Tür/Öl.wav".__class__, (nfc("/Küche/Tür/Öl.wav"), nfd("/Küche/Tür/Öl.wav"))):
+        assert ClipPaths(str(tmp_path)).of(path) == [str(there)]
+
+
+def test_what_is_there_as_it_is_annotated_comes_first_and_what_is_nowhere_keeps_its_name(tmp_path):
+    for form in (nfc, nfd):
+        (tmp_path / form("Tür.wav")).touch()
+    for form in (nfc, nfd):
+        assert ClipPaths(str(tmp_path)).of(f"/{form('Tür.wav')}") == [f"{tmp_path}/{form('Tür.wav')}"]
+        assert ClipPaths(str(tmp_path)).of(f"/{form('Öl.wav')}") == [f"{tmp_path}/{form('Öl.wav')}"]
+
+
+def test_a_mapped_folder_and_a_prefix_have_other_spellings_too(tmp_path):
+    there = tmp_path / nfd("Töne/Tür.wav")
+    there.parent.mkdir()
+    there.touch()
+    mapped = ClipPaths("/nowhere", [{"from": nfd("/Küche"), "to": str(tmp_path / nfc("Töne"))}])
+    assert mapped.of(nfc("/Küche/Tür.wav")) == [str(there)]
+    assert ClipPaths(str(tmp_path / nfc("Töne"))).of(nfc("/Tür.wav")) == [str(there)]
+
+
+# ---- corpora of absolute paths
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["/home/me/data/A/1.wav", "/home/me/data/B/x/2.wav"], ["A", "B"]),
+        (["/home/me/data/A/1.wav", "/home/me/data/A/2.wav"], ["A", "A"]),
+        (["/home/me/data/A/1.wav", "/home/me/data/A/x/2.wav"], ["A", "A"]),
+        ([f"/data/LibriSpeech/{i}/1.wav" for i in range(40)], ["LibriSpeech"] * 40),
+        (["/home/me/data/A/1.wav", "/home/me/data/B/2.wav", "C/3.wav"], ["A", "B", "C"]),
+        (["/data/A/1.wav", "/mnt/B/2.wav"], ["data", "mnt"]),
+        (["/1.wav"], ["(no folder)"]),
+        (["A/1.wav"], ["A"]),
+    ],
+)
+def test_corpora_of_absolute_paths_are_folders_below_what_they_share(paths, names):
+    clip_paths = ClipPaths("")
+    root = clip_paths.root_of(path.rpartition("/")[0] for path in paths)
+    assert [corpus_of(path, root) for path in paths] == names
+    assert ClipPaths("/data").root_of(["/x/A", "/x/B"]) == ""

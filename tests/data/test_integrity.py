@@ -1,5 +1,6 @@
 """Verdicts on media files: written safely, believed only for the version they are about, used before training."""
 
+import dataclasses
 import json
 import os
 from functools import partial
@@ -11,7 +12,7 @@ import soundfile
 from salmonn.common import processes
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
-from salmonn.data import integrity
+from salmonn.data import filtering, integrity
 from salmonn.data.annotations import Annotations
 from salmonn.data.filtering import usable_entries
 from salmonn.data.integrity import Verdict, VerdictList, check_file, check_files, unreadable_verdict, write_verdicts
@@ -35,7 +36,7 @@ def media(tmp_path):
     return tmp_path
 
 
-def usable(media, caplog=None, **datasets):
+def usable(media, caplog=None, tasks=None, **datasets):
     (media / "c.yaml").write_text("run: {device: cpu}")
     config = load_config(media / "c.yaml").datasets
     config.prefix, config.verdicts = str(media / "media"), str(media / "verdicts.jsonl")
@@ -43,7 +44,7 @@ def usable(media, caplog=None, **datasets):
         config[key] = value
     if caplog:
         caplog.set_level("INFO")
-    return usable_entries(Annotations(media / "a.json"), config).tolist()
+    return usable_entries(Annotations(media / "a.json"), config, tasks).tolist()
 
 
 @pytest.mark.parametrize(("how", "kept"), [("off", [0, 1, 2, 3, 4, 5]), ("header", [0, 1, 2, 5]), ("decode", [0, 1])])
@@ -166,3 +167,62 @@ def test_what_is_not_verified_is_told_with_the_remedy(media):
         UserError, match=r"not verified \(new or changed\): run util/anns_inspector.py --check-integrity"
     ):
         usable(media, integrity="verified")
+
+
+# ---- stage 0: its tasks alone
+
+
+@pytest.mark.parametrize("how", ["header", "decode", "verified"])
+def test_clips_of_tasks_that_take_no_part_are_not_looked_at(media, caplog, monkeypatch, how):
+    entries = json.loads((media / "a.json").read_text())["annotation"]
+    for i, entry in enumerate(entries):
+        entry["task"] = "asr" if i in (0, 2, 4) else "audiocaption"
+    (media / "a.json").write_text(json.dumps({"annotation": entries}))
+    verify(media)
+    looked_at = []
+    real = filtering.check_files
+    monkeypatch.setattr(filtering, "check_files", lambda files, *args: looked_at.extend(files) or real(files, *args))
+    kept = usable(media, caplog, ["asr"], integrity=how)
+    assert kept == ([0, 2] if how == "header" else [0])
+    assert {path.rpartition("/")[2] for path in looked_at} == (set() if how == "verified" else {"0.flac", "2.flac"})
+    assert "3 of 6 entries have a task of run.ctc_tasks (asr); left out: audiocaption 3" in caplog.text
+    assert f"{len(kept)} of 3 entries are usable" in caplog.text
+    assert usable(media, tasks=["asr"], integrity="off") == [0, 2, 4]
+
+
+# ---- clips that are too long
+
+
+@pytest.fixture
+def lengths(tmp_path, monkeypatch):
+    """Clips of 1 s to 4 s, the header of 2 does not say how long it is; 5 is no audio. Looked at in this process."""
+    folder = tmp_path / "media/A"
+    folder.mkdir(parents=True)
+    for i in range(4):
+        soundfile.write(folder / f"{i}.wav", np.zeros((i + 1) * 16_000), 16_000)
+    (folder / "5.wav").write_text("no audio")
+    entries = [{"path": f"/A/{i}.wav", "text": "t"} for i in range(4)]
+    entries += [{"path": "/A/0.wav", "expand_wav": ["/A/3.wav"], "text": "t"}, {"path": "/A/5.wav", "text": "t"}]
+    (tmp_path / "a.json").write_text(json.dumps({"annotation": entries}))
+    real = integrity.inspect_header
+
+    def inspect_header(path):
+        info = real(path)
+        return dataclasses.replace(info, frames=0) if path.endswith("2.wav") else info
+
+    monkeypatch.setattr(integrity, "inspect_header", inspect_header)
+    monkeypatch.setattr(filtering, "check_files", lambda files, how, _: (check_file(file, how) for file in files))
+    return tmp_path
+
+
+@pytest.mark.parametrize("how", ["off", "header", "decode", "verified"])
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(0, [0, 1, 2, 3, 4]), (2, [0, 1]), (2.5, [0, 1]), (3.5, [0, 1, 2]), (4, [0, 1, 2, 3, 4])]
+)
+def test_clips_longer_than_a_limit_are_left_out_told_and_counted(lengths, caplog, how, limit, kept):
+    files = [str(path) for path in sorted((lengths / "media/A").iterdir())]
+    write_list(lengths / "verdicts.jsonl", [check_file(file, "decode") for file in files])
+    unreadable = [5] if how == "off" else []  # met in training
+    assert usable(lengths, caplog, integrity=how, max_clip_seconds=limit) == kept + unreadable
+    n = 5 - len(kept)
+    assert (f"left out [A] longer than datasets.max_clip_seconds = {limit:g}: {n}" in caplog.text) == (n > 0)

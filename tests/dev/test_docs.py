@@ -236,3 +236,16 @@ def test_the_metric_of_the_example_is_one_more_entry(monkeypatch: pytest.MonkeyP
     check_names(task, "the example")
     assert Path(task.annotation).is_file()
     assert METRICS["polite"].title == "says please"
+
+
+def test_example_entries_lie_where_the_page_of_corpora_says(tmp_path):
+    example = re.search(r"```json\n(.*?)```", (ROOT / "ann/README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "example.json").write_text(example[1])
+    annotations = Annotations(tmp_path / "example.json", end_sym="</s>")
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    folders = [path.rpartition("/")[0] + "/" for path in re.findall(r"\*file\* `(/\S+)`", page)]
+    assert len(folders) >= 10
+    for i in range(len(annotations)):
+        assert any(annotations[i]["path"].startswith(folder) for folder in folders), annotations[i]["path"]
+    assert "audiocap_id" not in annotations[1]["path"]
+    assert re.fullmatch(r"/AudioCaps/train/[\w-]{11}\.wav", annotations[1]["path"])  # an id of YouTube

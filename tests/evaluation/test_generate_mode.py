@@ -28,6 +28,28 @@ def test_any_annotation_file_is_answered_each_entry_by_its_own_prompt(stub_world
     assert len(stub_model.heard) == 2
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"task": "audiocaption", "Q": "<SpeechHere>"}, "entry 1: 'Q' holds '<SpeechHere>'"),
+        ({"task": ""}, "entry 1: 'task' is empty"),
+    ],
+)
+def test_an_entry_that_nothing_can_be_asked_about_is_told_before_it_is_asked(stub_world: Path, stub_model, wrong, told):
+    config = config_for(stub_world, [entry(1), entry(2, **wrong)])
+    with pytest.raises(UserError, match=rf"ann\.json:(.|\n)*{told}"):
+        generate_answers(config, f"{stub_world}/ann.json")
+    assert not stub_model.heard
+
+
+@pytest.mark.usefixtures("stub_model")
+def test_questions_that_a_prompt_asks_and_an_entry_lacks_are_told(stub_world: Path, capsys: pytest.CaptureFixture):
+    entries = [entry(1), entry(2, task="audiocaption"), entry(3, task="audiocaption", Q=" ")]
+    generate_answers(config_for(stub_world, entries), f"{stub_world}/ann.json")
+    told = "ann.json: 2 entries have no 'Q', which their task's prompt asks: entry 1 (audiocaption), entry 2"
+    assert told in capsys.readouterr().err
+
+
 @pytest.fixture
 def submitted(stub_world: Path, request: pytest.FixtureRequest):
     """(config, a submission for two clips that is right)."""

@@ -7,17 +7,22 @@ import random
 import signal
 import subprocess
 import sys
+import unicodedata
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from salmonn.common.errors import UserError
 from salmonn.data.clip_paths import OTHER_EXTENSIONS, RELEASED_PATH_MAP, ClipPaths
 from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG, n_lines, wait_until
+from util import anns_inspector
 from util.inspector.readiness import count_ready
 
+FORMS, EXTENSIONS = ("NFC", "NFD"), (".wav", ".mp3")
 RELEASED_PREFIX = RELEASED_PATH_MAP[0]["from"]
 
 
@@ -353,3 +358,72 @@ def test_clips_below_a_folder_that_may_not_be_listed_are_found(tmp_path: Path, m
     monkeypatch.setattr(os, "listdir", refuse)
     found = count_ready(tmp_path / "ann/b.json", ClipPaths(str(tmp_path / "media")), jobs=1)
     assert found.is_ready.tolist() == [True] * 4 + [False] * 2
+
+
+def test_an_empty_task_is_refused_and_not_counted_as_another(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"annotation": [{"path": "/A/1.wav", "text": "x", "task": t} for t in ("asr", "")]}))
+    with pytest.raises(UserError, match="entry 1: 'task' is empty"):
+        count_ready(path, ClipPaths(str(tmp_path)))
+
+
+# ---- absolute paths without a prefix, and names in another spelling
+
+
+def inspect_here(world: Path, monkeypatch, capsys, *arguments: str) -> dict:
+    """What the inspector prints, and its report."""
+    monkeypatch.chdir(world)
+    monkeypatch.setattr(sys, "argv", ["anns_inspector.py", *arguments, "--jobs", "1", "--json", "report.json"])
+    anns_inspector.main()
+    return {"told": capsys.readouterr().out, **json.loads((world / "report.json").read_text())["files"][0]}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+def test_absolute_paths_are_found_without_a_prefix_and_have_their_corpora(world: Path, monkeypatch, capsys, name: str):
+    media = world / "media"
+    annotate(
+        world / name,
+        (f"{media}/A/1.wav", ""),
+        (f"{media}/B/3.wav", ""),
+        (f"{media}/A/2.wav", "", f"{media}/B/3.wav"),
+        (f"{media}/B/none.wav", ""),
+        (f"{media}/C/none.wav", ""),
+    )
+    report = inspect_here(world, monkeypatch, capsys, "--ann", name, "--prefix", "", "--describe")
+    rows = {row["corpus"]: (row["ready"], row["total"]) for row in report["corpora"]}
+    assert rows == {"A": (2, 2), "B": (1, 2), "C": (0, 1)}
+    assert {row["corpus"] for row in report["clips"]} == {"A", "B"}
+
+
+def test_absolute_paths_can_be_split(tmp_path: Path, monkeypatch, capsys):
+    (tmp_path / "A").mkdir()
+    for i in range(20):
+        (tmp_path / f"A/{i}.wav").write_text("x")
+    content = [{"path": f"{tmp_path}/A/{i}.wav", "text": "x"} for i in range(20)]
+    (tmp_path / "a.json").write_text(json.dumps({"annotation": content}))
+    arguments = ["--ann", "a.json", "--prefix", "", "--split", "0.8", "0.1", "0.1"]
+    report = inspect_here(tmp_path, monkeypatch, capsys, *arguments)
+    assert report["split"] == {"train": 16, "valid": 2, "test": 2}
+    assert [row["corpus"] for row in report["corpora"]] == ["A"]
+
+
+def test_clips_in_the_working_folder_and_in_the_prefix_itself_are_found(world: Path, monkeypatch, capsys):
+    annotate(world / "a.json", ("1.wav", ""), ("/2.wav", ""))
+    for prefix in (f"{world}/media/A", f"{world}/media/A/"):
+        assert inspect_here(world, monkeypatch, capsys, "--ann", "a.json", "--prefix", prefix)["total"]["ready"] == 2
+    (world / "1.wav").write_text("x")
+    assert inspect_here(world, monkeypatch, capsys, "--ann", "a.json", "--prefix", "")["total"]["ready"] == 1
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_names_in_another_spelling_are_ready(tmp_path: Path, monkeypatch, capsys, prefixed: bool):
+    root = "" if prefixed else str(tmp_path)
+    for i, form in enumerate(("NFC", "NFD")):
+        there = tmp_path / unicodedata.normalize(form, f"Töne{i}/für.mp3")
+        there.parent.mkdir()
+        there.write_text("x")
+    clips = [f"{root}/{unicodedata.normalize(f, f'Töne{i}/für{e}')}" for i, f, e in product((0, 1), FORMS, EXTENSIONS)]
+    annotate(tmp_path / "a.json", *((clip, "") for clip in clips))
+    prefix = str(tmp_path) if prefixed else ""
+    report = inspect_here(tmp_path, monkeypatch, capsys, "--ann", "a.json", "--prefix", prefix)
+    assert report["total"] == {"ready": 8, "not_ready": 0, "total": 8, "ready_rate": 1.0}

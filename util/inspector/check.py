@@ -9,15 +9,18 @@ from typing import Any
 from tqdm import tqdm
 
 from salmonn.common.errors import UserError
-from salmonn.data.integrity import VerdictList, check_files, version_of, write_verdicts
+from salmonn.data.integrity import VerdictList, check_files, kind_of, write_verdicts
+from salmonn.data.unreadable import NOT_VERIFIED, unverified_files
 
 
-def check_integrity(files: Sequence[str], verdicts: Path, jobs: int = 0) -> int:
-    """Append a verdict for each file that has none for its present version; returns how many were made.
+def check_integrity(files: Sequence[str], verdicts: Path, jobs: int = 0) -> tuple[int, dict[str, str]]:
+    """Append a verdict for each file that has none for its present version.
 
-    Stopped at any point (Ctrl-C, kill), the next call goes on with the files that are left.
+    Returns how many were looked at, and {file: reason} of those that the system could not read now: they have no
+    verdict, and the next call looks at them again. Stopped at any point (Ctrl-C, kill), it goes on with what is left.
     """
     todo = _without_verdict(files, verdicts)
+    passing: dict[str, str] = {}
     made = check_files(todo, "decode", jobs)
     try:
         with (
@@ -25,25 +28,34 @@ def check_integrity(files: Sequence[str], verdicts: Path, jobs: int = 0) -> int:
             tqdm(total=len(files), initial=len(files) - len(todo), desc="decoding", unit="file") as progress,
         ):
             for verdict in made:
-                write_verdicts(file, [verdict])
+                if verdict.is_passing:
+                    passing[verdict.path] = verdict.reason
+                else:
+                    write_verdicts(file, [verdict])
                 progress.update()
     except KeyboardInterrupt:
         print(f"\nthe verdicts so far are in {verdicts}; run it again to go on", file=sys.stderr)
         raise
     except OSError as error:
         raise UserError(f"verdict file {verdicts}: {error}; what was written stays, run again to go on") from error
-    return len(todo)
+    return len(todo), passing
 
 
 def _without_verdict(files: Sequence[str], verdicts: Path) -> list[str]:
     if not verdicts.exists():
         return list(files)
-    known = {hash(verdict.version) for verdict in VerdictList(verdicts).read() if verdict.checked == "decode"}
-    return [file for file in files if hash(version_of(file)) not in known]
+    return [file for file, reason in unverified_files(files, verdicts).items() if reason == NOT_VERIFIED]
+
+
+def passing_line(passing: Mapping[str, str]) -> str:
+    """What is said of {file: reason} that could not be read now."""
+    kinds = Counter(reason.partition(": ")[2] for reason in passing.values())
+    counts = ", ".join(f"{kind} ({n})" for kind, n in kinds.most_common())
+    return f"{len(passing)} clips could not be read now: {counts}; they have no verdict, the next run looks again"
 
 
 def verdict_table(files: Mapping[str, str], bad: Mapping[str, str]) -> list[dict[str, Any]]:
     """Rows {"corpus", "verdict", "files"} of {file: corpus}: good ones, then those in {file: reason} by its kind."""
-    counts = Counter((corpus, bad.get(file, "good").partition(":")[0]) for file, corpus in files.items())
+    counts = Counter((corpus, kind_of(bad.get(file, "good"))) for file, corpus in files.items())
     rows = [{"corpus": corpus, "verdict": kind, "files": n} for (corpus, kind), n in counts.items()]
     return sorted(rows, key=lambda row: (row["corpus"], row["verdict"] != "good", -row["files"]))

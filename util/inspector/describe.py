@@ -51,7 +51,7 @@ def _known(files: Iterable[str], verdicts: Path) -> dict[str, Verdict]:
     if not verdicts.exists():
         return {}
     versions = {file: version_of(file) for file in files}
-    listed = VerdictList(verdicts).read()
+    listed = (verdict for verdict in VerdictList(verdicts).read() if not verdict.is_passing)
     return {verdict.path: verdict for verdict in listed if versions.get(verdict.path) == verdict.version}
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from salmonn.common.errors import UserError
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths, FolderCache
+from salmonn.data.integrity import kind_of
 from salmonn.data.unreadable import distinct_files, entries_left_out, unverified_files
 from util.inspector.readiness import Folders, Key, Readiness, count_ready
 
@@ -97,20 +98,23 @@ class Inspection:
         return str(target)
 
     def _integrity(self) -> dict[str, Any]:
-        from util.inspector.check import check_integrity, verdict_table
+        from util.inspector.check import check_integrity, passing_line, verdict_table
         from util.inspector.statistics import format_table
 
-        made = check_integrity(list(self.files), self.args.verdicts, self.args.jobs)
-        bad = unverified_files(self.files, self.args.verdicts)
+        looked_at, passing = check_integrity(list(self.files), self.args.verdicts, self.args.jobs)
+        made = looked_at - len(passing)
+        bad = unverified_files(self.files, self.args.verdicts) | passing
         rows = verdict_table(self.files, bad)
         print("Ready means that the file is there. Decoded to the end, each file once:")
         print(f"{len(self.files)} clips, {made} of them decoded now; verdicts: {self.args.verdicts}")
         print(format_table(rows))
+        if passing:
+            print(passing_line(passing))
         for file in list(bad)[:_FAILED_SHOWN]:
             print(f"   {file}: {bad[file]}")
         if len(bad) > _FAILED_SHOWN:
             print(f'   ... {len(bad)} in all: the lines with "ok":false in {self.args.verdicts}')
-        return {"verdicts": str(self.args.verdicts), "decoded": made, "files": rows}
+        return {"verdicts": str(self.args.verdicts), "decoded": made, "unreadable_now": len(passing), "files": rows}
 
     def _describe(self) -> list[dict[str, Any]]:
         from util.inspector.describe import corpus_rows, describe_text
@@ -207,7 +211,7 @@ class Inspection:
             reasons: Counter[str] = Counter()
             for number, _, reason in entries_left_out(self.annotations, self.clip_paths, bad, self.exists):
                 if usable[number]:
-                    reasons[reason.partition(":")[0]] += 1
+                    reasons[kind_of(reason)] += 1
                 usable[number] = False
             for reason, n in reasons.most_common():
                 print(f"   ready, but left out because of {verdicts}: {n} entries, {reason}")

@@ -19,9 +19,18 @@ from salmonn.audio.decode import AudioError
 from salmonn.common.processes import in_processes
 from salmonn.data.annotation_scan import DEFAULT_TASK, Range, candidate_ranges
 from salmonn.data.annotations import Annotations
-from salmonn.data.clip_paths import OTHER_EXTENSIONS, ClipPaths, FolderCache, corpus_of, find_file
+from salmonn.data.clip_paths import (
+    OTHER_EXTENSIONS,
+    ClipPaths,
+    FolderCache,
+    corpus_of,
+    find_file,
+    spelled_here,
+    spellings,
+)
 
 Key = tuple[str, str]  # task, corpus
+_Place = tuple[str | None, str]  # task, what `Folders.place_of` gives
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -55,7 +64,8 @@ class _Folder:
 
 
 def _with_fallbacks(names: frozenset[str]) -> frozenset[str]:
-    """The names, and those of absent .wav files for which others stand."""
+    """The names, also as they are spelled elsewhere, and those of absent .wav files for which others stand."""
+    names = names.union(*(spellings(name) for name in names if not name.isascii()))
     stems = [name.rpartition(".")[0] for name in names if name.endswith(OTHER_EXTENSIONS)]
     return names.union(*([stem + wav for stem in stems] for wav in (".wav", ".WAV")))
 
@@ -70,7 +80,8 @@ class Folders(dict[str, _Folder | None]):
 
     def __missing__(self, folder: str) -> _Folder | None:
         try:
-            path = self.clip_paths.locate(folder)
+            # with a slash at its end, which an absolute path without prefix has lost
+            path = spelled_here(self.clip_paths.locate(folder), self.cache.exists).rstrip("/") + "/"
         except AudioError:  # it leads out of the prefix
             self[folder] = None
         else:
@@ -85,12 +96,16 @@ class Folders(dict[str, _Folder | None]):
         folder = self[clip[:cut]]
         return folder is not None and clip[cut:] in folder.possible and folder.has_ready(clip[cut:])
 
+    def place_of(self, path: str) -> str:
+        """What tells the corpus of an annotated path: its first folder, or all of them where no prefix is in front."""
+        return path[: path.find("/", 1) + 1] if self.clip_paths.prefix else path[: path.rfind("/") + 1]
+
     def may_hold(self, root: str) -> bool:
-        """Whether there can be anything under the first folder of a path."""
+        """Whether there can be anything under an annotated folder."""
         if self.clip_paths.maps_under(root):
             return True
         try:
-            return os.path.isdir(self.clip_paths.locate(root) or ".")
+            return os.path.isdir(spelled_here(self.clip_paths.locate(root), self.cache.exists))
         except AudioError:  # it leads out of the prefix
             return False
 
@@ -128,29 +143,31 @@ def count_ready(path: Path, clip_paths: ClipPaths, jobs: int = 0, progress: Call
 def _count(
     text_path: Path, ranges: list[Range], clip_paths: ClipPaths, jobs: int, progress: Callable[[int], object]
 ) -> Readiness:
-    result, flags, count = Readiness(), {}, partial(_count_ranges, Folders(clip_paths))
+    flags, count = {}, partial(_count_ranges, Folders(clip_paths))
+    total: Counter[_Place] = Counter()
+    ready: Counter[_Place] = Counter()
     shares = [ranges[i : i + _SHARE] for i in range(0, len(ranges), _SHARE)]
     for (_, share), counted in in_processes(count, ((text_path, share) for share in shares), jobs):
         if counted is None:
             raise RuntimeError(f"a process died while it read {text_path}, bytes {share[0][0]} to {share[-1][1]}")
-        total, ready, is_ready = counted
-        result.total.update(total)
-        result.ready.update(ready)
-        flags[share[0]] = is_ready
+        total.update(counted[0])
+        ready.update(counted[1])
+        flags[share[0]] = counted[2]
         progress(share[-1][1] - share[0][0])
-    result.is_ready = np.concatenate([flags[share[0]] for share in shares])
-    return result
+    root = clip_paths.root_of(place for _, place in total)
+    is_ready = np.concatenate([flags[share[0]] for share in shares])
+    return Readiness(_by_corpus(total, root), _by_corpus(ready, root), is_ready)
 
 
 def _count_ranges(
     folders: Folders, text_path: Path, ranges: list[Range]
-) -> tuple[Counter[Key], Counter[Key], np.ndarray]:
-    """(total, ready) by (task, corpus), and [entries] which of them are ready.
+) -> tuple[Counter[_Place], Counter[_Place], np.ndarray]:
+    """(total, ready) by task and place, and [entries] which of them are ready.
 
     `folders` is filled by each process for itself.
     """
-    total: Counter[tuple[str | None, str]] = Counter()  # by task and root, the first folder with its slash
-    ready: Counter[tuple[str | None, str]] = Counter()
+    total: Counter[_Place] = Counter()
+    ready: Counter[_Place] = Counter()
     flags = []
     decoder = msgspec.json.Decoder(list[_Entry])
     with text_path.open("rb", buffering=0) as text:
@@ -158,14 +175,16 @@ def _count_ranges(
             text.seek(begin)
             entries = decoder.decode(b"[" + text.read(end - begin) + b"]")
             paths = [entry.path for entry in entries]
-            places = [(entry.task, path[: path.find("/", 1) + 1]) for entry, path in zip(entries, paths, strict=True)]
+            places = [(entry.task, folders.place_of(path)) for entry, path in zip(entries, paths, strict=True)]
+            if not all(task is None or task.strip() for task in {task for task, _ in places}):
+                raise msgspec.ValidationError("an empty task")
             total.update(places)
             is_ready = np.zeros(len(entries), dtype=bool)
-            if any(folders.may_hold(root) for root in {root for _, root in places}):
+            if any(folders.may_hold(place) for place in {place for _, place in places}):
                 is_ready[_ready_entries(folders, entries, paths)] = True
                 ready.update(places[i] for i in np.flatnonzero(is_ready))
             flags.append(is_ready)
-    return _by_corpus(total), _by_corpus(ready), np.concatenate(flags)
+    return total, ready, np.concatenate(flags)
 
 
 def _ready_entries(folders: Folders, entries: list[_Entry], paths: list[str]) -> list[int]:
@@ -181,8 +200,8 @@ def _ready_entries(folders: Folders, entries: list[_Entry], paths: list[str]) ->
     return [i for i in possible if all(map(folders.has_ready, (paths[i], *(entries[i].expand_wav or ()))))]
 
 
-def _by_corpus(places: Counter[tuple[str | None, str]]) -> Counter[Key]:
+def _by_corpus(places: Counter[_Place], root: str) -> Counter[Key]:
     counts: Counter[Key] = Counter()
-    for (task, root), n in places.items():
-        counts[task or DEFAULT_TASK, corpus_of(root)] += n
+    for (task, place), n in places.items():
+        counts[task or DEFAULT_TASK, corpus_of(place, root)] += n
     return counts

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import math
 import os
+import unicodedata
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -142,9 +143,11 @@ def _main_tasks(group_of: np.ndarray, task_of: np.ndarray) -> np.ndarray:
 
 
 def clip_name(clip: str) -> str:
-    """One name for the ways to annotate one clip: with the released folder, a leading slash, another extension."""
+    """One name for the ways to annotate a clip: released folder, leading slash, another extension, (de)composed."""
     for mapping in RELEASED_PATH_MAP:
         clip = clip.removeprefix(mapping["from"])
+    if not clip.isascii():
+        clip = unicodedata.normalize("NFC", clip)
     if "//" in clip or "/." in clip or clip.startswith("."):
         clip = os.path.normpath(clip)
     stem, extension = os.path.splitext(clip.lstrip("/"))

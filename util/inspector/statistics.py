@@ -17,6 +17,7 @@ from salmonn.common.errors import UserError
 from salmonn.data.annotation_scan import DEFAULT_TASK
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths, FolderCache, corpus_of
+from salmonn.data.unreadable import corpora_root
 from util.inspector.duplicates import token_ids
 
 if TYPE_CHECKING:
@@ -80,14 +81,14 @@ def clip_values(annotations: Annotations, clip_paths: ClipPaths, value_of: Mappi
     `value_of`: by file, such as the seconds of verdicts; 0 is not known. The clips of expand_wav
     belong to the corpus of their entry. Clips are told apart by 64-bit hashes.
     """
-    exists = FolderCache().exists
+    exists, root = FolderCache().exists, corpora_root(annotations, clip_paths)
     found: dict[str, dict[str, tuple[array, array]]] = {"task": {}, "corpus": {}}
     for entry in annotations.entries():
         try:
             files = clip_paths.of(entry.path, entry.expand_wav, exists)
         except AudioError:  # leads out of the prefix
             continue
-        for kind, group in (("task", entry.task or DEFAULT_TASK), ("corpus", corpus_of(entry.path))):
+        for kind, group in (("task", entry.task or DEFAULT_TASK), ("corpus", corpus_of(entry.path, root))):
             hashes, values = found[kind].setdefault(group, (array("q"), array("d")))
             hashes.extend(map(hash, files))
             values.extend(value_of.get(file) or math.nan for file in files)
