@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import traceback
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,8 +18,8 @@ from tests.fixtures.commands import run_command
 from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG, wait_until
 from util import gpu_check
-from util.gpu import golden, right, waits
-from util.gpu.rows import row
+from util.gpu import golden, one_rank, right, waits
+from util.gpu.rows import largest, row
 
 MINI = ["util/gpu_check.py", "--device", "cpu", "--size", "mini", "--minutes", "30"]
 
@@ -149,6 +151,66 @@ def test_a_wrong_number_is_not_called_right():
     assert rows["Whisper"]["ok"]
     assert not rows["audio tokens"]["ok"]
     assert not rows["logits"]["ok"]
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "what"),
+    [
+        ("s0_speech_embeds", "audio tokens"),
+        ("s1_speech_embeds", "audio tokens"),
+        ("s1_loss_nopad", "loss"),
+        ("s0_grad_norm_nopad", "gradient norms, by their tolerance"),
+    ],
+)
+def test_a_number_that_is_none_is_not_called_right(spoilt, what):
+    case = golden.load_golden("no_beats")
+    case.expected = dict(case.expected)
+    case.expected[spoilt] = np.full_like(case.expected[spoilt], math.nan)
+    rows = {line["what"].partition(": ")[2]: line for line in right._golden_rows("no_beats", case, tf32=False)}
+    assert math.isnan(rows[what]["value"])
+    assert not rows[what]["ok"]
+    assert rows["log-mel"]["ok"]
+
+
+@pytest.mark.parametrize("differences", [[0.1, math.nan, 0.2], [math.nan, 0.1], [0.1, math.nan]])
+def test_the_largest_difference_is_none_where_one_is(differences):
+    assert math.isnan(largest(differences))
+    one = {f"p{i}": torch.zeros(2) for i in range(len(differences))}
+    other = {f"p{i}": torch.tensor([0.0, value]) for i, value in enumerate(differences)}
+    difference, where = one_rank.largest_difference(one, other)
+    assert math.isnan(difference)
+    assert where == f"(p{[math.isnan(value) for value in differences].index(True)})"
+
+
+def test_a_loss_that_is_none_is_another_loss():
+    [apart, _] = one_rank._loss_rows(steps(1.0, 2.0, 3.0), steps(1.0, math.nan, 3.0))
+    assert not apart["ok"]
+
+
+def steps(*losses: float, first: int = 1, speed: float = 5.0) -> list[dict]:
+    return [{"step": first + i, "loss": loss, "samples_per_second": speed} for i, loss in enumerate(losses)]
+
+
+WHOLE = steps(5.0, 4.0, 3.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("gone_on", "first", "other"),
+    [
+        (WHOLE[:2] + steps(3.0, 2.0, first=3, speed=9.0), 3, "none"),
+        (steps(5.0, 4.0, 3.0, 2.0, speed=9.0), 1, "none"),  # anew: as right, and took all steps itself
+        (WHOLE[:2] + steps(3.5, 2.5, first=3, speed=9.0), 3, 3),
+        (WHOLE[:2] + steps(3.0, first=3, speed=9.0), 3, 4),
+        (WHOLE[:2] + steps(2.0, first=4, speed=9.0), 4, 3),  # a step left out
+        (WHOLE[:2], "none", 3),
+    ],
+)
+def test_a_run_that_goes_on_is_told_from_one_that_begins_anew(gone_on, first, other):
+    stopped, begins, differs = one_rank.resume_rows(WHOLE, WHOLE[:2], gone_on)
+    assert stopped["value"] == 2
+    assert stopped["ok"]
+    assert (begins["value"], begins["ok"]) == (first, first == 3)
+    assert (differs["value"], differs["ok"]) == (other, other == "none")
 
 
 def test_a_place_that_waits_is_named_by_our_innermost_function():

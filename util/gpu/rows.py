@@ -3,9 +3,10 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from salmonn.evaluation.efficiency import now
@@ -26,6 +27,11 @@ class Setup(NamedTuple):
 def row(what: str, value: float | str, unit: str = "", bar: str = "", ok: bool = True) -> Row:
     """A line of the table; `bar`: what is wanted, `ok`: whether it is so."""
     return {"what": what, "value": value, "unit": unit} | ({"bar": bar, "ok": bool(ok)} if bar else {})
+
+
+def largest(differences: Iterable[float]) -> float:
+    """The largest of some numbers; NaN where one of them is, which `max` may pass over."""
+    return float(np.max(list(differences)))
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 5, warm_up: int = 1) -> float:
