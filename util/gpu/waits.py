@@ -19,7 +19,6 @@ from util.gpu.rows import MODELS, Row, Setup, row, seconds_of
 # What is known to wait, by function: the step's one look at losses and gradient norm.
 KNOWN = {"finish"}
 OURS = ("salmonn", "transformers", "peft", "bitsandbytes")
-DATA_STEPS = 5
 DATA_BAR = 2.0  # % of a step
 
 
@@ -37,7 +36,7 @@ def rows(setup: Setup) -> Iterator[Row]:
         for place, times in places.items():
             yield row(f"   waits at {place}", times, "times a step", "known", place.split()[-1] in KNOWN)
         yield row("   places that wait", len(places), "in a step")
-    wait = data_wait(step, batch, model.max_seconds, DATA_STEPS)
+    wait = data_wait(step, batch, model.max_seconds)
     share = 100 * wait / seconds
     yield row("   waiting for data (FLAC of 30 s at 44.1 kHz)", 1000 * wait, "ms")
     bar = f"{DATA_BAR:g} %" if size == "full" else ""
