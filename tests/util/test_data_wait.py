@@ -30,7 +30,7 @@ def load_slowly(dataset: Slow, indices: list[int]) -> list[dict]:
 
 def test_loading_that_is_slower_than_the_step_is_waited_for(monkeypatch):
     monkeypatch.setattr(loader, "load_items", load_slowly)
-    monkeypatch.setattr(loader, "collate", lambda items, pinned: items)
+    monkeypatch.setattr(loader, "collate", lambda items, **_: items)
     batches = loader.load(Slow(), [[0, 1]] * (WORKERS * data_wait.ROUNDS), WORKERS)
     try:
         assert data_wait.mean_wait(batches, WORKERS, lambda: None) > 0.1 * LOADING / WORKERS

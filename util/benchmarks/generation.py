@@ -15,8 +15,7 @@ from transformers import StoppingCriteriaList
 from salmonn.common.errors import UserError
 from salmonn.common.samples import Samples
 from salmonn.config.loading import generate_config
-from salmonn.evaluation.efficiency import TokenClock, of_length
-from salmonn.model.generation import search_settings
+from salmonn.model.generation import TokenClock, of_length, search_settings
 from salmonn.model.salmonn import SALMONN
 from util.benchmarks import plain_step
 from util.benchmarks.measure import alternate, row, spent

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import librosa
 import numpy as np
 import soundfile
 import torch
@@ -102,6 +101,8 @@ def plain_clip(path: Path) -> np.ndarray:
     samples, rate = soundfile.read(path)
     wav = samples if samples.ndim == 1 else samples[:, 0]
     if rate != SAMPLE_RATE:
+        import librosa  # only the yardstick needs it
+
         wav = librosa.resample(wav, orig_sr=rate, target_sr=SAMPLE_RATE)
     if len(wav) < SAMPLE_RATE:
         wav = np.concatenate([wav, np.zeros(SAMPLE_RATE - len(wav))])

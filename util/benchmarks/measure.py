@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import trange
 
-from salmonn.evaluation.efficiency import now
+from salmonn.common.device import now
 
 MATMUL_SIZES = {"cpu": 2048, "cuda": 8192}
 MATMUL_REPEATS = 10

@@ -31,8 +31,8 @@ from salmonn.model.random_model import (
     whisper_shape,
 )
 from salmonn.model.salmonn import SALMONN
-from util.mini_world.encoders import BEATS_CONFIG
-from util.mini_world.llama import PROMPT_PATH
+from util.mini_world.shapes import BEATS_CONFIG
+from util.mini_world.use import PROMPT_PATH
 
 WORDS = (20, 50)  # of a text: most of LibriSpeech's have as many
 CLIP_SHARES = (1 / 3, 1 / 2)  # of what Whisper hears: 10 to 15 s of 30 s, as most of LibriSpeech's clips

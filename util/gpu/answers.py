@@ -8,8 +8,8 @@ from unittest import mock
 import torch
 
 from salmonn.config.loading import generate_config
-from salmonn.evaluation.efficiency import of_length
 from salmonn.model import salmonn as whole_model
+from salmonn.model.generation import of_length
 from util.benchmarks.generation import Answers, answer, make_questions, tell_clips_apart
 from util.benchmarks.sizes import build
 from util.gpu.rows import MODELS, Row, Setup, row

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-from salmonn.evaluation.efficiency import now
+from salmonn.common.device import now
 from salmonn.model.compilation import compile_blocks
 from util.benchmarks.measure import matmul_peak
 from util.benchmarks.sizes import build, make_batch

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from salmonn.evaluation.efficiency import now
+from salmonn.common.device import now
 
 Row = dict[str, Any]  # what, value, unit; bar and ok where something is wanted
 

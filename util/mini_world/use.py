@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PROMPT_PATH = ROOT / "configs/prompts/train_prompt.json"
 
 
 def make_random_world(world: Path, train_clips: int, test_clips: int, broken: float = 0.0) -> None:
