@@ -136,7 +136,7 @@ def answer(model: SALMONN, samples: Samples, settings: DictConfig) -> Answers:
 def published(model: SALMONN, samples: Samples, settings: DictConfig) -> Answers:
     """Answers as the published code gives them: its features and attention, each prompt read once for each beam."""
     clock = Clock(model.device)
-    with published_attention(model), autocast_of(model):
+    with published_attention(model), plain_step.everything_kept(model), autocast_of(model):
         began = spent(model.device)
         embeds = plain_step.heard(model, plain_step.extractor_of(model), samples)
         encoded = spent(model.device)

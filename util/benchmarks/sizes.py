@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -64,13 +64,21 @@ SIZES = {
 }
 
 
-def build(name: str, device: torch.device, dtype: str = "float32", quantization: str = "none", **more: Any) -> SALMONN:
+def build(
+    name: str,
+    device: torch.device,
+    dtype: str = "float32",
+    quantization: str = "none",
+    layers: int | None = None,
+    **more: Any,
+) -> SALMONN:
     """The model of a size with its frozen parts in `dtype`; the same values each time, but for their rounding.
 
-    `more`: other keys of the `model` section. On a GPU the weights are drawn in `dtype` right there.
+    `layers`: of each of its parts, where not all. `more`: other keys of the `model` section. On a GPU the weights are
+    drawn in `dtype` right there.
     Raises UserError for a size that a CPU cannot train.
     """
-    size = SIZES[name]
+    size = SIZES[name] if layers is None else _shortened(SIZES[name], layers)
     if size.needs_gpu and device.type == "cpu":
         raise UserError(f"--size {name} needs a GPU: give --device cuda, or --size mini or small")
     config = model_config(
@@ -86,6 +94,16 @@ def build(name: str, device: torch.device, dtype: str = "float32", quantization:
         for layer in lora_layers(model.llama_model):  # zero at first: then A would have no gradient
             nn.init.normal_(layer.lora_B["default"].weight, std=0.02)
     return model.to(device)
+
+
+def _shortened(size: Size, layers: int) -> Size:
+    return replace(
+        size,
+        llm=size.llm | {"num_hidden_layers": layers},
+        whisper=size.whisper | {"encoder_layers": layers},
+        beats=size.beats | {"encoder_layers": layers},
+        model=size.model | {"qformer_num_layers": layers},
+    )
 
 
 def _quantise(llm: PreTrainedModel, settings: Any) -> None:
