@@ -6,7 +6,6 @@ import math
 import signal
 import subprocess
 import sys
-import traceback
 from argparse import Namespace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tests.fixtures.commands import run_command
 from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG, wait_until
 from util import gpu_check
-from util.gpu import golden, one_rank, right, waits
+from util.gpu import golden, one_rank, right
 from util.gpu.rows import largest, row
 
 MINI = ["util/gpu_check.py", "--device", "cpu", "--size", "mini", "--minutes", "30"]
@@ -211,13 +210,3 @@ def test_a_run_that_goes_on_is_told_from_one_that_begins_anew(gone_on, first, ot
     assert stopped["ok"]
     assert (begins["value"], begins["ok"]) == (first, first == 3)
     assert (differs["value"], differs["ok"]) == (other, other == "none")
-
-
-def test_a_place_that_waits_is_named_by_our_innermost_function():
-    stack = [
-        traceback.FrameSummary("/x/util/gpu/waits.py", 1, "rows"),
-        traceback.FrameSummary("/x/salmonn/training/step.py", 86, "finish"),
-        traceback.FrameSummary("/y/torch/nn/utils/clip_grad.py", 5, "clip"),
-    ]
-    assert waits._place(stack) == "salmonn/training/step.py:86 finish"
-    assert waits._place(stack[:1]) == "waits.py:1 rows"
