@@ -124,8 +124,9 @@ def compared(subject: Subject, clips: int) -> Iterator[Row]:
         return
     grown = sum(parts.values()) - parts["margin"] - parts["weights"] - parts["trained"]
     yield row(f"{what}: peak above the model", (peak - held) / GB, "GB")
-    yield row("   predicted, without its margin", grown / GB, "GB")
-    if device.type == "cuda":  # on a CPU the libraries are in it
+    libraries = "" if device.type == "cuda" else " and some 30 to 60 MB of libraries"
+    yield row(f"   predicted, without its margin{libraries}", grown / GB, "GB")
+    if device.type == "cuda":
         yield from peak_rows(parts, peak)
         yield row("   reserved by the allocator", torch.cuda.max_memory_reserved() / GB, "GB")
 
