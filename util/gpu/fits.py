@@ -90,9 +90,12 @@ def config_rows(
     shape = build(size, META, dtype, **keys)
     case = case_of(config, device.type)
     name = f"{file}, {size}"
-    least = sum(predicted(shape, case, batch_of(shape, longest_batch(shape, 1, config.model.max_txt_len))).values())
+    one = batch_of(shape, longest_batch(shape, 1, config.model.max_txt_len))
+    least = sum(predicted(shape, replace(case, checkpointing=True), one).values())
     if device.type == "cuda" and least > total:
-        yield row(name, f"skipped: one clip needs {least / GB:.1f} GB, this card has {total / GB:.1f}")
+        yield row(
+            name, f"skipped: one clip needs {least / GB:.1f} GB with recomputation, this card has {total / GB:.1f}"
+        )
         return
     quantization = llm_quantization(config.model)
     model = build(size, device, dtype, quantization, gradient_checkpointing=True, **keys).train()
