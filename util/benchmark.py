@@ -47,6 +47,7 @@ BENCHMARKS = {
     "gpu": bench_gpu,
 }
 DEFAULT = ("load",)
+OF_A_BATCH = ("train", "memory")  # the others have none, or several of their own
 
 
 def main() -> None:
@@ -59,13 +60,15 @@ def main() -> None:
     machine = f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
     print(machine)
     rows = []
-    for name in args.what or DEFAULT:
-        for batch in args.batch or [None]:
-            for row in BENCHMARKS[name](argparse.Namespace(**vars(args) | {"batch": batch})):
-                rows.append(row)
-                print(text_line(row), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    try:
+        for name in args.what or DEFAULT:
+            for batch in (args.batch if name in OF_A_BATCH else None) or [None]:
+                for row in BENCHMARKS[name](argparse.Namespace(**vars(args) | {"batch": batch})):
+                    rows.append(row)
+                    print(text_line(row), flush=True)
+    finally:  # what there is of a run that fails or misses its bars, too
+        if args.json:
+            args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -85,14 +88,14 @@ def parse_arguments() -> argparse.Namespace:
         metavar="S",
         help="load: lengths of the clips (default: 10 180)",
     )
-    add = parser.add_argument_group("of the benchmarks of models: all but load and inspector").add_argument
+    add = parser.add_argument_group("of the benchmarks of models: train, memory, generate").add_argument
     add(
         "--size",
         choices=SIZES,
         default="mini",
-        help="random weights of this size (default mini; memory: of no use with --cfg-path)",
+        help="random weights of this size (default mini; gpu: mini or 13b; memory: of no use with --cfg-path)",
     )
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where they run (default cpu)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where they, and gpu, run (default cpu)")
     add(
         "--dtype", choices=("float32", "bfloat16"), default="float32",
         help="frozen weights and autocast; train on a CPU also tells the published step in float32 (default float32)",
@@ -104,7 +107,7 @@ def parse_arguments() -> argparse.Namespace:
         type=above_zero(int),
         nargs="+",
         metavar="N",
-        help="clips, in turn (default 4)",
+        help="train, memory: clips, in turn (default 4)",
     )
     add(
         "--batches",
@@ -138,6 +141,8 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         help="memory: length of each answer (default: the most, model.max_txt_len)",
     )
+    parser.add_argument("--minutes", type=above_zero(float), metavar="M", help="gpu: time for all of it (default 8)")
+    parser.add_argument("--out", type=absolute, metavar="DIR", help="gpu: results (default output/gpu_check)")
     parser.add_argument(
         "--entries",
         type=above_zero(int),
@@ -151,11 +156,16 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="on a CPU give freed memory back to the system at once, as a run does; fetching it anew then counts",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE, too")
+    parser.add_argument("--json", type=absolute, metavar="FILE", help="write the rows to FILE, too")
     args = parser.parse_args()
     if unknown := set(args.what) - BENCHMARKS.keys():
         parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(BENCHMARKS)}")
     return args
+
+
+def absolute(text: str) -> Path:
+    """An argparse type: a path from where the user stands, whatever folder the process works in later."""
+    return Path(text).absolute()
 
 
 def above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:

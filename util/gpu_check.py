@@ -4,8 +4,9 @@
   python util/gpu_check.py --device cpu --size mini     the same script where there is no GPU
 
 Each part runs in a process of its own with a time limit, the most important first, and tells a line as it ends;
-time that one does not need is the next one's. DIR/gpu_check.json is written as it goes: a run that is killed keeps
-what it has. The table is DIR/gpu_check.md. Random weights, made on the device: nothing is downloaded.
+time that one does not need is the next one's, and all of them end inside --minutes. DIR/gpu_check.json is written
+as it goes: a run that is killed keeps what it has. The table is DIR/gpu_check.md. Random weights, made on the
+device: nothing is downloaded.
 Exit code 0 where every part ran and met its bars, else 1.
 """
 
@@ -14,6 +15,7 @@ import contextlib
 import datetime
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -31,10 +33,14 @@ from salmonn.common.cli import run_cli  # noqa: E402
 from salmonn.common.errors import UserError  # noqa: E402
 
 LOOK = 0.2  # s between looks at a part
-TO_END = 30.0  # s that a part and what it has started have for it
+TO_END = 30.0  # s that a part and what it has started have for it, within the time of all parts
 HAS_GPU = "import sys, torch; sys.exit(not torch.cuda.is_available())"
 LEAST = 45.0  # s that a part has in any case while there are as many: the first one loads the libraries from disk
-EVERYTHING = ("omegaconf", "transformers", "peft", "soundfile", "librosa", "msgspec", "filelock", "soxr")
+# By what they are imported as; tests/util/test_gpu_check.py runs each part with all others away.
+LEAST_NEEDED = ("torch", "numpy", "omegaconf", "tqdm")
+MODEL = (*LEAST_NEEDED, "transformers", "accelerate", "safetensors", "peft", "soundfile", "soxr", "filelock")
+TOKENIZER = ("sentencepiece", "google.protobuf")  # of LLaMA's own files
+STEP = (*MODEL, "msgspec")
 
 
 class Part(NamedTuple):
@@ -43,20 +49,20 @@ class Part(NamedTuple):
     module: str
     share: float  # of the time
     arguments: tuple[str, ...] = ()
-    needs: tuple[str, ...] = EVERYTHING  # packages without which it is skipped
+    needs: tuple[str, ...] = MODEL  # packages without which it is skipped
 
 
 PARTS = {
-    "environment": Part("environment", 1, needs=("torch",)),
-    "right": Part("right", 2),
-    "fast bfloat16": Part("fast", 4, ("none",)),
-    "fits": Part("fits", 3, needs=(*EVERYTHING, "bitsandbytes")),
-    "waits": Part("waits", 2),
-    "answers": Part("answers", 3),
-    "one rank": Part("one_rank", 4, needs=(*EVERYTHING, "tensorboardX", "espeakng_loader")),
-    "fast 8bit": Part("fast", 3, ("8bit",), needs=(*EVERYTHING, "bitsandbytes")),
-    "fast nf4": Part("fast", 3, ("nf4",), needs=(*EVERYTHING, "bitsandbytes")),
-    "compile": Part("compiled", 4),
+    "environment": Part("environment", 1, needs=(*LEAST_NEEDED, "packaging")),
+    "right": Part("right", 2, needs=(*MODEL, *TOKENIZER)),
+    "fast-bfloat16": Part("fast", 4, ("none",), needs=(*STEP, "torchaudio")),
+    "fits": Part("fits", 4, needs=(*STEP, "bitsandbytes")),
+    "waits": Part("waits", 2, needs=STEP),
+    "answers": Part("answers", 3, needs=(*MODEL, "torchaudio")),
+    "one-rank": Part("one_rank", 4, needs=(*STEP, *TOKENIZER, "espeakng_loader", "tensorboardX", "editdistance")),
+    "fast-8bit": Part("fast", 3, ("8bit",), needs=(*STEP, "bitsandbytes", "torchaudio")),
+    "fast-nf4": Part("fast", 3, ("nf4",), needs=(*STEP, "bitsandbytes", "torchaudio")),
+    "compile": Part("compiled", 3, needs=STEP),
 }
 
 
@@ -66,15 +72,18 @@ def main() -> None:
     if args.part:
         measure(args)
         return
+    began = time.monotonic()
+    ends = began + 60 * args.minutes
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the part that runs ends, too
     if args.device == "cuda" and subprocess.run([sys.executable, "-c", HAS_GPU], check=False).returncode:
         raise UserError("--device cuda: PyTorch finds no GPU here; --device cpu --size mini goes without")
     os.chdir(ROOT)
     args.out.mkdir(parents=True, exist_ok=True)
-    ends = time.monotonic() + 60 * args.minutes
     report: dict[str, Any] = {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-        "command": " ".join(["python", "util/gpu_check.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "util/gpu_check.py", *sys.argv[1:]]),
+        "minutes": args.minutes,
+        "seconds": 0.0,
         "parts": {},
     }
     names = list(args.parts or PARTS)
@@ -82,12 +91,11 @@ def main() -> None:
     for i, name in enumerate(names):
         # a GPU's host has cores to load the next part's libraries meanwhile
         ahead = start(names[i + 1], args) if i + 1 < len(names) and args.device == "cuda" else None
-        left = max(0.0, ends - time.monotonic())
-        share = PARTS[name].share / sum(PARTS[one].share for one in names[i:])
-        seconds = min(left, max(LEAST, left * share))
+        seconds = limit(names[i:], ends - time.monotonic())
         print(name, flush=True)
         for result in finish(name, process or start(name, args), seconds, args):
             report["parts"][name] = result
+            report["seconds"] = time.monotonic() - began
             write_report(args.out, report)
         print(f"   {result['ended']}, {result['seconds']:.0f} s of {seconds:.0f}", flush=True)
         process = ahead
@@ -97,12 +105,19 @@ def main() -> None:
     sys.exit(0 if met and ran else 1)
 
 
+def limit(names: list[str], left: float) -> float:
+    """Seconds that the first of the parts may take of those that are left to all; ending it is within what is left."""
+    usable = max(0.0, left - TO_END)
+    share = PARTS[names[0]].share / sum(PARTS[name].share for name in names)
+    return min(usable, max(LEAST, usable * share))
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--minutes", type=float, default=8.0, metavar="M", help="time for all of it (default 8)")
-    add("--out", type=Path, default=Path("output/gpu_check"), metavar="DIR", help="results (default %(default)s)")
+    add("--out", type=Path, default=ROOT / "output/gpu_check", metavar="DIR", help="results (default %(default)s)")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="where it runs (default cuda)")
     add("--size", choices=("full", "mini"), default="full", help="13B, or what a CPU takes (default full)")
     add("--parts", nargs="+", choices=PARTS, metavar="NAME", help=f"only these: {', '.join(PARTS)}")
@@ -113,8 +128,9 @@ def parse_arguments() -> argparse.Namespace:
         help="measure this one here, at a line on stdin (what the script itself does)",
     )
     args = parser.parse_args()
-    if args.minutes <= 0:
-        parser.error("--minutes must be more than 0")
+    if 60 * args.minutes <= TO_END:
+        parser.error(f"--minutes must be more than {TO_END / 60:g}")
+    args.out = args.out.absolute()
     if args.device == "cpu" and args.size == "full":
         parser.error("--device cpu needs --size mini: a 13B step takes an hour there")
     return args
@@ -139,12 +155,19 @@ def measure(args: argparse.Namespace) -> None:
 
 def skipped(name: str, device: str) -> str:
     """Why a part does not run here; "" where it does."""
-    missing = [package for package in PARTS[name].needs if find_spec(package) is None]
+    missing = [package for package in PARTS[name].needs if not is_there(package)]
     if missing:
         return f"skipped: {', '.join(missing)} not installed"
     if device == "cpu" and name == "compile":
         return "skipped on a CPU, where compiling takes minutes"
     return ""
+
+
+def is_there(package: str) -> bool:
+    """Whether a package can be found, and, for one inside another, that one."""
+    with contextlib.suppress(ModuleNotFoundError):
+        return find_spec(package) is not None
+    return False
 
 
 def start(name: str, args: argparse.Namespace) -> subprocess.Popen | None:
@@ -166,6 +189,10 @@ def finish(
     began, rows = time.monotonic(), []
     if process is None:
         yield {"ended": skipped(name, args.device), "seconds": 0.0, "rows": rows}
+        return
+    if not seconds:
+        end_all(process)
+        yield {"ended": "not begun: no time was left", "seconds": 0.0, "rows": rows}
         return
     path, ended = rows_file(args.out, name), ""
     with contextlib.suppress(BrokenPipeError), process.stdin as its_turn:  # broken: it has failed already
@@ -214,7 +241,7 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
 
 def rows_file(out: Path, name: str) -> Path:
     """Where a part writes its rows."""
-    return out / f"{name.replace(' ', '_')}.jsonl"
+    return out / f"{name}.jsonl"
 
 
 def last_line(log: Path) -> str:
@@ -256,15 +283,15 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def _markdown_lines(report: dict[str, Any]) -> Iterator[str]:
-    yield f"`{report['command']}`, {report['date']}"
+    of = f"{report['seconds']:.0f} s of {60 * report['minutes']:g}"
+    yield f"`{report['command']}`, {report['date']}, {of}"
     yield ""
     yield "| part | what | measured | wanted |"
     yield "|---|---|---|---|"
     for name, result in report["parts"].items():
         for row in result["rows"]:
             yield f"| {name} | {row['what'].strip()} | {shown_value(row)} | {shown_bar(row)} |"
-        if result["ended"] != "done":
-            yield f"| {name} | {result['ended']} | | |"
+        yield f"| {name} | {result['ended']}, {result['seconds']:.0f} s | | |"
 
 
 if __name__ == "__main__":

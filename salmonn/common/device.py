@@ -1,9 +1,10 @@
-"""Where a process computes: its device and precision, transfers without waiting, random seeds, peak memory."""
+"""Where a process computes: its device and precision, transfers without waiting, random seeds, time, peak memory."""
 
 import contextlib
 import os
 import random
 import resource
+import time
 
 import numpy as np
 import torch
@@ -52,6 +53,13 @@ def own_precision(module: nn.Module) -> contextlib.AbstractContextManager:
     if weight.dtype not in AMP_DTYPES.values():
         return contextlib.nullcontext()
     return torch.autocast(weight.device.type, enabled=False)
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def peak_memory(device: torch.device) -> int:

@@ -1,23 +1,22 @@
 """Latency and peak memory of answers, on synthetic audio through the model's own `generate`."""
 
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
 from salmonn.audio.decode import MIN_SECONDS, SAMPLE_RATE
-from salmonn.common.device import autocast, peak_memory
+from salmonn.common.device import autocast, now, peak_memory
 from salmonn.common.errors import UserError
 from salmonn.config.loading import generate_config
 from salmonn.evaluation.pipeline import load_model, session
 from salmonn.evaluation.report.pages import tell, write_page
 from salmonn.evaluation.report.tables import table
+from salmonn.model.generation import TokenClock, of_length
 from salmonn.model.llm import llm_quantization
 from salmonn.model.salmonn import SALMONN
 
@@ -45,18 +44,6 @@ def run_efficiency(config: DictConfig, folder: Path) -> None:
     shown = comparison(result)
     write_page(folder, "Speed and memory of answers", [shown], result)
     tell(shown, folder)
-
-
-class TokenClock(StoppingCriteria):
-    """Notes when each token is there, the GPU's work done; never stops anything."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.times: list[float] = []  # s, of time.perf_counter
-
-    def __call__(self, input_ids: Tensor, _scores: Tensor, **_: Any) -> Tensor:
-        self.times.append(now(self.device))  # input_ids [B, L]; returns [B]
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def measure(
@@ -116,13 +103,6 @@ def time_tokens(model: SALMONN, settings: DictConfig, seconds: float) -> list[fl
     return [moment - began for moment in clock.times]
 
 
-def now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 def comparison(result: Mapping[str, Any]) -> str:
     """A Markdown table of what `measure` returned, beside the hackathon's figures."""
     memory = result["peak_memory_gib"]
@@ -138,11 +118,6 @@ def comparison(result: Mapping[str, Any]) -> str:
         f"after {result['warmup']} to warm up"
     )
     return f"{table(['', 'this run', *HACKATHON], rows)}\n\n{what}"
-
-
-def of_length(settings: DictConfig, new_tokens: int) -> DictConfig:
-    """The settings with answers of exactly that length; `min_length` counts BOS, as published."""
-    return OmegaConf.merge(settings, {"max_new_tokens": new_tokens, "min_length": new_tokens + 1})
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

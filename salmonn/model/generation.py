@@ -1,9 +1,9 @@
-"""Generation: settings of the library's search, prefill once for all beams, token ids to an answer."""
+"""Generation: settings of the library's search, prefill once for all beams, token ids to an answer, times of tokens."""
 
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from transformers import (
     Cache,
@@ -13,7 +13,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
 )
+
+from salmonn.common.device import now
 
 TOP_K = 50  # when sampling; the library's default at the time of the published code
 
@@ -38,6 +41,11 @@ def search_settings(settings: DictConfig, bos_id: int | None, end_id: int) -> di
         # As a field of the config it would spare as many tokens of a row as stand in its padding.
         processors.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
     return {"generation_config": config, "logits_processor": processors}
+
+
+def of_length(settings: DictConfig, new_tokens: int) -> DictConfig:
+    """The settings with answers of exactly that length; `min_length` counts BOS, as published."""
+    return OmegaConf.merge(settings, {"max_new_tokens": new_tokens, "min_length": new_tokens + 1})
 
 
 def answer(ids: list[int], tokenizer: PreTrainedTokenizerBase, end_id: int) -> dict[str, Any]:
@@ -66,3 +74,15 @@ def prefill(llm: PreTrainedModel, inputs: Tensor, is_used: Tensor, num_beams: in
     )
     cache.batch_repeat_interleave(num_beams)
     return cache
+
+
+class TokenClock(StoppingCriteria):
+    """Notes when each token is there, the GPU's work done; never stops anything."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.times: list[float] = []  # s, of time.perf_counter
+
+    def __call__(self, input_ids: Tensor, _scores: Tensor, **_: Any) -> Tensor:
+        self.times.append(now(self.device))  # input_ids [B, L]; returns [B]
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -1,6 +1,7 @@
 """LoRA on the frozen LLM, by peft (paper, section 3.1)."""
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -45,10 +46,10 @@ def lora_layers(llm: nn.Module) -> "list[LoraLayer]":
     return [module for module in llm.modules() if hasattr(module, "lora_A")]
 
 
-def set_adapter_precision(llm: nn.Module) -> None:
+def set_adapter_precision(layers: "Sequence[LoraLayer]") -> None:
     """Under autocast let adapters take their input as it is: it makes the same half-precision product of both.
 
     Else peft makes a float32 copy first, which dropout doubles and autocast rounds again.
     """
-    for layer in lora_layers(llm):
+    for layer in layers:
         layer.cast_input_dtype_enabled = not is_autocast(layer.lora_A["default"].weight.device)

@@ -61,6 +61,7 @@ class SALMONN(nn.Module):
         if config.gradient_checkpointing:
             llm.gradient_checkpointing_enable({"use_reentrant": False})
         self.llama_model = add_lora(llm, config) if config.lora else llm
+        self._adapted = lora_layers(self.llama_model)  # kept: a walk through all modules takes its time
         if config.lora_scaling is not None:
             self.lora_scaling = config.lora_scaling
         self._add_connector(llm.get_input_embeddings().embedding_dim)
@@ -145,15 +146,13 @@ class SALMONN(nn.Module):
     @property
     def lora_scaling(self) -> float:
         """Weight of the adapters' output, lora_alpha / lora_rank as trained; settable at any time."""
-        layers = lora_layers(self.llama_model)
-        return layers[0].scaling["default"] if layers else 0.0
+        return self._adapted[0].scaling["default"] if self._adapted else 0.0
 
     @lora_scaling.setter
     def lora_scaling(self, scaling: float) -> None:
-        layers = lora_layers(self.llama_model)
-        if not layers:
+        if not self._adapted:
             raise UserError("this model has no LoRA (model.lora = False), so there is no scaling to set")
-        for layer in layers:
+        for layer in self._adapted:
             layer.scaling["default"] = float(scaling)
 
     def train(self, mode: bool = True) -> "SALMONN":
@@ -274,7 +273,7 @@ class SALMONN(nn.Module):
         # Padding stands behind every token that counts, so causal attention needs no mask for it.
         # The position before a token predicts it.
         llm = self._causal_lm()
-        set_adapter_precision(self.llama_model)
+        set_adapter_precision(self._adapted)
         hidden = hidden_at(llm, self._embed(llm_inputs, embeds), row, column - 1)  # [targets of the batch, H]
         loss, token_loss, is_correct = target_loss(llm, hidden, target_ids)
         sample_sum, sample_correct, sample_total = (
@@ -348,7 +347,7 @@ class SALMONN(nn.Module):
         n_audio = [len(clip) for clip in embeds]
         llm_inputs = build_llm_inputs(self.tokenizer, n_audio, chosen, [[]] * len(embeds), left_padded=True)
         inputs, is_used = self._embed(llm_inputs, embeds), llm_inputs.is_used.to(self.device)
-        set_adapter_precision(self.llama_model)
+        set_adapter_precision(self._adapted)
         if search.num_beams > 1:
             library["past_key_values"] = prefill(self._causal_lm(), inputs, is_used, search.num_beams)
         output = self.llama_model.generate(

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from salmonn.common import device
 from salmonn.common.errors import UserError
 from salmonn.config.loading import generate_config
 from salmonn.evaluation import efficiency
@@ -45,7 +46,7 @@ def test_time_is_booked_where_it_is_spent(golden, monkeypatch):
     """Slow encoders delay the first token and no other; a slow LLM delays each."""
     model, delay, clock = golden("base").model, 0.125, SimpleNamespace(now=0.0)
     settings = {"num_beams": 1}
-    monkeypatch.setattr(efficiency, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(device, "time", SimpleNamespace(perf_counter=lambda: clock.now))
 
     def slowed(call):
         def slow(*args, **kwargs):

@@ -1,5 +1,6 @@
 """Structure of the model: published names and sizes, frozen parts, windows, LoRA, settings that vary."""
 
+import copy
 import json
 import logging
 import shutil
@@ -205,6 +206,21 @@ def test_adapters_take_half_precision_as_it_is_under_autocast_and_make_the_same_
     assert seen == [torch.bfloat16, torch.float32]
     assert torch.equal(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
+
+
+def test_a_pass_does_not_look_for_its_adapters_among_all_modules(monkeypatch):
+    model = build("mini", torch.device("cpu"))
+    samples, walks = make_batch(model, 1), []
+    modules = type(model.llama_model).modules
+    monkeypatch.setattr(type(model.llama_model), "modules", lambda self: walks.append(1) or modules(self))
+    model(samples)
+    model.answer_embeds(model.encode_speech(samples["raw_wav"])[0], samples["prompts"], {"max_new_tokens": 2})
+    assert model.lora_scaling > 0
+    assert walks == []
+    copied = copy.deepcopy(model)
+    copied.lora_scaling = 0.5
+    assert copied.lora_scaling == lora_layers(copied.llama_model)[0].scaling["default"] == 0.5
+    assert model.lora_scaling != 0.5
 
 
 def test_after_training_under_autocast_answers_may_come_without_it():

@@ -7,6 +7,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from salmonn.config.schema import RunConfig
 from salmonn.model.activation_memory import Recomputing
 from salmonn.model.features import kaldi_fbank
 from salmonn.training.optim import build_optimizer
+from util import benchmark
 from util.benchmark import BENCHMARKS, text_line
 from util.benchmarks import plain_attention, plain_step, training
 from util.benchmarks.flops import sample_flops
@@ -386,9 +388,60 @@ def test_gpu_passes_on_what_its_script_says(monkeypatch):
             return None
 
     monkeypatch.setattr("subprocess.Popen", Script)
-    rows = list(BENCHMARKS["gpu"](Namespace(device="cuda", size="13b")))
-    assert started == [[sys.executable, "util/gpu_check.py", "--device", "cuda", "--size", "full"]]
+    rows = []
+    with pytest.raises(SystemExit) as ended:
+        gpu_rows(rows, device="cuda", size="13b", minutes=5.8, out=Path("/there/a folder"))
+    assert ended.value.code == 1  # bars that were not met
+    assert started[0][1:] == [
+        "util/gpu_check.py", "--device", "cuda", "--size", "full", "--minutes", "5.8", "--out", "/there/a folder"
+    ]  # fmt: skip
     assert [text_line(row) for row in rows] == ["right", "   a: ok"]
+    Script.returncode = 0
+    gpu_rows(rows)
+    assert started[1][1:] == ["util/gpu_check.py", "--device", "cpu", "--size", "mini"]
     Script.returncode = 2
     with pytest.raises(UserError, match="it did not run"):
-        list(BENCHMARKS["gpu"](Namespace(device="cpu", size="mini")))
+        gpu_rows(rows)
+
+
+def gpu_rows(rows, **options):
+    for row in BENCHMARKS["gpu"](
+        Namespace(**{"device": "cpu", "size": "mini", "minutes": None, "out": None} | options)
+    ):
+        rows.append(row)
+
+
+@pytest.mark.parametrize("size", ["small", "7b"])
+def test_gpu_runs_no_other_size_in_place_of_the_one_that_was_asked_for(size):
+    with pytest.raises(UserError, match=f"--size {size}: choose from mini, 13b"):
+        gpu_rows([], size=size)
+
+
+def test_gpu_runs_once_whatever_batches_are_named_and_its_exit_code_is_the_command_s(monkeypatch, tmp_path):
+    calls = []
+
+    def bench(args):
+        calls.append(args.batch)
+        yield {"what": "a"}
+        raise SystemExit(1)
+
+    monkeypatch.setitem(BENCHMARKS, "gpu", bench)
+    monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "gpu", "--batch", "1", "8", "--json", "rows.json"])
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main()
+    assert ended.value.code == 1
+    assert calls == [None]
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"] == [{"what": "a"}]
+
+
+def test_batches_of_a_benchmark_of_them_are_taken_in_turn(monkeypatch, tmp_path):
+    calls = []
+    for name in ("train", "load"):
+        monkeypatch.setitem(BENCHMARKS, name, lambda args: calls.append(args.batch) or [])
+    monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "train", "load", "--batch", "1", "8"])
+    benchmark.main()
+    assert calls == [1, 8, None]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from salmonn.config.loading import generate_config
-from salmonn.evaluation.efficiency import of_length
+from salmonn.model.generation import of_length
 from util.benchmark import text_line
 from util.benchmarks import generation
 from util.benchmarks.sizes import build, make_batch, rows_of

@@ -2,38 +2,62 @@
 
 import contextlib
 import json
+import math
+import re
+import shlex
 import signal
 import subprocess
 import sys
-import traceback
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
 
+from salmonn.doctor import packages
 from tests.fixtures.commands import run_command
 from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG, wait_until
 from util import gpu_check
-from util.gpu import golden, right, waits
-from util.gpu.rows import row
+from util.gpu import golden, one_rank, right
+from util.gpu.rows import largest, row
 
 MINI = ["util/gpu_check.py", "--device", "cpu", "--size", "mini", "--minutes", "30"]
+
+# Read by Python as it starts: a part's process finds no package that the project declares and the part does not name.
+BLOCK = """import json, sys
+arguments = sys.orig_argv
+if "--part" in arguments:
+    names = json.loads(open({path!r}).read())[arguments[arguments.index("--part") + 1]]
+    sys.modules.update(dict.fromkeys(names))
+"""
+
+
+def block_what_is_not_needed(folder: Path) -> None:
+    """Write a sitecustomize.py that does so."""
+    declared = [Requirement(line).name for line in packages.declared()[1]]
+    imported = [packages.IMPORT_NAMES.get(name, name.replace("-", "_")) for name in declared]
+    blocked = {name: [one for one in imported if one not in part.needs] for name, part in gpu_check.PARTS.items()}
+    assert all(len(names) > 5 for names in blocked.values())
+    (folder / "blocked.json").write_text(json.dumps(blocked), encoding="utf-8")
+    (folder / "sitecustomize.py").write_text(BLOCK.format(path=str(folder / "blocked.json")), encoding="utf-8")
 
 
 def report(folder: Path) -> dict:
     return json.loads((folder / "gpu_check.json").read_text(encoding="utf-8"))
 
 
-def test_the_whole_script_runs_on_a_cpu(tmp_path):
-    result = run_command(*MINI, "--out", str(tmp_path))
+def test_the_whole_script_runs_on_a_cpu_each_part_with_no_more_packages_than_it_names(tmp_path):
+    block_what_is_not_needed(tmp_path)
+    result = run_command(*MINI, "--out", str(tmp_path), PYTHONPATH=str(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
     parts = report(tmp_path)["parts"]
     assert list(parts) == list(gpu_check.PARTS)
     ended = {name: part["ended"] for name, part in parts.items()}
     assert ended.pop("compile").startswith("skipped on a CPU")
-    assert set(ended.values()) == {"done"}
+    assert set(ended.values()) == {"done"}, ended
     for name in ended:
         assert parts[name]["rows"], name
     with_bars = [line for part in parts.values() for line in part["rows"] if "bar" in line]
@@ -42,6 +66,8 @@ def test_the_whole_script_runs_on_a_cpu(tmp_path):
     table = (tmp_path / "gpu_check.md").read_text(encoding="utf-8")
     assert f"| right | {with_bars[0]['what']} |" in table
     assert table.strip() in result.stdout
+    assert all(f"| {name} | done, " in table for name in ended)
+    assert re.search(r", [1-9]\d* s of 1800\n", table)
 
 
 def test_a_check_that_is_ended_keeps_what_it_has_and_leaves_no_process(tmp_path):
@@ -65,15 +91,16 @@ def commands_with(word: str) -> list[bytes]:
     return [command for command in found if word.encode() in command]
 
 
-def part_of(tmp_path: Path, code: str, seconds: float) -> dict:
-    """How a part ends whose process is this code."""
+def part_of(tmp_path: Path, code: str, seconds: float, ready: str = "right.jsonl") -> dict:
+    """How a part ends whose process is this code; its time begins once a file is there, however slow the machine."""
     arguments = Namespace(out=tmp_path, device="cpu", size="mini")
     path = gpu_check.rows_file(tmp_path, "right")
-    script = f"import json, sys, time; sys.stdin.readline(); rows = open({str(path)!r}, 'a')\n{code}"
+    script = f"import json, sys, time; rows = open({str(path)!r}, 'a')\n{code}"
     with path.with_suffix(".log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
         )
+    wait_until(lambda: (tmp_path / ready).exists() and (tmp_path / ready).read_bytes(), process)
     return list(gpu_check.finish("right", process, seconds, arguments))[-1]
 
 
@@ -88,29 +115,67 @@ def test_a_part_that_fails_keeps_its_rows_and_says_why(tmp_path):
 
 def test_a_part_that_takes_too_long_is_stopped_and_keeps_its_whole_rows(tmp_path):
     code = ONE_ROW + 'rows.write(\'{"what": "half a l\'); rows.flush(); time.sleep(3600)'
-    result = part_of(tmp_path, code, seconds=2.0)
-    assert result["ended"] == "stopped at its limit of 2 s"
+    result = part_of(tmp_path, code, seconds=0.5)
+    assert result["ended"] == "stopped at its limit of 0 s"
     assert [line["what"] for line in result["rows"]] == ["a"]
 
 
 def test_what_a_stopped_part_has_started_is_told_to_end(tmp_path):
     told = tmp_path / "told"
     child = f"import signal, sys, time; signal.signal(15, lambda *_: sys.exit(open({str(told)!r}, 'w').close())); "
-    code = (
-        f"import subprocess\nsubprocess.Popen([sys.executable, '-c', {child + 'time.sleep(3600)'!r}])\ntime.sleep(3600)"
-    )
-    part_of(tmp_path, code, seconds=3.0)
+    child += f"open({str(tmp_path / 'ready')!r}, 'w').write('yes'); time.sleep(3600)"
+    code = f"import subprocess\nsubprocess.Popen([sys.executable, '-c', {child!r}])\ntime.sleep(3600)"
+    part_of(tmp_path, code, seconds=0.1, ready="ready")
     assert told.exists()
     assert commands_with(str(told)) == []
 
 
 def test_a_part_whose_packages_are_missing_is_told_and_skipped(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_check, "find_spec", lambda name: None if name == "bitsandbytes" else object())
-    assert gpu_check.skipped("fast 8bit", "cuda") == "skipped: bitsandbytes not installed"
-    assert gpu_check.skipped("fast bfloat16", "cuda") == ""
+    assert gpu_check.skipped("fast-8bit", "cuda") == "skipped: bitsandbytes not installed"
+    assert gpu_check.skipped("fast-bfloat16", "cuda") == ""
     arguments = Namespace(out=tmp_path, device="cuda", size="full")
-    assert gpu_check.start("fast nf4", arguments) is None
-    assert next(gpu_check.finish("fast nf4", None, 1.0, arguments))["ended"].startswith("skipped: bitsandbytes")
+    assert gpu_check.start("fast-nf4", arguments) is None
+    assert next(gpu_check.finish("fast-nf4", None, 1.0, arguments))["ended"].startswith("skipped: bitsandbytes")
+
+
+@pytest.mark.parametrize("package", ["no_such_package", "no_such_package.inside", "google.no_such_package"])
+def test_a_package_is_missing_also_inside_one_that_is(monkeypatch, package):
+    assert gpu_check.is_there("google.protobuf")
+    part = gpu_check.PARTS["right"]._replace(needs=("torch", package))
+    monkeypatch.setitem(gpu_check.PARTS, "right", part)
+    assert gpu_check.skipped("right", "cuda") == f"skipped: {package} not installed"
+
+
+@pytest.mark.parametrize("minutes", [0.6, 1, 3, 5.8, 8, 30])
+@pytest.mark.parametrize("used", [0.0, 0.3, 1.0])
+def test_all_parts_end_inside_the_minutes_however_long_each_takes_to_end(minutes, used):
+    """Whatever share of its limit a part uses, and if each has to be waited for until it is killed."""
+    names, left = list(gpu_check.PARTS), 60.0 * minutes
+    limits = []
+    for i in range(len(names)):
+        limits.append(gpu_check.limit(names[i:], left))
+        if limits[-1]:  # else it is not begun
+            left -= used * limits[-1] + gpu_check.TO_END
+        assert left > -1e-6
+    assert limits[0] > 0
+    assert sum(limits[1:]) > 0 or minutes <= 1.6
+
+
+def test_a_part_for_which_no_time_is_left_is_not_begun(tmp_path):
+    result = part_of(tmp_path, ONE_ROW + "sys.stdin.readline(); time.sleep(3600)", seconds=0.0)
+    assert result["ended"] == "not begun: no time was left"
+    assert commands_with(str(tmp_path)) == []
+
+
+def test_results_lie_where_the_user_stands_and_the_command_can_be_typed_again(tmp_path):
+    here = tmp_path / "a folder"
+    here.mkdir()
+    command = [str(ROOT / MINI[0]), *MINI[1:], "--out", "my results", "--parts", "environment"]
+    result = run_command(*command, cwd=here)
+    assert result.returncode == 0, result.stdout + result.stderr
+    said = report(here / "my results")["command"]
+    assert shlex.split(said)[2:] == command[1:]
 
 
 def test_a_bar_that_is_not_met_is_seen():
@@ -123,7 +188,8 @@ def test_a_bar_that_is_not_met_is_seen():
     ("options", "says"),
     [
         (["--device", "cpu"], "--device cpu needs --size mini"),
-        (["--minutes", "0"], "--minutes must be more than 0"),
+        (["--minutes", "0"], "--minutes must be more than 0.5"),
+        (["--minutes", "0.5"], "--minutes must be more than 0.5"),
         (["--parts", "swift"], "invalid choice: 'swift'"),
     ],
 )
@@ -151,11 +217,61 @@ def test_a_wrong_number_is_not_called_right():
     assert not rows["logits"]["ok"]
 
 
-def test_a_place_that_waits_is_named_by_our_innermost_function():
-    stack = [
-        traceback.FrameSummary("/x/util/gpu/waits.py", 1, "rows"),
-        traceback.FrameSummary("/x/salmonn/training/step.py", 86, "finish"),
-        traceback.FrameSummary("/y/torch/nn/utils/clip_grad.py", 5, "clip"),
-    ]
-    assert waits._place(stack) == "salmonn/training/step.py:86 finish"
-    assert waits._place(stack[:1]) == "waits.py:1 rows"
+@pytest.mark.parametrize(
+    ("spoilt", "what"),
+    [
+        ("s0_speech_embeds", "audio tokens"),
+        ("s1_speech_embeds", "audio tokens"),
+        ("s1_loss_nopad", "loss"),
+        ("s0_grad_norm_nopad", "gradient norms, by their tolerance"),
+    ],
+)
+def test_a_number_that_is_none_is_not_called_right(spoilt, what):
+    case = golden.load_golden("no_beats")
+    case.expected = dict(case.expected)
+    case.expected[spoilt] = np.full_like(case.expected[spoilt], math.nan)
+    rows = {line["what"].partition(": ")[2]: line for line in right._golden_rows("no_beats", case, tf32=False)}
+    assert math.isnan(rows[what]["value"])
+    assert not rows[what]["ok"]
+    assert rows["log-mel"]["ok"]
+
+
+@pytest.mark.parametrize("differences", [[0.1, math.nan, 0.2], [math.nan, 0.1], [0.1, math.nan]])
+def test_the_largest_difference_is_none_where_one_is(differences):
+    assert math.isnan(largest(differences))
+    one = {f"p{i}": torch.zeros(2) for i in range(len(differences))}
+    other = {f"p{i}": torch.tensor([0.0, value]) for i, value in enumerate(differences)}
+    difference, where = one_rank.largest_difference(one, other)
+    assert math.isnan(difference)
+    assert where == f"(p{[math.isnan(value) for value in differences].index(True)})"
+
+
+def test_a_loss_that_is_none_is_another_loss():
+    [apart, _] = one_rank._loss_rows(steps(1.0, 2.0, 3.0), steps(1.0, math.nan, 3.0))
+    assert not apart["ok"]
+
+
+def steps(*losses: float, first: int = 1, speed: float = 5.0) -> list[dict]:
+    return [{"step": first + i, "loss": loss, "samples_per_second": speed} for i, loss in enumerate(losses)]
+
+
+WHOLE = steps(5.0, 4.0, 3.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("gone_on", "first", "other"),
+    [
+        (WHOLE[:2] + steps(3.0, 2.0, first=3, speed=9.0), 3, "none"),
+        (steps(5.0, 4.0, 3.0, 2.0, speed=9.0), 1, "none"),  # anew: as right, and took all steps itself
+        (WHOLE[:2] + steps(3.5, 2.5, first=3, speed=9.0), 3, 3),
+        (WHOLE[:2] + steps(3.0, first=3, speed=9.0), 3, 4),
+        (WHOLE[:2] + steps(2.0, first=4, speed=9.0), 4, 3),  # a step left out
+        (WHOLE[:2], "none", 3),
+    ],
+)
+def test_a_run_that_goes_on_is_told_from_one_that_begins_anew(gone_on, first, other):
+    stopped, begins, differs = one_rank.resume_rows(WHOLE, WHOLE[:2], gone_on)
+    assert stopped["value"] == 2
+    assert stopped["ok"]
+    assert (begins["value"], begins["ok"]) == (first, first == 3)
+    assert (differs["value"], differs["ok"]) == (other, other == "none")

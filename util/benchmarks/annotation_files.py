@@ -12,7 +12,7 @@ from pathlib import Path
 
 from salmonn.data.clip_paths import ClipPaths
 from util.benchmarks.big_file import entries, write_big_file
-from util.benchmarks.measure import proportional_memory, row
+from util.benchmarks.measure import family, proportional_memory, row
 from util.inspector.readiness import count_ready
 
 REAL_FILES = 5000
@@ -81,16 +81,8 @@ def _peak_memory(path: Path, prefix: Path) -> float:
     finished = threading.Event()
     threading.Thread(target=lambda: (process.wait(), finished.set()), daemon=True).start()
     while not finished.wait(0.02):
-        peak = max(peak, sum(_memory_of(pid) for pid in _family(process.pid)))
+        peak = max(peak, sum(_memory_of(pid) for pid in family(process.pid)))
     return peak / 1e6
-
-
-def _family(pid: int) -> list[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    except OSError:  # it has just ended
-        return []
-    return [pid, *map(int, children)]
 
 
 def _memory_of(pid: int) -> int:

@@ -15,8 +15,7 @@ from transformers import StoppingCriteriaList
 from salmonn.common.errors import UserError
 from salmonn.common.samples import Samples
 from salmonn.config.loading import generate_config
-from salmonn.evaluation.efficiency import TokenClock, of_length
-from salmonn.model.generation import search_settings
+from salmonn.model.generation import TokenClock, of_length, search_settings
 from salmonn.model.salmonn import SALMONN
 from util.benchmarks import plain_step
 from util.benchmarks.measure import alternate, row, spent
@@ -137,7 +136,7 @@ def answer(model: SALMONN, samples: Samples, settings: DictConfig) -> Answers:
 def published(model: SALMONN, samples: Samples, settings: DictConfig) -> Answers:
     """Answers as the published code gives them: its features and attention, each prompt read once for each beam."""
     clock = Clock(model.device)
-    with published_attention(model), autocast_of(model):
+    with published_attention(model), plain_step.everything_kept(model), autocast_of(model):
         began = spent(model.device)
         embeds = plain_step.heard(model, plain_step.extractor_of(model), samples)
         encoded = spent(model.device)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import trange
 
-from salmonn.evaluation.efficiency import now
+from salmonn.common.device import now
 
 MATMUL_SIZES = {"cpu": 2048, "cuda": 8192}
 MATMUL_REPEATS = 10
@@ -64,6 +64,14 @@ def keep_freed_memory() -> None:
 def row(what: str, seconds: tuple[float, float], **more: float) -> dict:
     """One line of the table: seconds of ours and of the plain way, and their ratio."""
     return {"what": what, "ours": seconds[0], "plain": seconds[1], "ratio": seconds[1] / seconds[0], **more}
+
+
+def family(pid: int) -> list[int]:
+    """A process and those that it has started itself (Linux); nobody where it has ended."""
+    try:
+        return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split())]
+    except OSError:
+        return []
 
 
 def proportional_memory(pid: int) -> int:

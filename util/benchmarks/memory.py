@@ -78,10 +78,20 @@ def _subject(args: argparse.Namespace) -> tuple[SALMONN, Case, str]:
     config = load_config(args.cfg_path, args.options)
     if not (config.model.freeze_whisper and config.model.freeze_beats):
         raise UserError("memory: model.freeze_whisper and model.freeze_beats must be True: trained encoders keep more")
-    quantization = llm_quantization(config.model)
-    number = llm_dtype(config.model, torch.device("cuda")).itemsize
-    case = Case("cuda", number, quantization, config.run.amp, gradients_stay=True)
-    return model_without_values(config.model), case, str(args.cfg_path)
+    return model_without_values(config.model), case_of(config), str(args.cfg_path)
+
+
+def case_of(config: DictConfig, device: str = "cuda") -> Case:
+    """The conditions of a run with this configuration."""
+    number = llm_dtype(config.model, torch.device(device)).itemsize
+    return Case(
+        device,
+        number,
+        llm_quantization(config.model),
+        amp=config.run.amp,
+        checkpointing=config.model.gradient_checkpointing,
+        gradients_stay=True,
+    )
 
 
 def model_without_values(section: DictConfig) -> SALMONN:

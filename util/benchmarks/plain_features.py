@@ -6,7 +6,6 @@ torch, and several times as fast.
 
 import numpy as np
 import torch
-import torchaudio
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
@@ -34,6 +33,8 @@ def log_mel(wav: np.ndarray, extractor: WhisperFeatureExtractor) -> Tensor:
 
 def fbank(wav: Tensor) -> Tensor:
     """BEATs' filter bank [T, 128], float32, of a clip [N] of 16 kHz."""
+    import torchaudio  # only the yardstick needs it
+
     bank = torchaudio.compliance.kaldi.fbank(
         wav[None].double() * PCM_SCALE, num_mel_bins=FBANK_BINS, sample_frequency=SAMPLE_RATE
     )

@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,8 +31,8 @@ from salmonn.model.random_model import (
     whisper_shape,
 )
 from salmonn.model.salmonn import SALMONN
-from util.mini_world.encoders import BEATS_CONFIG
-from util.mini_world.llama import PROMPT_PATH
+from util.mini_world.shapes import BEATS_CONFIG
+from util.mini_world.use import PROMPT_PATH
 
 WORDS = (20, 50)  # of a text: most of LibriSpeech's have as many
 CLIP_SHARES = (1 / 3, 1 / 2)  # of what Whisper hears: 10 to 15 s of 30 s, as most of LibriSpeech's clips
@@ -64,13 +64,21 @@ SIZES = {
 }
 
 
-def build(name: str, device: torch.device, dtype: str = "float32", quantization: str = "none", **more: Any) -> SALMONN:
+def build(
+    name: str,
+    device: torch.device,
+    dtype: str = "float32",
+    quantization: str = "none",
+    layers: int | None = None,
+    **more: Any,
+) -> SALMONN:
     """The model of a size with its frozen parts in `dtype`; the same values each time, but for their rounding.
 
-    `more`: other keys of the `model` section. On a GPU the weights are drawn in `dtype` right there.
+    `layers`: of each of its parts, where not all. `more`: other keys of the `model` section. On a GPU the weights are
+    drawn in `dtype` right there.
     Raises UserError for a size that a CPU cannot train.
     """
-    size = SIZES[name]
+    size = SIZES[name] if layers is None else _shortened(SIZES[name], layers)
     if size.needs_gpu and device.type == "cpu":
         raise UserError(f"--size {name} needs a GPU: give --device cuda, or --size mini or small")
     config = model_config(
@@ -86,6 +94,16 @@ def build(name: str, device: torch.device, dtype: str = "float32", quantization:
         for layer in lora_layers(model.llama_model):  # zero at first: then A would have no gradient
             nn.init.normal_(layer.lora_B["default"].weight, std=0.02)
     return model.to(device)
+
+
+def _shortened(size: Size, layers: int) -> Size:
+    return replace(
+        size,
+        llm=size.llm | {"num_hidden_layers": layers},
+        whisper=size.whisper | {"encoder_layers": layers},
+        beats=size.beats | {"encoder_layers": layers},
+        model=size.model | {"qformer_num_layers": layers},
+    )
 
 
 def _quantise(llm: PreTrainedModel, settings: Any) -> None:

@@ -120,7 +120,7 @@ def bench_train(args: argparse.Namespace) -> Iterator[dict]:
                 "difference": abs(ours - plain) / plain,
                 "unit": "",
             }
-    wait = data_wait(steps["ours"], setup.batch, models["ours"].max_seconds, args.repeats)
+    wait = data_wait(steps["ours"], setup.batch, models["ours"].max_seconds)
     yield {"what": "   data wait of ours", "seconds": wait}
     yield from _split_rows(models, steps, args.repeats, device)
     yield from _flops_rows(models["ours"], setup, seconds[0], max(peaks))

@@ -1,61 +1,62 @@
-"""Answers at full size: time to the first token and per token, beside transformers' plain `generate`."""
+"""Answers at full size: time to the first token and per token, beside the published way by transformers' `generate`."""
 
 import statistics
-from collections.abc import Iterator
-from contextlib import nullcontext
-from unittest import mock
+from collections.abc import Callable, Iterator
 
 import torch
+from omegaconf import DictConfig
 
 from salmonn.config.loading import generate_config
-from salmonn.evaluation.efficiency import of_length
-from salmonn.model import salmonn as whole_model
-from util.benchmarks.generation import Answers, answer, make_questions, tell_clips_apart
-from util.benchmarks.sizes import build
-from util.gpu.rows import MODELS, Row, Setup, row
+from salmonn.model.generation import of_length
+from salmonn.model.salmonn import SALMONN
+from util.benchmarks.generation import Answers, answer, published, tell_clips_apart
+from util.benchmarks.sizes import build, make_batch
+from util.gpu.rows import MODELS, Row, Setup, named, quantisation_for, release, row, unless_too_big
 
 TOKENS = {"full": 24, "mini": 8}
 REPEATS = 2
+BEAMS, CLIPS = (1, 4), (1, 8)
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-    """For 1 and 8 clips, greedy and with 4 beams: milliseconds of ours and of the plain way, same tokens."""
-    device, size = setup
-    model = build(MODELS[size], torch.device(device), "bfloat16").eval()
+    """For 1 and 8 clips, greedy and with 4 beams: milliseconds of ours and of the published way, same tokens."""
+    quantization = quantisation_for(torch.device(setup.device))
+    yield from unless_too_big(named(setup.size, quantization), _rows(setup, quantization))
+
+
+def _rows(setup: Setup, quantization: str) -> Iterator[Row]:
+    where, tokens = torch.device(setup.device), TOKENS[setup.size]
+    model = build(MODELS[setup.size], where, "bfloat16", quantization).eval()
     tell_clips_apart(model)
-    for beams in (1, 4):
-        settings = of_length(generate_config({"num_beams": beams}), TOKENS[size])
-        for clips in (1, 8):
-            samples = make_questions(model, clips)
-            ours, plain = [], []
-            for _ in range(REPEATS + 1):  # in turns; the first round warms up
-                ours.append(answer(model, samples, settings))
-                with plain_prefill() if beams > 1 else nullcontext():
-                    plain.append(answer(model, samples, settings))
-            what = f"{MODELS[size]}, bfloat16, {'greedy' if beams == 1 else f'{beams} beams'}, {clips} clips"
-            yield row(f"{what}: to the first token", 1000 * _median(ours, _first), "ms")
-            yield row("   each further token", 1000 * _median(ours, lambda one: one.token), "ms")
-            total, plainly = (_median(side, _total) for side in (ours, plain))
-            yield row(f"   {TOKENS[size]} tokens", clips / total, "answers/s")
-            if beams > 1:
-                yield row("   to the first token, plain generate", 1000 * _median(plain, _first), "ms")
-                yield row("   ours against plain generate", plainly / total, "x")
-                same = sum(a == b for a, b in zip(ours[-1].ids, plain[-1].ids, strict=True))
-                yield row("   the same tokens as plain generate", f"{same} of {clips}")
+    for beams in BEAMS:
+        settings = of_length(generate_config({"num_beams": beams}), tokens)
+        for clips in CLIPS:
+            search = "greedy" if beams == 1 else f"{beams} beams"
+            what = f"{named(setup.size, quantization)}, {search}, batch {clips}, {tokens} tokens"
+            release(where)
+            yield from unless_too_big(what, _compared(what, model, clips, settings))
 
 
-def plain_prefill() -> mock._patch:
-    """The library reads the prompt itself, once for each beam."""
-    return mock.patch.object(whole_model, "prefill", return_value=None)
+def _compared(what: str, model: SALMONN, clips: int, settings: DictConfig) -> Iterator[Row]:
+    samples = make_batch(model, clips)  # of one prompt: with several, padding in the published prompts changes answers
+    log_mel = model.log_mel(samples["raw_wav"].to(model.device))  # published: made by the loader's processes
+    ours, plain = [], []
+    for _ in range(REPEATS + 1):  # in turns; the first round warms up
+        ours.append(answer(model, samples, settings))
+        plain.append(published(model, samples | {"spectrogram": log_mel}, settings))
+    for name, side in (("ours", ours), ("published way, its log-mel from the loader", plain)):
+        yield row(f"{what}, {name}: to the first token", 1000 * _median(side, lambda one: _total(one, 1)), "ms")
+        yield row("   each further token", 1000 * _median(side, lambda one: one.token), "ms")
+    total, plainly = (_median(side, lambda one: _total(one, settings.max_new_tokens)) for side in (ours, plain))
+    yield row("   ours", clips / total, "answers/s")
+    yield row("   ours against the published way", plainly / total, "x")
+    same = sum(a == b for a, b in zip(ours[-1].ids, plain[-1].ids, strict=True))
+    yield row("   the same tokens, as far as rounding to bfloat16 lets them be", f"{same} of {clips}")
 
 
-def _first(one: Answers) -> float:
-    return one.encoding + one.prefill
+def _total(one: Answers, tokens: int) -> float:
+    return one.encoding + one.prefill + one.token * (tokens - 1)
 
 
-def _total(one: Answers) -> float:
-    return one.encoding + one.prefill + one.token * (len(one.ids[0]) - 1)
-
-
-def _median(rounds: list[Answers], of) -> float:
+def _median(rounds: list[Answers], of: Callable[[Answers], float]) -> float:
     return statistics.median(of(one) for one in rounds[1:])

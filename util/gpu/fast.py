@@ -1,6 +1,7 @@
 """A training step at full size: ours beside the plain published one, at the published 30 s and at 10 s of audio."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -16,17 +17,21 @@ from util.benchmarks.plain_step import Step, plain_step
 from util.benchmarks.sizes import build, make_batch
 from util.benchmarks.training import batch_flops, our_step
 from util.gpu.kernels import kernel_rows
-from util.gpu.rows import MODELS, Row, Setup, release, row, seconds_of
+from util.gpu.rows import MODELS, Row, Setup, named, release, row, seconds_of, unless_too_big
 
 SECONDS = {"full": (30.0, 10.0), "mini": (5.0,)}
 BATCH = {"full": 8, "mini": 2}
 LARGER = {"full": 16, "mini": 4}
-RECOMPUTED = {"full": 32, "mini": 4}
+RECOMPUTED = {"full": (16, 32), "mini": (4,)}  # as large as without recomputing, and what only fits with it
 MFU_BAR = 50.0  # % in bfloat16 at full size
 
 
 def rows(setup: Setup, quantization: str) -> Iterator[Row]:
-    """Samples and tokens per second, peak memory, share of the measured matmul peak."""
+    """Samples and tokens per second, peak memory, share of the measured matmul peak; what the kernels take."""
+    yield from unless_too_big(named(setup.size, quantization), _rows(setup, quantization))
+
+
+def _rows(setup: Setup, quantization: str) -> Iterator[Row]:
     device, size = setup
     where = torch.device(device)
     peak = matmul_peak(where, torch.bfloat16)
@@ -34,24 +39,32 @@ def rows(setup: Setup, quantization: str) -> Iterator[Row]:
     model = build(MODELS[size], where, "bfloat16", quantization, gradient_checkpointing=True).train()
     bar = MFU_BAR if quantization == "none" and size == "full" else 0.0
     for seconds in SECONDS[size]:
-        named = f"{MODELS[size]}, {'' if quantization == 'none' else f'{quantization} LLM, '}bfloat16, {seconds:g} s"
-        shares = (seconds / model.max_seconds,) * 2
-        small, large, largest = (make_batch(model, batch[size], shares) for batch in (BATCH, LARGER, RECOMPUTED))
-        set_encoders(model, torch.bfloat16)
-        set_gradient_checkpointing(model.llama_model, False)
-        yield from step_rows(f"{named}, ours", model, our_step, large, peak, bar)
-        yield from step_rows(f"{named}, ours", model, our_step, small, peak)
-        set_gradient_checkpointing(model.llama_model, True)
-        yield from step_rows(f"{named}, ours, LLM recomputed", model, our_step, largest, peak)
-        set_gradient_checkpointing(model.llama_model, False)
-        set_encoders(model, torch.float32)  # as published
-        yield from step_rows(f"{named}, ours, encoders in float32", model, our_step, small, peak)
-        log_mel = model.log_mel(small["raw_wav"].to(where))  # published: made by the loader's processes
-        plain = small | {"spectrogram": log_mel}
-        yield from step_rows(f"{named}, plain published, its log-mel from the loader", model, plain_step, plain, peak)
-    if device == "cuda":
-        set_encoders(model, torch.bfloat16)
-        yield from kernel_rows(our_step(model, run_section(BATCH[size]), small))
+        what = f"{named(size, quantization)}, {seconds:g} s"
+        yield from _ways(what, model, size, (seconds / model.max_seconds,) * 2, peak, bar)
+    if quantization == "none":
+        batch, step = step_that_fits(model, BATCH[size])
+        yield from kernel_rows(f"{named(size)}, batch {batch}", step, where)
+
+
+def _ways(what: str, model: SALMONN, size: str, shares: tuple[float, float], peak: float, bar: float) -> Iterator[Row]:
+    """Ours by batch, with the LLM recomputed or not, with encoders in float32; the plain step, and the ratio."""
+    small, large = (make_batch(model, batch[size], shares) for batch in (BATCH, LARGER))
+    set_gradient_checkpointing(model.llama_model, False)
+    yield from step_rows(f"{what}, ours", model, our_step, large, peak, bar)
+    ours = yield from step_rows(f"{what}, ours", model, our_step, small, peak)
+    set_gradient_checkpointing(model.llama_model, True)
+    for batch in RECOMPUTED[size]:
+        samples = make_batch(model, batch, shares)
+        yield from step_rows(f"{what}, ours, LLM recomputed", model, our_step, samples, peak)
+    set_gradient_checkpointing(model.llama_model, False)
+    set_encoders(model, torch.float32)  # as published
+    yield from step_rows(f"{what}, ours, encoders in float32", model, our_step, small, peak)
+    log_mel = model.log_mel(small["raw_wav"].to(model.device))  # published: made by the loader's processes
+    spelled = f"{what}, plain published, its log-mel from the loader"
+    plain = yield from step_rows(spelled, model, plain_step, small | {"spectrogram": log_mel}, peak)
+    if ours and plain:
+        yield row("   ours against the plain step", ours / plain, "x")
+    set_encoders(model, torch.bfloat16)
 
 
 def set_encoders(model: SALMONN, dtype: torch.dtype) -> None:
@@ -60,24 +73,44 @@ def set_encoders(model: SALMONN, dtype: torch.dtype) -> None:
         encoder.to(dtype)
 
 
-def run_section(batch: int, amp_dtype: str = "bf16") -> DictConfig:
-    """A `run` section with mixed precision."""
-    return OmegaConf.structured(RunConfig(amp=True, amp_dtype=amp_dtype, batch_size_train=batch))
+def run_section(batch: int) -> DictConfig:
+    """A `run` section with mixed precision in bfloat16."""
+    return OmegaConf.structured(RunConfig(amp=True, amp_dtype="bf16", batch_size_train=batch))
+
+
+def step_that_fits(model: SALMONN, batch: int) -> tuple[int, Step]:
+    """Our step on a batch, on half of it, on a quarter ...: the largest that fits.
+
+    Raises torch.OutOfMemoryError where one clip does not.
+    """
+    while batch > 1:
+        release(model.device)
+        step = our_step(model, run_section(batch), make_batch(model, batch))
+        with suppress(torch.OutOfMemoryError):
+            step()
+            return batch, step
+        model.zero_grad(set_to_none=True)
+        batch //= 2
+    step = our_step(model, run_section(1), make_batch(model, 1))
+    step()
+    return 1, step
 
 
 def step_rows(
     what: str, model: SALMONN, of: Callable[..., Step], samples: Samples, peak: float, bar: float = 0.0
-) -> Iterator[Row]:
-    """Rows of one way of taking a step; one row where it does not fit the memory."""
-    batch = len(samples["text"])
+) -> Generator[Row, None, float]:
+    """Rows of one way of taking a step; one row where it does not fit the memory.
+
+    Returns samples/s, 0 where it does not fit.
+    """
+    batch, seconds = len(samples["text"]), 0.0
     release(model.device)
-    try:
+    with suppress(torch.OutOfMemoryError):
         seconds = seconds_of(of(model, run_section(batch), samples), model.device, warm_up=2)
-    except torch.OutOfMemoryError:
+    model.zero_grad(set_to_none=True)
+    if not seconds:
         yield row(f"{what}, batch {batch}", "out of memory")
-        return
-    finally:
-        model.zero_grad(set_to_none=True)
+        return 0.0
     tokens = batch_of(model, samples).tokens
     flops = batch * sum(map(sum, batch_flops(model, samples).values()))
     yield row(f"{what}, batch {batch}", batch / seconds, "samples/s")
@@ -86,3 +119,4 @@ def step_rows(
     yield row("   share of the matmul peak (MFU)", share, "%", f"{bar:g} %" if bar else "", share >= bar)
     if model.device.type == "cuda":
         yield row("   peak memory, allocated", torch.cuda.max_memory_allocated() / 1e9, "GB")
+    return batch / seconds

@@ -1,134 +1,219 @@
-"""Whether a step needs the memory that `benchmark.py memory` predicts, and what fits a smaller card."""
+"""Whether the configurations for cards of 32 GB fit them, and whether `benchmark.py memory` predicts what they need.
 
-from collections.abc import Iterator
-from dataclasses import replace
+A step is taken as their runs take it: by DDP, several micro-batches whose gradients stay, clips of full length, the
+longest answers. Weights are random, of the configuration's sizes, or on a CPU of the miniature world's.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 
+from salmonn.common.device import autocast
 from salmonn.common.files import GB
 from salmonn.common.samples import Samples
+from salmonn.config.loading import load_config
 from salmonn.model.activation_memory import set_gradient_checkpointing
+from salmonn.model.llm import llm_dtype, llm_quantization
 from salmonn.model.llm_input import tokenize
 from salmonn.model.salmonn import SALMONN
-from util.benchmarks.memory import (
-    META,
-    batch_of,
-    largest_batch,
-    predicted,
-    step_growth,
-)
-from util.benchmarks.memory_parts import Case, phases, trained_weights
+from salmonn.training.step import TrainingStep
+from util.benchmarks.measure import held_and_peak
+from util.benchmarks.memory import META, batch_of, case_of, largest_batch, predicted
+from util.benchmarks.memory_parts import Case
 from util.benchmarks.sizes import build, make_batch
-from util.benchmarks.training import our_step
-from util.gpu.fast import run_section
-from util.gpu.rows import Row, Setup, release, row
+from util.gpu.one_rank import in_ddp, one_rank_group
+from util.gpu.right import scaler_rows
+from util.gpu.rows import Row, Setup, release, row, unless_too_big
 
-MB = 1e6
+ROOT = Path(__file__).resolve().parents[2]
 BAR = 5.0  # % between predicted and measured
 CARD = 32 * GB  # the reference machine's
 CARDS = (24, 48, 80)  # GB, by prediction
-QUANTISED = "8bit"  # as configs/stage1.yaml has it
-ANSWER = 300  # tokens: the longest
-BATCHES = {False: (1, 4), True: (4, 16)}  # with gradient checkpointing or not
+CONFIGS = {  # with the size of their models
+    "full": {"configs/stage1.yaml": "13b", "configs/7b/stage1.yaml": "7b"},
+    "mini": {"configs/stage1.yaml": "mini", "configs/7b/stage1.yaml": "mini"},
+}
+KEYS = ("encoder_dtype", "lora", "lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules", "max_txt_len")
+STEPS, MICRO_BATCHES = 2, 2  # in the second step the optimiser's state, in each second micro-batch the gradients stay
+CLIPS = {  # times the configuration's batch, without and with gradient checkpointing
+    "full": {False: (0.25, 1), True: (1, 4)},
+    "mini": {False: (1,), True: (1,)},
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A configuration's model, with values and without, and its conditions."""
+
+    name: str
+    config: DictConfig
+    model: SALMONN
+    shape: SALMONN
+    case: Case
+
+    def with_checkpointing(self, mode: bool) -> "Subject":
+        """The same with or without gradient checkpointing, to which the model is set."""
+        set_gradient_checkpointing(self.model.llama_model, mode)
+        return replace(self, case=replace(self.case, checkpointing=mode))
+
+    def batch(self, clips: int) -> Samples:
+        """Clips that fill what the model hears, with the longest answers."""
+        return longest_batch(self.model, clips, self.config.model.max_txt_len)
+
+    def what(self, clips: int) -> str:
+        """A batch of it, as the rows name it."""
+        recomputed = ", LLM recomputed" if self.case.checkpointing else ""
+        return f"{self.name}{recomputed}, batch {clips} of {self.model.max_seconds:g} s"
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-    """Predicted against measured peak; the largest batch within 32 GB, tried; those of other cards, predicted."""
-    yield from _on_gpu(torch.device(setup.device)) if setup.device == "cuda" else _on_cpu()
+    """Predicted against measured peak of each configuration; whether it fits 32 GB, and the largest batch that does."""
+    device = torch.device(setup.device)
+    total = torch.cuda.mem_get_info(device)[1] if setup.device == "cuda" else 0
+    with one_rank_group(device):
+        for file, size in CONFIGS[setup.size].items():
+            yield from unless_too_big(f"{file}, {size}", config_rows(file, size, CLIPS[setup.size], device, total))
+            release(device)
 
 
-def _on_gpu(device: torch.device) -> Iterator[Row]:
-    model = build("13b", device, "float16", QUANTISED, encoder_dtype="float32", gradient_checkpointing=True).train()
-    shape = build("13b", META, "float16", encoder_dtype="float32")
-    case = Case("cuda", 2, QUANTISED, amp=True)
-    free, total = torch.cuda.mem_get_info(device)
-    outside = total - free - torch.cuda.memory_reserved(device)
-    yield row("taken by CUDA beside tensors", outside / GB, "GB")
-    for checkpointing, batches in BATCHES.items():
-        set_gradient_checkpointing(model.llama_model, checkpointing)
-        case = replace(case, checkpointing=checkpointing)
-        for clips in batches:
-            yield from _compared(model, shape, case, longest_batch(model, clips))
-    for checkpointing in BATCHES:
-        set_gradient_checkpointing(model.llama_model, checkpointing)
-        case = replace(case, checkpointing=checkpointing)
-        yield from _within(model, shape, case, CARD - outside, total)
-    for checkpointing in BATCHES:
-        for size in CARDS:
-            clips = largest_batch(shape, replace(case, checkpointing=checkpointing), ANSWER, size * GB)
-            yield row(
-                f"13b, {QUANTISED}{_how(checkpointing)}: largest batch in {size} GB, PREDICTED", clips, "clips of 30 s"
-            )
-
-
-def _compared(model: SALMONN, shape: SALMONN, case: Case, samples: Samples) -> Iterator[Row]:
-    parts = predicted(shape, case, batch_of(shape, samples))
-    expected = sum(parts.values()) - parts["margin"]
-    what = f"13b, {QUANTISED}{_how(case.checkpointing)}, batch {len(samples['text'])} of 30 s and {ANSWER} tokens"
-    if not _fits(model, samples):
-        yield row(what, "out of memory", f"predicted {expected / GB:.1f} GB")
+def config_rows(
+    file: str, size: str, of_batch: dict[bool, tuple[float, ...]], device: torch.device, total: int
+) -> Iterator[Row]:
+    """Rows of one configuration on a card of `total` bytes; `of_batch`: as `CLIPS`."""
+    config = load_config(ROOT / file)
+    dtype = str(llm_dtype(config.model, device)).removeprefix("torch.")
+    keys = {key: config.model[key] for key in KEYS}
+    shape = build(size, META, dtype, **keys)
+    case = case_of(config, device.type)
+    name = f"{file}, {size}"
+    one = batch_of(shape, longest_batch(shape, 1, config.model.max_txt_len))
+    least = sum(predicted(shape, replace(case, checkpointing=True), one).values())
+    if device.type == "cuda" and least > total:
+        yield row(
+            name, f"skipped: one clip needs {least / GB:.1f} GB with recomputation, this card has {total / GB:.1f}"
+        )
         return
-    peak = torch.cuda.max_memory_allocated()
+    quantization = llm_quantization(config.model)
+    model = build(size, device, dtype, quantization, gradient_checkpointing=True, **keys).train()
+    subject = Subject(name, config, model, shape, case)
+    for checkpointing, shares in of_batch.items():
+        for share in shares:
+            clips = max(1, round(share * config.run.batch_size_train))
+            yield from compared(subject.with_checkpointing(checkpointing), clips)
+    if device.type == "cpu":  # where no memory can be set apart; fp16's scaler is looked at in `right`
+        return
+    yield from on_smaller_cards(subject, total)
+    if config.run.amp and config.run.amp_dtype == "fp16":
+        subject = subject.with_checkpointing(case.checkpointing)
+        yield from scaler_rows(f"{name}, fp16", model, config.run, subject.batch(1))
+
+
+def compared(subject: Subject, clips: int) -> Iterator[Row]:
+    """The peak of some steps, measured and predicted."""
+    device, samples = subject.model.device, subject.batch(clips)
+    parts = predicted(subject.shape, subject.case, batch_of(subject.shape, samples))
+    what = subject.what(clips)
+    release(device)
+    held = peak = 0
+    with suppress(torch.OutOfMemoryError):
+        held, peak = held_and_peak(lambda: take_steps(subject, samples), device)
+    subject.model.zero_grad(set_to_none=True)
+    if not peak:
+        yield row(what, "out of memory", f"predicted {sum(parts.values()) / GB:.1f} GB")
+        return
+    grown = sum(parts.values()) - parts["margin"] - parts["weights"] - parts["trained"]
+    yield row(f"{what}: peak above the model", (peak - held) / GB, "GB")
+    libraries = "" if device.type == "cuda" else " and some 30 to 60 MB of libraries"
+    yield row(f"   predicted, without its margin{libraries}", grown / GB, "GB")
+    if device.type == "cuda":
+        yield from peak_rows(parts, peak)
+        yield row("   reserved by the allocator", torch.cuda.max_memory_reserved() / GB, "GB")
+
+
+def peak_rows(parts: dict[str, float], peak: int) -> Iterator[Row]:
+    """Bytes allocated on a GPU at most, against what was predicted by part."""
+    expected = sum(parts.values()) - parts["margin"]
     apart = 100 * (expected / peak - 1)
-    yield row(f"{what}: peak, allocated", peak / GB, "GB")
+    yield row("   peak in all, allocated", peak / GB, "GB")
     yield row("   predicted, without its margin", apart, "% of it apart", f"{BAR:g} %", abs(apart) <= BAR)
-    yield row("   reserved by the allocator", torch.cuda.max_memory_reserved() / GB, "GB")
     yield row("   predicted with its margin", sum(parts.values()) / GB, "GB")
 
 
-def _within(model: SALMONN, shape: SALMONN, case: Case, allowed: float, total: int) -> Iterator[Row]:
-    """The largest batch that runs when PyTorch may have no more: tried upwards and downwards from the predicted one."""
-    expected = largest_batch(shape, case, ANSWER, CARD)
-    torch.cuda.set_per_process_memory_fraction(allowed / total)
-    stride = max(1, expected // 8)
-    clips = expected
-    if _fits(model, longest_batch(model, clips)):
-        while _fits(model, longest_batch(model, clips + stride)):
-            clips += stride
-    else:
-        while clips > 0 and not _fits(model, longest_batch(model, clips)):
-            clips -= stride
-    torch.cuda.set_per_process_memory_fraction(1.0)
-    what = f"13b, {QUANTISED}{_how(case.checkpointing)}: largest batch in {CARD / GB:g} GB, {ANSWER} tokens each"
-    yield row(
-        f"{what}, in strides of {stride}", max(clips, 0), "clips of 30 s", f"predicted {expected}", clips >= expected
-    )
+def take_steps(subject: Subject, samples: Samples) -> None:
+    """Steps as the runner takes them; DDP's buckets are there for as long."""
+    model, run = in_ddp(subject.model), subject.config.run
+    step = TrainingStep(subject.model, run, subject.model.device)
+    for _ in range(STEPS):
+        for i in range(MICRO_BATCHES):
+            with nullcontext() if i == MICRO_BATCHES - 1 else model.no_sync():
+                with autocast(run, subject.model.device):
+                    result = model(samples, verbose=True)
+                step.backward(result, samples["id"], MICRO_BATCHES)
+        step.finish(MICRO_BATCHES)
 
 
-def _fits(model: SALMONN, samples: Samples) -> bool:
-    """Whether two steps run; in the second one the optimiser's state is there from the beginning."""
-    release(model.device)
-    step = our_step(model, run_section(len(samples["text"]), "fp16"), samples)
+def on_smaller_cards(subject: Subject, total: int) -> Iterator[Row]:
+    """The configuration's own batch and the largest one when PyTorch may have no more than 32 GB; others predicted."""
+    free, _ = torch.cuda.mem_get_info()
+    outside = total - free - torch.cuda.memory_reserved()
+    yield row(f"{subject.name}: taken by CUDA beside tensors", outside / GB, "GB")
+    card = min(CARD, total)
+    share = (card - outside) / total
+    own, as_configured = subject.config.run.batch_size_train, subject.case.checkpointing
+    subject = subject.with_checkpointing(as_configured)
+    runs = fits(subject, own, share)
+    what = f"{subject.what(own)}, within {card / GB:.0f} GB"
+    yield row(what, "runs" if runs else "out of memory", "", "runs" if card == CARD else "", runs)
+    for checkpointing in (False, True):
+        yield from _largest_rows(subject.with_checkpointing(checkpointing), card, share)
+
+
+def _largest_rows(subject: Subject, card: float, share: float) -> Iterator[Row]:
+    answer = subject.config.model.max_txt_len
+    expected = largest_batch(subject.shape, subject.case, answer, card)
+    start = max(1, expected)
+    stride = max(1, start // 8)
+    found = largest_that_fits(lambda clips: fits(subject, clips, share), start, stride)
+    what = subject.name + (", LLM recomputed" if subject.case.checkpointing else "")
+    told = f"{what}: largest batch within {card / GB:.0f} GB, {answer} tokens each, in strides of {stride}"
+    yield row(told, found, "clips of full length", f"predicted {expected}", found >= expected)
+    for size in CARDS:
+        clips = largest_batch(subject.shape, subject.case, answer, size * GB)
+        yield row(f"   in {size} GB, PREDICTED", clips, "clips of full length")
+
+
+def largest_that_fits(fits: Callable[[int], bool], start: int, stride: int) -> int:
+    """The largest number that fits, looked for upwards and downwards from `start`, none twice; 0 where 1 does not."""
+    if fits(start):
+        while fits(start + stride):
+            start += stride
+        return start
+    below = [*range(start - stride, 1, -stride), 1] if start > 1 else []
+    return next(filter(fits, below), 0)
+
+
+def fits(subject: Subject, clips: int, share: float) -> bool:
+    """Whether steps run when PyTorch may have that share of the GPU's memory."""
+    release(subject.model.device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, share))
     try:
-        step()
-        step()
-    except torch.OutOfMemoryError:
+        with suppress(torch.OutOfMemoryError):
+            take_steps(subject, subject.batch(clips))
+            return True
         return False
     finally:
-        model.zero_grad(set_to_none=True)
-    return True
+        subject.model.zero_grad(set_to_none=True)
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def longest_batch(model: SALMONN, clips: int) -> Samples:
-    """Clips that fill what the model hears, with answers of `ANSWER` tokens."""
+def longest_batch(model: SALMONN, clips: int, answer: int) -> Samples:
+    """Clips that fill what the model hears, with answers of that many tokens."""
     samples = make_batch(model, clips, (1.0, 1.0))
     word, text = " a", ""
-    while len(tokenize(model.tokenizer, [text + word + model.config.end_sym])[0]) <= ANSWER:
+    while len(tokenize(model.tokenizer, [text + word + model.config.end_sym])[0]) <= answer:
         text += word
     return samples | {"text": [text] * clips}
-
-
-def _how(checkpointing: bool) -> str:
-    return ", LLM recomputed" if checkpointing else ""
-
-
-def _on_cpu() -> Iterator[Row]:
-    """What the formula says of a CPU; what libraries take beside tensors is as much there, so there is no bar."""
-    model, clips = build("mini", META), 4
-    batch = batch_of(model, make_batch(model, clips))
-    for checkpointing in (False, True):
-        by_phase = phases(model, Case("cpu", 4, checkpointing=checkpointing), batch)
-        expected = 2 * trained_weights(model) + max(sum(parts.values()) for parts in by_phase.values())
-        what = f"mini, float32 on this CPU{_how(checkpointing)}, batch {clips}"
-        yield row(f"{what}: peak above the model", step_growth("mini", clips, checkpointing) / MB, "MB")
-        yield row("   predicted, without some 30 to 60 MB of libraries", expected / MB, "MB")

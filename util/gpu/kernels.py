@@ -1,52 +1,56 @@
-"""What the GPU does in a training step: time by kind of kernel, the longest kernels, and how long it does nothing."""
+"""What the device does in a training step: time by kind of kernel, the longest ones, how long it does nothing."""
 
-import time
+import re
 from collections import Counter
 from collections.abc import Iterator
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from salmonn.common.device import now
 from util.benchmarks.plain_step import Step
 from util.gpu.rows import Row, row
 
-KINDS = {  # by what stands in a kernel's name; the first that fits
-    "attention": ("flash", "fmha", "sdpa", "attention"),
-    "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "kgemm"),
-    "convolutions": ("conv", "cudnn"),
-    "dropout": ("dropout",),
-    "copies and casts": ("memcpy", "copy", "memset"),
-    "norms and sums": ("reduce", "norm", "softmax"),
-    "optimiser": ("adam", "multi_tensor"),
-    "elementwise": ("elementwise", "vectorized", "index", "cat"),
+# By what stands in a kernel's name; the first that fits. Libraries name the products inside attention and convolutions
+# "gemm", too, and many kernels "vectorized".
+KINDS = {
+    "between GPUs": r"nccl",
+    "attention": r"flash|fmha|sdpa|attention",
+    "convolutions": r"conv(olution|_|\dd)|fprop|dgrad|wgrad|cudnn|im2col|col2im|nchwtonhwc|nhwctonchw",
+    "matrix products": r"gemm|gemv|nvjet|cutlass|xmma|cublas|aten::(add|b|baddb)?mm$",
+    "quantisation": r"quant",
+    "dropout": r"dropout",
+    "copies and casts": r"memcpy|memset|copy",
+    "optimiser": r"adam|multi_tensor|foreach",
+    "norms and sums": r"reduce|norm|softmax|aten::sum",
+    "spectra": r"fft",
+    "elementwise": r"elementwise|vectorized|index(_|select|func)|gather|scatter|aten::(mul|add|silu|gelu)",
 }
 LONGEST = 12
 
 
-def kernel_rows(step: Step) -> Iterator[Row]:
-    """Shares of a step's time, which its profile makes some per cent longer."""
+def kernel_rows(what: str, step: Step, device: torch.device) -> Iterator[Row]:
+    """Shares of a step's time, which its profile makes some per cent longer; of a CPU those of torch's operations."""
+    on_gpu = device.type == "cuda"
+    began = now(device)
     step()
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    step()
-    torch.cuda.synchronize()
-    whole = time.perf_counter() - began
-    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+    whole = now(device) - began
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
         step()
-        torch.cuda.synchronize()
+        now(device)
     kernels: Counter[str] = Counter()
     for event in profiled.key_averages():
-        kernels[event.key] += event.self_device_time_total / 1e6
+        kernels[event.key] += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
     kinds: Counter[str] = Counter()
     for name, seconds in kernels.items():
-        kinds[_kind(name)] += seconds
-    busy = sum(kinds.values())
-    yield row("   kernels, one after the other", 100 * busy / whole, "% of a step")
+        kinds[kind_of(name)] += seconds
+    yield row(f"{what}: kernels, one after the other", 100 * sum(kinds.values()) / whole, "% of a step")
     for kind, seconds in kinds.most_common():
         yield row(f"   {kind}", 100 * seconds / whole, "% of a step")
-    for name, seconds in kernels.most_common(LONGEST):
+    for name, seconds in kernels.most_common(LONGEST if on_gpu else 0):
         yield row(f"      {name[:90]}", 100 * seconds / whole, "% of a step")
 
 
-def _kind(name: str) -> str:
-    return next((kind for kind, parts in KINDS.items() if any(part in name.lower() for part in parts)), "others")
+def kind_of(name: str) -> str:
+    """What a kernel does, by its name."""
+    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name, re.IGNORECASE)), "others")

@@ -3,54 +3,74 @@
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 
 from util.benchmarks.data_wait import data_wait
-from util.benchmarks.sizes import build, make_batch
-from util.benchmarks.training import our_step
-from util.gpu.fast import BATCH, run_section
-from util.gpu.rows import MODELS, Row, Setup, row, seconds_of
+from util.benchmarks.sizes import build
+from util.gpu.fast import BATCH, step_that_fits
+from util.gpu.rows import MODELS, Row, Setup, named, quantisation_for, row, seconds_of, unless_too_big
 
-# What is known to wait, by function: the step's one look at losses and gradient norm.
-KNOWN = {"finish"}
-OURS = ("salmonn", "transformers", "peft", "bitsandbytes")
-DATA_STEPS = 5
+KNOWN = {("salmonn/training/step.py", "finish"): 2}  # a step's one look at its losses, one at the gradients' norm
+PACKAGES = ("salmonn", "transformers", "peft", "bitsandbytes")  # that make a step
 DATA_BAR = 2.0  # % of a step
+
+
+class Place(NamedTuple):
+    """Where a step waits for the GPU."""
+
+    file: str
+    line: int | None
+    function: str
 
 
 def rows(setup: Setup) -> Iterator[Row]:
     """Each place that waits, with how often; milliseconds and share of a step that data is waited for."""
+    quantization = quantisation_for(torch.device(setup.device))
+    yield from unless_too_big(named(setup.size, quantization), _rows(setup, quantization))
+
+
+def _rows(setup: Setup, quantization: str) -> Iterator[Row]:
     device, size = setup
     where = torch.device(device)
-    model = build(MODELS[size], where, "bfloat16").train()
-    batch = BATCH[size]
-    step = our_step(model, run_section(batch), make_batch(model, batch))
+    model = build(MODELS[size], where, "bfloat16", quantization).train()
+    batch, step = step_that_fits(model, BATCH[size])
     seconds = seconds_of(step, where, warm_up=2)
-    yield row(f"{MODELS[size]}, bfloat16, batch {batch}: a step", 1000 * seconds, "ms")
+    yield row(f"{named(size, quantization)}, batch {batch}: a step", 1000 * seconds, "ms")
     if device == "cuda":
-        places = synchronisations(step)
-        for place, times in places.items():
-            yield row(f"   waits at {place}", times, "times a step", "known", place.split()[-1] in KNOWN)
-        yield row("   places that wait", len(places), "in a step")
-    wait = data_wait(step, batch, model.max_seconds, DATA_STEPS)
+        yield from place_rows(synchronisations(step))
+    wait = data_wait(step, batch, model.max_seconds)
     share = 100 * wait / seconds
-    yield row("   waiting for data (FLAC of 30 s at 44.1 kHz)", 1000 * wait, "ms")
+    yield row("   waiting for data (FLAC of full length at 44.1 kHz)", 1000 * wait, "ms")
     bar = f"{DATA_BAR:g} %" if size == "full" else ""
     yield row("   share of a step that waits for data", share, "%", bar, share <= DATA_BAR)
 
 
-def synchronisations(step: Any) -> Counter[str]:
-    """Places, as "file:line function", at which a step waits for the GPU, each with how often."""
-    places: Counter[str] = Counter()
+def place_rows(places: Counter[Place]) -> Iterator[Row]:
+    """Each place, and whether its function waits no more often than is known."""
+    functions: Counter[tuple[str, str]] = Counter()
+    for place, times in places.items():
+        functions[place.file, place.function] += times
+    for place, times in places.items():
+        known = KNOWN.get((place.file, place.function), 0)
+        what = f"   waits at {place.file}:{place.line} {place.function}"
+        ok = functions[place.file, place.function] <= known
+        yield row(what, times, "times a step", f"{known} known in this function", ok)
+    yield row("   places that wait", len(places), "in a step")
+
+
+def synchronisations(step: Callable[[], object]) -> Counter[Place]:
+    """Places at which a step waits for the GPU, each with how often."""
+    places: Counter[Place] = Counter()
 
     def note(message: Any, *_: Any, **__: Any) -> None:
         if "called a synchronizing" in str(message):
-            places[_place(traceback.extract_stack()[:-1])] += 1
+            places[place_of(traceback.extract_stack()[:-1])] += 1
 
     with warnings.catch_warnings(), mock.patch.object(warnings, "showwarning", note):
         warnings.simplefilter("always")
@@ -62,10 +82,11 @@ def synchronisations(step: Any) -> Counter[str]:
     return places
 
 
-def _place(stack: traceback.StackSummary) -> str:
-    """The innermost frame of the libraries that make the step; without one, the innermost of all."""
-    inside = [frame for frame in stack if any(f"/{name}/" in frame.filename for name in OURS)]
-    frame = inside[-1] if inside else stack[-1]
-    parts = Path(frame.filename).parts
-    first = max((i for i, part in enumerate(parts) if part in OURS), default=len(parts) - 1)
-    return f"{'/'.join(parts[first:])}:{frame.lineno} {frame.name}"
+def place_of(stack: traceback.StackSummary) -> Place:
+    """The innermost frame of the packages that make the step; without one, the innermost of all."""
+    folders = [Path(spec.origin).parent for name in PACKAGES if (spec := find_spec(name)) and spec.origin]
+    for frame in reversed(stack):
+        for folder in folders:
+            if Path(frame.filename).is_relative_to(folder):
+                return Place(str(Path(frame.filename).relative_to(folder.parent)), frame.lineno, frame.name)
+    return Place(stack[-1].filename, stack[-1].lineno, stack[-1].name)

@@ -21,6 +21,7 @@ from salmonn.model.features import LogMel, kaldi_fbank
 from util.mini_world import scenes
 from util.mini_world.render import Clip, Track
 from util.mini_world.scenes import GENDERS, Music, Sound
+from util.mini_world.shapes import BEATS_CONFIG
 from util.mini_world.training import batches, endless, fit
 
 SECONDS = 5  # what the tiny Whisper hears, instead of 30
@@ -31,33 +32,6 @@ ATTRIBUTE_WEIGHT = 0.2
 SOUND_REPEATS, MUSIC_REPEATS = 3, 2
 INIT_STD = 0.08  # transformers' 0.02 is for wide models
 IGNORE = -100
-
-BEATS_CONFIG = {  # the keys of the published fine-tuned file
-    "input_patch_size": 16,
-    "embed_dim": 32,
-    "conv_bias": False,
-    "encoder_layers": 2,
-    "encoder_embed_dim": 64,
-    "encoder_ffn_embed_dim": 128,
-    "encoder_attention_heads": 2,
-    "activation_fn": "gelu",
-    "layer_wise_gradient_decay_ratio": 0.6,
-    "layer_norm_first": False,
-    "deep_norm": True,
-    "dropout": 0.0,
-    "attention_dropout": 0.0,
-    "activation_dropout": 0.0,
-    "encoder_layerdrop": 0.05,
-    "dropout_input": 0.0,
-    "conv_pos": 32,  # published: 128; wider than needed here, and slow on a CPU
-    "conv_pos_groups": 16,
-    "relative_position_embedding": True,
-    "num_buckets": 320,
-    "max_distance": 800,
-    "gru_rel_pos": True,
-    "finetuned_model": True,
-    "predictor_dropout": 0.0,
-}
 SOUNDS = ("silence", *scenes.EVENTS, "speech", "music")  # two may be on at the same time
 ATTRIBUTES = {  # one value per clip, where it has the attribute at all
     "gender": ("female", "male"),

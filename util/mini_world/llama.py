@@ -24,8 +24,8 @@ from salmonn.model.prompts import load_train_prompts, split_prompt
 from util.mini_world import scenes
 from util.mini_world.scenes import GENDERS, Music, Pair, Scene, Speech
 from util.mini_world.training import batches, fit
+from util.mini_world.use import PROMPT_PATH
 
-PROMPT_PATH = Path(__file__).parents[2] / "configs" / "prompts" / "train_prompt.json"
 TEMPLATE = "USER: {}\nASSISTANT:"
 VOCABULARY_SIZE = 1000
 SLOTS = 14  # windows of 17 frames in 5 s at 50 Hz
