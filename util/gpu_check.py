@@ -53,7 +53,7 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "environment": Part("environment", 1, needs=(*LEAST_NEEDED, "packaging")),
+    "environment": Part("environment", 2, needs=(*LEAST_NEEDED, "packaging")),
     "right": Part("right", 2, needs=(*MODEL, *TOKENIZER)),
     "fast-bfloat16": Part("fast", 4, ("none",), needs=(*STEP, "torchaudio")),
     "fits": Part("fits", 4, needs=(*STEP, "bitsandbytes")),
