@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, normalizers
 from tokenizers.pre_tokenizers import Metaspace
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from salmonn.common.errors import UserError
 from salmonn.model.llm import stored_config
@@ -65,6 +65,8 @@ def tokenize_as_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> None:
 
     The library takes a space at the beginning for the one that SentencePiece adds, and adds none behind special tokens.
     """
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return
     backend = tokenizer.backend_tokenizer
     file = tokenizer.init_kwargs.get("vocab_file") or ""
     if Path(file).name == "tokenizer.model" and getattr(backend.model, "byte_fallback", False):
