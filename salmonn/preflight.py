@@ -110,6 +110,8 @@ def _require_model(config: DictConfig, unread: Sequence[str], training: bool, go
     for path, partial in ((config.model.speech_llama_proj_model, True), (config.model.ckpt, False)):
         if path and path not in unread:
             problems += problem_of(require_checkpoint_fits, meta_model, path, partial)
+    if config.model.ckpt and config.model.ckpt not in unread and not problems:
+        meta_model.tell_other_vicuna()
     if readable := next((path for path in goes_on if not problem_of(checkpoint.read, path, lazily=True)), None):
         problems += problem_of(require_checkpoint_fits, meta_model, readable)
     n_trainable = sum(p.numel() for p in meta_model.parameters() if p.requires_grad)

@@ -6,6 +6,7 @@ from collections import namedtuple
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor
 
 from salmonn import preflight
@@ -35,16 +36,16 @@ def weights(tmp_path_factory):
     for size, shape in SIZES.items():
         llama = folder / f"vicuna-{size}"
         shutil.copytree(GOLDEN / "base/llama", llama, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
-        LlamaConfig(**shape).save_pretrained(llama)
+        LlamaConfig(**{**shape, "vocab_size": 450}).save_pretrained(llama)  # as many as the tokenizer beside it
         shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
         (llama / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-        for name in shards.values():
-            (llama / name).touch()
+        for name, file in shards.items():
+            save_file({name: torch.zeros(1)}, llama / file)
         names = FULL[f"salmonn_{size}"] | {name: [2] for name in FULL[f"salmonn_{size}_non_trainable_extras"]}
         torch.save({"model": without_values(names)}, folder / f"salmonn-{size}.pth")
     WhisperConfig(**WHISPER_LARGE).save_pretrained(folder / "whisper")
     WhisperFeatureExtractor().save_pretrained(folder / "whisper")
-    (folder / "whisper/model.safetensors").touch()
+    save_file({"a": torch.zeros(1)}, folder / "whisper/model.safetensors")
     with torch.device("meta"):
         beats = {name: list(value.shape) for name, value in BEATs(BEATS_CPT2).state_dict().items()}
     torch.save({"cfg": BEATS_CPT2, "model": without_values(beats)}, folder / "beats.pt")
@@ -205,7 +206,7 @@ def test_a_machine_without_weights_lists_everything_in_one_screen():
 
 
 def test_dry_run_of_the_full_size_model_takes_a_step_without_its_weights(weights, mini_world, tmp_path):
-    """From configs alone: the weight files are empty."""
+    """From configs alone: the weight files hold next to nothing."""
     ann = [f"datasets.{split}_ann_path={mini_world}/ann/stage1_{split}.json" for split in ("train", "valid")]
     more = [*ann, f"datasets.prefix={mini_world}/audio", f"run.output_dir={tmp_path}/out", "run.amp_dtype=bf16"]
     more += ["run.accum_grad_iters=2", f"model.ckpt={weights}/salmonn-13b.pth"]

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from salmonn.common.errors import UserError
 
 GB = 1e9  # bytes
+_LFS_POINTER_BYTES = 1024  # at most, says its specification
 
 
 def existing_part(folder: Path) -> Path:
@@ -21,6 +22,13 @@ def existing_part(folder: Path) -> Path:
 def free_bytes(folder: Path) -> int:
     """What its disk has left, also where the folder is still to be made."""
     return shutil.disk_usage(existing_part(folder)).free
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what Git LFS leaves in the place of one that it has not fetched. Raises OSError."""
+    if not path.is_file() or path.stat().st_size > _LFS_POINTER_BYTES:
+        return False
+    return path.read_bytes().startswith(b"version https://git-lfs.github.com/spec/")
 
 
 class OpenFile:

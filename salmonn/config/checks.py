@@ -117,6 +117,11 @@ def _impossible_model(model: DictConfig) -> list[str]:
         )
     if "{}" not in model.prompt_template:
         problems.append(f"model.prompt_template = {model.prompt_template!r}: needs {{}} where the prompt goes")
+    if escapes := sorted(set(re.findall(r"\\[nt]", model.prompt_template))):
+        problems.append(
+            f"model.prompt_template holds {' and '.join(escapes)} as two characters each, no line break and no tab: in "
+            'YAML write it in double quotes, as "USER: {}\\nASSISTANT:"'
+        )
     for key in ("second_per_window", "second_stride"):
         if round(50 * model[key]) < 1:
             problems.append(f"model.{key} = {model[key]}: shorter than one 20 ms frame of Whisper")

@@ -8,6 +8,9 @@ from omegaconf import DictConfig
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # org/name, unless a folder `org` lies here
 
+_REPOSITORY = Path(__file__).parents[2]
+_MINI_WORLD = ("output", "mini")  # how paths of its configurations begin
+
 _ORIGIN = {
     "model.llama_path": "Hugging Face lmsys/vicuna-13b-v1.1 (7B: lmsys/vicuna-7b-v1.5)",
     "model.whisper_path": "Hugging Face openai/whisper-large-v2",
@@ -49,6 +52,10 @@ def _is_there(key: str, path: str) -> bool:
 
 def _absent(key: str, path: str) -> str:
     where = _ORIGIN.get(key) or (_ORIGIN["other annotations"] if "ann_path" in key else "")
+    if path and not Path(path).is_absolute() and (_REPOSITORY / path).exists():
+        return f"{key}: {path} is not in {Path.cwd()}, but in {_REPOSITORY}: run the command there"
+    if Path(path).parts[:2] == _MINI_WORLD:
+        where = f"`make quickstart`, in {_REPOSITORY}, makes it: it is of the miniature world"
     shown = f"{path} does not exist" if path else "is not set"
     return f"{key}: {shown}" + (f"\n    get it: {where}" if where else "")
 

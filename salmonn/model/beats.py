@@ -247,6 +247,7 @@ def load_beats(path: str | Path, device: str = "cpu") -> BEATs:
     problems = checkpoint.fit_problems(theirs, {k: v.shape for k, v in model.state_dict().items()})
     if problems:
         raise UserError("\n  ".join([f"{path} does not fit its own configuration:", *problems[:12]]))
+    checkpoint.require_finite(theirs, path)
     if device != "meta":
         model.load_state_dict(theirs)
     return model

@@ -9,6 +9,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from salmonn.common.errors import UserError
-from salmonn.common.files import replacing
+from salmonn.common.errors import UserError, examples
+from salmonn.common.files import is_lfs_pointer, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ PUBLISHED_EXTRAS = re.compile(
 )
 # What stage 0 (model/alignment.py) trains beside the connector; a file that holds it comes from a model without LoRA.
 _OF_STAGE_0 = ("ctc_blank", "ctc_log_scale")
+# The LLMs of the released checkpoints by their width: name, positions. Their versions share all names and shapes.
+_VICUNAS = {5120: ("vicuna-13b-v1.1", 2048), 4096: ("vicuna-7b-v1.5", 4096)}
 _BACKBONES = ("speech_encoder.", "beats.", "llama_model.")
 
 
@@ -52,7 +55,7 @@ def read(path: str | Path, kind: str = "SALMONN checkpoint", lazily: bool = Fals
     names and shapes cost nothing, and damage to values is not seen (of .safetensors never: it has no checksums).
     """
     if not Path(path).is_file():
-        raise UserError(f"{kind} {path} does not exist")
+        raise UserError(f"{kind} {path} {_why_no_file(Path(path))}")
     try:
         if Path(path).suffix == ".safetensors":
             return {"model": load_file(path)}
@@ -72,10 +75,19 @@ def read(path: str | Path, kind: str = "SALMONN checkpoint", lazily: bool = Fals
     return content
 
 
+def _why_no_file(path: Path) -> str:
+    if not path.is_dir():
+        return "does not exist"
+    inside = sorted(str(file) for file in path.iterdir() if file.suffix in (".pth", ".pt", ".safetensors"))
+    return f"is a folder: name the file, {examples(inside) if inside else 'of which none is in it'}"
+
+
 def _what_is_wrong(path: Path, error: Exception) -> str:
     """Why a file cannot be read, in words of ours: the library advises to load it unsafely."""
     if not path.stat().st_size:
         return "it is empty"
+    if is_lfs_pointer(path):
+        return "it is a pointer of Git LFS, which has no content: run `git lfs pull` where it is from, or download it"
     if path.suffix == ".safetensors":
         return "it is no whole safetensors file"
     if isinstance(error, _ChecksumError):
@@ -125,7 +137,38 @@ def require_fit(
     if problems:
         shown = problems if len(problems) <= 12 else [*problems[:12], f"... and {len(problems) - 12} more"]
         raise UserError("\n  ".join([f"{path} does not fit this model{_other_width(found, wanted)}:", *shown]))
+    require_finite(found, path)
     return found
+
+
+def require_finite(parameters: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise UserError where values are NaN or infinite: everything that is computed with them would be."""
+    if problem := not_finite(parameters):
+        raise UserError(f"{path} {problem}")
+
+
+def not_finite(parameters: Mapping[str, Tensor]) -> str:
+    """What to say of tensors with NaN or infinite values; "" where there is none."""
+    broken = [name for name, value in parameters.items() if not value.isfinite().all()]
+    if not broken:
+        return ""
+    return (
+        f"holds NaN or infinite values in {len(broken)} of {len(parameters)} tensors, e.g. {broken[0]}: what wrote it "
+        "had failed, so take an earlier file"
+    )
+
+
+@cache  # once: before the model is read, and as it is loaded
+def tell_other_vicuna(width: int, positions: int, path: str) -> None:
+    """Warn where an LLM of a Vicuna's width has other positions than the one that the released checkpoint needs."""
+    name, expected = _VICUNAS.get(width, ("", positions))
+    if positions != expected:
+        logger.warning(
+            "%s goes with an LLM %d wide, and this one has %d positions: the released checkpoint of that width was "
+            "trained with lmsys/%s (%d positions), and with another version it answers nonsense or nothing. If this "
+            "is that checkpoint, or was trained from it, set model.llama_path to that LLM",
+            path, width, positions, name, expected,
+        )  # fmt: skip
 
 
 def _is_of_stage_0(parameters: Mapping[str, Tensor]) -> bool:

@@ -38,7 +38,8 @@ class LogMel(nn.Module):
         self.n_fft: int = feature_extractor.n_fft
         self.hop: int = feature_extractor.hop_length
         self.sampling_rate: int = feature_extractor.sampling_rate
-        self.n_samples = int(min(feature_extractor.n_samples, max_seconds * self.sampling_rate))
+        whole = 2 * self.hop  # samples of an encoder frame
+        self.n_samples = int(min(feature_extractor.n_samples, max_seconds * self.sampling_rate) // whole) * whole
         filters = torch.as_tensor(feature_extractor.mel_filters, dtype=torch.float32)
         self.register_buffer("mel_filters", filters, persistent=False)
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)

@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from salmonn.common.errors import UserError
+from salmonn.model.model_folders import loading, require_all_weights, require_model_folder, require_weight_files
 
 if TYPE_CHECKING:  # these take their time: imported where they are used
     from transformers import BitsAndBytesConfig
@@ -32,6 +30,7 @@ _GPTQMODEL = {"gptq": ("optimum", "gptqmodel"), "awq": ("gptqmodel",)}
 
 # Families whose attention differs in nothing but its sizes.
 _PLAIN_DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+_IN_LAYERS = r".*\.\d+\."  # names of their weights
 CAUSAL_SDPA = "causal_sdpa"
 ALL_ATTENTION_FUNCTIONS.register(CAUSAL_SDPA, ALL_ATTENTION_FUNCTIONS["sdpa"])
 
@@ -39,45 +38,9 @@ ALL_ATTENTION_FUNCTIONS.register(CAUSAL_SDPA, ALL_ATTENTION_FUNCTIONS["sdpa"])
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in record.msg)
 
 
-@contextmanager
-def loading(key: str, path: str) -> Iterator[None]:
-    """Turn the library's failure to load a folder or hub name into a UserError that names the key."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(f"{key} = {path} cannot be loaded (absent, damaged or of another kind): {error}") from error
-
-
-def require_all_weights(info: dict, path: str, unused: str = "") -> None:
-    """Raise ValueError when a loaded folder lacked weights, which the library then leaves random."""
-    missing = sorted(key for key in info["missing_keys"] if not (unused and key.startswith(unused)))
-    missing += sorted(str(key) for key in info.get("mismatched_keys", ()))
-    if missing:
-        raise ValueError(f"{path} lacks {len(missing)} weights or has them in another shape, e.g. {missing[0]}")
-
-
-def load_tokenizer(config: DictConfig) -> PreTrainedTokenizerBase:
-    """Load the LLM's tokenizer. Raises UserError unless `end_sym` is one of its tokens and the first BOS is ours."""
-    with loading("model.llama_path", config.llama_path):
-        tokenizer = AutoTokenizer.from_pretrained(config.llama_path, token=config.token or None)
-    end_id = tokenizer.get_vocab().get(config.end_sym)
-    if end_id is None or tokenizer(f"a{config.end_sym}", add_special_tokens=False).input_ids[-1] != end_id:
-        raise UserError(
-            f"model.end_sym = {config.end_sym!r} is not a token of {config.llama_path} "
-            f"(its own end symbol is {tokenizer.eos_token!r})"
-        )
-    if tokenizer.bos_token and config.prompt_template.startswith(tokenizer.bos_token):
-        raise UserError(
-            f"model.prompt_template begins with {tokenizer.bos_token!r}, which is put in front by itself: leave it out "
-            "there (further on it may stand)"
-        )
-    return tokenizer
-
-
 def load_llm(config: DictConfig, device: torch.device) -> PreTrainedModel:
     """Load the LLM frozen, in the precision that `llm_dtype` and `llm_quantization` (or its own files) say."""
-    with loading("model.llama_path", config.llama_path):
-        stored = AutoConfig.from_pretrained(config.llama_path, token=config.token or None)
+    stored = stored_config(config)
     require_loadable(stored, config)
     kwargs = {}
     if llm_quantization(config) != "none":
@@ -94,18 +57,25 @@ def load_llm(config: DictConfig, device: torch.device) -> PreTrainedModel:
 
 def load_embeddings(config: DictConfig, device: torch.device) -> PreTrainedModel:
     """The LLM without its layers: of its files only embeddings, last norm and head are read, and never quantised."""
-    with loading("model.llama_path", config.llama_path):
-        stored = AutoConfig.from_pretrained(config.llama_path, token=config.token or None)
-        stored.num_hidden_layers = 0
-        if quantised_by(stored):  # layers alone are
-            del stored.quantization_config
-        if getattr(stored, "layer_types", None):
-            stored.layer_types = []
+    stored = stored_config(config)
+    stored.num_hidden_layers = 0
+    if quantised_by(stored):  # layers alone are
+        del stored.quantization_config
+    if getattr(stored, "layer_types", None):
+        stored.layer_types = []
     return _read_llm(config, stored, device)
+
+
+def stored_config(config: DictConfig) -> PretrainedConfig:
+    """What the LLM's own config.json says. Raises UserError where there is no LLM in the library's layout."""
+    require_model_folder("llama_path", config)
+    with loading("model.llama_path", config.llama_path):
+        return AutoConfig.from_pretrained(config.llama_path, token=config.token or None)
 
 
 def _read_llm(config: DictConfig, stored: PretrainedConfig, device: torch.device, **kwargs: Any) -> PreTrainedModel:
     """The frozen weights of the files that belong to a configuration; `kwargs`: for the library."""
+    require_weight_files("llama_path", config)
     with loading("model.llama_path", config.llama_path):
         llm, info = AutoModelForCausalLM.from_pretrained(
             config.llama_path,
@@ -116,7 +86,7 @@ def _read_llm(config: DictConfig, stored: PretrainedConfig, device: torch.device
             output_loading_info=True,
             **kwargs,
         )
-        require_all_weights(info, config.llama_path)
+        require_all_weights(info, config.llama_path, _IN_LAYERS if stored.num_hidden_layers == 0 else None)
     return llm.requires_grad_(False)
 
 

@@ -136,17 +136,25 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x [W, Q, D], context [W, K, C] -> [W, Q, D]."""
         q, k, v = self._heads(self.query, x), self._heads(self.key, context), self._heads(self.value, context)
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=DROPOUT if self.training else 0.0)
+        if context.shape[1] == 1:  # one key has all the weight: the kernels' gradients of q and k are noise, these 0
+            y = F.dropout(_attention(q, k), DROPOUT, self.training).to(v.dtype) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=DROPOUT if self.training else 0.0)
         return y.transpose(1, 2).flatten(2)
 
     def weights(self, x: Tensor, context: Tensor) -> Tensor:
         """What `forward` multiplies the values with: x [W, Q, D], context [W, K, C] -> [W, H, Q, K]."""
         q, k = self._heads(self.query, x), self._heads(self.key, context)
-        return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1)
+        return _attention(q, k)
 
     def _heads(self, projection: nn.Linear, source: Tensor) -> Tensor:
         """[W, N, *] -> [W, H, N, D / H]."""
         return projection(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _attention(q: Tensor, k: Tensor) -> Tensor:
+    """q [W, H, Q, D / H], k [W, H, K, D / H] -> [W, H, Q, K], rows that sum to 1."""
+    return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1)
 
 
 class Output(nn.Module):

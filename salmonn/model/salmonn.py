@@ -23,12 +23,15 @@ from salmonn.model.beats import BEATs, load_beats
 from salmonn.model.encoders import EncoderOutputCache, EncoderOutputs
 from salmonn.model.features import LogMel, fbank_lengths, kaldi_fbank
 from salmonn.model.generation import answer, prefill, search_settings
-from salmonn.model.llm import hidden_at, load_llm, load_tokenizer
+from salmonn.model.llm import hidden_at, load_llm
 from salmonn.model.llm_input import LLMInputs, build_llm_inputs, tokenize
 from salmonn.model.lora import add_lora, lora_layers, set_adapter_precision
 from salmonn.model.loss import target_loss
 from salmonn.model.qformer import Connector
-from salmonn.model.whisper import load_whisper
+from salmonn.model.tokenizer import load_tokenizer
+from salmonn.model.whisper import load_whisper, require_features_fit
+
+MOST_VICUNA_TOKENS = 32_100  # with a few added; Llama 3, of the same width, has 128,256
 
 
 class SALMONN(nn.Module):
@@ -56,6 +59,7 @@ class SALMONN(nn.Module):
         self.speech_encoder = speech_encoder
         self.beats = beats
         self.encoder_cache: EncoderOutputCache | None = None  # of a run that hears its clips again
+        require_features_fit(config, log_mel, speech_encoder.config)
         self._freeze_encoders()
         reduce_activation_memory(llm)
         if config.gradient_checkpointing:
@@ -114,7 +118,14 @@ class SALMONN(nn.Module):
             checkpoint.load_parameters(model, config.speech_llama_proj_model, partial=True)
         if config.ckpt:
             checkpoint.load_parameters(model, config.ckpt)
+            model.tell_other_vicuna()
         return model.to(device)
+
+    def tell_other_vicuna(self) -> None:
+        """Warn where the LLM is a LLaMA of another version than the released checkpoint of its width needs."""
+        llm = self.llama_model.config
+        if llm.model_type == "llama" and llm.vocab_size <= MOST_VICUNA_TOKENS:
+            checkpoint.tell_other_vicuna(llm.hidden_size, llm.max_position_embeddings, str(self.config.ckpt))
 
     @classmethod
     def _load_llm(cls, config: DictConfig, device: torch.device) -> PreTrainedModel:

@@ -4,17 +4,22 @@ import torch
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
+from salmonn.common.errors import UserError
 from salmonn.model.features import LogMel
-from salmonn.model.llm import loading, require_all_weights
+from salmonn.model.model_folders import loading, require_all_weights, require_model_folder, require_weight_files
 from salmonn.model.qformer import WHISPER_FRAMES_PER_SECOND
+
+UNUSED = r"(model\.)?decoder\.|proj_out\."  # of its weights: what writes its own transcripts
 
 
 def load_whisper(config: DictConfig) -> tuple[LogMel, PreTrainedModel]:
     """The log-mel features and the encoder of `model.whisper_path`. Raises UserError where they cannot be loaded."""
     path, token = config.whisper_path, config.token or None
+    require_model_folder("whisper_path", config)
+    require_weight_files("whisper_path", config)
     with loading("model.whisper_path", path):
         whisper, info = WhisperModel.from_pretrained(path, token=token, dtype=torch.float32, output_loading_info=True)
-        require_all_weights(info, path, unused="decoder.")
+        require_all_weights(info, path, unused=UNUSED)
         log_mel = LogMel(WhisperFeatureExtractor.from_pretrained(path, token=token), config.max_seconds)
         return log_mel, shorten(whisper.get_encoder(), config.max_seconds)
 
@@ -36,3 +41,14 @@ def shorten(encoder: PreTrainedModel, max_seconds: float) -> PreTrainedModel:
 def encoder_frames(config: WhisperConfig, max_seconds: float) -> int:
     """Frames that the encoder gives for what is heard of a clip."""
     return min(config.max_source_positions, int(max_seconds * WHISPER_FRAMES_PER_SECOND))
+
+
+def require_features_fit(config: DictConfig, log_mel: LogMel, encoder: WhisperConfig) -> None:
+    """Raise UserError where the features are those of another Whisper than the encoder."""
+    made = log_mel.mel_filters.shape[1], log_mel.n_samples // log_mel.hop
+    heard = encoder.num_mel_bins, 2 * encoder.max_source_positions
+    if made != heard:
+        raise UserError(
+            f"model.whisper_path = {config.whisper_path}: its preprocessor_config.json makes {made[0]} mel bins and "
+            f"{made[1]} frames, its config.json hears {heard[0]} and {heard[1]}: the two are of different Whispers"
+        )

@@ -16,7 +16,7 @@ from salmonn.data.annotations import Annotations
 from salmonn.evaluation import METRICS, EvalTask
 from salmonn.evaluation.tasks import check_names, load_tasks
 from salmonn.model import prompts
-from salmonn.model.llm import load_tokenizer
+from salmonn.model.tokenizer import load_tokenizer
 from tests.fixtures.lightweight import write_llm
 from tests.fixtures.paths import ROOT
 from util import prepare_eval_sets

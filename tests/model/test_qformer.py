@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -174,3 +175,42 @@ def test_it_is_trained_and_evaluated_with_the_model(model: SALMONN):
     for mode in (True, False):
         model.train(mode)
         assert all(part.training == mode for part in model.connector.children())
+
+
+# ---- one key
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_with_one_query_self_attention_has_no_gradient_for_queries_and_keys(training, precision, n_layers):
+    """Of rounding errors Adam would make whole steps. They have a gradient, 0, as published: their weights decay."""
+    connector = make(num_speech_query_token=1, qformer_num_layers=n_layers).train(training)
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        connector(encoded()).float().square().sum().backward()
+    for layer in connector.speech_Qformer.bert.encoder.layer:
+        attention, cross = layer.attention.self, layer.crossattention.self
+        for parameter in (*attention.query.parameters(), *attention.key.parameters()):
+            assert parameter.grad.count_nonzero() == 0
+        assert attention.value.weight.grad.count_nonzero() > 0
+        assert cross.query.weight.grad.count_nonzero() > 0
+
+
+def test_with_several_queries_self_attention_has_gradients():
+    connector = make(num_speech_query_token=2)
+    connector(encoded()).square().sum().backward()
+    assert connector.speech_Qformer.bert.encoder.layer[0].attention.self.query.weight.grad.abs().max() > 1e-9
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_with_one_key_the_result_is_that_of_the_kernel(training):
+    """A window of one frame, too, and the same random numbers are left out."""
+    attention = make().speech_Qformer.bert.encoder.layer[0].crossattention.self.train(training)
+    x, context = torch.randn(5, 2, 16), torch.randn(5, 1, WHISPER + BEATS)
+    torch.manual_seed(3)
+    found = attention(x, context)
+    sources = ((attention.query, x), (attention.key, context), (attention.value, context))
+    q, k, v = (attention._heads(projection, source) for projection, source in sources)
+    torch.manual_seed(3)
+    expected = F.scaled_dot_product_attention(q, k, v, dropout_p=0.1 if training else 0.0).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(found, expected)

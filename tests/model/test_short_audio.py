@@ -53,6 +53,13 @@ def test_settings_weights_and_meta_model_agree_on_what_is_heard():
     assert names == {name: value.shape for name, value in SALMONN.from_config(config).state_dict().items()}
 
 
+def test_a_part_of_an_encoder_frame_is_not_heard(load):
+    model = load(max_seconds=4.013)
+    assert model.max_seconds == 4.0
+    with torch.no_grad():
+        assert len(model.encode_clips(torch.randn(1, 6 * 16_000))[0]) == 11
+
+
 def test_thirty_seconds_are_whispers_own_window(load):
     assert load(max_seconds=30.0).encode_speech(torch.randn(1, 16_000))[0].shape[1] == 88
 

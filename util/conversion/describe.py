@@ -1,4 +1,4 @@
-"""What is in a checkpoint, from names, shapes and configuration; values are not read."""
+"""What is in a checkpoint, from names, shapes and configuration; of values only whether they are finite."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -78,7 +78,8 @@ def _describe_salmonn(path: Path, content: Mapping[str, Any]) -> tuple[list[Row]
         rows.append(("trained on", f"the LLM in {llm_quantization(section)}"))
     if extras := len(source.parameters) - len(parameters):
         rows.append(("extras", f"{extras} tensors that the published writer leaves in its files; they are ignored"))
-    return rows, fit.problems(source.parameters, section)
+    broken = checkpoint.not_finite(parameters)
+    return rows, fit.problems(source.parameters, section) + ([f"it {broken}"] if broken else [])
 
 
 def _is_known(name: str) -> bool:

@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM
 from salmonn.common.errors import UserError
 from salmonn.config.loading import model_config
 from salmonn.model import checkpoint
-from salmonn.model.llm import load_tokenizer, loading, quantised_by, require_all_weights
+from salmonn.model.llm import quantised_by
 from salmonn.model.lora import add_lora, lora_config
 from salmonn.model.meta_model import meta_llm
+from salmonn.model.model_folders import loading, require_all_weights
+from salmonn.model.tokenizer import load_tokenizer
 from util.conversion.fit import LLM_PREFIX, own
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -224,8 +224,12 @@ class Inspection:
             raise UserError(f"--tokenizer {self.args.tokenizer} is no folder")
         from transformers import AutoTokenizer
 
+        from salmonn.model.tokenizer import tokenize_as_sentencepiece
+
         try:
-            return AutoTokenizer.from_pretrained(self.args.tokenizer, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(self.args.tokenizer, local_files_only=True)
+            tokenize_as_sentencepiece(tokenizer)
+            return tokenizer
         except (OSError, ValueError) as error:
             raise UserError(f"--tokenizer {self.args.tokenizer}: {error}") from error
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from salmonn.model.prompts import load_train_prompts, split_prompt
+from salmonn.model.tokenizer import tokenize_as_sentencepiece
 from util.mini_world import scenes
 from util.mini_world.scenes import GENDERS, Music, Pair, Scene, Speech
 from util.mini_world.training import batches, fit
@@ -99,7 +100,9 @@ def make_tokenizer(folder: Path, seed: int) -> PreTrainedTokenizerBase:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2))
-    return AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenize_as_sentencepiece(tokenizer)
+    return tokenizer
 
 
 # ---- noisy text

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from salmonn.config.schema import JudgeConfig
-from salmonn.model.llm import loading, require_all_weights
+from salmonn.model.model_folders import loading, require_all_weights
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,286 @@
+"""Folders, files and hub names that are no model of the library's layout are named for what they are."""
+
+import json
+import logging
+import shutil
+from functools import partial
+
+import pytest
+import torch
+from huggingface_hub import constants
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from transformers import WhisperFeatureExtractor
+
+from salmonn import SALMONN
+from salmonn.common.errors import UserError
+from salmonn.config.loading import model_config
+from salmonn.config.missing_files import missing_model_files
+from salmonn.model import checkpoint, model_folders
+from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits
+from tests.fixtures.golden import golden_config
+from tests.fixtures.paths import GOLDEN
+
+LOADERS = [build_meta_model, SALMONN.from_config]
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 4265\n"
+LLM, WHISPER = GOLDEN / "base/llama", GOLDEN / "base/whisper"
+
+
+def section(**changes):
+    return model_config({**OmegaConf.to_container(golden_config("base")), "ckpt": "", **changes})
+
+
+def message_of(load, **changes):
+    with pytest.raises(UserError) as error:
+        load(section(**changes))
+    return str(error.value)
+
+
+# ---- other layouts
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize(
+    ("key", "files", "told"),
+    [
+        ("llama_path", ["smollm2-q4.gguf"], "is a GGUF model"),
+        ("llama_path", ["smollm2-q4.gguf", "config.json", "tokenizer.json"], "is a GGUF model"),
+        ("llama_path", ["consolidated.00.pth", "params.json", "tokenizer.model"], "is a LLaMA in the files of Meta"),
+        ("llama_path", ["adapter_config.json", "adapter_model.safetensors"], "is a LoRA adapter"),
+        ("llama_path", ["model.onnx", "config.json"], "is an ONNX model"),
+        ("llama_path", ["snapshots/0123/config.json", "refs/main"], "is a folder of the hub's cache"),
+        ("llama_path", [], "has no config.json"),
+        ("whisper_path", ["model.bin", "config.json", "vocabulary.json", "tokenizer.json"], "is a CTranslate2 model"),
+        ("whisper_path", ["model.bin", "vocabulary.txt"], "is a CTranslate2 model"),
+        ("whisper_path", ["large-v2.pt"], "is a file of torch"),
+    ],
+)
+def test_a_folder_of_another_layout_is_named_with_what_is_needed(tmp_path, load, key, files, told):
+    (tmp_path / "it").mkdir()
+    for file in files:
+        (tmp_path / "it" / file).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "it" / file).write_text("{}")
+    message = message_of(load, **{key: str(tmp_path / "it")})
+    assert f"model.{key} = {tmp_path}/it {told}" in message
+    assert "Needed is the folder of the model in the layout of Hugging Face (config.json, model.safetensors" in message
+    assert message.count(told) == 1
+
+
+@pytest.mark.parametrize(("key", "name"), [("llama_path", "a.gguf"), ("whisper_path", "tiny.pt"), ("llama_path", "a")])
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, key, name):
+    (tmp_path / name).write_bytes(b"GGUF")
+    for load in LOADERS:
+        assert f"model.{key} = {tmp_path}/{name} is " in message_of(load, **{key: str(tmp_path / name)})
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_the_folder_of_another_key_is_refused(load):
+    assert 'is a model of another kind ("whisper" in its config.json)' in message_of(load, llama_path=str(WHISPER))
+    assert 'is a model of another kind ("llama" in its config.json)' in message_of(load, whisper_path=str(LLM))
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_a_salmonn_folder_is_no_llm(tmp_path, load):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "salmonn"}))
+    (tmp_path / "model.safetensors").touch()
+    assert "is a SALMONN folder" in message_of(load, llama_path=str(tmp_path))
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize(
+    ("key", "file"),
+    [
+        ("llama_path", "tokenizer.model"), ("llama_path", "model.safetensors"), ("llama_path", "tokenizer_config.json"),
+        ("whisper_path", "model.safetensors"), ("whisper_path", "preprocessor_config.json"),
+    ],
+)  # fmt: skip
+def test_pointers_of_git_lfs_are_named(tmp_path, load, key, file):
+    folder = shutil.copytree(LLM if key == "llama_path" else WHISPER, tmp_path / "it")
+    (folder / file).write_text(POINTER)
+    message = message_of(load, **{key: str(folder)})
+    assert f"model.{key} = {folder}: {file} hold no content, but pointers of Git LFS: run `git lfs pull`" in message
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("key", ["beats_path", "ckpt", "speech_llama_proj_model"])
+def test_a_pointer_in_the_place_of_a_file_is_named(tmp_path, load, key):
+    (tmp_path / "it.pth").write_text(POINTER)
+    config = section(**{key: str(tmp_path / "it.pth")})
+    if load is build_meta_model and key != "beats_path":  # the preflight looks at checkpoints after it
+        load = partial(require_checkpoint_fits, path=config[key])
+    with pytest.raises(UserError, match="it is a pointer of Git LFS"):
+        load(config)
+
+
+# ---- names on the hub
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once_and_told_once(monkeypatch):
+    asked = []
+
+    class Session:
+        def head(self, url, timeout):
+            asked.append((url, timeout))
+            raise OSError("Connection refused")
+
+    monkeypatch.setattr(model_folders, "get_session", Session)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for n, load in enumerate(LOADERS):
+        model_folders._hub_problem.cache_clear()
+        message = message_of(load, whisper_path="nobody/whisper-huge")
+        assert message.count("\n") == 0
+        assert "nobody/whisper-huge is no folder here, and the hub" in message
+        assert "HF_HUB_OFFLINE=1" in message
+        assert len(asked) == n + 1
+
+
+def test_a_name_that_is_not_in_the_cache_is_told_offline(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(model_folders, "get_session", None)  # is not asked
+    model_folders._hub_problem.cache_clear()
+    for load in LOADERS:
+        message = message_of(load, llama_path="nobody/llm")
+        assert "model.llama_path = nobody/llm is no folder here and not in the hub's cache" in message
+        assert message.count("\n") == 0
+
+
+# ---- weights and configuration of different models
+
+
+def change_config(folder, **changes):
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, **changes}))
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("whisper_path", {"encoder_layers": 1}), ("whisper_path", {"encoder_layers": 7}),
+        ("llama_path", {"num_hidden_layers": 1}), ("llama_path", {"num_hidden_layers": 9}),
+    ],
+)  # fmt: skip
+def test_weights_of_other_layers_than_the_configuration_says_are_refused(tmp_path, load, key, changes):
+    folder = shutil.copytree(LLM if key == "llama_path" else WHISPER, tmp_path / "it")
+    change_config(folder, **changes)
+    assert f"its config.json says {next(iter(changes.values()))}" in message_of(load, **{key: str(folder)})
+
+
+@pytest.mark.parametrize("key", ["whisper_path", "llama_path"])
+def test_weights_that_are_left_over_are_refused(tmp_path, key):
+    folder = shutil.copytree(LLM if key == "llama_path" else WHISPER, tmp_path / "it")
+    weights = load_file(folder / "model.safetensors")
+    prefix = "model." if key == "llama_path" else ""
+    extra = "layers.0.mlp.router.weight" if key == "llama_path" else "encoder.layers.0.self_attn.extra"
+    save_file({**weights, f"{prefix}{extra}": torch.ones(3)}, folder / "model.safetensors", metadata={"format": "pt"})
+    message = message_of(SALMONN.from_config, **{key: str(folder)})
+    assert "holds more than its config.json says: 1 weights, e.g. " in message
+    assert extra in message
+
+
+def test_weights_of_whispers_decoder_do_not_matter(tmp_path):
+    folder = shutil.copytree(WHISPER, tmp_path / "it")
+    weights = {k: v for k, v in load_file(folder / "model.safetensors").items() if "decoder." not in k}
+    extra = {"decoder.layers.77.fc1.bias": torch.ones(3), "proj_out.weight": torch.ones(3)}
+    save_file({**weights, **extra}, folder / "model.safetensors", metadata={"format": "pt"})
+    SALMONN.from_config(section(whisper_path=str(folder)))
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("key", ["whisper_path", "llama_path"])
+def test_a_weight_file_that_is_cut_short_is_refused(tmp_path, load, key):
+    folder = shutil.copytree(LLM if key == "llama_path" else WHISPER, tmp_path / "it")
+    whole = (folder / "model.safetensors").read_bytes()
+    for size in (0, 5, len(whole) - 1):
+        (folder / "model.safetensors").write_bytes(whole[:size])
+        assert "model.safetensors cannot be loaded" in message_of(load, **{key: str(folder)})
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("extractor", [{"feature_size": 128}, {"chunk_length": 20}, {"hop_length": 80}])
+def test_features_of_another_whisper_are_refused(tmp_path, load, extractor):
+    folder = shutil.copytree(WHISPER, tmp_path / "it")
+    WhisperFeatureExtractor(**extractor).save_pretrained(folder)
+    assert "the two are of different Whispers" in message_of(load, whisper_path=str(folder))
+
+
+# ---- checkpoints
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["ln_speech.weight", "speech_query_tokens"])
+def test_a_checkpoint_with_values_that_are_no_numbers_is_refused(tmp_path, name, value):
+    content = torch.load(GOLDEN / "base/salmonn.pth", weights_only=True)
+    content["model"][name].view(-1)[3] = value
+    torch.save(content, tmp_path / "broken.pth")
+    told = rf"broken\.pth holds NaN or infinite values in 1 of \d+ tensors, e\.g\. {name}"
+    with pytest.raises(UserError, match=told):
+        SALMONN.from_config(section(ckpt=str(tmp_path / "broken.pth")))
+    with pytest.raises(UserError, match=told):
+        require_checkpoint_fits(build_meta_model(section()), tmp_path / "broken.pth")
+
+
+def test_a_beats_file_with_values_that_are_no_numbers_is_refused(tmp_path):
+    content = torch.load(GOLDEN / "base/beats.pt", weights_only=True)
+    next(iter(content["model"].values())).view(-1)[0] = float("nan")
+    torch.save(content, tmp_path / "beats.pt")
+    for load in LOADERS:
+        assert "beats.pt holds NaN" in message_of(load, beats_path=str(tmp_path / "beats.pt"))
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_named_with_the_files_in_it(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder: name the file, of which none is in it"):
+        checkpoint.read(tmp_path)
+    (tmp_path / "checkpoint_best.pth").touch()
+    with pytest.raises(UserError, match=f"is a folder: name the file, {tmp_path}/checkpoint_best.pth"):
+        SALMONN.from_config(section(ckpt=str(tmp_path)))
+    with pytest.raises(UserError, match=r"BEATs checkpoint .* is a folder: name the file"):
+        SALMONN.from_config(section(beats_path=str(tmp_path)))
+
+
+# ---- the LLM's version
+
+
+@pytest.mark.parametrize(
+    ("width", "positions", "other"),
+    [(5120, 4096, "vicuna-13b-v1.1"), (4096, 2048, "vicuna-7b-v1.5"), (5120, 2048, ""), (4096, 4096, ""), (48, 9, "")],
+)
+def test_another_vicuna_than_that_of_the_released_checkpoint_is_told_once(caplog, width, positions, other):
+    model = build_meta_model(section(ckpt=str(GOLDEN / "base/salmonn.pth")))
+    model.llama_model.config.update({"hidden_size": width, "max_position_embeddings": positions})
+    checkpoint.tell_other_vicuna.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        model.tell_other_vicuna()
+        model.tell_other_vicuna()
+    assert caplog.text.count("answers nonsense") == bool(other)
+    assert other in caplog.text
+    model.llama_model.config.update({"vocab_size": 128_256, "max_position_embeddings": 131_072})
+    caplog.clear()
+    model.tell_other_vicuna()
+    assert caplog.text == ""
+
+
+# ---- what configurations say
+
+
+@pytest.mark.parametrize("template", [r"USER: {}\nASSISTANT:", r"{}\n\n", r"a\t{}"])
+def test_escapes_that_yaml_has_not_read_are_refused(template):
+    with pytest.raises(UserError, match=r"model.prompt_template holds \\[nt] as two characters each"):
+        section(prompt_template=template)
+    assert section(prompt_template="USER: {}\nA\\B:").prompt_template
+
+
+def test_files_of_the_miniature_world_are_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = section(
+        llama_path="output/mini/no_world/llama", whisper_path="./weights/whisper", beats_path="salmonn/model/beats.py",
+        ckpt="", prompt_path="configs/prompts/train_prompt.json", test_prompt_path="",
+    )  # fmt: skip
+    llama, whisper, beats, prompts = missing_model_files(config)
+    assert "make quickstart" in llama
+    assert "lmsys" not in llama
+    assert "openai/whisper-large-v2" in whisper
+    for told in (beats, prompts):  # the command was started in another folder
+        assert f"is not in {tmp_path}, but in " in told
+        assert "run the command there" in told
+        assert "get it" not in told
