@@ -20,6 +20,7 @@ from salmonn.config.reading import read_options, read_yaml
 from salmonn.config.schema import Config, GenerateConfig, ModelConfig
 
 BEST = "checkpoint_best.pth"
+RESUME = ("", "auto", "none")  # what run.resume may be beside a checkpoint's path
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
@@ -69,7 +70,7 @@ def load_stages(path: str | Path, options: Sequence[str] = ()) -> list[DictConfi
     configs: list[DictConfig] = []
     for name in names:
         config = load_config(Path(path).parent / str(name), options)
-        if config.run.resume not in ("auto", "none"):
+        if config.run.resume not in RESUME:
             raise UserError(f"run.resume = {config.run.resume}: not for several stages at once; start one of {path}")
         if configs:
             config.model.ckpt = best_checkpoint(configs[-1].run)
