@@ -1,26 +1,32 @@
 """The whole job on the miniature world, by the commands a user would type.
 
-  python util/quickstart.py [--seed 42] [--out output/mini]
+  python util/quickstart.py [--seed 42] [--out output/mini] [--fresh]
 
 Makes the corpus and the tiny models, shows what is there, trains stages 1 to 3 on two processes,
 evaluates after stage 1 and stage 3 on held-out clips (also with the audio shuffled between clips),
 and writes <out>/summary.json, <out>/report.md and the curves. No GPU, no downloads, some minutes.
+Started again, it goes on where it stopped, and does nothing anew that is done; --fresh trains and evaluates anew.
 Exit code 0 if the model has learned to listen (the bars of the report), 1 if not or if a part fails.
 """
 
+import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
+from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from salmonn.common.cli import run_cli
+from salmonn.common.errors import UserError
+from salmonn.common.files import write_json
 from salmonn.config.loading import known_keys, load_config
 from util.quickstart_report import EVALUATED_STAGES, MODES, STAGES, check_bars, summarise, write_report
 
@@ -28,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = "configs/mini"
 DEFAULT_OUT, DEFAULT_SEED = "output/mini", 42  # as the configs have them
 PROCESSES = 2
+STATE = "quickstart.json"  # the seconds of each part that is done
 # Waiting threads must not spin where cores are shared; local model folders must not be looked up online.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -38,10 +45,17 @@ def main() -> None:
         "--seed", type=int, default=DEFAULT_SEED, metavar="N", help="of world and training (default: %(default)s)"
     )
     parser.add_argument("--out", default=DEFAULT_OUT, metavar="DIR", help="results (default: %(default)s)")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="train and evaluate anew; corpus and tiny models stay as they are",
+    )
     args = parser.parse_args()
     os.chdir(ROOT)
     out = args.out.rstrip("/")
 
+    if args.fresh:
+        clear(Path(out))
     seconds = run_all(out, args.seed)
     summary = summarise(Path(out), args.seed, seconds)
     verdicts = check_bars(summary)
@@ -51,26 +65,78 @@ def main() -> None:
     sys.exit(0 if all(verdict.passed for verdict in verdicts) else 1)
 
 
+class Part(NamedTuple):
+    """A command, and the file that is there when it is done."""
+
+    name: str
+    title: str
+    product: str
+    command: list[str]
+    processes: int = 1
+
+
 def run_all(out: str, seed: int) -> dict[str, float]:
-    """Run every part in order; returns the seconds of each, and in all."""
-    seconds: dict[str, float] = {}
+    """Run every part that is not done, in order; returns the seconds of each, and in all."""
+    done = seconds_of_done(Path(out), seed)
+    for part in parts(out, seed):
+        if part.name in done:
+            print(f"=== {part.title}: done before, in {done[part.name]:.0f} s", flush=True)
+            continue
+        done[part.name] = run(part)
+        write_json(Path(out, STATE), {"seed": seed, "seconds": done})
+    return {**done, "total": round(sum(done.values()), 1)}
+
+
+def parts(out: str, seed: int) -> list[Part]:
+    """All of them, in order."""
     world = f"{out}/world"
-    seconds["world"] = run("corpus and tiny models", "util/make_mini_world.py", "--out", world, "--seed", str(seed))
-
-    annotations = sorted(str(path) for path in Path(world, "ann").glob("stage*.json"))
+    stages = {f"stage{stage}": f"{world}/ann/stage{stage}" for stage in STAGES}
+    annotations = [f"{path}_{split}.json" for path in stages.values() for split in ("train", "valid")]
     prefix = load_config(f"{CONFIGS}/stage1.yaml", overrides("stage1", out, seed)).datasets.prefix
+    make = ["util/make_mini_world.py", "--out", world, "--seed", str(seed)]
     inspect = ["util/anns_inspector.py", "--prefix", prefix, "--ann", *annotations, "--json", f"{out}/inspector.json"]
-    seconds["inspector"] = run("what is ready", *inspect)
-
+    found = [
+        Part("world", "corpus and tiny models", f"{world}/world.json", make),
+        Part("inspector", "what is ready", f"{out}/inspector.json", inspect),
+    ]
     for stage in STAGES:
-        command = ["train.py", "--cfg-path", f"{CONFIGS}/stage{stage}.yaml"]
-        command += ["--options", "run.overwrite=True", *overrides(f"stage{stage}", out, seed)]
-        seconds[f"stage{stage}"] = run(f"training, stage {stage}", *command, processes=PROCESSES)
-        if stage in EVALUATED_STAGES:
-            for mode in MODES:
-                name = f"stage{stage}_{mode}"
-                seconds[name] = run(f"{mode} after stage {stage}", *evaluation(mode, name, stage, out, seed))
-    return {**seconds, "total": round(sum(seconds.values()), 1)}
+        name = f"stage{stage}"
+        train = ["train.py", "--cfg-path", f"{CONFIGS}/{name}.yaml"]
+        if options := overrides(name, out, seed):
+            train += ["--options", *options]
+        curves = f"{out}/{name}/training_curves.png"  # drawn when the run is done
+        found.append(Part(name, f"training, stage {stage}", curves, train, PROCESSES))
+        for mode in MODES if stage in EVALUATED_STAGES else ():
+            evaluate = evaluation(mode, f"{name}_{mode}", stage, out, seed)
+            report = f"{out}/results/{name}_{mode}/report.json"
+            found.append(Part(f"{name}_{mode}", f"{mode} after stage {stage}", report, evaluate))
+    return found
+
+
+def seconds_of_done(out: Path, seed: int) -> dict[str, float]:
+    """What each part took that is done, and whose file is there, up to the first that is not.
+
+    Raises UserError where another seed was run there.
+    """
+    state = next((json.loads(path.read_text()) for path in (out / STATE, out / "summary.json") if path.exists()), {})
+    if state.get("seed", seed) != seed:
+        raise UserError(f"{out} holds a quickstart of --seed {state['seed']}: choose another --out, or add --fresh")
+    done = {}
+    for part in parts(str(out), seed):
+        if part.name not in state.get("seconds", {}) or not Path(part.product).exists():
+            break
+        done[part.name] = state["seconds"][part.name]
+    return done
+
+
+def clear(out: Path) -> None:
+    """Remove what was trained and evaluated."""
+    for name in (STATE, "summary.json", "report.md"):
+        (out / name).unlink(missing_ok=True)
+    for stage in STAGES:
+        shutil.rmtree(out / f"stage{stage}", ignore_errors=True)
+        for mode in MODES:
+            shutil.rmtree(out / "results" / f"stage{stage}_{mode}", ignore_errors=True)
 
 
 def evaluation(mode: str, name: str, stage: int, out: str, seed: int) -> list[str]:
@@ -91,19 +157,23 @@ def overrides(name: str, out: str, seed: int) -> list[str]:
     return options
 
 
-def run(title: str, *command: str, processes: int = 1) -> float:
+def run(part: Part) -> float:
     """Run one part with its output in view; returns its seconds. Exits 1 if it fails."""
     shown, launcher = "python", [sys.executable]
     environment = {**os.environ, **ENVIRONMENT}
-    if processes > 1:
-        arguments = ["--standalone", f"--nproc_per_node={processes}"]
+    if part.processes > 1:
+        arguments = ["--standalone", f"--nproc_per_node={part.processes}"]
         shown, launcher = shlex.join(["torchrun", *arguments]), [*launcher, "-m", "torch.distributed.run", *arguments]
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
-    print(f"\n=== {title}\n$ {shown} {shlex.join(command)}\n", flush=True)
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // part.processes))
+    print(f"\n=== {part.title}\n$ {shown} {shlex.join(part.command)}\n", flush=True)
     started = time.monotonic()
-    result = subprocess.run([*launcher, *command], env=environment, check=False)
-    if result.returncode:
-        print(f"\nquickstart stopped: {title} failed (exit code {result.returncode})", file=sys.stderr)
+    result = subprocess.run([*launcher, *part.command], env=environment, check=False)
+    if result.returncode or not Path(part.product).exists():
+        print(
+            f"\nquickstart stopped: {part.title} failed (exit code {result.returncode}). The same command goes on from "
+            f"there; --fresh trains anew",
+            file=sys.stderr,
+        )
         sys.exit(1)
     return round(time.monotonic() - started, 1)
 

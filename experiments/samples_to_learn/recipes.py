@@ -7,7 +7,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from salmonn.common.errors import UserError
-from salmonn.config.loading import load_config, read_yaml, typed_section
+from salmonn.config.loading import load_config, typed_section
+from salmonn.config.reading import read_yaml
 
 
 @dataclass

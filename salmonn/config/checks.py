@@ -1,8 +1,7 @@
 """Values of a configuration that cannot be: each key's range, and what does not go together."""
 
-import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,56 +19,86 @@ CHOICES = {
     "datasets.integrity": ("off", "header", "decode", "verified"),
     "evaluate.judge.kind": ("containment", "openai", "local"),
 }
-AT_LEAST_ONE = (
-    "model.num_speech_query_token",
-    "model.qformer_hidden_size",
-    "model.qformer_num_layers",
-    "model.qformer_num_heads",
-    "model.qformer_intermediate_size",
-    "model.lora_rank",
-    "model.max_txt_len",
-    "run.accum_grad_iters",
-    "run.keep_checkpoints",
-    "run.batch_size_train",
-    "run.batch_size_eval",
-    "run.iters_per_epoch",
-    "run.log_freq",
-    "run.optims.max_epoch",
-    "generate.max_new_tokens",
-    "generate.num_beams",
-    "evaluate.judge.max_tokens",
-    "evaluate.judge.concurrency",
-    "evaluate.judge.max_tries",
+_MANY = 10**9  # more of anything than a run can have
+_MORE, _BELOW = "more than 0", "below 1"
+# Each number's least and most; `_MORE` and `_BELOW` are bounds that are not reached. nan is in none.
+BOUNDS: dict[str, tuple[float | str, float | str]] = {
+    "model.max_seconds": (1, 30),  # Whisper's window
+    "model.num_speech_query_token": (1, 10_000),
+    "model.second_per_window": (0.02, 3600),  # a frame of Whisper
+    "model.second_stride": (0.02, 3600),
+    "model.qformer_hidden_size": (1, 100_000),
+    "model.qformer_num_layers": (1, 1000),
+    "model.qformer_num_heads": (1, 10_000),
+    "model.qformer_intermediate_size": (1, 100_000),
+    "model.lora_rank": (1, 10_000),
+    "model.lora_alpha": (_MORE, 1e6),
+    "model.lora_dropout": (0, _BELOW),
+    "model.lora_scaling": (0, 1e6),
+    "model.max_txt_len": (1, 10**6),
+    "model.device_8bit": (0, 999),
+    "datasets.max_clip_seconds": (0, 1e9),
+    "datasets.max_bad_fraction": (0, 1),
+    "run.ctc_negatives": (0, _MANY),
+    "run.seed": (0, 2**32 - 1),
+    "run.save_every_steps": (0, _MANY),
+    "run.save_every_minutes": (0, 1e6),
+    "run.keep_checkpoints": (1, 10**6),
+    "run.log_freq": (1, _MANY),
+    "run.iters_per_epoch": (1, _MANY),
+    "run.valid_every_steps": (0, _MANY),
+    "run.accum_grad_iters": (1, 10**6),
+    "run.batch_size_train": (1, 10**5),
+    "run.batch_size_eval": (1, 10**5),
+    "run.num_workers": (0, 1000),
+    "run.loader_timeout_minutes": (_MORE, 1e6),
+    "run.encoder_cache_gb": (_MORE, 1e6),
+    "run.timeout_minutes": (_MORE, 1e6),
+    "run.world_size": (0, 10**6),
+    "run.optims.max_epoch": (1, _MANY),
+    "run.optims.warmup_steps": (0, _MANY),
+    "run.optims.warmup_start_lr": (-1, 1),
+    "run.optims.init_lr": (0, 1),
+    "run.optims.min_lr": (0, 1),
+    "run.optims.weight_decay": (0, 1000),
+    "run.optims.beta2": (0, _BELOW),
+    "run.optims.lora_lr_factor": (0, 1000),
+    "run.optims.grad_clip_norm": (0, 1e9),
+    "generate.max_new_tokens": (1, 10**6),
+    "generate.num_beams": (1, 1000),
+    "generate.min_length": (0, 10**6),
+    "generate.temperature": (0, 1000),
+    "generate.top_p": (_MORE, 1),
+    "generate.repetition_penalty": (_MORE, 1000),
+    "generate.length_penalty": (-1000, 1000),
+    "evaluate.judge.max_tokens": (1, 10**6),
+    "evaluate.judge.concurrency": (1, 1000),
+    "evaluate.judge.timeout_s": (_MORE, 1e6),
+    "evaluate.judge.max_tries": (1, 1000),
+    "evaluate.efficiency.seconds": (_MORE, 3600),
+    "evaluate.efficiency.new_tokens": (2, 10**6),
+    "evaluate.efficiency.runs": (1, 10**6),
+    "evaluate.efficiency.warmup": (0, 10**6),
+    "evaluate.efficiency.num_beams": (1, 1000),
+}
+FORMS = {
+    "run.device": (r"cpu|cuda(:\d{1,3})?", "choose cpu, cuda or cuda:N"),
+    "run.dist_url": (
+        r"env://|tcp://\S+:\d{1,5}|file://\S+",
+        "choose env:// (torchrun, srun), tcp://HOST:PORT or file://FILE",
+    ),
+}
+# Text that names a file or a folder; ~ in front is the home folder.
+PATHS = (
+    *(f"model.{key}" for key in ("llama_path", "whisper_path", "beats_path", "ckpt", "speech_llama_proj_model")),
+    *(f"model.{key}" for key in ("prompt_path", "test_prompt_path")),
+    *(f"datasets.{key}" for key in ("prefix", "train_ann_path", "valid_ann_path", "test_ann_path")),
+    *(f"datasets.{split}_ann_path_{kind}" for split in ("valid", "test") for kind in ("asr", "aac")),
+    *(f"datasets.{key}" for key in ("whisper_path", "verdicts", "quarantine")),
+    *(f"run.{key}" for key in ("output_dir", "exp_name", "resume", "encoder_cache")),
+    *(f"evaluate.{key}" for key in ("results_dir", "name", "tasks_file", "judge.local_path")),
 )
-NOT_NEGATIVE = (
-    "run.seed",
-    "run.num_workers",
-    "run.optims.warmup_steps",
-    "run.optims.init_lr",
-    "run.optims.lora_lr_factor",
-    "run.optims.min_lr",
-    "run.optims.weight_decay",
-    "run.optims.grad_clip_norm",
-    "datasets.max_clip_seconds",
-    "datasets.max_bad_fraction",
-    "run.ctc_negatives",
-    "run.valid_every_steps",
-    "run.save_every_steps",
-    "run.save_every_minutes",
-    "generate.min_length",
-    "model.lora_scaling",
-)
-POSITIVE = ("run.timeout_minutes", "run.loader_timeout_minutes", "run.encoder_cache_gb", "evaluate.judge.timeout_s")
-_RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], Any], str], ...] = (  # nan is in none
-    (AT_LEAST_ONE, lambda value: value >= 1, "must be at least 1"),
-    (NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "must be 0 or more"),
-    (POSITIVE, lambda value: 0 < value < math.inf, "must be more than 0"),
-    (("datasets.max_bad_fraction",), lambda value: not value > 1, "a share, at most 1 (5 % is 0.05)"),
-    (("run.device",), re.compile(r"cpu|cuda(:\d+)?").fullmatch, "choose cpu, cuda or cuda:N"),
-)
-
-
-WHISPER_SECONDS = 30.0  # its window
+_LONGEST_NAME, _LONGEST_PATH = 200, 3000  # bytes; systems take 255 and 4095, and runs add names of their own
 
 
 def impossible_values(config: DictConfig) -> list[str]:
@@ -79,8 +108,17 @@ def impossible_values(config: DictConfig) -> list[str]:
         for key, value in _given(config, CHOICES)
         if value not in CHOICES[key]
     ]
-    for keys, is_possible, rule in _RANGES:
-        problems += [f"{key} = {value}: {rule}" for key, value in _given(config, keys) if not is_possible(value)]
+    problems += [
+        f"{key} = {value}: must be {_shown(*BOUNDS[key])}"
+        for key, value in _given(config, BOUNDS)
+        if not _is_within(value, *BOUNDS[key])
+    ]
+    problems += [
+        f"{key} = {value}: {FORMS[key][1]}"
+        for key, value in _given(config, FORMS)
+        if not re.fullmatch(FORMS[key][0], value)
+    ]
+    problems += _impossible_paths(config)
     if OmegaConf.select(config, "generate.do_sample") and config.generate.temperature <= 0:
         problems.append(f"generate.temperature = {config.generate.temperature}: sampling needs more than 0")
     if OmegaConf.select(config, "run.amp"):
@@ -106,6 +144,28 @@ def _given(config: DictConfig, keys: Iterable[str]) -> list[tuple[str, Any]]:
     return [(key, value) for key in keys if (value := OmegaConf.select(config, key)) is not None]
 
 
+def _is_within(value: float, least: float | str, most: float | str) -> bool:
+    is_enough = value > 0 if isinstance(least, str) else value >= least
+    return is_enough and (value < 1 if isinstance(most, str) else value <= most)
+
+
+def _shown(least: float | str, most: float | str) -> str:
+    lower = least if isinstance(least, str) else f"at least {least}"
+    return f"{lower} and {most if isinstance(most, str) else f'at most {most}'}"
+
+
+def _impossible_paths(config: DictConfig) -> list[str]:
+    """What no file system takes as a name, and what cannot be written down."""
+    problems = []
+    for key, path in _given(config, PATHS):
+        names = [len(name.encode(errors="replace")) for name in path.split("/")]
+        if max(names) > _LONGEST_NAME or sum(names) > _LONGEST_PATH:
+            problems.append(f"{key} = {path[:60]}...: longer than the name of a file can be")
+        elif re.search("[\0\ud800-\udfff]", path):
+            problems.append(f"{key} = {path!r}: holds characters that no name can have here (it must be UTF-8)")
+    return problems
+
+
 def _impossible_model(model: DictConfig) -> list[str]:
     problems = []
     if not model.use_speech_Qformer:
@@ -121,13 +181,6 @@ def _impossible_model(model: DictConfig) -> list[str]:
         problems.append(
             f"model.prompt_template holds {' and '.join(escapes)} as two characters each, no line break and no tab: in "
             'YAML write it in double quotes, as "USER: {}\\nASSISTANT:"'
-        )
-    for key in ("second_per_window", "second_stride"):
-        if round(50 * model[key]) < 1:
-            problems.append(f"model.{key} = {model[key]}: shorter than one 20 ms frame of Whisper")
-    if not 1 <= model.max_seconds <= WHISPER_SECONDS:
-        problems.append(
-            f"model.max_seconds = {model.max_seconds}: 1 to {WHISPER_SECONDS:g}, which is what Whisper hears"
         )
     if model.only_filled_windows and not model.window_level_Qformer:
         problems.append(

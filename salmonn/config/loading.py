@@ -5,6 +5,7 @@ the later win; `--options a.b=c` come last. Unknown keys and wrong types are col
 """
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from salmonn.common.errors import UserError
-from salmonn.config.checks import CHOICES, impossible_values
+from salmonn.config.checks import PATHS, impossible_values
+from salmonn.config.reading import read_options, read_yaml
 from salmonn.config.schema import Config, GenerateConfig, ModelConfig
 
 BEST = "checkpoint_best.pth"
+RESUME = ("", "auto", "none")  # what run.resume may be beside a checkpoint's path
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
@@ -27,22 +29,19 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
     Raises UserError that lists every unknown key, wrong type and impossible value.
     """
     source = read_yaml(Path(path))
-    for option in options:
-        if "=" not in option:
-            raise UserError(f"--options {option}: write it as key=value, e.g. run.batch_size_train=4")
-    try:
-        overrides = OmegaConf.from_dotlist(list(options))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"--options {' '.join(options)}: {error}") from error
+    overrides = read_options(options)
 
     problems: list[str] = []
     _unknown_keys(OmegaConf.to_container(source), Config, "", str(path), problems)
     _unknown_keys(OmegaConf.to_container(overrides), Config, "", "--options", problems)
     if problems:
         raise UserError("\n  ".join(["the configuration has keys that are not known:", *problems]))
+    if "stages" in overrides:
+        raise UserError("--options stages: write the list into a config file, as configs/all_stages.yaml has it")
 
     config = _merge_typed(OmegaConf.structured(Config), source, str(path), problems)
     config = _merge_typed(config, overrides, "--options", problems)
+    problems += _expand_home(config)
     problems += impossible_values(config)
     if problems:
         raise UserError("\n  ".join(["the configuration is not usable:", *problems]))
@@ -71,7 +70,7 @@ def load_stages(path: str | Path, options: Sequence[str] = ()) -> list[DictConfi
     configs: list[DictConfig] = []
     for name in names:
         config = load_config(Path(path).parent / str(name), options)
-        if config.run.resume not in ("auto", "none"):
+        if config.run.resume not in RESUME:
             raise UserError(f"run.resume = {config.run.resume}: not for several stages at once; start one of {path}")
         if configs:
             config.model.ckpt = best_checkpoint(configs[-1].run)
@@ -86,6 +85,19 @@ def load_stages(path: str | Path, options: Sequence[str] = ()) -> list[DictConfi
 def best_checkpoint(run: DictConfig) -> str:
     """Where a run writes the checkpoint that the next stage starts from."""
     return str(Path(run.output_dir) / run.exp_name / BEST)
+
+
+def _expand_home(config: DictConfig) -> list[str]:
+    """Put the home folder where a path begins with ~; a line for each path whose ~ nobody knows."""
+    problems = []
+    for key in PATHS:
+        if (path := OmegaConf.select(config, key)).startswith("~"):
+            OmegaConf.update(config, key, os.path.expanduser(path))
+            if OmegaConf.select(config, key) == path:
+                problems.append(f"{key} = {path}: this home folder is not known; write ./{path} for a name with ~")
+    for mapping in config.datasets.path_map:
+        mapping.update({name: os.path.expanduser(path) for name, path in mapping.items() if name == "to"})
+    return problems
 
 
 def _on_cpu(config: DictConfig) -> bool:
@@ -117,30 +129,6 @@ def typed_section(values: Any, schema: type, section: str) -> DictConfig:
     if problems:
         raise UserError("\n  ".join([f"the section {section} is not usable:", *problems]))
     return config
-
-
-def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
-    """The keys of a YAML file over those of its `base`. Raises UserError for anything else."""
-    if path.resolve() in seen:
-        raise UserError(f"{path}: `base` leads back to the same file")
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        if Path("configs").is_dir():
-            remedy = "the ready ones are in configs/"
-        else:
-            remedy = f"{Path.cwd()} has no configs/: run this in the root of the repository, where all paths begin"
-        raise UserError(f"config file {path} {problem}; {remedy}")
-    try:
-        config = OmegaConf.load(path)
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(config, DictConfig):
-        raise UserError(f"{path}: expected keys at the top level, as the files in configs/ have them")
-    base = config.pop("base", [])
-    bases = [base] if isinstance(base, str) else base
-    if not isinstance(bases, list | ListConfig) or not all(isinstance(name, str) for name in bases):
-        raise UserError(f"{path}: base = {base!r}: expected the name of a config file, or a list of names")
-    return OmegaConf.merge(*(read_yaml(path.parent / name, (*seen, path.resolve())) for name in bases), config)
 
 
 def _unknown_keys(values: Any, schema: type, prefix: str, where: str, problems: list[str]) -> None:
@@ -193,12 +181,9 @@ def _merge_typed(config: DictConfig, values: DictConfig, where: str, problems: l
     except OmegaConfBaseException as error:
         problems.append(f"{where}: {str(error).splitlines()[0]}")
         return config
-    defaults = OmegaConf.structured(OmegaConf.get_type(config))
     for key, value in leaves(plain):
         if value is None:  # an empty value takes back what a base or a file says
-            value = OmegaConf.select(defaults, key)
-        if value is False and "off" in CHOICES.get(key, ()):  # how YAML reads a bare `off`
-            value = "off"
+            value = OmegaConf.select(OmegaConf.structured(OmegaConf.get_type(config)), key)
         try:
             OmegaConf.update(config, key, value, merge=False)
         except OmegaConfBaseException as error:

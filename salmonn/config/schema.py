@@ -101,7 +101,7 @@ class RunConfig:
     output_dir: str = "output"
     exp_name: str = ""  # folder inside output_dir; "" = the config file's name
     overwrite: bool = False  # True: start anew, whatever the run's folder holds
-    resume: str = "auto"  # auto: go on with the run that the folder holds | none | checkpoint to go on from
+    resume: str = ""  # "": with the folder's run, if it is this experiment | auto: also if not | none | checkpoint
     save_every_steps: int = 0  # optimiser steps between checkpoints inside an epoch; 0 = only after epochs
     save_every_minutes: float = 30.0  # the same by the clock; 0 = not
     keep_checkpoints: int = 2  # to go on from; checkpoint_best.pth comes on top

@@ -9,7 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from salmonn.common.errors import UserError
-from salmonn.config.loading import read_yaml, typed_section
+from salmonn.config.loading import typed_section
+from salmonn.config.reading import read_yaml
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.normalisers import NAMES
 

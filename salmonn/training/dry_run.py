@@ -22,9 +22,9 @@ from salmonn.model.meta_model import build_meta_model
 from salmonn.model.parameter_counts import show_counts, trainable_parameters
 from salmonn.model.random_model import write_tiny_parts
 from salmonn.model.salmonn import SALMONN
-from salmonn.preflight import checkpoint_bytes
+from salmonn.preflight import checkpoint_bytes, refuse
 from salmonn.training.curves import read_log
-from salmonn.training.progress import make_plan
+from salmonn.training.progress import make_plan, unusual_about
 from salmonn.training.readiness import require_all_ready, shared_memory_problem
 from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_state import find_resumed
@@ -40,6 +40,7 @@ def dry_run(configs: Sequence[DictConfig]) -> None:
         return  # torchrun may start several of us, one is enough
     setup_logging()
     require_all_ready(configs)
+    refuse([folder.taken for folder in map(RunFolder, configs) if folder.is_taken()])
     if problem := shared_memory_problem(configs, n_gpus=torch.cuda.device_count()):
         print(f"warning: {problem}", flush=True)
     made: list[str] = []
@@ -56,7 +57,9 @@ def describe(config: DictConfig, made: Sequence[str]) -> list[str]:
     meta_model = build_meta_model(model, model_class(run))
     counts = trainable_parameters(meta_model)
     sizes = {key: _n_entries(config, key) for key in annotation_keys(config)}
-    lines = [f"folder      {Path(run.output_dir) / run.exp_name} ({_beginning(config, made)})"]
+    beginning, changes = _beginning(config, made)
+    lines = [f"folder      {Path(run.output_dir) / run.exp_name} ({beginning})"]
+    lines += [f"warning     the configuration has changed: {change}" for change in changes]
     lines += [f"data        datasets.{key}: {n} entries, {config.datasets[key]}" for key, n in sizes.items()]
     lines += [
         f"model       {_parts(meta_model)}",
@@ -70,20 +73,22 @@ def describe(config: DictConfig, made: Sequence[str]) -> list[str]:
         lines += [
             f"training    {plan} (torchrun decides how many processes)",
             f"checkpoints {run.keep_checkpoints} to go on from and the best, {size:.2f} GB each",
+            *(f"warning     {unusual}" for unusual in unusual_about(plan, config)),
         ]
     return lines
 
 
-def _beginning(config: DictConfig, made: Sequence[str]) -> str:
+def _beginning(config: DictConfig, made: Sequence[str]) -> tuple[str, list[str]]:
+    """Where a run begins, and what has changed since the one that it goes on with."""
     ckpt = config.model.ckpt
     if found := find_resumed(RunFolder(config)):
-        done, path, _ = found[0]
+        done, path, changes = found[0]
         if done.epoch >= config.run.optims.max_epoch:
-            return f"its {done.epoch} epochs are done: nothing is left to train"
-        return f"goes on with {path.name}: epoch {done.epoch}, iteration {done.epoch_iteration}"
+            return f"its {done.epoch} epochs are done: nothing is left to train", []
+        return f"goes on with {path.name}: epoch {done.epoch}, iteration {done.epoch_iteration}", changes
     if not ckpt:
-        return f"a new run, from untrained connector{'' if config.run.objective == 'ctc' else ' and LoRA'}"
-    return f"a new run, from {ckpt}" + (", which the stage before writes" if ckpt in made else "")
+        return f"a new run, from untrained connector{'' if config.run.objective == 'ctc' else ' and LoRA'}", []
+    return f"a new run, from {ckpt}" + (", which the stage before writes" if ckpt in made else ""), []
 
 
 def _n_entries(config: DictConfig, key: str) -> int:

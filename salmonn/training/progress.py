@@ -128,18 +128,24 @@ def make_plan(run: DictConfig, n_train: int, world_size: int) -> Plan:
 
 def log_plan(plan: Plan, config: DictConfig, model: nn.Module) -> None:
     """Log what a run will do, and what is unusual about it."""
-    scaling, warmup_steps = config.model.lora_scaling, config.run.optims.warmup_steps
     logger.info("   %s", show_counts(trainable_parameters(model)))
     logger.info("   %s", plan)
+    for unusual in unusual_about(plan, config):
+        logger.warning("%s", unusual)
+
+
+def unusual_about(plan: Plan, config: DictConfig) -> list[str]:
+    """What may not be meant in a run's settings, a sentence each."""
+    scaling, warmup_steps = config.model.lora_scaling, config.run.optims.warmup_steps
+    sentences = []
     if scaling is not None:
-        logger.warning("training with model.lora_scaling = %g; checkpoints do not remember it", scaling)
+        sentences.append(f"training with model.lora_scaling = {scaling:g}; checkpoints do not remember it")
     if plan.iters_per_epoch < warmup_steps:
-        logger.warning(
-            "run.optims.warmup_steps = %d is longer than an epoch of %d iterations: the ramp begins anew in each, "
-            "as in the published code",
-            warmup_steps,
-            plan.iters_per_epoch,
+        sentences.append(
+            f"run.optims.warmup_steps = {warmup_steps} is longer than an epoch of {plan.iters_per_epoch} iterations: "
+            f"the ramp begins anew in each, as in the published code"
         )
+    return sentences
 
 
 def _counted(n: int, name: str, plural: str) -> str:

@@ -14,6 +14,7 @@ from salmonn.config.missing_files import annotation_keys
 from salmonn.preflight import find_problems, problem_of, refuse
 from salmonn.training.encoder_cache import folder_bytes
 from salmonn.training.run_folder import RunFolder
+from salmonn.training.run_state import require_same_experiment
 
 
 def require_all_ready(configs: Sequence[DictConfig]) -> None:
@@ -36,7 +37,10 @@ def run_problems(config: DictConfig, made_before: Sequence[str] = ()) -> list[st
     folder, unread = RunFolder(config), list(made_before)
     if folder.continues():  # then these are not read any more
         unread += [config.model.ckpt, config.model.speech_llama_proj_model]
-    problems = folder.problems() + find_problems(config, annotation_keys(config), unread, goes_on=folder.candidates())
+    problems = folder.problems()
+    if not problems:  # else it need not be there
+        problems += problem_of(require_same_experiment, folder)
+    problems += find_problems(config, annotation_keys(config), unread, goes_on=folder.candidates())
     return problems + problem_of(_require_cache_room, config.run)
 
 

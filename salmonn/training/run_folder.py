@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 
 from salmonn.common import distributed
 from salmonn.common.errors import UserError
-from salmonn.common.files import replacing
-from salmonn.config.loading import BEST
+from salmonn.common.files import existing_part, replacing
+from salmonn.config.loading import BEST, RESUME
 from salmonn.model import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -33,12 +33,20 @@ class RunFolder:
             self.path /= "evaluate"  # beside the run that it may be about, which stays as it is
         self.keep = run.keep_checkpoints
 
+    @property
+    def taken(self) -> str:
+        """What is said where another process is training here."""
+        return f"another process is training in {self.path}; end it, or choose another run.exp_name"
+
     def problems(self) -> list[str]:
         """Why this run may not write here: the folder holds another run, or what it starts from."""
         run, ckpt = self.config.run, self.config.model.ckpt
         if run.evaluate:
             return []
         problems = []
+        there = existing_part(self.path)
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            problems.append(f"run.output_dir = {run.output_dir}: {there} is no folder that can be written to")
         best = self.path / BEST
         if run.resume == "none" and not run.overwrite and (self.kept() or best.exists()) and not is_restart():
             problems.append(
@@ -59,6 +67,18 @@ class RunFolder:
             )
         return problems
 
+    def is_taken(self) -> bool:
+        """Whether another process is training here now."""
+        if not (self.path / ".lock").exists():
+            return False
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+        except (NotImplementedError, OSError):  # where nothing can be locked nothing is known
+            return False
+
     def claim(self) -> None:
         """Make the folder and keep other runs out of it. Raises UserError where that cannot be."""
         try:
@@ -75,9 +95,7 @@ class RunFolder:
         try:
             self.lock.acquire(timeout=_LOCK_SECONDS)
         except Timeout as error:
-            raise UserError(
-                f"another process is training in {self.path}; end it, or choose another run.exp_name"
-            ) from error
+            raise UserError(self.taken) from error
         except NotImplementedError:  # a file system without locks
             logger.warning("%s cannot be locked: take care that no second run writes there", self.path)
 
@@ -93,7 +111,7 @@ class RunFolder:
 
     def names_checkpoint(self) -> bool:
         """Whether `run.resume` is a checkpoint's path."""
-        return self.config.run.resume not in ("auto", "none")
+        return self.config.run.resume not in RESUME
 
     def continues(self) -> bool:
         """Whether this run goes on from a checkpoint, as far as can be said without reading it."""

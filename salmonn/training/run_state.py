@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,9 +38,9 @@ def build_content(model: nn.Module, config: DictConfig, progress: Progress, **mo
     }
 
 
-def read_content(path: Path) -> Content:
-    """A checkpoint that a run can go on from. Raises UserError for any other file."""
-    content = checkpoint.read(path)
+def read_content(path: Path, lazily: bool = False) -> Content:
+    """A checkpoint that a run can go on from; `lazily` as in `checkpoint.read`. Raises UserError for any other file."""
+    content = checkpoint.read(path, lazily=lazily)
     if missing := {"optimizer", "scaler", "config", "progress"} - content.keys():
         raise UserError(f"{path} holds parameters but no run to go on with (no {', '.join(sorted(missing))})")
     try:
@@ -75,7 +75,7 @@ class Resumed(NamedTuple):
     changes: list[str]  # of the configuration since: `key: before -> now`
 
 
-def find_resumed(folder: RunFolder) -> tuple[Resumed, Content] | None:
+def find_resumed(folder: RunFolder, lazily: bool = False) -> tuple[Resumed, Content] | None:
     """Where to go on: at the newest usable checkpoint of the folder, or the one of `run.resume`; None: nowhere.
 
     With `run.resume` PATH, and after a restart by torchrun or Slurm, what the same command has saved
@@ -86,7 +86,7 @@ def find_resumed(folder: RunFolder) -> tuple[Resumed, Content] | None:
     if not folder.continues():
         return None
     named = folder.names_checkpoint()
-    if (named or is_restart()) and (own := _newest(folder, lambda content: content["config"] == config)):
+    if (named or is_restart()) and (own := _newest(folder, lambda content: content["config"] == config, lazily)):
         return own
     if (run.overwrite and not named) or run.resume == "none":
         return None
@@ -97,9 +97,9 @@ def find_resumed(folder: RunFolder) -> tuple[Resumed, Content] | None:
                 f"{folder.path} already holds another run than run.resume = {path}; choose another run.exp_name, "
                 f"or replace it with --options run.overwrite=True"
             )
-        return _resumed(folder, path, read_content(path))
+        return _resumed(folder, path, read_content(path, lazily))
     kept = folder.kept()
-    found = _newest(folder, lambda _: True)
+    found = _newest(folder, lambda _: True, lazily)
     if kept and not found:
         raise UserError(
             f"none of the checkpoints in {folder.path} can be read ({', '.join(path.name for path in kept)}); "
@@ -109,10 +109,10 @@ def find_resumed(folder: RunFolder) -> tuple[Resumed, Content] | None:
     return found
 
 
-def _newest(folder: RunFolder, accepted: Callable[[Content], bool]) -> tuple[Resumed, Content] | None:
+def _newest(folder: RunFolder, accepted: Callable[[Content], bool], lazily: bool) -> tuple[Resumed, Content] | None:
     for path in folder.kept():
         try:
-            content = read_content(path)
+            content = read_content(path, lazily)
         except UserError as error:
             logger.warning("%s", error)
             continue
@@ -126,18 +126,37 @@ def _resumed(folder: RunFolder, path: Path, content: Content) -> tuple[Resumed, 
     return Resumed(Progress.from_saved(content["progress"]), path, changes), content
 
 
-# What may differ in a run that is done without making it another run.
+# What may differ without making it another experiment.
 _NOT_OF_THE_RESULT = (
     "run.num_workers", "run.log_freq", "run.save_every", "run.keep_checkpoints", "run.timeout_minutes", "run.device",
-    "run.loader_timeout_minutes",
-    "run.batch_size_eval", "run.resume", "run.overwrite", "run.world_size", "run.dist_url", "generate.", "evaluate.",
-    "run.encoder_cache", "run.compile", "model.token", "model.device_8bit",
+    "run.loader_timeout_minutes", "run.valid_every_steps", "run.output_dir", "run.exp_name",
+    "run.batch_size_eval", "run.resume", "run.overwrite", "run.world_size", "run.dist_url", "run.use_distributed",
+    "generate.", "evaluate.", "run.encoder_cache", "run.compile", "model.token", "model.device_8bit",
+    "model.gradient_checkpointing", "model.test_prompt_path", "datasets.max_bad_fraction", "datasets.whisper_path",
+    "datasets.test_ann_path", "datasets.valid_ann_path_",
 )  # fmt: skip
+_LENGTH = "run.optims.max_epoch: "  # a run that is not done may become longer, or shorter
 
 
-def changes_of_the_result(changes: Sequence[str]) -> list[str]:
-    """The changes that would have given another model."""
-    return [change for change in changes if not change.startswith(_NOT_OF_THE_RESULT)]
+def require_same_experiment(folder: RunFolder) -> None:
+    """Raise UserError where the folder's run was begun with other settings and nobody has said that this is meant."""
+    found = find_resumed(folder, lazily=True)
+    if not found:
+        return
+    run, progress = folder.config.run, found[0].progress
+    changes = [change for change in found[0].changes if not change.startswith(_NOT_OF_THE_RESULT)]
+    is_done = progress.epoch >= run.optims.max_epoch
+    if is_done and changes:
+        says, remedy = "a run that is done, with another configuration", "choose another run.exp_name"
+    elif run.resume == "" and (changes := [change for change in changes if not change.startswith(_LENGTH)]):
+        says = "another experiment"
+        remedy = "choose another run.exp_name, go on with it by these settings (run.resume=auto)"
+    else:
+        return
+    raise UserError(
+        "\n  ".join([f"{folder.path} holds {says}:", *changes])
+        + f"\nNothing was trained: {remedy}, or replace it with run.overwrite=True"
+    )
 
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -29,7 +29,7 @@ from salmonn.training.optim import learning_rate
 from salmonn.training.progress import Progress, log_plan, make_plan
 from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_log import Meter, RunLog, shown_duration, shown_values
-from salmonn.training.run_state import Content, Resumed, RunState, changes_of_the_result, find_resumed, read_content
+from salmonn.training.run_state import Content, Resumed, RunState, find_resumed, read_content
 from salmonn.training.step import NotFiniteError, StepResult, TrainingStep
 from salmonn.training.stop_signal import StopRequest
 from salmonn.training.validation import report_listening, validate
@@ -72,11 +72,6 @@ class Runner:
                 self.prepare()
                 if not self.train():
                     return False
-            elif self.resumed and (changes := changes_of_the_result(self.resumed.changes)):
-                raise UserError(
-                    "\n  ".join([f"{self.folder} holds a run that is done, with another configuration:", *changes])
-                    + "\nNothing was trained: choose another run.exp_name, or replace it with run.overwrite=True"
-                )
             logger.info("all %d epochs are done: %s", self.progress.epoch, self.folder)
             if distributed.is_main():
                 draw_curves(self.folder)

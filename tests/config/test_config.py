@@ -1,10 +1,16 @@
 """Typed configuration: published files load, mistakes are named, bases and overrides merge."""
 
+import contextlib
+import math
+import re
+
 import pytest
+from omegaconf import OmegaConf
 
 from salmonn.common.errors import UserError
-from salmonn.config.loading import known_keys, load_config, model_config
-from salmonn.config.schema import ModelConfig
+from salmonn.config.checks import BOUNDS, CHOICES, FORMS, PATHS
+from salmonn.config.loading import known_keys, leaves, load_config, model_config
+from salmonn.config.schema import Config, ModelConfig
 from tests.fixtures.paths import ROOT
 
 # Shape of the published training file, and the keys that two forks add (prefix, exp_name, token).
@@ -184,3 +190,120 @@ def test_the_llm_takes_the_kind_of_mixed_precision(tmp_path):
         load_config(tmp_path / "a.yaml", ["model.llm_dtype=float16"])
     with pytest.raises(UserError, match="amp_dtype = fp16 does not go with"):
         load_config(tmp_path / "a.yaml", ["run.amp_dtype=fp16", "model.llm_dtype=bfloat16"])
+
+
+# ---- text is as it was typed
+
+TYPED = ["20240501_1", "007", "1e5", "no", "off", "0x1F", "12:30:00", "true", ".5", "a #b", " a ", "a: b", "[x]", "*x"]
+TYPED += ["&x", "!x", "- a", "2024-05-01", "nan", "'tis", '"a" b', "a, b", "100%", "NULL", "?", "@x", "{x: 1}"]
+
+
+@pytest.mark.parametrize("typed", TYPED)
+@pytest.mark.parametrize("key", ["run.exp_name", "model.end_sym", "evaluate.name"])
+def test_text_on_the_command_line_stays_as_typed(tmp_path, key, typed):
+    config = load_config(write(tmp_path, "run: {exp_name: x}"), [f"{key}={typed}"])
+    assert OmegaConf.select(config, key) == typed
+
+
+@pytest.mark.parametrize("written", ["20240501_1", "007", "1e5", "no", "off", "0x1F", "12:30:00", "true", ".5", "1.10"])
+def test_text_in_a_file_stays_as_written(tmp_path, written):
+    path = write(tmp_path, f"run: {{exp_name: {written}, ctc_tasks: [asr, {written}]}}")
+    assert (load_config(path).run.exp_name, list(load_config(path).run.ctc_tasks)) == (written, ["asr", written])
+    write(tmp_path, f"run: {{exp_name: {written}}}", "base.yaml")
+    assert load_config(write(tmp_path, "base: base.yaml", "above.yaml")).run.exp_name == written
+
+
+def test_text_in_lists_and_sections_on_the_command_line_stays_as_typed(tmp_path):
+    options = ["model.lora_target_modules=[no, 007, 'a #b']", "datasets.path_map=[{from: 1e5, to: 1_0}]"]
+    config = load_config(write(tmp_path, "run: {}"), [*options, "run={exp_name: 007, seed: 3, amp: no}"])
+    assert list(config.model.lora_target_modules) == ["no", "007", "a #b"]
+    assert config.datasets.path_map == [{"from": "1e5", "to": "1_0"}]
+    assert (config.run.exp_name, config.run.seed, config.run.amp) == ("007", 3, False)
+
+
+def test_text_in_quotes_is_that_of_yaml_and_nothing_takes_back(tmp_path):
+    path = write(tmp_path, "run: {exp_name: x}")
+    template = 'model.prompt_template="A: {}\\nB:"'
+    config = load_config(path, ["run.exp_name='it''s #1'", template, "model.ckpt=null", 'model.end_sym="007"'])
+    assert (config.run.exp_name, config.model.prompt_template) == ("it's #1", "A: {}\nB:")
+    assert (config.model.ckpt, config.model.end_sym) == ("", "007")
+
+
+def test_a_tilde_is_the_home_folder_in_every_path_and_in_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/anna")
+    path = write(tmp_path, "run: {output_dir: ~/runs}\ndatasets: {prefix: ~/data, path_map: [{from: ~x, to: ~/disk}]}")
+    config = load_config(path, ["run.exp_name=~/mine", "model.ckpt=~", "model.end_sym=~/"])
+    assert (config.run.output_dir, config.datasets.prefix) == ("/home/anna/runs", "/home/anna/data")
+    assert config.datasets.path_map == [{"from": "~x", "to": "/home/anna/disk"}]
+    assert (config.run.exp_name, config.model.ckpt, config.model.end_sym) == ("/home/anna/mine", "/home/anna", "~/")
+    with pytest.raises(UserError, match=r"run\.output_dir = ~nobody-of-that-name/x: this home folder is not known"):
+        load_config(path, ["run.output_dir=~nobody-of-that-name/x"])
+
+
+# ---- every key, whatever it is given
+
+TYPED_VALUES = ["nan", "inf", "-1", "1" + "0" * 30, "", "[[1]]", "${a", "a/" * 3000]
+IN_FILES = [".nan", "1e308", "{a: 1}", "${", "${a}", "???", "!!int x", "!!set {a}", "&a [*a]", "[" * 2000, "9" * 5000]
+IN_FILES += ['"a\\0b"', '"\\ud800"', "!!python/object:os.system x"]
+LEAVES = dict(leaves(OmegaConf.to_container(OmegaConf.structured(Config))))
+NUMBERS = {key for key, value in LEAVES.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+
+
+def require_told_or_finite(path, options=()):
+    with contextlib.suppress(UserError):
+        config = load_config(path, options)
+        assert all(math.isfinite(OmegaConf.select(config, name)) for name in NUMBERS)
+
+
+@pytest.mark.parametrize("key", known_keys())
+def test_a_value_is_taken_or_refused_in_one_message(tmp_path, key):
+    path = write(tmp_path, "run: {exp_name: x}")
+    for value in TYPED_VALUES:
+        require_told_or_finite(path, [f"{key}={value}"])
+
+
+@pytest.mark.parametrize("key", ["run", "seed", "exp_name", "ctc_tasks", "amp", "save_every_minutes"])
+@pytest.mark.parametrize("value", IN_FILES)
+def test_what_a_file_says_is_taken_or_refused_in_one_message(tmp_path, key, value):
+    require_told_or_finite(write(tmp_path, f"run: {value}" if key == "run" else f"run: {{{key}: {value}}}"))
+
+
+def test_every_number_has_bounds_and_every_text_is_a_choice_a_form_a_path_or_free():
+    assert NUMBERS | {"model.lora_scaling"} == set(BOUNDS)
+    free = {"model.token", "model.prompt_template", "model.end_sym", "evaluate.judge.model"}
+    checked = {"evaluate.judge.base_url", "evaluate.judge.key_variable"}
+    texts = {key for key, value in LEAVES.items() if isinstance(value, str)}
+    assert texts == {*CHOICES, *FORMS, *PATHS, *free, *checked}
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("run.optims.beta2=1", "run.optims.beta2 = 1.0: must be at least 0 and below 1"),
+        ("run.seed=4294967296", "run.seed = 4294967296: must be at least 0 and at most 4294967295"),
+        ("model.second_per_window=nan", "model.second_per_window = nan: must be at least 0.02"),
+        ("model.second_stride=inf", "model.second_stride = inf: must be at least 0.02"),
+        ("model.lora_dropout=1.5", "model.lora_dropout = 1.5: must be at least 0 and below 1"),
+        ("generate.top_p=0", "generate.top_p = 0.0: must be more than 0 and at most 1"),
+        ("generate.repetition_penalty=nan", "generate.repetition_penalty = nan: must be more than 0"),
+        ("evaluate.efficiency.runs=0", "evaluate.efficiency.runs = 0: must be at least 1"),
+        ("run.dist_url=somewhere", "run.dist_url = somewhere: choose env://"),
+        ("run.exp_name=" + "x" * 300, "run.exp_name = xxx"),
+        ("run.seed=${", "--options run.seed=${: "),
+        ("stages=[a.yaml]", "--options stages: write the list into a config file"),
+    ],
+)
+def test_what_cannot_be_is_told_with_its_key_and_what_can(tmp_path, option, told):
+    with pytest.raises(UserError, match=re.escape(told)):
+        load_config(write(tmp_path, "run: {exp_name: x}"), [option])
+
+
+def test_a_config_file_that_cannot_be_read_is_told(tmp_path):
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(UserError, match="does not exist"):
+            load_config(tmp_path / name)
+    (tmp_path / "utf16.yaml").write_bytes("run: {}".encode("utf-16"))
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_config(tmp_path / "utf16.yaml")
+    with pytest.raises(UserError, match="does not exist"):
+        load_config(write(tmp_path, 'base: "a\\0b"'))

@@ -111,9 +111,9 @@ def test_the_encoder_cache_keeps_of_whispers_window_only_what_is_heard(load, tmp
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (["model.max_seconds=0"], "1 to 30"),
-        (["model.max_seconds=31"], "1 to 30"),
-        (["model.max_seconds=nan"], "1 to 30"),
+        (["model.max_seconds=0"], "at least 1 and at most 30"),
+        (["model.max_seconds=31"], "at least 1 and at most 30"),
+        (["model.max_seconds=nan"], "at least 1 and at most 30"),
         (["model.only_filled_windows=True", "model.window_level_Qformer=False"], "there are no windows"),
     ],
 )

@@ -123,12 +123,21 @@ def test_a_finished_run_has_nothing_left_to_do(mini_world, tmp_path):
     other = train(mini_world, tmp_path, "run.optims.max_epoch=1", "run.optims.init_lr=0.002")
     assert other.returncode == 2
     assert "run.optims.init_lr: 0.003 -> 0.002" in other.stderr
+    assert "a run that is done, with another configuration" in other.stderr
     assert "Nothing was trained: choose another run.exp_name" in other.stderr
+    dry = run_command(
+        *arguments(mini_world, tmp_path, "run.optims.max_epoch=1", "run.optims.init_lr=0.002"), "--dry-run"
+    )
+    assert (dry.returncode, dry.stderr) == (2, other.stderr)  # the same is said
 
 
-def test_a_changed_configuration_is_told(mini_world, short, tmp_path):
+def test_another_experiment_in_the_folder_is_gone_on_with_only_where_that_is_said(mini_world, short, tmp_path):
     assert train(mini_world, tmp_path, "run.optims.max_epoch=1").returncode == 0
-    result = train(mini_world, tmp_path, "run.optims.init_lr=0.002")
+    refused = train(mini_world, tmp_path, "run.optims.init_lr=0.002")
+    assert refused.returncode == 2
+    assert "stage1 holds another experiment:\n    run.optims.init_lr: 0.003 -> 0.002\n" in refused.stderr
+    assert "choose another run.exp_name, go on with it by these settings (run.resume=auto)" in refused.stderr
+    result = train(mini_world, tmp_path, "run.optims.init_lr=0.002", "run.resume=auto")
     assert result.returncode == 0, result.stderr
     assert "the configuration has changed: run.optims.init_lr: 0.003 -> 0.002" in result.stderr
     assert log_steps(tmp_path) == log_steps(short)

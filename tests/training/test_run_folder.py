@@ -15,7 +15,7 @@ from salmonn.training import run_folder
 from salmonn.training.progress import Progress
 from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_log import RunLog
-from salmonn.training.run_state import Resumed, build_content, find_resumed
+from salmonn.training.run_state import Resumed, build_content, find_resumed, require_same_experiment
 from tests.fixtures.checkpoints import save_checkpoint
 from tests.fixtures.commands import json_lines
 
@@ -92,6 +92,58 @@ def test_a_key_that_came_after_a_run_is_no_change_of_it(folder_of):
     torch.save(state, folder.kept()[0])
     assert resumed(folder_of()).changes == []
     assert resumed(folder_of("run.valid_every_steps=3")).changes == ["run.valid_every_steps: 0 -> 3"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "run.batch_size_train=2", "run.accum_grad_iters=3", "run.seed=7", "run.optims.beta2=0.98", "run.amp=True",
+        "run.iters_per_epoch=9", "datasets.train_ann_path=other.json", "datasets.prefix=elsewhere",
+        "datasets.valid_ann_path=other.json", "model.lora_alpha=7", "model.llama_path=other", "model.prompt_path=x",
+        "model.ckpt=other.pth", "model.freeze_speech_QFormer=True", "run.loss_average=batch", "datasets.channel=mean",
+    ],
+)  # fmt: skip
+def test_another_experiment_needs_a_word_to_go_on(folder_of, change):
+    save(folder_of(), nn.Linear(2, 2), Progress(epoch=1))
+    with pytest.raises(UserError, match=rf"holds another experiment:\n  {change.partition('=')[0]}: .* -> "):
+        require_same_experiment(folder_of(change))
+    require_same_experiment(folder_of(change, "run.resume=auto"))
+    require_same_experiment(folder_of(change, "run.overwrite=True"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "run.optims.max_epoch=50", "run.num_workers=3", "run.log_freq=9", "run.save_every_steps=7", "run.device=cuda",
+        "run.keep_checkpoints=5", "run.valid_every_steps=3", "run.encoder_cache=cache", "run.compile=True",
+        "run.batch_size_eval=3", "evaluate.name=x", "generate.num_beams=2", "datasets.test_ann_path=x.json",
+        "model.gradient_checkpointing=True", "run.timeout_minutes=3", "datasets.max_bad_fraction=0.5",
+    ],
+)  # fmt: skip
+def test_what_does_not_make_another_experiment_goes_on_by_itself(folder_of, change):
+    save(folder_of(), nn.Linear(2, 2), Progress(epoch=1))
+    require_same_experiment(folder_of(change))
+
+
+def test_a_run_of_before_the_question_was_asked_goes_on_by_itself(folder_of):
+    save(folder_of("run.resume=auto"), nn.Linear(2, 2), Progress(epoch=1))
+    require_same_experiment(folder_of())
+
+
+def test_a_folder_that_cannot_be_made_is_a_problem(folder_of, tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file/below"):
+        (problem,) = folder_of(f"run.output_dir={place}").problems()
+        assert problem == f"run.output_dir = {place}: {tmp_path}/file is no folder that can be written to"
+
+
+def test_a_folder_is_taken_while_another_process_trains_there(folder_of):
+    folder = folder_of()
+    assert not folder.is_taken()
+    folder.claim()
+    assert folder_of().is_taken()
+    folder.release()
+    assert not folder_of().is_taken()
 
 
 def test_a_named_checkpoint_does_not_push_another_run_aside(folder_of, tmp_path):

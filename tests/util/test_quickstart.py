@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from util.quickstart import overrides
+from salmonn.common.errors import UserError
+from util import quickstart
+from util.quickstart import clear, overrides, parts, run_all, seconds_of_done
 from util.quickstart_report import MODES, STAGES, check_bars, summarise, write_report
 
 GOOD = {"wer": 0.12, "wer_shuffled": 0.94, "exact": 0.82, "exact_shuffled": 0.11}
@@ -93,3 +95,60 @@ def test_another_folder_and_seed_are_passed_as_options_and_the_default_needs_non
     ):
         assert expected in moved
     assert not any("configs/prompts" in option for option in moved)
+
+
+@pytest.fixture
+def ran(monkeypatch) -> list[str]:
+    """The parts that were run, each leaving its file and taking 3 s; stage 2 fails while "fail" is in the list."""
+    names: list[str] = []
+
+    def run(part: quickstart.Part) -> float:
+        if part.name == "stage2" and "fail" in names:
+            raise SystemExit(1)
+        names.append(part.name)
+        Path(part.product).parent.mkdir(parents=True, exist_ok=True)
+        Path(part.product).touch()
+        return 3.0
+
+    monkeypatch.setattr(quickstart, "run", run)
+    return names
+
+
+def test_a_stopped_quickstart_goes_on_with_the_part_that_was_not_done_and_a_finished_one_does_nothing(ran, tmp_path):
+    out, names = str(tmp_path), [part.name for part in parts(str(tmp_path), 42)]
+    ran.append("fail")
+    with pytest.raises(SystemExit):
+        run_all(out, 42)
+    ran.remove("fail")
+    assert ran == names[: names.index("stage2")]
+    seconds = run_all(out, 42)
+    assert ran == names  # each once
+    assert seconds == {**dict.fromkeys(names, 3.0), "total": 3.0 * len(names)}
+    assert run_all(out, 42) == seconds
+    assert ran == names
+    (tmp_path / "stage3/training_curves.png").unlink()
+    run_all(out, 42)
+    assert ran == [*names, *names[names.index("stage3") :]]
+
+
+@pytest.mark.usefixtures("ran")
+def test_no_run_is_overwritten_and_fresh_trains_anew(tmp_path):
+    assert not any("overwrite" in word for part in parts(str(tmp_path), 42) for word in part.command)
+    run_all(str(tmp_path), 42)
+    (tmp_path / "results/mine").mkdir()
+    clear(tmp_path)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.iterdir()) == [
+        "inspector.json",
+        "results",
+        "world",
+    ]
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["mine"]
+    assert seconds_of_done(tmp_path, 42) == {}
+
+
+@pytest.mark.parametrize("name", ["quickstart.json", "summary.json"])
+def test_another_seed_does_not_destroy_what_is_there(ran, tmp_path, name):
+    write(tmp_path / name, {"seed": 42, "seconds": {}})
+    with pytest.raises(UserError, match=r"holds a quickstart of --seed 42: choose another --out, or add --fresh"):
+        run_all(str(tmp_path), 43)
+    assert ran == []

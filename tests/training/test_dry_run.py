@@ -1,0 +1,49 @@
+"""What the real run refuses or warns of, the dry run says too."""
+
+import pytest
+from omegaconf import OmegaConf
+from torch import nn
+
+from salmonn.common.errors import UserError
+from salmonn.config.loading import load_config
+from salmonn.training import dry_run
+from salmonn.training.progress import Progress, make_plan, unusual_about
+from salmonn.training.run_folder import RunFolder
+from salmonn.training.run_state import build_content
+from tests.fixtures.mini_world import train_options
+from tests.fixtures.paths import ROOT
+
+
+@pytest.fixture
+def config_of(mini_world, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(dry_run, "tiny_step", lambda _: "one step")
+    return lambda *options: load_config("configs/mini/stage1.yaml", [*train_options(mini_world, tmp_path), *options])
+
+
+def test_what_is_unusual_about_a_run_is_told_before_it(config_of):
+    config = config_of("run.optims.warmup_steps=9", "run.iters_per_epoch=5", "model.lora_scaling=2")
+    told = unusual_about(make_plan(config.run, 107, 1), config)
+    assert ["warmup_steps" in sentence for sentence in told] == [False, True]
+    assert [f"warning     {sentence}" for sentence in told] == dry_run.describe(config, [])[-2:]
+    assert not any("warning" in line for line in dry_run.describe(config_of("run.optims.warmup_steps=0"), []))
+
+
+def test_what_has_changed_since_the_run_that_is_gone_on_with_is_told(config_of):
+    before = config_of("run.optims.warmup_steps=0")
+    RunFolder(before).save(build_content(nn.Linear(2, 2), before, Progress(), optimizer={}, scaler={}))
+    lines = dry_run.describe(config_of("run.optims.warmup_steps=0", "run.log_freq=77"), [])
+    assert "goes on with checkpoint_last.pth: epoch 0, iteration 0" in lines[0]
+    assert lines[1] == f"warning     the configuration has changed: run.log_freq: {before.run.log_freq} -> 77"
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(config_of):
+    config = config_of()
+    folder = RunFolder(config)
+    folder.claim()
+    with pytest.raises(UserError, match="another process is training in"):
+        dry_run.dry_run([config])
+    folder.release()
+    before = OmegaConf.to_container(config)
+    dry_run.dry_run([config])
+    assert OmegaConf.to_container(config) == before
