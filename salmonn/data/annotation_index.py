@@ -23,7 +23,7 @@ import numpy as np
 from filelock import FileLock
 
 from salmonn.common.errors import UserError
-from salmonn.common.files import OpenFile, replacing
+from salmonn.common.files import OpenFile, home_folder, replacing
 from salmonn.data.annotation_scan import RECORD, SHOWN_PROBLEMS, scan
 
 _VERSION = 2
@@ -82,8 +82,8 @@ def open_index(source: Path) -> Index:
     new = next((place for place in _places(source) if _writable(place.parent)), None)
     if new is None:
         raise UserError(
-            f"no room for the index of {source}: neither its folder nor {_places(source)[1].parent} can be written; "
-            f"set XDG_CACHE_HOME to a folder that can"
+            f"no room for the index of {source}: {' and '.join(str(place.parent) for place in _places(source))} cannot "
+            f"be written; set XDG_CACHE_HOME to a folder that can"
         )
     with _lock(new):
         if not (index := _read_index(new, source, status)):
@@ -97,11 +97,14 @@ def open_index(source: Path) -> Index:
 # ---- the index file
 
 
-def _places(source: Path) -> tuple[Path, Path]:
-    """Beside the file, else in the cache folder under a name that tells apart files of one name."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "salmonn"
+def _places(source: Path) -> list[Path]:
+    """Beside the file, else in the cache folder, if there is one, under a name that tells apart files of one name."""
+    beside, home = source.parent / f".{source.name}.index", home_folder()
+    cache = os.environ.get("XDG_CACHE_HOME") or (home and home / ".cache")
+    if not cache:
+        return [beside]
     folder = hashlib.sha256(str(source.resolve().parent).encode()).hexdigest()[:16]
-    return source.parent / f".{source.name}.index", cache / f"{source.name}.{folder}.index"
+    return [beside, Path(cache) / "salmonn" / f"{source.name}.{folder}.index"]
 
 
 def _writable(folder: Path) -> bool:
