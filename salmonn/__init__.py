@@ -1,9 +1,16 @@
 """SALMONN: a language model that hears speech, audio events and music."""
 
+import getpass
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from salmonn.model.salmonn import SALMONN
+
+try:
+    getpass.getuser()
+except (KeyError, OSError):  # containers run under numbers without a name, and then PyTorch cannot be imported
+    os.environ["USER"] = str(os.getuid())
 
 __version__ = "0.1.0"
 __all__ = ["SALMONN"]

@@ -13,6 +13,7 @@ windows, asks about each, and puts the answers together: transcripts (--task asr
 overlapping windows share, other answers as a line per window.
 """
 
+import codecs
 import difflib
 import io
 import json
@@ -22,6 +23,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +32,7 @@ from salmonn.audio.decode import AudioError, inspect_header
 from salmonn.common.cli import argument_parser, run_cli, tell
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
+from salmonn.model.prompts import load_test_prompts, task_prompt
 
 if TYPE_CHECKING:
     from salmonn.inference.engine import Answer, EncodedAudio, InferenceEngine, Question
@@ -50,7 +53,8 @@ def main() -> None:
     config = load_config(args.cfg_path, args.options)
     if args.ckpt:
         config = OmegaConf.merge(config, {"model": {"ckpt": args.ckpt}})
-    require_audio(args.audio)  # a wrong path is known before the model is loaded
+    require_audio(args.audio)  # a wrong path, or question, is known before the model is loaded
+    require_task(config.model, args)
 
     from salmonn.common.logging import setup_logging  # torch and transformers load only now
     from salmonn.inference.engine import InferenceEngine, tell_if_untrained
@@ -105,6 +109,12 @@ def require_audio(paths: Sequence[str]) -> None:
         raise UserError("\n".join(problems))
 
 
+def require_task(model: DictConfig, args: Namespace) -> None:
+    """Raises UserError for a task whose test prompt does not fit --question, or that has none in the prompt file."""
+    if args.task and Path(model.test_prompt_path).is_file():  # else that is told with all else that is missing
+        task_prompt(load_test_prompts(model.test_prompt_path, model.prompt_template), args.task, args.question)
+
+
 # ---- one question
 
 
@@ -114,8 +124,9 @@ def answer_once(engine: "InferenceEngine", args: Namespace) -> None:
     for paths in [[path] for path in args.audio] if args.long else [args.audio]:
         heard = hear(engine, paths, args.long, args.overlap)
         if args.json:
+            is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
             for path, answer in zip(paths, engine.ask(heard, question), strict=True):
-                print(json.dumps(as_json(path, question, answer, heard), ensure_ascii=False), flush=True)
+                print(json.dumps(as_json(path, question, answer, heard), ensure_ascii=not is_utf8), flush=True)
         else:
             show_answers(engine, heard, question, engine.config.generate, args.audio[1:] and paths)
 

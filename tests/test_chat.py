@@ -112,6 +112,22 @@ def test_options_that_do_not_go_together_are_refused(arguments, message, monkeyp
 
 
 @pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "QA"], "the task QA needs a question"),
+        (["--task", "QA", "--question", " "], "the task QA needs a question"),
+        (["--task", "asr", "--question", "Who?"], "the task asr takes no question"),
+        (["--task", "ars"], "no test prompt for the task 'ars' (known: "),
+    ],
+)
+def test_a_task_that_cannot_be_asked_is_told_before_the_model_is_loaded(options, clips, arguments, message):
+    result = talk(["model.llama_path=nowhere", *options], "--audio", clips[0], *arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {message}")
+    assert "Traceback" not in result.stderr
+
+
 def test_answers_about_several_files_are_behind_their_names(engine: InferenceEngine, clips, long, capsys):
     args = Namespace(audio=clips, task="asr", question="", prompt=None, json=False, long=long, overlap=None)
     answer_once(engine, args)

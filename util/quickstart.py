@@ -118,7 +118,8 @@ def seconds_of_done(out: Path, seed: int) -> dict[str, float]:
 
     Raises UserError where another seed was run there.
     """
-    state = next((json.loads(path.read_text()) for path in (out / STATE, out / "summary.json") if path.exists()), {})
+    written = [path for path in (out / STATE, out / "summary.json") if path.exists()]
+    state = json.loads(written[0].read_text(encoding="utf-8")) if written else {}
     if state.get("seed", seed) != seed:
         raise UserError(f"{out} holds a quickstart of --seed {state['seed']}: choose another --out, or add --fresh")
     done = {}

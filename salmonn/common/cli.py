@@ -1,5 +1,6 @@
 """What all commands share: how they end, what they are called, --cfg-path and --options."""
 
+import io
 import json
 import os
 import sys
@@ -23,6 +24,8 @@ def run_cli(main: Callable[[], None]) -> None:
     Any other error is exit code 1; of several ranks the one that made it shows its traceback.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave shared cores to others
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an answer that a terminal has no letters for is shown all the same
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:
@@ -51,7 +54,7 @@ def _tell(message: str) -> None:
     the message of the rank that failed first as the last thing in it, where it is seen.
     """
     environment = os.environ
-    if int(environment.get("RANK") or environment.get("SLURM_PROCID", "0")) > 0:
+    if (environment.get("RANK") or environment.get("SLURM_PROCID", "0")).strip("0").isdigit():  # not the first
         time.sleep(_OTHERS_WAIT)
     handover = environment.get("TORCHELASTIC_ERROR_FILE")
     if not handover or _will_be_restarted():

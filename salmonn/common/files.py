@@ -14,6 +14,14 @@ GB = 1e9  # bytes
 _LFS_POINTER_BYTES = 1024  # at most, says its specification
 
 
+def home_folder() -> Path | None:
+    """The user's own folder; None where neither HOME nor the system's list of users names one."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
 def existing_part(folder: Path) -> Path:
     """The folder, or where it is still to be made the nearest one above that is there."""
     return next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())

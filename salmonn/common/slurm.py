@@ -1,7 +1,11 @@
-"""`srun python train.py`: what Slurm says about the processes of a job step, in torchrun's words."""
+"""What torchrun says about the processes of a command, and Slurm (`srun python train.py`) in torchrun's words."""
 
 import re
 from collections.abc import Mapping
+
+from salmonn.common.errors import UserError
+
+_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 
 _FIRST_PORT, _N_PORTS = 20_000, 10_000  # below the ports that systems give away by themselves
 
@@ -26,6 +30,25 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
         "MASTER_ADDR": environ.get("MASTER_ADDR") or first_node(environ["SLURM_STEP_NODELIST"]),
         "MASTER_PORT": environ.get("MASTER_PORT") or str(port),
     }
+
+
+def require_whole(environ: Mapping[str, str], joins: bool) -> None:
+    """Raise UserError for variables of a launcher that it cannot have set: shells and containers leave some behind.
+
+    `joins`: whether this command is to be one of several processes.
+    """
+    problems = [f"{name} = {environ[name]!r} is no number" for name in _NUMBERS if not environ.get(name, "0").isdigit()]
+    if joins and not problems and "RANK" in environ:
+        missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in environ]
+        if missing:
+            problems.append(f"RANK is set, {', '.join(missing)} not")
+        elif int(environ["RANK"]) >= int(environ["WORLD_SIZE"]):
+            problems.append(f"RANK = {environ['RANK']} is not below WORLD_SIZE = {environ['WORLD_SIZE']}")
+    if problems:
+        raise UserError(
+            f"the environment is not that of torchrun or srun: {'; '.join(problems)}. Start the command by one of "
+            f"them, or remove these variables: unset {' '.join(name for name in _NUMBERS if name in environ)}"
+        )
 
 
 def first_node(nodes: str) -> str:

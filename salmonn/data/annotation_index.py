@@ -23,7 +23,7 @@ import numpy as np
 from filelock import FileLock
 
 from salmonn.common.errors import UserError
-from salmonn.common.files import OpenFile, replacing
+from salmonn.common.files import OpenFile, home_folder, replacing
 from salmonn.data.annotation_scan import RECORD, SHOWN_PROBLEMS, Place, scan
 
 _VERSION = 3
@@ -83,8 +83,8 @@ def open_index(source: Path, end_sym: str = "") -> Index:
     new = next((place for place in _places(source) if _writable(place.parent)), None)
     if new is None:
         raise UserError(
-            f"no room for the index of {source}: neither its folder nor {_places(source)[1].parent} can be written; "
-            f"set XDG_CACHE_HOME to a folder that can"
+            f"no room for the index of {source}: {' and '.join(str(place.parent) for place in _places(source))} cannot "
+            f"be written; set XDG_CACHE_HOME to a folder that can"
         )
     with _lock(new):
         if not (index := _read_index(new, source, status)) or not _knows(index, end_sym):
@@ -103,11 +103,14 @@ def _knows(index: Index, end_sym: str) -> bool:
     return not end_sym or end_sym in index.header.with_symbol
 
 
-def _places(source: Path) -> tuple[Path, Path]:
-    """Beside the file, else in the cache folder under a name that tells apart files of one name."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "salmonn"
+def _places(source: Path) -> list[Path]:
+    """Beside the file, else in the cache folder, if there is one, under a name that tells apart files of one name."""
+    beside, home = source.parent / f".{source.name}.index", home_folder()
+    cache = os.environ.get("XDG_CACHE_HOME") or (home and home / ".cache")
+    if not cache:
+        return [beside]
     folder = hashlib.sha256(str(source.resolve().parent).encode()).hexdigest()[:16]
-    return source.parent / f".{source.name}.index", cache / f"{source.name}.{folder}.index"
+    return [beside, Path(cache) / "salmonn" / f"{source.name}.{folder}.index"]
 
 
 def _writable(folder: Path) -> bool:

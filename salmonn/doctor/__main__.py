@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from salmonn.common.cli import argument_parser, run_cli
 from salmonn.common.errors import BROKEN, UserError, reason
-from salmonn.common.files import GB, existing_part, free_bytes
+from salmonn.common.files import GB, existing_part, free_bytes, home_folder
 from salmonn.doctor.findings import MISSING, NOTE, OK, WRONG, Finding, attempt
 from salmonn.doctor.hardware import (
     check_attention,
@@ -58,7 +58,8 @@ def shown(finding: Finding) -> str:
     indent = " " * 20
     text = f"{finding.state:7} {finding.name:11} {finding.says}"
     text += f"\ncosts: {finding.costs}" if finding.costs and finding.state != OK else ""
-    for home in {str(Path.home()), str(Path.home().resolve())} - {"/"}:
+    own = home_folder()
+    for home in {str(own), str(own.resolve())} - {"/"} if own else ():
         text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
     return text.replace("\n", f"\n{indent}")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from salmonn import __version__
 from salmonn.common.errors import BROKEN, reason
-from salmonn.common.files import GB
+from salmonn.common.files import GB, home_folder
 from salmonn.doctor.findings import NOTE, OK, WRONG, Finding
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ def check_system() -> Iterator[Finding]:
     yield Finding(OK, "salmonn", f"{__version__}{_commit()}")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GB
     yield Finding(OK, "machine", f"{platform.platform()}, {os.cpu_count()} CPU cores, {memory:.0f} GB of memory")
+    if home_folder() is None:
+        says = "no home folder is known: HOME is not set, and this user has no name; set HOME to a folder of yours"
+        yield Finding(NOTE, "home", says, "models from the hub are kept nowhere, ~ is no path")
     python = platform.python_version()
     wanted, _ = declared()
     from packaging.specifiers import SpecifierSet

@@ -57,7 +57,9 @@ def main() -> None:
         print(compare(*map(Path, args.compare)))
         return
     os.environ.update(slurm.environment(os.environ))
-    run_mode(args, load_config(args.cfg_path, args.options))
+    config = load_config(args.cfg_path, args.options)
+    slurm.require_whole(os.environ, joins=config.run.use_distributed)
+    run_mode(args, config)
 
 
 def run_mode(args: argparse.Namespace, config: DictConfig) -> None:

@@ -5,6 +5,7 @@ asked about the answers, once all sets are answered and the process group is lef
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,8 +157,10 @@ def results_folder(config: DictConfig, mode: str) -> Path:
     """Where the results of a mode go. Raises UserError for a name that leads elsewhere."""
     name = config.evaluate.name
     if name and not is_plain_name(name):
+        plain = re.sub(r"[^\w.+-]+", "_", name).strip("_.+-")
         raise UserError(
-            f"evaluate.name = {name!r}: a folder's plain name, without / (evaluate.results_dir is the place)"
+            f"evaluate.name = {name!r}: must be a folder's plain name: letters, digits and _ . + - without spaces, "
+            f"{f'as {plain}' if plain else 'a letter or digit first'} (evaluate.results_dir says where it lies)"
         )
     return Path(config.evaluate.results_dir) / (name or mode)
 

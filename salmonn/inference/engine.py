@@ -145,15 +145,7 @@ class InferenceEngine:
 
     def task_question(self, task: str, question: str = "") -> Question:
         """A task's test prompt, with `question` where it has `{}`. Raises UserError where they do not fit."""
-        known = self.model.test_prompts
-        if task not in known:
-            raise UserError(f"no test prompt for the task {task!r} (known: {', '.join(known) or 'none'})")
-        takes_question = "{}" in known[task]
-        if takes_question and not question.strip():
-            raise UserError(f"the task {task} needs a question, which its prompt leaves open: {known[task]!r}")
-        if question.strip() and not takes_question:
-            raise UserError(f"the task {task} takes no question; its prompt is {known[task]!r}")
-        return Question(prompts.fill_question(known[task], question.strip()), task)
+        return Question(prompts.task_prompt(self.model.test_prompts, task, question), task)
 
     # ---- answers
 

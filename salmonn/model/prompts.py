@@ -7,7 +7,7 @@ random, then fill `{}` with the entry's question.
 import json
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from salmonn.common.errors import UserError
@@ -35,6 +35,18 @@ def asks_question(prompt: str) -> bool:
 def fill_question(prompt: str, question: str) -> str:
     """Put the entry's question where the prompt has `{}`; prompts without it stay as they are."""
     return prompt.replace("{}", question)
+
+
+def task_prompt(known: Mapping[str, str], task: str, question: str) -> str:
+    """A task's test prompt, with `question` where it has `{}`. Raises UserError where they do not fit."""
+    if task not in known:
+        raise UserError(f"no test prompt for the task {task!r} (known: {', '.join(known) or 'none'})")
+    takes_question = "{}" in known[task]
+    if takes_question and not question.strip():
+        raise UserError(f"the task {task} needs a question, which its prompt leaves open: {known[task]!r}")
+    if question.strip() and not takes_question:
+        raise UserError(f"the task {task} takes no question; its prompt is {known[task]!r}")
+    return fill_question(known[task], question.strip())
 
 
 def choose_prompts(

@@ -27,6 +27,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.update(slurm.environment(os.environ))
     configs = load_stages(args.cfg_path, args.options)
+    slurm.require_whole(os.environ, joins=any(config.run.use_distributed for config in configs))
 
     if args.dry_run:
         from salmonn.training.dry_run import dry_run

@@ -59,7 +59,9 @@ class RunFolder:
                 f"or replace it with --options run.overwrite=True"
             )
         if self.names_checkpoint() and not Path(run.resume).is_file():
-            problems.append(f"run.resume = {run.resume}: choose auto, none, or a checkpoint that exists")
+            inside = Path(run.resume) / LAST
+            hint = f"; this folder has {inside}" if inside.is_file() else ""
+            problems.append(f"run.resume = {run.resume}: choose auto, none, or a checkpoint that exists{hint}")
         if ckpt and Path(ckpt).resolve().parent == self.path.resolve():
             problems.append(
                 f"model.ckpt = {ckpt} lies in the folder that this run writes to; choose another run.exp_name "

@@ -94,8 +94,8 @@ def find_resumed(folder: RunFolder, lazily: bool = False) -> tuple[Resumed, Cont
         path = Path(run.resume)
         if folder.kept() and not run.overwrite and path.resolve().parent != folder.path.resolve():
             raise UserError(
-                f"{folder.path} already holds another run than run.resume = {path}; choose another run.exp_name, "
-                f"or replace it with --options run.overwrite=True"
+                f"{folder.path} already holds another run than run.resume = {path}; leave run.resume out to go on with "
+                f"that one, choose another run.exp_name, or replace it with --options run.overwrite=True"
             )
         return _resumed(folder, path, read_content(path, lazily))
     kept = folder.kept()

@@ -12,16 +12,18 @@ there is no password. One model serves all visitors, one request after the other
 import gc
 import os
 import socket
+import tempfile
 import threading
 from argparse import Namespace
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from salmonn.common.cli import argument_parser, run_cli
 from salmonn.common.errors import UserError
+from salmonn.common.files import existing_part
 from salmonn.config.loading import load_config
 from salmonn.data.clip_paths import OTHER_EXTENSIONS
 
@@ -37,8 +39,13 @@ def main() -> None:
         config = OmegaConf.merge(config, {"model": {"ckpt": args.ckpt}})
     examples = find_examples(args.examples)
     require_port(args.host, args.port)  # all that is wrong is known before the model is loaded
-    require_gradio()
+    with uploads_folder():
+        require_gradio()
+        show(args, config, examples)
 
+
+def show(args: Namespace, config: DictConfig, examples: dict[str, str]) -> None:
+    """Load the model and serve the page."""
     from salmonn.common.logging import setup_logging  # gradio, torch and transformers load only now
     from salmonn.inference.engine import InferenceEngine, tell_if_untrained
     from salmonn.web.layout import build, close, serve
@@ -98,6 +105,21 @@ def find_examples(paths: Sequence[str]) -> dict[str, str]:
         return {}
     above = os.path.commonpath([path.parent for path in found])
     return {os.path.relpath(path, above): str(path.absolute()) for path in found}
+
+
+@contextmanager
+def uploads_folder() -> Iterator[None]:
+    """Where gradio keeps what visitors upload: GRADIO_TEMP_DIR, else a folder that goes with this command.
+
+    Gradio's own, /tmp/gradio, belongs to the user who was first on a machine. To be entered before gradio is imported.
+    Raises UserError where the folder cannot be written to.
+    """
+    with tempfile.TemporaryDirectory(prefix="salmonn-web-") as own:
+        folder = Path(os.environ.setdefault("GRADIO_TEMP_DIR", own))
+        there = existing_part(folder)
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise UserError(f"GRADIO_TEMP_DIR = {folder}: cannot be written to; name another folder, or unset it")
+        yield
 
 
 def require_gradio() -> None:

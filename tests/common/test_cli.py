@@ -1,12 +1,16 @@
 """How a command ends: its exit code, and what it says on which stream."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from salmonn.common import cli
 from salmonn.common.cli import run_cli
 from salmonn.common.errors import UserError, examples, reason
+from tests.fixtures.paths import ROOT
 
 
 def raising(error: BaseException):
@@ -81,3 +85,54 @@ def test_of_a_long_list_a_few_are_named_and_the_rest_counted():
 def test_an_error_of_a_library_is_told_with_its_kind_and_in_few_lines():
     assert reason(UserError("one\ntwo\nthree")) == "one\ntwo\nthree"
     assert reason(OSError("one\n\ntwo\nthree")) == "OSError: one\ntwo"
+
+
+@pytest.mark.parametrize("rank", ["one", "", "-1"])
+def test_a_rank_that_is_no_number_does_not_hide_the_message(monkeypatch, capsys, rank):
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit):
+        run_cli(raising(UserError("a.yaml: no such key")))
+    assert capsys.readouterr().err == "error: a.yaml: no such key\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "euc-kr", "cp1252"])
+def test_what_the_terminal_has_no_letters_for_is_shown_all_the_same(encoding):
+    code = "from salmonn.common.cli import run_cli; run_cli(lambda: print('\\ube68\\uac1b \\U0001f600 \\udcff'))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert b"\\U0001f600" in result.stdout
+
+
+NAMELESS = """
+import os, pwd, sys
+def nobody(number):
+    raise KeyError("uid not found")
+pwd.getpwuid = nobody
+for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME"):
+    os.environ.pop(name, None)
+import salmonn
+from salmonn.common.files import home_folder
+assert home_folder() is None
+"""
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "import torch._inductor.runtime.cache_dir_utils as cache; cache.default_cache_dir()",
+        "from salmonn.data.annotations import Annotations; assert len(Annotations(sys.argv[1])) == 1",
+        "from salmonn.doctor.__main__ import shown; from salmonn.doctor.packages import check_system; "
+        "assert any('HOME is not set' in shown(finding) for finding in check_system())",
+        "from salmonn.config.loading import load_config; from salmonn.common.errors import UserError\n"
+        "try:\n    load_config('configs/mini/stage1.yaml', ['run.output_dir=~/x'])\n    sys.exit('taken')\n"
+        "except UserError as error:\n    assert 'home folder is not known' in str(error)",
+    ],
+    ids=["PyTorch", "annotation files", "doctor", "paths"],
+)
+def test_a_machine_that_knows_neither_the_users_name_nor_home_is_enough(tmp_path, use):
+    (tmp_path / "ann.json").write_text('{"annotation": [{"path": "a.wav", "task": "asr", "text": "x"}]}')
+    command = [sys.executable, "-c", NAMELESS + use, str(tmp_path / "ann.json")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

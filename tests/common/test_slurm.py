@@ -2,7 +2,8 @@
 
 import pytest
 
-from salmonn.common.slurm import environment, first_node, tasks_on_node
+from salmonn.common.errors import UserError
+from salmonn.common.slurm import environment, first_node, require_whole, tasks_on_node
 
 STEP = {
     "SLURM_JOB_ID": "31007", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "7", "SLURM_STEP_TASKS_PER_NODE": "4,3",
@@ -55,3 +56,35 @@ def test_the_first_node_of_a_list(nodes: str, first: str):
 def test_tasks_of_each_node():
     assert [tasks_on_node("4(x2),3", node) for node in range(3)] == [4, 4, 3]
     assert tasks_on_node("2", 0) == 2
+
+
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500", "LOCAL_RANK": "1"}
+
+
+@pytest.mark.parametrize("environ", [{}, TORCHRUN, environment(STEP), {"WORLD_SIZE": "4"}, {"LOCAL_RANK": "0"}])
+def test_the_environment_of_a_launcher_and_of_none_is_whole(environ):
+    require_whole(environ, joins=True)
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"RANK": "0"}, "RANK is set, WORLD_SIZE, MASTER_ADDR, MASTER_PORT not"),
+        ({**TORCHRUN, "RANK": "2"}, "RANK = 2 is not below WORLD_SIZE = 2"),
+        ({"RANK": "one"}, "RANK = 'one' is no number"),
+        ({"RANK": ""}, "RANK = '' is no number"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK = '-1' is no number"),
+        ({**TORCHRUN, "MASTER_PORT": "http"}, "MASTER_PORT = 'http' is no number"),
+        ({name: value for name, value in TORCHRUN.items() if name != "MASTER_ADDR"}, "RANK is set, MASTER_ADDR not"),
+    ],
+)
+def test_what_is_left_of_a_launchers_environment_is_told(environ, told):
+    with pytest.raises(UserError, match="not that of torchrun or srun") as error:
+        require_whole(environ, joins=True)
+    assert told in str(error.value)
+
+
+def test_a_command_that_joins_no_others_needs_numbers_only():
+    require_whole({"RANK": "0"}, joins=False)
+    with pytest.raises(UserError, match="RANK = 'x' is no number"):
+        require_whole({"RANK": "x"}, joins=False)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from salmonn.common.errors import UserError
+from salmonn.config.loading import load_config
 from salmonn.evaluation import METRICS, EvalTask, Metric, evaluate_tasks, provenance
-from salmonn.evaluation.pipeline import evaluate, generate_answers
+from salmonn.evaluation.pipeline import evaluate, generate_answers, results_folder
 from salmonn.evaluation.submission import validate_submission
 from tests.fixtures.commands import json_lines
 from tests.fixtures.stub_model import StubModel, config_for, entry
@@ -121,10 +122,18 @@ def test_the_page_keeps_what_an_earlier_command_evaluated(stub_world: Path):
     assert set(reports) == {"one", "two"}
 
 
-@pytest.mark.usefixtures("stub_model")
-def test_a_name_that_leads_out_of_the_results_folder_is_refused(stub_world: Path):
-    with pytest.raises(UserError, match="plain name"):
-        evaluate(config_for(stub_world, [entry(1, text="a")], "evaluate.name=../out"), "valid_asr")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("../out", "without spaces, as out"), ("my run", "without spaces, as my_run"), ("a #b, c/d", "as a_b_c_d"),
+        (" ", "a letter or digit first"), ("-x", "as x"), ("..", "a letter or digit first"),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_no_plain_one_is_refused_with_one_that_is(name, told):
+    with pytest.raises(UserError, match="must be a folder's plain name") as error:
+        results_folder(load_config("configs/mini/evaluate.yaml", [f"evaluate.name={name}"]), "valid_asr")
+    assert told in str(error.value)
+    assert repr(name) in str(error.value)
 
 
 def test_a_submission_without_a_set_or_that_is_no_text_is_told(submitted):

@@ -157,6 +157,14 @@ def test_a_named_checkpoint_does_not_push_another_run_aside(folder_of, tmp_path)
     assert epoch_of(resumed(folder_of(f"run.resume={older}", "run.seed=1"))) == 1
 
 
+def test_a_folder_given_to_go_on_from_is_told_with_the_checkpoint_in_it(folder_of, tmp_path):
+    save(folder_of(), nn.Linear(2, 2), Progress(epoch=1))
+    (problem,) = folder_of(f"run.resume={folder_of().path}", "run.exp_name=other").problems()
+    assert problem.endswith(f"or a checkpoint that exists; this folder has {folder_of().path}/checkpoint_last.pth")
+    (problem,) = folder_of(f"run.resume={tmp_path}", "run.exp_name=other").problems()
+    assert problem.endswith("or a checkpoint that exists")
+
+
 def test_the_best_checkpoint_of_a_run_whose_others_are_gone_is_not_deleted(folder_of):
     folder = folder_of()
     save_checkpoint(folder.path / "checkpoint_best.pth", nn.Linear(2, 2))

@@ -1,6 +1,7 @@
 """The web page: one model for several people, answers as they are written, errors in a box, and a real browser."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -164,6 +165,23 @@ def test_a_gradio_that_does_not_load_is_told_in_a_line(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["web", "--cfg-path", f"{ROOT}/configs/mini/decode.yaml", "--port", "7999"])
     with pytest.raises(UserError, match=r"the web page needs gradio \(.*\): pip install -r requirements.txt"):
         web.main()
+
+
+def test_uploads_lie_in_a_folder_of_this_commands_own_or_in_that_of_the_environment(monkeypatch, tmp_path):
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)  # and set back in the end
+    with web.uploads_folder():
+        own = Path(os.environ["GRADIO_TEMP_DIR"])
+        assert own.stat().st_uid == os.getuid()
+        assert own.stat().st_mode & 0o077 == 0
+    assert not own.exists()
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file/below"):
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))
+        with pytest.raises(UserError, match=f"GRADIO_TEMP_DIR = {folder}: cannot be written to"), web.uploads_folder():
+            pass
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "mine"))
+    with web.uploads_folder():
+        assert os.environ["GRADIO_TEMP_DIR"] == str(tmp_path / "mine")
 
 
 def test_nobody_else_can_reach_the_page_unless_asked(monkeypatch):
