@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from salmonn import SALMONN
@@ -381,7 +382,9 @@ def test_a_setup_has_the_published_sizes(section, tmp_path, name, hidden, query,
     """From config files alone: projection into the LLM's width, LoRA on projections of unequal width."""
     family = FAMILIES[SETUPS[name]]
     shutil.copytree(section(SETUPS[name])["llama_path"], tmp_path / "llm")
-    family.config(**family.published).save_pretrained(tmp_path / "llm")
+    n_tokens = AutoConfig.from_pretrained(tmp_path / "llm").vocab_size
+    family.config(**{**family.published, "vocab_size": n_tokens}).save_pretrained(tmp_path / "llm")
+    save_file({"a": torch.zeros(1)}, tmp_path / "llm/model.safetensors")
     options = [*setup_options(section, name), f"model.llama_path={tmp_path}/llm"]
     meta_model = build_meta_model(load_config(f"configs/lightweight/{name}.yaml", options).model)
     shapes = {key: tuple(p.shape) for key, p in meta_model.named_parameters() if p.requires_grad}

@@ -10,6 +10,7 @@ from salmonn.common.errors import UserError
 from salmonn.model import checkpoint
 from tests.fixtures.convert import GOLDEN_PTH, written
 from tests.fixtures.paths import GOLDEN
+from util.conversion.describe import describe
 
 EXTRAS = 4  # of the published writer in it
 FULL_SIZE = json.loads((GOLDEN / "full_size_keys.json").read_text())
@@ -116,6 +117,14 @@ def test_inspect_verifies_beats_files(command, tmp_path):
     del pretrained["encoder.layers.1.fc1.weight"]
     with pytest.raises(UserError, match=r"missing: encoder\.layers\.1\.fc1\.weight"):
         command("inspect", written(tmp_path / "part.pt", pretrained, cfg=content["cfg"]))
+
+
+def test_inspect_tells_of_values_that_are_no_numbers(tmp_path):
+    content = torch.load(GOLDEN_PTH, weights_only=True)
+    content["model"]["ln_speech.bias"][0] = float("nan")
+    torch.save(content, tmp_path / "broken.pth")
+    _, problems = describe(tmp_path / "broken.pth")
+    assert any("holds NaN or infinite values in 1 of " in problem for problem in problems)
 
 
 def test_beats_of_the_published_size_is_recognised(command, tmp_path):
