@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from salmonn.common.cli import run_cli
 from salmonn.common.errors import UserError
 from salmonn.common.files import replacing
-from util.quickstart import ENVIRONMENT
+from util.jobs import ENVIRONMENT
 from util.quickstart_report import SCORES
 
 ROOT = Path(__file__).resolve().parent.parent

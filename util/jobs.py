@@ -10,15 +10,14 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from salmonn.common.errors import UserError
 from salmonn.config.loading import known_keys, load_config
 
 # Waiting threads must not spin where cores are shared; local model folders must not be looked up online.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def run_command(title: str, command: Sequence[str], processes: int = 1) -> float:
-    """Run a script of the project; returns its seconds. Raises UserError where it fails."""
+def run_command(title: str, command: Sequence[str], processes: int = 1) -> tuple[float, int]:
+    """Run a script of the project; returns its seconds and its exit code."""
     shown, launcher = "python", [sys.executable]
     environment = {**os.environ, **ENVIRONMENT}
     if processes > 1:
@@ -28,9 +27,7 @@ def run_command(title: str, command: Sequence[str], processes: int = 1) -> float
     print(f"\n=== {title}\n$ {shown} {shlex.join(command)}\n", flush=True)
     started = time.monotonic()
     result = subprocess.run([*launcher, *command], env=environment, check=False)
-    if result.returncode:
-        raise UserError(f"{title} failed (exit code {result.returncode}); what it said stands above")
-    return round(time.monotonic() - started, 1)
+    return round(time.monotonic() - started, 1), result.returncode
 
 
 def moved(config_path: str, default_out: str, out: str) -> list[str]:

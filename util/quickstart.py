@@ -11,23 +11,19 @@ Exit code 0 if the model has learned to listen (the bars of the report), 1 if no
 
 import json
 import os
-import shlex
 import shutil
-import subprocess
 import sys
-import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import NamedTuple
-
-from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from salmonn.common.cli import run_cli
 from salmonn.common.errors import UserError
 from salmonn.common.files import write_json
-from salmonn.config.loading import known_keys, load_config
+from salmonn.config.loading import load_config
+from util.jobs import moved, run_command
 from util.quickstart_report import EVALUATED_STAGES, MODES, STAGES, check_bars, summarise, write_report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,8 +31,6 @@ CONFIGS = "configs/mini"
 DEFAULT_OUT, DEFAULT_SEED = "output/mini", 42  # as the configs have them
 PROCESSES = 2
 STATE = "quickstart.json"  # the seconds of each part that is done
-# Waiting threads must not spin where cores are shared; local model folders must not be looked up online.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def main() -> None:
@@ -151,32 +145,20 @@ def overrides(name: str, out: str, seed: int) -> list[str]:
     """What moves a miniature config to another folder and seed; nothing where they are its own."""
     config = load_config(f"{CONFIGS}/{name}.yaml")
     options = [] if seed == config.run.seed else [f"run.seed={seed}"]
-    if out != DEFAULT_OUT:
-        values = {key: OmegaConf.select(config, key) for key in known_keys()}
-        inside = {k: v for k, v in values.items() if isinstance(v, str) and f"{v}/".startswith(f"{DEFAULT_OUT}/")}
-        options += [f"{key}={out}{value.removeprefix(DEFAULT_OUT)}" for key, value in inside.items()]
-    return options
+    return options + moved(f"{CONFIGS}/{name}.yaml", DEFAULT_OUT, out)
 
 
 def run(part: Part) -> float:
     """Run one part with its output in view; returns its seconds. Exits 1 if it fails."""
-    shown, launcher = "python", [sys.executable]
-    environment = {**os.environ, **ENVIRONMENT}
-    if part.processes > 1:
-        arguments = ["--standalone", f"--nproc_per_node={part.processes}"]
-        shown, launcher = shlex.join(["torchrun", *arguments]), [*launcher, "-m", "torch.distributed.run", *arguments]
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // part.processes))
-    print(f"\n=== {part.title}\n$ {shown} {shlex.join(part.command)}\n", flush=True)
-    started = time.monotonic()
-    result = subprocess.run([*launcher, *part.command], env=environment, check=False)
-    if result.returncode or not Path(part.product).exists():
+    seconds, code = run_command(part.title, part.command, part.processes)
+    if code or not Path(part.product).exists():
         print(
-            f"\nquickstart stopped: {part.title} failed (exit code {result.returncode}). The same command goes on from "
+            f"\nquickstart stopped: {part.title} failed (exit code {code}). The same command goes on from "
             f"there; --fresh trains anew",
             file=sys.stderr,
         )
         sys.exit(1)
-    return round(time.monotonic() - started, 1)
+    return seconds
 
 
 if __name__ == "__main__":

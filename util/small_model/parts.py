@@ -246,10 +246,16 @@ def _ann(small: Small, name: str) -> Path:
 # ---- training and what came out
 
 
+def _run(title: str, command: list[str], processes: int = 1) -> None:
+    _, code = run_command(title, command, processes)
+    if code:
+        raise UserError(f"{title} failed (exit code {code}); what it said stands above. The same command goes on there")
+
+
 def train(small: Small, stage: str) -> None:
     """A stage, which goes on where it was stopped."""
     command = ["train.py", "--cfg-path", f"{CONFIGS}/{stage}.yaml", "--options", *small.options(stage)]
-    run_command(f"training, {stage}", command, small.args.processes)
+    _run(f"training, {stage}", command, small.args.processes)
 
 
 def write_stories(small: Small) -> None:
@@ -257,7 +263,7 @@ def write_stories(small: Small) -> None:
     command = ["util/make_activation_data.py", "--cfg-path", f"{CONFIGS}/stories.yaml", "--n", str(STORIES)]
     command += ["--min-words", str(small.args.min_story_words)]
     command += ["--clips", str(_ann(small, "stage2_train")), "--out", str(_ann(small, "stage3_train")), "--overwrite"]
-    run_command("stories for stage 3", [*command, "--options", *small.options("stories")])
+    _run("stories for stage 3", [*command, "--options", *small.options("stories")])
 
 
 def evaluate(small: Small) -> None:
@@ -265,7 +271,7 @@ def evaluate(small: Small) -> None:
     report.write_eval_tasks(small.out, _ann(small, "test_corpus").parent)
     options = [f"evaluate.tasks_file={small.out}/eval_tasks.yaml", *small.options("evaluate")]
     command = ["evaluate.py", "--mode", "table3", "--cfg-path", f"{CONFIGS}/evaluate.yaml", "--options", *options]
-    run_command("evaluation", command)
+    _run("evaluation", command)
 
 
 def tell(small: Small) -> None:
