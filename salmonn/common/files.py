@@ -1,5 +1,6 @@
 """Atomic writes, and append-only JSON Lines of which a kill leaves whole lines only."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from typing import Any, BinaryIO
 from salmonn.common.errors import UserError
 
 GB = 1e9  # bytes
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # of OSErrors: a path leads nowhere
 _LFS_POINTER_BYTES = 1024  # at most, says its specification
 
 

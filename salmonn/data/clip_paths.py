@@ -1,12 +1,12 @@
 """Where an annotation's clips lie on this machine: prefix, path_map, and other extensions than the annotated one."""
 
-import errno
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from salmonn.audio.decode import AudioError
 from salmonn.common.errors import UserError
+from salmonn.common.files import NO_FILE
 
 # `expand_wav` of the released files carries the folder of the authors' cluster; `path` does not.
 RELEASED_PATH_MAP = ({"from": "/mnt/bn/audio-visual-llm-data/datasets", "to": "{prefix}"},)
@@ -18,10 +18,10 @@ def may_exist(path: str) -> bool:
     """Whether there is something of this name, or the system cannot tell: opening it will."""
     try:
         os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except ValueError:  # no possible name
         return False
     except OSError as error:
-        return error.errno not in (errno.ENAMETOOLONG, errno.ELOOP)
+        return error.errno not in NO_FILE
     return True
 
 
@@ -136,10 +136,10 @@ class FolderCache:
 def _list(folder: str) -> frozenset[str] | None:
     try:
         return frozenset(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # absent, no folder, or no possible name
+    except ValueError:  # no possible name
         return frozenset()
-    except OSError:
-        return None
+    except OSError as error:
+        return frozenset() if error.errno in NO_FILE else None
 
 
 def corpus_of(path: str, root: str = "") -> str:

@@ -20,7 +20,7 @@ import soundfile
 
 from salmonn.audio.decode import AudioError, decode_all, inspect_header
 from salmonn.common.errors import UserError
-from salmonn.common.files import appending, whole_lines
+from salmonn.common.files import NO_FILE, appending, whole_lines
 from salmonn.common.processes import DiedError, Parcel, Worker, in_processes
 
 _BATCH = 8  # files that a process checks before it reports
@@ -83,7 +83,8 @@ def kind_of(reason: str) -> str:
 
 def is_passing(reason: str) -> bool:
     """Whether a reason tells of the system, and not of a file."""
-    return reason.partition(":")[0] == _UNREADABLE or reason == _WRITTEN_BEFORE
+    kind, _, what = reason.partition(": ")
+    return (kind == _UNREADABLE and what not in map(os.strerror, NO_FILE)) or reason == _WRITTEN_BEFORE
 
 
 def version_of(path: str) -> tuple[str, int, int]:
@@ -149,10 +150,10 @@ def _trouble_of_reading(path: str) -> str:
                 pass
         finally:
             os.close(descriptor)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except ValueError:  # no possible name
         return ""
     except OSError as error:
-        return error.strerror or str(error)
+        return "" if error.errno in NO_FILE else error.strerror or str(error)
     return ""
 
 

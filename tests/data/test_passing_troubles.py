@@ -24,7 +24,7 @@ from salmonn.config.loading import load_config
 from salmonn.data import dataset as dataset_module
 from salmonn.data import integrity
 from salmonn.data.annotations import Annotations
-from salmonn.data.clip_paths import ClipPaths, FolderCache
+from salmonn.data.clip_paths import ClipPaths, FolderCache, may_exist
 from salmonn.data.dataset import SALMONNDataset
 from salmonn.data.filtering import usable_entries
 from salmonn.data.integrity import Verdict, VerdictList, check_file, check_files, write_verdicts
@@ -107,6 +107,21 @@ def test_troubles_that_earlier_versions_wrote_down_are_looked_at_again(clips, re
     assert quarantined_files([file], listed) == {}
     assert check_integrity([file], listed, jobs=1) == (1, {})
     assert unverified_files([file], listed) == {}
+
+
+@pytest.mark.parametrize("kind", ["loop", "dangling", "long", "below a file", "absent", "folder"])
+def test_a_path_that_leads_nowhere_is_no_passing_trouble(clips, kind):
+    paths = {"long": clips / ("x" * 300), "below a file": clips / "0.flac/1.flac"}
+    path = paths.get(kind, clips / kind)
+    if kind in ("loop", "dangling"):
+        path.symlink_to(path if kind == "loop" else clips / "none")
+    elif kind == "folder":
+        path.mkdir()
+    for how in ("header", "decode"):
+        verdict = check_file(str(path), how)
+        assert not verdict.ok
+        assert not verdict.is_passing
+    assert may_exist(str(path)) == (kind in ("loop", "dangling", "folder"))  # as os.path.lexists
 
 
 def test_a_check_without_open_files_left_writes_no_verdicts(clips):
