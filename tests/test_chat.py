@@ -111,7 +111,6 @@ def test_options_that_do_not_go_together_are_refused(arguments, message, monkeyp
         parse_arguments()
 
 
-@pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -128,6 +127,7 @@ def test_a_task_that_cannot_be_asked_is_told_before_the_model_is_loaded(options,
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("long", [False, True])
 def test_answers_about_several_files_are_behind_their_names(engine: InferenceEngine, clips, long, capsys):
     args = Namespace(audio=clips, task="asr", question="", prompt=None, json=False, long=long, overlap=None)
     answer_once(engine, args)
