@@ -150,7 +150,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_sees_the_same_samples(mi
     runs = {}
     for name, batch in (("as_before", 4), ("half", 2)):
         shutil.copytree(tmp_path / "two", tmp_path / name)
-        options = arguments(mini_world, tmp_path / name, f"run.batch_size_train={batch}")
+        options = arguments(mini_world, tmp_path / name, f"run.batch_size_train={batch}", "run.resume=auto")
         runs[name, batch] = start([script, *options], RECORDS=str(records[name]))
     for (name, batch), process in runs.items():
         message = process.communicate(timeout=HANG)[1]

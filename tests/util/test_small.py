@@ -109,9 +109,8 @@ def test_no_answer_is_likelier_than_another_where_one_could_guess():
 # ---- voices
 
 
-def test_a_clip_follows_from_its_number_and_text_and_is_not_spoken_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(voices, "SHARES", {"espeak": 1.0})
-    engines = voices.Engines(str(tmp_path), str(tmp_path), "")
+def test_a_clip_follows_from_its_number_and_text_and_is_not_spoken_twice(tmp_path):
+    engines = voices.Engines(str(tmp_path), str(tmp_path), "", {"espeak": 1.0})
     [first], [again] = (
         list(voices.speak_all(["hello there", "good morning"], tmp_path / "a", engines, 1)) for _ in "12"
     )

@@ -4,12 +4,13 @@ What a clip sounds like follows from its number and text alone, so a stopped job
 """
 
 import json
+import multiprocessing
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from random import Random
@@ -55,6 +56,7 @@ class Engines:
     piper: str  # the folder with joe's model
     flite: str  # the command; its libraries are looked for in `libraries`
     libraries: str
+    shares: Mapping[str, float] = field(default_factory=lambda: SHARES)  # of the clips, by voice
 
 
 def speak_all(texts: Sequence[str], folder: Path, engines: Engines, processes: int) -> Iterator[list[Spoken]]:
@@ -63,7 +65,7 @@ def speak_all(texts: Sequence[str], folder: Path, engines: Engines, processes: i
     jobs = [(start, texts[start : start + CLIPS_AT_ONCE]) for start in range(0, len(texts), CLIPS_AT_ONCE)]
     if not all(os.path.exists(path) for path in (engines.piper, engines.flite)):
         raise UserError(f"no voices in {engines.piper} and {engines.flite}: run util/small.py again to unpack them")
-    with ProcessPoolExecutor(processes) as pool:
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(partial(_speak_some, folder=folder, engines=engines), jobs)
 
 
@@ -74,7 +76,7 @@ def _speak_some(job: tuple[int, Sequence[str]], folder: Path, engines: Engines) 
 
 def _speak_one(number: int, text: str, folder: Path, engines: Engines) -> Spoken:
     rng = Random(f"{number} {text}")
-    voice = rng.choices([*SHARES], [*SHARES.values()])[0]
+    voice = rng.choices([*engines.shares], [*engines.shares.values()])[0]
     path = folder / f"{number:06d}.flac"
     try:
         seconds = soundfile.info(path).duration
