@@ -32,7 +32,7 @@ BOUNDS: dict[str, tuple[float | str, float | str]] = {
     "model.qformer_num_heads": (1, 10_000),
     "model.qformer_intermediate_size": (1, 100_000),
     "model.lora_rank": (1, 10_000),
-    "model.lora_alpha": (_MORE, 1e6),
+    "model.lora_alpha": (0, 1e6),
     "model.lora_dropout": (0, _BELOW),
     "model.lora_scaling": (0, 1e6),
     "model.max_txt_len": (1, 10**6),

@@ -122,7 +122,8 @@ def _newest(folder: RunFolder, accepted: Callable[[Content], bool], lazily: bool
 
 
 def _resumed(folder: RunFolder, path: Path, content: Content) -> tuple[Resumed, Content]:
-    changes = changed_keys(content["config"], OmegaConf.to_container(folder.config))
+    told = changed_keys(content["config"], OmegaConf.to_container(folder.config))
+    changes = [change for change in told if not change.startswith("run.resume: ")]  # that it goes on is known
     return Resumed(Progress.from_saved(content["progress"]), path, changes), content
 
 

@@ -69,6 +69,8 @@ def test_answers_are_found_and_give_the_scores_that_they_gave(table3: Path, task
     now = without_statistics(build_report(task, clips, predictions, shuffled, config.model.whisper_path, judgement))
     before = json.loads((folder / "report.json").read_text())
     assert set(now.pop("notes")) <= set(before["notes"])  # a run adds who has judged
+    # since then the control has intervals, too
+    now["intervals"] = {name: edges for name, edges in now["intervals"].items() if not name.endswith("_shuffled")}
     assert {key: before[key] for key in now} == now
 
 

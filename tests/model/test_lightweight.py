@@ -201,7 +201,7 @@ def test_a_turn_further_on_may_begin_with_bos(section, tmp_path, template):
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": "<|im_start|>"}))
     model = SALMONN.from_config(section("qwen2.5", llama_path=str(folder), prompt_template=template)).eval()
     bos, samples = model.tokenizer.bos_token_id, samples_of(model, [0, 1])
-    laid_out = build_llm_inputs(model.tokenizer, 3, samples["prompts"], [[], []])
+    laid_out = build_llm_inputs(model.tokenizer, [3, 3], samples["prompts"], [[], []])
     assert [row.tolist().count(bos) for row in laid_out.token_ids] == [2, 2]
     assert laid_out.token_ids[:, 0].tolist() == [bos, bos]
     assert torch.isfinite(model(samples)["loss"])

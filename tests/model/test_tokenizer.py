@@ -113,7 +113,9 @@ def test_prompts_and_targets_hold_the_published_ids(llama):
     tokenizer = load(llama)
     prompt = "USER: <Speech><SpeechHere></Speech> Can you\nASSISTANT:"
     target = published_ids(llama, " a red dog</s>")
-    inputs = build_llm_inputs(tokenizer, 2, [prompt], [tokenizer(" a red dog</s>", add_special_tokens=False).input_ids])
+    inputs = build_llm_inputs(
+        tokenizer, [2], [prompt], [tokenizer(" a red dog</s>", add_special_tokens=False).input_ids]
+    )
     before, after = (published_ids(llama, half) for half in prompt.split("<SpeechHere>"))
     assert inputs.token_ids[0].tolist() == [1, *before, 0, 0, *after, *target]
 

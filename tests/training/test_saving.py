@@ -43,14 +43,14 @@ def test_a_validation_inside_an_epoch_may_be_the_best(make_runner, monkeypatch):
 
 def stop_by_signal(runner, at: int):
     """A signal while the parameters of that iteration are validated."""
-    encode = runner.model.encode_speech
+    encode = runner.model.encode_clips
 
     def encode_then_hear_the_signal(*args):
         if not torch.is_grad_enabled() and runner.progress.iteration == at:
             runner.stop_request.name = "SIGTERM"
         return encode(*args)
 
-    runner.model.encode_speech = encode_then_hear_the_signal
+    runner.model.encode_clips = encode_then_hear_the_signal
     assert not runner.train()
 
 
