@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from omegaconf import DictConfig
-from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, normalizers
 from tokenizers.pre_tokenizers import Metaspace
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -70,6 +69,8 @@ def tokenize_as_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> None:
     backend = tokenizer.backend_tokenizer
     file = tokenizer.init_kwargs.get("vocab_file") or ""
     if Path(file).name == "tokenizer.model" and getattr(backend.model, "byte_fallback", False):
+        from sentencepiece import SentencePieceProcessor  # only such folders need it
+
         adds_space = SentencePieceProcessor(model_file=file).encode("a", out_type=str)[0].startswith(SPACE)
     elif isinstance(backend.pre_tokenizer, Metaspace) and getattr(backend.model, "byte_fallback", False):
         adds_space = backend.pre_tokenizer.prepend_scheme != "never"

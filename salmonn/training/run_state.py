@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,13 +139,18 @@ _NOT_OF_THE_RESULT = (
 _LENGTH = "run.optims.max_epoch: "  # a run that is not done may become longer, or shorter
 
 
+def changes_of_the_result(changes: Sequence[str]) -> list[str]:
+    """The changes that make it another experiment."""
+    return [change for change in changes if not change.startswith(_NOT_OF_THE_RESULT)]
+
+
 def require_same_experiment(folder: RunFolder) -> None:
     """Raise UserError where the folder's run was begun with other settings and nobody has said that this is meant."""
     found = find_resumed(folder, lazily=True)
     if not found:
         return
     run, progress = folder.config.run, found[0].progress
-    changes = [change for change in found[0].changes if not change.startswith(_NOT_OF_THE_RESULT)]
+    changes = changes_of_the_result(found[0].changes)
     is_done = progress.epoch >= run.optims.max_epoch
     if is_done and changes:
         says, remedy = "a run that is done, with another configuration", "choose another run.exp_name"

@@ -285,7 +285,16 @@ def test_the_whole_job_on_a_corpus_in_librispeechs_layout_and_again(tmp_path, li
         "--processes",
         "1",
     ]
-    command += ["--whisper", tmp_path / "whisper", "--llm", tmp_path / "llm", "--min-story-words", "1"]
+    command += [
+        "--whisper",
+        tmp_path / "whisper",
+        "--llm",
+        tmp_path / "llm",
+        "--min-story-words",
+        "1",
+        "--stories",
+        "1",
+    ]
     command += ["--options", *short, "evaluate:generate.max_new_tokens=4"]
     first = subprocess.run(command, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stdout + first.stderr

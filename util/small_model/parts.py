@@ -27,7 +27,6 @@ from util.small_model.recordings import Recording
 CONFIGS, DEFAULT_OUT = "configs/small", "output/small"
 MAX_SECONDS = 12.0  # of a clip that is trained on, as configs/small/base.yaml hears it
 OF_A_TASK = {"train": 2000, "valid": 60, "test": 200}  # entries of stage 2 and its tests
-STORIES = 12  # for stage 3, as in the paper
 
 
 @dataclass(frozen=True)
@@ -260,7 +259,7 @@ def train(small: Small, stage: str) -> None:
 
 def write_stories(small: Small) -> None:
     """Stage 3's own stories, by the model of stage 2 with its adapters turned down (paper, 3.2)."""
-    command = ["util/make_activation_data.py", "--cfg-path", f"{CONFIGS}/stories.yaml", "--n", str(STORIES)]
+    command = ["util/make_activation_data.py", "--cfg-path", f"{CONFIGS}/stories.yaml", "--n", str(small.args.stories)]
     command += ["--min-words", str(small.args.min_story_words)]
     command += ["--clips", str(_ann(small, "stage2_train")), "--out", str(_ann(small, "stage3_train")), "--overwrite"]
     _run("stories for stage 3", [*command, "--options", *small.options("stories")])
