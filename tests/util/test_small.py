@@ -251,7 +251,7 @@ def test_options_are_told_without_loading_anything():
 def libri(tmp_path: Path) -> Path:
     """A tree in Mini LibriSpeech's layout, spoken by espeak-ng."""
     said = ["the bell rings four times", "a red dog runs", "the rain falls near the house", "a siren passes"]
-    for split, speakers in (("train-clean-5", ("84", "174")), ("dev-clean-2", ("251", "422", "777", "2086", "1272"))):
+    for split, speakers in (("train-clean-5", ("84", "174")), ("dev-clean-2", ("251", "422", "1673", "2035"))):
         for speaker in speakers:
             folder = tmp_path / "LibriSpeech" / split / speaker / "1"
             folder.mkdir(parents=True)
