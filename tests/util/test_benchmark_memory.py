@@ -68,8 +68,7 @@ def test_autograd_keeps_what_the_formula_says(dtype, checkpointing):
         _, llm = kept(model, lambda: model.answer_loss(embeds, samples["prompts"], samples["text"]))
     adapters = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     copies = 2 * adapters if amp else 0
-    # 2.1 % less under bfloat16 than counted: one query attends to itself without float32 copies on a CPU
-    assert qformer == pytest.approx(qformer_kept(model, case, batch) + half_copies(model, case) - copies, rel=0.03)
+    assert qformer == pytest.approx(qformer_kept(model, case, batch) + half_copies(model, case) - copies, rel=0.02)
     copies *= not checkpointing  # a block's are made again, too
     expected = llm_kept(model, case, batch) + target_gradients(model, case, batch) + copies
     assert llm == pytest.approx(expected, rel=0.02)

@@ -197,11 +197,12 @@ def qformer_kept(model: SALMONN, case: Case, batch: Batch) -> float:
     frame = width * (2 * layers * number if case.amp else number)
     # a CPU has no fused attention with dropout: float32, with weights before and behind dropout, and its factors
     attended = FLOAT if case.device == "cpu" else number
+    alone = number if queries == 1 else attended  # one query attends to itself without the kernel
     weights = 3 * FLOAT * config.qformer_num_heads * (kernel + queries) if case.device == "cpu" else 0
     frame += layers * 2 * hidden * attended  # keys and values
     inputs = 3 if case.amp else 1  # of queries, keys and values in self-attention
     # norms, dropout; self-attention, cross-attention (input, query), what both give, what the last part reads
-    query = hidden * (3 * FLOAT + 3 * case.dropout_mask + number * (inputs + 1 + 2 + 1) + 4 * attended)
+    query = hidden * (3 * FLOAT + 3 * case.dropout_mask + number * (inputs + 1 + 2 + 1) + 3 * alone + attended)
     query += 2 * config.qformer_intermediate_size * number + weights
     per_window = kernel * frame + queries * (layers * query + hidden * number)
     return batch.clips * (windows * per_window + FLOAT * _features(model, batch))
