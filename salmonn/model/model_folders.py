@@ -115,14 +115,12 @@ def _needed(key: str) -> str:
 def _hub_problem(name: str) -> str:
     """Why a name can neither be asked for at the hub nor be found in its cache by itself; "" where it can."""
     cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+    if constants.HF_HUB_OFFLINE and cached:
+        return ""
     if constants.HF_HUB_OFFLINE:
         return (
-            ""
-            if cached
-            else (
-                f"is no folder here and not in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set: "
-                "give a folder, or load it once with a network"
-            )
+            f"is no folder here and not in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set: "
+            "give a folder, or load it once with a network"
         )
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)

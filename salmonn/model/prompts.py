@@ -41,7 +41,7 @@ def task_prompt(known: Mapping[str, str], task: str, question: str) -> str:
     """A task's test prompt, with `question` where it has `{}`. Raises UserError where they do not fit."""
     if task not in known:
         raise UserError(f"no test prompt for the task {task!r} (known: {', '.join(known) or 'none'})")
-    takes_question = "{}" in known[task]
+    takes_question = asks_question(known[task])
     if takes_question and not question.strip():
         raise UserError(f"the task {task} needs a question, which its prompt leaves open: {known[task]!r}")
     if question.strip() and not takes_question:

@@ -79,17 +79,19 @@ class Connector(nn.Module):
         n_windows = [filled_windows(n, stride, most) for n in lengths.tolist()]
         features = self.fuse(encoded.first_frames((max(n_windows) - 1) * stride + kernel))
         windows = [split_windows(clip[None], kernel, stride)[:n] for clip, n in zip(features, n_windows, strict=True)]
-        embeds = self.speech_llama_proj(self.speech_Qformer(self.speech_query_tokens, torch.cat(windows)))  # [W, Q, H]
-        return [clip.flatten(0, 1) for clip in embeds.split(n_windows)]
+        return [clip.flatten(0, 1) for clip in self._tokens_of(torch.cat(windows)).split(n_windows)]
 
     def embed(self, features: Tensor) -> Tensor:
         """[B, T, C] -> [B, A, H], window-major."""
         windows = features
         if self.config.window_level_Qformer:
             windows = split_windows(features, *self.window)
-        hidden = self.speech_Qformer(self.speech_query_tokens, windows)  # [W, Q, D]
-        embeds = self.speech_llama_proj(hidden)
+        embeds = self._tokens_of(windows)
         return embeds.reshape(features.shape[0], -1, embeds.shape[-1])
+
+    def _tokens_of(self, windows: Tensor) -> Tensor:
+        """[W, K, C] -> [W, Q, H]."""
+        return self.speech_llama_proj(self.speech_Qformer(self.speech_query_tokens, windows))
 
 
 def require_window_fits(config: DictConfig, frames: int) -> None:

@@ -201,8 +201,10 @@ class SALMONN(nn.Module):
     def encode_clips(
         self, raw_wav: Tensor, padding_mask: Tensor | None = None, spectrogram: Tensor | None = None
     ) -> list[Tensor]:
-        """Audio tokens [A, H] of each clip, arguments as `encode_speech`; how many follows the clip's own length
-        with `model.only_filled_windows`."""
+        """Audio tokens [A, H] of each clip, arguments as `encode_speech`.
+
+        With `model.only_filled_windows` how many there are follows from the clip's own length.
+        """
         raw_wav, lengths = self._clean_audio(raw_wav, padding_mask)
         encoded = self._encode(raw_wav, lengths, spectrogram)
         if self.config.only_filled_windows:

@@ -18,6 +18,7 @@ from salmonn.audio.decode import AudioError, inspect_header
 from salmonn.common.errors import UserError
 from salmonn.inference.engine import Answer, EncodedAudio, Question, join_encoded
 from salmonn.inference.long_audio import clock
+from salmonn.model.prompts import asks_question
 from salmonn.web.conversation import NO_CLIP, UNWRITTEN, Conversation, Hearing, Turn
 from salmonn.web.pictures import picture_clip
 from salmonn.web.request_queue import RequestQueue
@@ -214,7 +215,7 @@ class Page:
         yield "" if last.finished else f"The answer was cut off after {n_tokens} tokens (generate.max_new_tokens)."
 
     def _takes_text(self, task: str) -> bool:
-        return not task or "{}" in self.engine.model.test_prompts[task]
+        return not task or asks_question(self.engine.model.test_prompts[task])
 
     def _question(self, text: str, task: str) -> tuple[Question, str]:
         """What the model is asked, and how the chat shows it."""
