@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -13,10 +14,13 @@ from random import Random
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from salmonn.common.errors import UserError
+from tests.fixtures.lightweight import write_llm
+from util.mini_world.speech import engine
 from util.small_model import corpus, recordings, sources, tasks, texts, voices
 from util.small_model.convert_whisper import ENGLISH_VOCABULARY, convert_whisper, read_variables
 
@@ -241,3 +245,76 @@ def test_options_are_told_without_loading_anything():
     ).stdout
     assert "--corpus DIR" in shown
     assert "Mini LibriSpeech" in shown
+
+
+@pytest.fixture
+def libri(tmp_path: Path) -> Path:
+    """A tree in Mini LibriSpeech's layout, spoken by espeak-ng."""
+    said = ["the bell rings four times", "a red dog runs", "the rain falls near the house", "a siren passes"]
+    for split, speakers in (("train-clean-5", ("84", "174")), ("dev-clean-2", ("251", "422", "1673", "2035"))):
+        for speaker in speakers:
+            folder = tmp_path / "LibriSpeech" / split / speaker / "1"
+            folder.mkdir(parents=True)
+            for i, text in enumerate(said):
+                spoken = engine().speak(text, "en-us", 170, 30 + 5 * i, 50)
+                soundfile.write(
+                    folder / f"{speaker}-1-{i:04d}.flac", soxr.resample(spoken.audio, spoken.rate, 16_000), 16_000
+                )
+            lines = [f"{speaker}-1-{i:04d} {text.upper()}\n" for i, text in enumerate(said)]
+            (folder / f"{speaker}-1.trans.txt").write_text("".join(lines))
+    return tmp_path / "LibriSpeech"
+
+
+def test_the_whole_job_on_a_corpus_in_librispeechs_layout_and_again(tmp_path, libri):
+    write_ctranslate2(tmp_path / "ct2", tiny_whisper())
+    convert_whisper(tmp_path / "ct2", tmp_path / "whisper")
+    write_llm(tmp_path / "llm", "qwen2.5")
+    for name in ("tokenizer.json",):
+        shutil.copy(tmp_path / "llm" / name, tmp_path / "whisper" / name)
+    short = [f"stage{i}:run.iters_per_epoch=2" for i in range(4)]
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "util/small.py",
+        "--out",
+        out,
+        "--corpus",
+        libri,
+        "--recordings",
+        "none",
+        "--processes",
+        "1",
+    ]
+    command += [
+        "--whisper",
+        tmp_path / "whisper",
+        "--llm",
+        tmp_path / "llm",
+        "--min-story-words",
+        "1",
+        "--stories",
+        "1",
+    ]
+    command += ["--options", *short, "evaluate:generate.max_new_tokens=4"]
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stdout + first.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["wer_corpus"] > 0.5  # two steps teach nothing
+    assert {"wer_corpus_shuffled", "wer_whisper_corpus", "accuracy_QA", "minutes"} <= summary.keys()
+    annotations = {
+        name: json.loads((out / f"ann/{name}.json").read_text())["annotation"]
+        for name in ("stage1_train", "stage1_valid", "test_corpus")
+    }
+    speakers = {name: {entry["path"].split("/")[2] for entry in entries} for name, entries in annotations.items()}
+    assert speakers["stage1_train"] == {"84", "174"}
+    assert not speakers["stage1_valid"] & speakers["test_corpus"]
+    assert (
+        "Word error rates" in (out / "report.md").read_text() or "word error rates" in (out / "report.md").read_text()
+    )
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0
+    assert again.stdout.count("done before") >= 10
+    assert "===" not in again.stdout  # nothing was trained again
+    other = subprocess.run([*command, "--clips", "5"], capture_output=True, text=True, check=False)
+    assert other.returncode == 2
+    assert "was made with --clips 16000" in other.stderr
