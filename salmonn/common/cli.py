@@ -90,7 +90,7 @@ def argument_parser(description: str, default_cfg_path: str | None = None) -> Ar
     )
     parser.add_argument(
         "--options",
-        nargs="+",
+        nargs="*",  # none where a script has none to hand on
         action="extend",
         default=[],
         metavar="KEY=VALUE",

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from salmonn.common.device import to_device
@@ -64,8 +63,11 @@ class Aligner(SALMONN):
         clips = self.encode_clips(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
         candidates = draw_candidates(targets, self.n_negatives, self.vocabulary_size)  # [C], sorted
         columns = [torch.searchsorted(candidates, torch.tensor(ids, dtype=torch.long)) for ids in targets]
-        log_probs = self.log_probs(pad_sequence(clips, batch_first=True), self.table(candidates))  # [B, A, C + 1]
-        losses, fits = ctc_losses(log_probs, [len(clip) for clip in clips], columns)
+        lengths = [len(clip) for clip in clips]
+        rows = self.log_probs(torch.cat(clips), self.table(candidates)).split(lengths)  # none of padding
+        # not pad_sequence, whose backward pass copies the whole batch once for each clip
+        log_probs = torch.stack([F.pad(row, (0, 0, 0, max(lengths) - len(row))) for row in rows])  # [B, A, C + 1]
+        losses, fits = ctc_losses(log_probs, lengths, columns)
         total = sum(len(ids) for ids, fit in zip(targets, fits, strict=True) if fit)
         total = max(total, 1)  # a batch in which nothing fits has no loss, and must not be divided by
         result = {
@@ -86,7 +88,7 @@ class Aligner(SALMONN):
         return torch.cat([words.float(), self.ctc_blank[None]])
 
     def log_probs(self, embeds: Tensor, table: Tensor) -> Tensor:
-        """Log-probabilities [B, A, C + 1] of the rows of a table [C + 1, H]; of audio tokens [B, A, H]."""
+        """Log-probabilities [A, C + 1] of the rows of a table [C + 1, H]; of audio tokens [A, H]."""
         with torch.autocast(self.device.type, enabled=False):  # a softmax over thousands wants float32
             logits = embeds.float() @ table.t() * (self.ctc_log_scale.exp() / self.embedding_norm)
             return logits.log_softmax(dim=-1)
@@ -100,9 +102,9 @@ class Aligner(SALMONN):
         """
         table, rows = self.table(torch.arange(self.vocabulary_size)), []
         for clip, text, target in zip(clips, texts, tokenize(self.tokenizer, texts), strict=True):
-            log_probs = self.log_probs(clip[None], table)  # one at a time: [1, A, V + 1] can be large
-            losses, fits = ctc_losses(log_probs, [len(clip)], [torch.tensor(target, dtype=torch.long)])
-            said = greedy_tokens(log_probs[0])
+            log_probs = self.log_probs(clip, table)  # of one clip at a time: [A, V + 1] can be large
+            losses, fits = ctc_losses(log_probs[None], [len(clip)], [torch.tensor(target, dtype=torch.long)])
+            said = greedy_tokens(log_probs)
             words, said_words = text.split(), self.tokenizer.decode(said, skip_special_tokens=True).split()
             errors = editdistance.eval(said_words, words)
             correct = len(target) - editdistance.eval(said, target)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -27,11 +28,17 @@ class EncoderOutputs(NamedTuple):
             for speech, audio, n in zip(self.speech, self.audio, patches, strict=True)
         ]
 
-    def first_frames(self, n: int) -> "EncoderOutputs":
-        """The beginning of each clip, n frames of both encoders."""
+    def in_a_row(self, n_frames: Sequence[int]) -> "EncoderOutputs":
+        """So many first frames of each clip, one clip behind the other as if they were one: [1, sum, D]."""
+
+        def row(batch: Tensor, value: float) -> Tensor:
+            padding = (0, 0) * (batch.ndim - 2) + (0, max(0, max(n_frames) - batch.shape[1]))
+            padded = F.pad(batch, padding, value=value)
+            return torch.cat([clip[:n] for clip, n in zip(padded, n_frames, strict=True)])[None]
+
         if self.audio is None or self.padding is None:
-            return EncoderOutputs(self.speech[:, :n])
-        return EncoderOutputs(self.speech[:, :n], self.audio[:, :n], self.padding[:, :n])
+            return EncoderOutputs(row(self.speech, 0.0))
+        return EncoderOutputs(row(self.speech, 0.0), row(self.audio, 0.0), row(self.padding, True))
 
     @classmethod
     def of_rows(cls, rows: Sequence[Row], device: torch.device) -> "EncoderOutputs":

@@ -77,8 +77,9 @@ class Connector(nn.Module):
         kernel, stride = self.window
         most = 1 + (encoded.speech.shape[1] - kernel) // stride
         n_windows = [filled_windows(n, stride, most) for n in lengths.tolist()]
-        features = self.fuse(encoded.first_frames((max(n_windows) - 1) * stride + kernel))
-        windows = [split_windows(clip[None], kernel, stride)[:n] for clip, n in zip(features, n_windows, strict=True)]
+        n_frames = [(n - 1) * stride + kernel for n in n_windows]
+        features = self.fuse(encoded.in_a_row(n_frames)).split(n_frames, dim=1)  # nothing is computed for padding
+        windows = [split_windows(clip, kernel, stride) for clip in features]
         return [clip.flatten(0, 1) for clip in self._tokens_of(torch.cat(windows)).split(n_windows)]
 
     def embed(self, features: Tensor) -> Tensor:
