@@ -10,7 +10,7 @@ from salmonn.common.errors import UserError, examples
 from salmonn.common.files import GB, free_bytes
 from salmonn.config.missing_files import missing_files
 from salmonn.data.annotations import Annotations
-from salmonn.data.filtering import require_tasks
+from salmonn.data.filtering import require_some_usable, require_tasks
 from salmonn.model import checkpoint, prompts
 from salmonn.model.alignment import model_class
 from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits
@@ -51,7 +51,9 @@ def find_problems(
     if training:
         require_fit = _require_ctc_tasks if config.run.objective == "ctc" else _require_prompts
         for path in (config.datasets[key] for key in annotations):
-            problems += problem_of(require_fit, config, path) if Path(path).is_file() else []
+            if Path(path).is_file():
+                unfit = problem_of(require_fit, config, path)
+                problems += unfit or problem_of(_require_clips, config, path)
     if not any(problem.startswith("model.") for problem in missing):
         problems += problem_of(_require_model, config, unread, training, goes_on)
     return problems
@@ -101,6 +103,13 @@ def _require_prompts(config: DictConfig, path: str) -> None:
 def _require_ctc_tasks(config: DictConfig, path: str) -> None:
     """Raise UserError when an annotation file cannot be read, or has nothing for stage 0 to learn from."""
     require_tasks(Annotations(path, end_sym=config.model.end_sym), config.run.ctc_tasks)
+
+
+def _require_clips(config: DictConfig, path: str) -> None:
+    """Raise UserError where none of an annotation file's clips can be used."""
+    tasks = config.run.ctc_tasks if config.run.objective == "ctc" else None
+    if not config.datasets.prefix or Path(config.datasets.prefix).exists():  # else that is told
+        require_some_usable(Annotations(path, end_sym=config.model.end_sym), config.datasets, tasks)
 
 
 def _require_model(config: DictConfig, unread: Sequence[str], training: bool, goes_on: Sequence[Path]) -> None:

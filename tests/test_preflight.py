@@ -6,8 +6,7 @@ from collections import namedtuple
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor
+from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from salmonn import preflight
 from salmonn.common import files
@@ -17,10 +16,12 @@ from salmonn.model.beats import BEATs
 from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits
 from salmonn.model.random_model import BEATS_CPT2, VICUNA_7B, VICUNA_13B, WHISPER_LARGE
 from salmonn.training import readiness
+from tests.fixtures.checkpoints import write_weights_without_values
 from tests.fixtures.commands import run_command
 from tests.fixtures.paths import GOLDEN
 
 FULL = json.loads((GOLDEN / "full_size_keys.json").read_text())
+SHARD = "model-0000{}-of-00002.safetensors"
 SIZES = {"13b": VICUNA_13B, "7b": VICUNA_7B}
 
 
@@ -37,17 +38,21 @@ def weights(tmp_path_factory):
         llama = folder / f"vicuna-{size}"
         shutil.copytree(GOLDEN / "base/llama", llama, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
         LlamaConfig(**{**shape, "vocab_size": 450}).save_pretrained(llama)  # as many as the tokenizer beside it
-        shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+        with torch.device("meta"):
+            tensors = LlamaForCausalLM(LlamaConfig.from_pretrained(llama)).state_dict()
+        names, shards = list(tensors), {}
+        for i, some in ((1, names[: len(names) // 2]), (2, names[len(names) // 2 :])):
+            write_weights_without_values(llama / SHARD.format(i), {name: tensors[name] for name in some})
+            shards |= dict.fromkeys(some, SHARD.format(i))
         (llama / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-        for name, file in shards.items():
-            save_file({name: torch.zeros(1)}, llama / file)
         names = FULL[f"salmonn_{size}"] | {name: [2] for name in FULL[f"salmonn_{size}_non_trainable_extras"]}
         torch.save({"model": without_values(names)}, folder / f"salmonn-{size}.pth")
     WhisperConfig(**WHISPER_LARGE).save_pretrained(folder / "whisper")
     WhisperFeatureExtractor().save_pretrained(folder / "whisper")
-    save_file({"a": torch.zeros(1)}, folder / "whisper/model.safetensors")
     with torch.device("meta"):
+        whisper = WhisperModel(WhisperConfig(**WHISPER_LARGE)).state_dict()
         beats = {name: list(value.shape) for name, value in BEATs(BEATS_CPT2).state_dict().items()}
+    write_weights_without_values(folder / "whisper/model.safetensors", whisper)
     torch.save({"cfg": BEATS_CPT2, "model": without_values(beats)}, folder / "beats.pt")
     return folder
 

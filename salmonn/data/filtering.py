@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from salmonn.common import distributed
@@ -27,6 +27,7 @@ from salmonn.data.unreadable import (
 logger = logging.getLogger(__name__)
 
 _SHOWN = 20  # rows of the table in the log
+_LOOKED_AT = 200  # clips that are looked at before anything big is read
 
 
 def usable_entries(annotations: Annotations, datasets: DictConfig, tasks: Sequence[str] | None = None) -> np.ndarray:
@@ -38,6 +39,34 @@ def usable_entries(annotations: Annotations, datasets: DictConfig, tasks: Sequen
     wanted = _entries_of_tasks(annotations, tasks) if tasks else np.ones(len(annotations), dtype=bool)
     if datasets.integrity == "off" and not datasets.quarantine and not datasets.max_clip_seconds:
         return np.flatnonzero(wanted)
+    usable, left_out = _look(annotations, datasets, wanted)
+    _report(annotations, int(wanted.sum()), left_out, datasets)
+    if not len(usable):
+        raise _nothing_usable(annotations, int(wanted.sum()), left_out, datasets)
+    return usable
+
+
+def require_some_usable(annotations: Annotations, datasets: DictConfig, tasks: Sequence[str] | None = None) -> None:
+    """Raise UserError, as `usable_entries` does, when no entry's clip can be used, or a list of verdicts is not there.
+
+    Mostly a look at some clips is enough. Also with `datasets.integrity` off, which would find out hours later.
+    """
+    wanted = annotations.of_tasks(tasks) if tasks else np.ones(len(annotations), dtype=bool)
+    looks = OmegaConf.merge(datasets, {"integrity": "header"} if datasets.integrity in ("off", "decode") else {})
+    numbers, left_out = np.flatnonzero(wanted), Counter[tuple[str, str]]()
+    for n in (min(_LOOKED_AT, len(numbers)), len(numbers)):
+        some = np.zeros_like(wanted)
+        some[numbers[np.linspace(0, len(numbers) - 1, n, dtype=int)]] = True
+        usable, left_out = _look(annotations, looks, some)
+        if len(usable):
+            return
+    raise _nothing_usable(annotations, len(numbers), left_out, datasets)
+
+
+def _look(
+    annotations: Annotations, datasets: DictConfig, wanted: np.ndarray
+) -> tuple[np.ndarray, Counter[tuple[str, str]]]:
+    """Numbers of the wanted entries that can be used, and how many cannot by (corpus, reason)."""
     clip_paths, exists = ClipPaths(datasets.prefix, datasets.path_map), FolderCache().exists
     unreadable = _unreadable_files(annotations, clip_paths, datasets, exists, wanted)
     keep = wanted.copy()
@@ -46,17 +75,18 @@ def usable_entries(annotations: Annotations, datasets: DictConfig, tasks: Sequen
         for i, corpus, reason in entries_left_out(annotations, clip_paths, unreadable, exists, wanted):
             keep[i] = False
             left_out[corpus, reason if reason == NOT_VERIFIED else kind_of(reason)] += 1
-    usable, left_out = distributed.from_main((np.flatnonzero(keep), left_out))
-    n_wanted = int(wanted.sum())
-    _report(annotations, n_wanted, left_out, datasets)
-    if not len(usable):
-        (corpus, reason), _ = left_out.most_common(1)[0]
-        raise UserError(
-            f"{annotations.path}: none of the {n_wanted} entries can be used, most of them because of "
-            f"[{corpus}] {reason}. Check datasets.prefix = {datasets.prefix!r}, and see "
-            f"python util/anns_inspector.py --prefix {datasets.prefix or 'DIR'} --ann {annotations.path}"
-        )
-    return usable
+    return distributed.from_main((np.flatnonzero(keep), left_out))
+
+
+def _nothing_usable(
+    annotations: Annotations, n: int, left_out: Counter[tuple[str, str]], datasets: DictConfig
+) -> UserError:
+    (corpus, reason), _ = left_out.most_common(1)[0]
+    return UserError(
+        f"{annotations.path}: none of the {n} entries can be used, most of them because of "
+        f"[{corpus}] {reason}. Check datasets.prefix = {datasets.prefix!r}, and see "
+        f"python util/anns_inspector.py --prefix {datasets.prefix or 'DIR'} --ann {annotations.path}"
+    )
 
 
 def _entries_of_tasks(annotations: Annotations, tasks: Sequence[str]) -> np.ndarray:

@@ -49,7 +49,7 @@ def load_llm(config: DictConfig, device: torch.device) -> PreTrainedModel:
         kwargs = {"device_map": {"": device}}
         if method in _GPTQMODEL:  # its fastest kernels are for answering only
             stored.quantization_config["backend"] = "auto_trainable"
-    llm = _read_llm(config, stored, device, **kwargs)
+    llm = read_llm(config, stored, device, **kwargs)
     llm.config.use_cache = False  # generation turns the cache on for itself
     llm.generation_config = GenerationConfig()  # decoding follows our settings, not the folder's
     return llm
@@ -63,7 +63,7 @@ def load_embeddings(config: DictConfig, device: torch.device) -> PreTrainedModel
         del stored.quantization_config
     if getattr(stored, "layer_types", None):
         stored.layer_types = []
-    return _read_llm(config, stored, device)
+    return read_llm(config, stored, device)
 
 
 def stored_config(config: DictConfig) -> PretrainedConfig:
@@ -73,7 +73,7 @@ def stored_config(config: DictConfig) -> PretrainedConfig:
         return AutoConfig.from_pretrained(config.llama_path, token=config.token or None)
 
 
-def _read_llm(config: DictConfig, stored: PretrainedConfig, device: torch.device, **kwargs: Any) -> PreTrainedModel:
+def read_llm(config: DictConfig, stored: PretrainedConfig, device: torch.device, **kwargs: Any) -> PreTrainedModel:
     """The frozen weights of the files that belong to a configuration; `kwargs`: for the library."""
     require_weight_files("llama_path", config)
     with loading("model.llama_path", config.llama_path):
@@ -84,6 +84,7 @@ def _read_llm(config: DictConfig, stored: PretrainedConfig, device: torch.device
             attn_implementation=llm_attention(config),
             token=config.token or None,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told with the missing ones
             **kwargs,
         )
         require_all_weights(info, config.llama_path, _IN_LAYERS if stored.num_hidden_layers == 0 else None)

@@ -13,11 +13,11 @@ from salmonn.common.errors import UserError
 from salmonn.model import checkpoint
 from salmonn.model.beats import load_beats
 from salmonn.model.features import LogMel
-from salmonn.model.llm import llm_attention, require_loadable, stored_config
-from salmonn.model.model_folders import loading, require_model_folder, require_weight_files
+from salmonn.model.llm import llm_attention, quantised_by, read_llm, require_loadable, stored_config
+from salmonn.model.model_folders import loading, require_model_folder
 from salmonn.model.salmonn import SALMONN
 from salmonn.model.tokenizer import load_tokenizer
-from salmonn.model.whisper import shorten
+from salmonn.model.whisper import read_whisper, shorten
 
 
 def build_meta_model(model: DictConfig, kind: type[SALMONN] = SALMONN) -> SALMONN:
@@ -48,7 +48,8 @@ def meta_llm(model: DictConfig) -> nn.Module:
     """The LLM alone on the meta device. Raises UserError when the real one cannot be loaded."""
     config = stored_config(model)
     require_loadable(config, model)
-    require_weight_files("llama_path", model)
+    if Path(model.llama_path).is_dir() and not quantised_by(config):  # whose weights are looked at, but not read
+        return read_llm(model, config, torch.device("meta"), device_map="meta")
     with torch.device("meta"), loading("model.llama_path", model.llama_path):
         llm = AutoModelForCausalLM.from_config(config, attn_implementation=llm_attention(model))
         return llm.requires_grad_(False)
@@ -65,8 +66,9 @@ def require_checkpoint_fits(meta_model: SALMONN, path: str | Path, partial: bool
 
 
 def _whisper_encoder(model: DictConfig) -> WhisperEncoder:
+    if Path(model.whisper_path).is_dir():  # whose weights are looked at, but not read
+        return read_whisper(model, device_map="meta")
     config = _of_whisper(WhisperConfig, model)
-    require_weight_files("whisper_path", model)
     with torch.device("meta"):
         return shorten(WhisperEncoder(config), model.max_seconds)
 

@@ -1,5 +1,7 @@
 """Whisper: the speech encoder, and the features that it hears."""
 
+from typing import Any
+
 import torch
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, WhisperConfig, WhisperFeatureExtractor, WhisperModel
@@ -14,14 +16,22 @@ UNUSED = r"(model\.)?decoder\.|proj_out\."  # of its weights: what writes its ow
 
 def load_whisper(config: DictConfig) -> tuple[LogMel, PreTrainedModel]:
     """The log-mel features and the encoder of `model.whisper_path`. Raises UserError where they cannot be loaded."""
+    encoder = read_whisper(config)
+    with loading("model.whisper_path", config.whisper_path):
+        features = WhisperFeatureExtractor.from_pretrained(config.whisper_path, token=config.token or None)
+        return LogMel(features, config.max_seconds), encoder
+
+
+def read_whisper(config: DictConfig, **kwargs: Any) -> PreTrainedModel:
+    """The encoder of `model.whisper_path`, which has to hold all of its weights; `kwargs`: for the library."""
     path, token = config.whisper_path, config.token or None
     require_model_folder("whisper_path", config)
     require_weight_files("whisper_path", config)
+    settings = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True, **kwargs}
     with loading("model.whisper_path", path):
-        whisper, info = WhisperModel.from_pretrained(path, token=token, dtype=torch.float32, output_loading_info=True)
+        whisper, info = WhisperModel.from_pretrained(path, token=token, **settings)
         require_all_weights(info, path, unused=UNUSED)
-        log_mel = LogMel(WhisperFeatureExtractor.from_pretrained(path, token=token), config.max_seconds)
-        return log_mel, shorten(whisper.get_encoder(), config.max_seconds)
+        return shorten(whisper.get_encoder(), config.max_seconds)
 
 
 def shorten(encoder: PreTrainedModel, max_seconds: float) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from salmonn.common.errors import UserError
-from salmonn.common.files import GB, free_bytes
+from salmonn.common.files import GB, existing_part, free_bytes
 from salmonn.common.shared_memory import shared_memory
 from salmonn.config.loading import best_checkpoint
 from salmonn.config.missing_files import annotation_keys
@@ -55,10 +55,13 @@ def shared_memory_problem(configs: Sequence[DictConfig], n_gpus: int = 1) -> str
 
 
 def _require_cache_room(run: DictConfig) -> None:
-    """Raise UserError when the disk is too full for the encoder cache to grow to its bound."""
+    """Raise UserError when the encoder cache cannot be made, or the disk is too full for it to grow to its bound."""
     if not run.encoder_cache:
         return
     folder = Path(run.encoder_cache)
+    there = existing_part(folder)
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise UserError(f"run.encoder_cache = {folder}: {there} is no folder that can be written to")
     room = (free_bytes(folder) + folder_bytes(folder)) / GB
     if room < run.encoder_cache_gb:
         raise UserError(

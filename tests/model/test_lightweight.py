@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
@@ -17,6 +16,7 @@ from salmonn.model.llm_input import build_llm_inputs
 from salmonn.model.meta_model import build_meta_model
 from salmonn.model.prompts import split_prompt
 from salmonn.model.random_model import shrink_llm
+from tests.fixtures.checkpoints import write_weights_without_values
 from tests.fixtures.golden import golden_config
 from tests.fixtures.lightweight import FAMILIES, samples_of, write_llm
 
@@ -383,8 +383,11 @@ def test_a_setup_has_the_published_sizes(section, tmp_path, name, hidden, query,
     family = FAMILIES[SETUPS[name]]
     shutil.copytree(section(SETUPS[name])["llama_path"], tmp_path / "llm")
     n_tokens = AutoConfig.from_pretrained(tmp_path / "llm").vocab_size
-    family.config(**{**family.published, "vocab_size": n_tokens}).save_pretrained(tmp_path / "llm")
-    save_file({"a": torch.zeros(1)}, tmp_path / "llm/model.safetensors")
+    config = family.config(**{**family.published, "vocab_size": n_tokens})
+    config.save_pretrained(tmp_path / "llm")
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(config)
+    write_weights_without_values(tmp_path / "llm/model.safetensors", llm.state_dict())
     options = [*setup_options(section, name), f"model.llama_path={tmp_path}/llm"]
     meta_model = build_meta_model(load_config(f"configs/lightweight/{name}.yaml", options).model)
     shapes = {key: tuple(p.shape) for key, p in meta_model.named_parameters() if p.requires_grad}
