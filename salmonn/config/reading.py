@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from salmonn.common.errors import UserError
 from salmonn.config.schema import Config
+from salmonn.config.stored import SECRETS
 
 # ValueError: a tag that its value does not fit. RecursionError: an anchor inside itself.
 _NOT_YAML = (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError)
@@ -61,7 +62,8 @@ def read_options(options: Sequence[str]) -> DictConfig:
         try:
             OmegaConf.update(read, key, _value(value, _type_of(key)))
         except _NOT_YAML as error:
-            raise UserError(f"--options {option}: {error}") from error
+            shown = f"{key}: cannot be read" if key in SECRETS else f"{option}: {error}"
+            raise UserError(f"--options {shown}") from error
     return read
 
 
