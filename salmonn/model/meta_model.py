@@ -50,7 +50,9 @@ def meta_llm(model: DictConfig) -> nn.Module:
     require_loadable(config, model)
     require_weight_files("llama_path", model)
     with torch.device("meta"), loading("model.llama_path", model.llama_path):
-        llm = AutoModelForCausalLM.from_config(config, attn_implementation=llm_attention(model))
+        llm = AutoModelForCausalLM.from_config(
+            config, attn_implementation=llm_attention(model), trust_remote_code=False
+        )
         return llm.requires_grad_(False)
 
 
