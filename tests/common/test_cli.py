@@ -1,5 +1,6 @@
 """How a command ends: its exit code, and what it says on which stream."""
 
+import errno
 import json
 import os
 import subprocess
@@ -43,6 +44,22 @@ def test_bad_input_and_ctrl_c_are_a_line_and_a_code(error, code, says, capsys):
         run_cli(raising(error))
     assert ended.value.code == code
     assert capsys.readouterr() == ("", says)
+
+
+@pytest.mark.parametrize("rank", [None, "0"])
+def test_a_full_disk_is_one_message_and_no_traceback(monkeypatch, capsys, rank):
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    for full in (OSError(errno.ENOSPC, "No space left on device", "out/report.json"), OSError(errno.EDQUOT, "Quota")):
+        with pytest.raises(SystemExit) as ended:
+            run_cli(raising(full))
+        assert ended.value.code == 2
+        assert (
+            capsys.readouterr().err
+            == f"error: the disk is full ({full}): make room; what was finished until then is kept\n"
+        )
+    with pytest.raises(SystemExit if rank else PermissionError):
+        run_cli(raising(PermissionError(errno.EACCES, "denied", "x")))
 
 
 def test_an_error_of_ours_is_raised_as_it_is():
