@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import traceback
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO, cast
@@ -111,6 +111,13 @@ def argument_parser(description: str, default_cfg_path: str | None = None) -> Ar
         help="set single keys of it, e.g. run.device=cpu model.ckpt=last.pth; configs/base.yaml has them all",
     )
     return parser
+
+
+def seed_number(text: str) -> int:
+    """A seed, as the `type` of an argument. Raises ArgumentTypeError for what numpy takes for none."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < 2**32):
+        raise ArgumentTypeError(f"{text[:40]}: a seed is a whole number from 0 to {2**32 - 1}")
+    return int(text)
 
 
 def tell(message: str) -> None:

@@ -10,7 +10,7 @@ from salmonn.common.errors import UserError
 
 SECRETS = ("model.token",)  # the one list of keys whose values no file and no message holds
 _REFERENCE = re.compile(r"\$\{oc\.env:\w+\}")  # without a default: that would be a secret itself
-_DEEPEST = 16  # sections inside sections; ours have three
+DEEPEST = 16  # sections inside sections; ours have three
 
 
 def is_reference(value: Any) -> bool:
@@ -43,8 +43,8 @@ def require_literal(values: Any, where: str) -> None:
         value, depth = left.pop()
         if isinstance(value, str) and "${" in value:
             raise UserError(f"{where} holds {value[:60]!r}: ${{...}} is not filled in from the file of others")
-        if depth > _DEEPEST:
-            raise UserError(f"{where} is nested more than {_DEEPEST} deep: it is no configuration")
+        if depth > DEEPEST:
+            raise UserError(f"{where} is nested more than {DEEPEST} deep: it is no configuration")
         inside = [*value, *value.values()] if isinstance(value, Mapping) else value
         if isinstance(inside, list | tuple):
             left += [(part, depth + 1) for part in inside]

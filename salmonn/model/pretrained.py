@@ -4,7 +4,6 @@ The weights are a checkpoint's, under the same names; `model.ckpt` takes the fil
 for use: it holds no optimiser, so no run goes on from it.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from salmonn.common.errors import UserError
-from salmonn.common.files import replacing, write_json
+from salmonn.common.files import read_json, replacing, write_json
 from salmonn.config.loading import model_config
 from salmonn.config.missing_files import missing_model_files
 from salmonn.config.stored import require_literal, without_secrets
@@ -73,10 +72,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     what = "not a SALMONN folder as save_pretrained and util/convert.py write it"
     if not path.is_file():
         raise UserError(f"{folder} is {what}: it has no {CONFIG}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+    content = read_json(path)
     found = content.get("model_type") if isinstance(content, dict) else None
     if found != MODEL_TYPE:
         raise UserError(f"{folder} is {what}: its {CONFIG} has model_type {found!r}, not {MODEL_TYPE!r}")

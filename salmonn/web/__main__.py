@@ -6,7 +6,9 @@
                                                                  the miniature world's model and test clips
 
 Only this machine can reach the page, unless --host or --share say otherwise: who can reach it can use it,
-there is no password. One model serves all visitors, one request after the other. Ctrl-C ends it.
+there is no password. It answers under its own names: 127.0.0.1, localhost and --host (with 0.0.0.0 any address, and
+this machine's name). A visitor uploads 200 files a day, in all ten times --max-upload-mb. One model serves all
+visitors, one request after the other. Ctrl-C ends it.
 """
 
 import gc

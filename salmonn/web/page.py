@@ -234,7 +234,12 @@ class Page:
 
 def answer_settings(generate: DictConfig, beams: int, sample: bool, temperature: float, top_p: float) -> DictConfig:
     """A `generate` section with what the visitor chose. Raises UserError for what no slider offers."""
-    chosen = {"num_beams": int(beams), "do_sample": sample, "temperature": temperature, "top_p": top_p}
+    chosen = {
+        "num_beams": int(beams),
+        "do_sample": bool(sample),  # plain values: text would be read as an order to look something up here
+        "temperature": float(temperature),
+        "top_p": float(top_p),
+    }
     return generate_config(OmegaConf.merge(generate, chosen))
 
 

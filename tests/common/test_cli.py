@@ -5,11 +5,12 @@ import json
 import os
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 
 import pytest
 
 from salmonn.common import cli
-from salmonn.common.cli import run_cli
+from salmonn.common.cli import run_cli, seed_number
 from salmonn.common.errors import UserError, examples, reason
 from tests.fixtures.paths import ROOT
 
@@ -92,6 +93,13 @@ def test_a_rank_hands_its_message_to_torchrun_unless_that_starts_it_again(monkey
         run_cli(raising(UserError("no such key")))
     assert not (tmp_path / "error.json").exists()
     assert capsys.readouterr().err == "error: no such key\n"
+
+
+@pytest.mark.parametrize("text", ["-1", str(2**32), "9" * 5000, "1.5", "", "\u0661", "1_0", "x"])
+def test_what_is_no_seed_is_told_by_the_command_line(text):
+    assert seed_number(str(2**32 - 1)) == 2**32 - 1
+    with pytest.raises(ArgumentTypeError, match="a seed is a whole number from 0 to 4294967295"):
+        seed_number(text)
 
 
 def test_of_a_long_list_a_few_are_named_and_the_rest_counted():

@@ -218,7 +218,7 @@ def nested(depth: int) -> dict:
     ("key", "wrong"),
     [
         ("config", []), ("config", "x"), ("config", {"run": 3}), ("config", {"run": {"batch_size_train": "8"}}),
-        ("config", {"run": {"optims": None}}), ("config", {"model": {"a": nested(500)}}), ("progress", None),
+        ("config", {"run": {"optims": None}}), ("config", {"model": {"a": nested(100)}}), ("progress", None),
         ("progress", {"epoch": "1"}), ("progress", {"best": 0.5}), ("progress", {"seconds": []}), ("scaler", 1),
         ("optimizer", torch.ones(2)), ("optimizer", {}), ("optimizer", {"state": [], "param_groups": 3}),
         ("optimizer", {"state": {}, "param_groups": [{"params": 5}, 2]}),

@@ -22,10 +22,10 @@ from salmonn.web import __main__ as web
 from salmonn.web import layout
 from salmonn.web.conversation import Conversation
 from salmonn.web.layout import build
-from salmonn.web.page import Page
+from salmonn.web.page import Page, answer_settings
 from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG
-from tests.fixtures.web_rows import SEARCH, VERY_LONG, asked, heard
+from tests.fixtures.web_rows import SEARCH, VERY_LONG, asked, heard, shown
 
 WAITING = ("", "…", "Loading content")  # what gradio shows while nothing is written yet
 
@@ -124,6 +124,21 @@ def test_a_question_that_cannot_be_asked_leaves_the_talk(page: Page, clip, text,
     assert bool(error) == bool(message)
     assert len(chat) == len(conversation.messages) == (2 if message else 4)
     assert [message["content"] for message in chat][:2] == ["Who?", "anna"]
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("value", ["${oc.env:SERVERS_SECRET}", float("nan"), -1e30, 1e30, None, []])
+def test_settings_that_no_slider_offers_are_refused_and_look_nothing_up(page: Page, clip, monkeypatch, place, value):
+    monkeypatch.setenv("SERVERS_SECRET", "sk_planted")
+    conversation, _ = heard(page, clip)
+    settings = [*SEARCH[:place], value, *SEARCH[place + 1 :]]
+    if place == 1:
+        assert answer_settings(page.engine.config.generate, *settings).do_sample is bool(value)
+        return
+    *_, error = shown(page.ask(conversation, "What?", *settings, None))
+    assert 'role="alert"' in error
+    assert "sk_planted" not in error
+    assert conversation.turns == []
 
 
 def test_what_nobody_expected_is_told_without_a_traceback(page: Page, clip, monkeypatch, caplog):
