@@ -1,7 +1,7 @@
 """Configurations inside files: those that we write hold no secret, and those of others are taken literally."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -31,6 +31,11 @@ def without_secrets(config: Mapping[str, Any], keep_references: bool = False) ->
 def written_config(config: DictConfig) -> dict[str, Any]:
     """What a run's own files say of its configuration."""
     return without_secrets(OmegaConf.to_container(config), keep_references=True)
+
+
+def options_without_secrets(options: Sequence[str]) -> list[str]:
+    """`key=value` of a command line as they may be written down: without those that set a secret."""
+    return [option for option in options if option.partition("=")[0] not in SECRETS]
 
 
 def require_literal(values: Any, where: str) -> None:

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from salmonn.common.errors import UserError
 from salmonn.config import load_config, model_config
-from salmonn.config.stored import SECRETS, require_literal, without_secrets, written_config
+from salmonn.config.stored import SECRETS, options_without_secrets, require_literal, without_secrets, written_config
 
 REFERENCE = "${oc.env:PLANTED}"
 
@@ -49,6 +49,11 @@ def test_no_message_repeats_a_token(option):
     with pytest.raises(UserError, match="token") as caught:
         model_config({"token": ["hf_planted"]})
     assert "hf_planted" not in str(caught.value)
+
+
+def test_options_that_are_written_down_hold_no_secret():
+    given = ["model.token=hf_planted", "run.seed=1", f"model.token={REFERENCE}", "model.token"]
+    assert options_without_secrets(given) == ["run.seed=1"]
 
 
 def test_every_secret_is_a_key_of_the_schema():
