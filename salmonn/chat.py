@@ -31,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from salmonn.audio.decode import AudioError, inspect_header
 from salmonn.common.cli import argument_parser, run_cli, tell
 from salmonn.common.errors import UserError
+from salmonn.common.screen import printable
 from salmonn.config.loading import load_config
 from salmonn.model.prompts import load_test_prompts, task_prompt
 
@@ -124,11 +125,17 @@ def answer_once(engine: "InferenceEngine", args: Namespace) -> None:
     for paths in [[path] for path in args.audio] if args.long else [args.audio]:
         heard = hear(engine, paths, args.long, args.overlap)
         if args.json:
-            is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
             for path, answer in zip(paths, engine.ask(heard, question), strict=True):
-                print(json.dumps(as_json(path, question, answer, heard), ensure_ascii=not is_utf8), flush=True)
+                print(json_line(as_json(path, question, answer, heard)), flush=True)
         else:
             show_answers(engine, heard, question, engine.config.generate, args.audio[1:] and paths)
+
+
+def json_line(values: dict) -> str:
+    """JSON that stdout takes as it is: with letters where it has them all, and none of them an order to a terminal."""
+    line = json.dumps(values, ensure_ascii=False)
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    return line if is_utf8 and line == printable(line) else json.dumps(values)
 
 
 def as_json(path: str, question: "Question", answer: "Answer", heard: "EncodedAudio") -> dict:

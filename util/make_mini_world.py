@@ -17,7 +17,7 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.cli import run_cli
+from salmonn.common.cli import run_cli, seed_number
 from salmonn.common.errors import UserError
 from util.mini_world.build import build
 
@@ -32,7 +32,7 @@ def parse_arguments() -> Namespace:
         help="folder to make (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=int, default=42, metavar="N", help="decides on everything (default: %(default)s)"
+        "--seed", type=seed_number, default=42, metavar="N", help="decides on everything (default: %(default)s)"
     )
     parser.add_argument(
         "--train-clips", type=int, default=3600, metavar="N", help="good training clips (default: %(default)s)"

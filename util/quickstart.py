@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.cli import run_cli
+from salmonn.common.cli import run_cli, seed_number
 from salmonn.common.errors import UserError
 from salmonn.common.files import write_json
 from salmonn.config.loading import load_config
@@ -36,7 +36,11 @@ STATE = "quickstart.json"  # the seconds of each part that is done
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--seed", type=int, default=DEFAULT_SEED, metavar="N", help="of world and training (default: %(default)s)"
+        "--seed",
+        type=seed_number,
+        default=DEFAULT_SEED,
+        metavar="N",
+        help="of world and training (default: %(default)s)",
     )
     parser.add_argument("--out", default=DEFAULT_OUT, metavar="DIR", help="results (default: %(default)s)")
     parser.add_argument(

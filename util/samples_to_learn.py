@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from experiments.samples_to_learn.experiment import measure, read_curves  # noqa: E402
 from experiments.samples_to_learn.recipes import load_study  # noqa: E402
 from experiments.samples_to_learn.report import markdown, plot, summarise  # noqa: E402
-from salmonn.common.cli import run_cli  # noqa: E402
+from salmonn.common.cli import run_cli, seed_number  # noqa: E402
 from salmonn.common.errors import UserError  # noqa: E402
 from salmonn.common.files import write_json, write_text  # noqa: E402
 
@@ -48,7 +48,7 @@ def main() -> None:
         "--seeds",
         nargs="+",
         default=[1, 2, 3],
-        type=int,
+        type=seed_number,
         metavar="N",
         help="a run of each recipe with each of these (default: 1 2 3)",
     )

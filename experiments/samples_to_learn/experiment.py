@@ -13,6 +13,7 @@ from experiments.samples_to_learn.criterion import Point, says_enough
 from experiments.samples_to_learn.recipes import Recipe, Study, recipe_config
 from salmonn.common.errors import UserError
 from salmonn.common.files import write_json
+from salmonn.config.stored import options_without_secrets
 from salmonn.data.annotations import Annotations
 from salmonn.data.dataset import SALMONNDataset
 from salmonn.training.readiness import require_all_ready
@@ -28,7 +29,8 @@ def measure(study: Study, name: str, seed: int, out: Path, options: Sequence[str
     Raises UserError where the run that is there was made in another way.
     """
     folder, recipe = run_folder(out, name, seed), study.recipes[name]
-    made_by = {"options": [*study.options, *recipe.options, *options], "tasks": recipe.tasks}
+    given = [*study.options, *recipe.options, *options]
+    made_by = {"options": options_without_secrets(given), "tasks": recipe.tasks}
     made_by |= {"projection_scale": recipe.projection_scale, "llm_scale": recipe.llm_scale}
     if (folder / CURVE).exists():
         if _read(folder / CURVE)["made_by"] != made_by:

@@ -1,17 +1,21 @@
 """What all commands share: how they end, what they are called, --cfg-path and --options."""
 
+import errno
 import io
 import json
 import os
 import sys
 import time
 import traceback
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO, cast
 
 from salmonn.common.errors import UserError
+from salmonn.common.screen import Screen, printable
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Of several ranks one speaks, and its launcher ends the others while they wait: rank 0 first, then
 # the others, which may have the same to say; last who only noticed that another rank is gone.
 _OTHERS_WAIT = 5  # s
@@ -19,13 +23,14 @@ _WITNESSES_WAIT = 15  # s
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run a command's `main`: a `UserError` is one message on stderr and exit code 2, Ctrl-C exit code 1.
+    """Run a command's `main`: a `UserError` or a full disk is one message on stderr and exit code 2, Ctrl-C code 1.
 
     Any other error is exit code 1; of several ranks the one that made it shows its traceback.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave shared cores to others
     if isinstance(sys.stdout, io.TextIOWrapper):  # an answer that a terminal has no letters for is shown all the same
         sys.stdout.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = _screen(sys.stdout), _screen(sys.stderr)
     try:
         main()
     except UserError as error:
@@ -35,10 +40,17 @@ def run_cli(main: Callable[[], None]) -> None:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(1)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            _tell(f"error: the disk is full ({error}): make room; what was finished until then is kept")
+            sys.exit(2)
         if "RANK" not in os.environ:
             raise
         _tell(_lost_contact(error) or traceback.format_exc())
         sys.exit(1)
+
+
+def _screen(stream: TextIO) -> TextIO:
+    return stream if isinstance(stream, Screen) else cast(TextIO, Screen(stream))
 
 
 def _lost_contact(error: Exception) -> str:
@@ -60,7 +72,9 @@ def _tell(message: str) -> None:
     if not handover or _will_be_restarted():
         print(message, file=sys.stderr, flush=True)
     else:
-        Path(handover).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
+        Path(handover).write_text(
+            json.dumps({"message": printable(message), "timestamp": int(time.time())}), encoding="utf-8"
+        )
 
 
 def _will_be_restarted() -> bool:
@@ -97,6 +111,13 @@ def argument_parser(description: str, default_cfg_path: str | None = None) -> Ar
         help="set single keys of it, e.g. run.device=cpu model.ckpt=last.pth; configs/base.yaml has them all",
     )
     return parser
+
+
+def seed_number(text: str) -> int:
+    """A seed, as the `type` of an argument. Raises ArgumentTypeError for what numpy takes for none."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < 2**32):
+        raise ArgumentTypeError(f"{text[:40]}: a seed is a whole number from 0 to {2**32 - 1}")
+    return int(text)
 
 
 def tell(message: str) -> None:

@@ -91,6 +91,18 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path, what: str = "") -> Any:
+    """What a JSON file holds. Raises UserError, which begins with `what` it is, for one that cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{what}{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # no UTF-8, too
+        raise UserError(f"{what}{path} is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{what}{path} is not valid JSON: it is nested too deeply") from error
+
+
 def appending(path: Path) -> BinaryIO:
     """Open a file of lines for appending, after the last whole line: a kill may have left half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +138,7 @@ def read_json_lines(path: Path, what: str, kind: Callable[[Any], Any] | None = N
             yield value if kind is None else kind(value)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}, line {number}: not {what} ({error}); remove that line, or the file") from error
 
 

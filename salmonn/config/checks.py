@@ -99,6 +99,7 @@ PATHS = (
     *(f"evaluate.{key}" for key in ("results_dir", "name", "tasks_file", "judge.local_path")),
 )
 _LONGEST_NAME, _LONGEST_PATH = 200, 3000  # bytes; systems take 255 and 4095, and runs add names of their own
+_MOST_FOLDERS = 300  # in each other: they are made by a function that calls itself
 
 
 def impossible_values(config: DictConfig) -> list[str]:
@@ -159,8 +160,8 @@ def _impossible_paths(config: DictConfig) -> list[str]:
     problems = []
     for key, path in _given(config, PATHS):
         names = [len(name.encode(errors="replace")) for name in path.split("/")]
-        if max(names) > _LONGEST_NAME or sum(names) > _LONGEST_PATH:
-            problems.append(f"{key} = {path[:60]}...: longer than the name of a file can be")
+        if max(names) > _LONGEST_NAME or sum(names) > _LONGEST_PATH or len(names) > _MOST_FOLDERS:
+            problems.append(f"{key} = {path[:60]}...: longer, or deeper, than the name of a file can be")
         elif re.search("[\0\ud800-\udfff]", path):
             problems.append(f"{key} = {path!r}: holds characters that no name can have here (it must be UTF-8)")
     return problems

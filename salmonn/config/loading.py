@@ -18,6 +18,7 @@ from salmonn.common.errors import UserError
 from salmonn.config.checks import PATHS, impossible_values
 from salmonn.config.reading import read_options, read_yaml
 from salmonn.config.schema import Config, GenerateConfig, ModelConfig
+from salmonn.config.stored import SECRETS, is_reference
 
 BEST = "checkpoint_best.pth"
 RESUME = ("", "auto", "none")  # what run.resume may be beside a checkpoint's path
@@ -181,13 +182,18 @@ def _merge_typed(config: DictConfig, values: DictConfig, where: str, problems: l
     except OmegaConfBaseException as error:
         problems.append(f"{where}: {str(error).splitlines()[0]}")
         return config
+    written = dict(leaves(OmegaConf.to_container(values)))
     for key, value in leaves(plain):
+        is_secret = key in SECRETS or f"{where}.{key}" in SECRETS  # the section by itself goes without its name
+        if is_secret and is_reference(written.get(key)):
+            value = written[key]  # looked up when it is used, so that what is written down still says where it is
         if value is None:  # an empty value takes back what a base or a file says
             value = OmegaConf.select(OmegaConf.structured(OmegaConf.get_type(config)), key)
         try:
             OmegaConf.update(config, key, value, merge=False)
         except OmegaConfBaseException as error:
-            problems.append(f"{where}: {key} = {value!r}: {str(error).splitlines()[0]}")
+            wrong = "must be text" if is_secret else f"{str(error).splitlines()[0]}"
+            problems.append(f"{where}: {key}{'' if is_secret else f' = {value!r}'}: {wrong}")
     return config
 
 

@@ -17,11 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from salmonn.common.errors import UserError
 from salmonn.config.schema import Config
+from salmonn.config.stored import DEEPEST, SECRETS
 
 # ValueError: a tag that its value does not fit. RecursionError: an anchor inside itself.
 _NOT_YAML = (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError)
 _QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _NONE = ("", "null")
+_MOST_VALUES = 100_000
 
 
 def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
@@ -58,10 +60,13 @@ def read_options(options: Sequence[str]) -> DictConfig:
         key, equals, value = option.partition("=")
         if not (equals and key):
             raise UserError(f"--options {option}: write it as key=value, e.g. run.batch_size_train=4")
+        if key.count(".") > DEEPEST:
+            raise UserError(f"--options {key[:60]}...: there is no such key")
         try:
             OmegaConf.update(read, key, _value(value, _type_of(key)))
         except _NOT_YAML as error:
-            raise UserError(f"--options {option}: {error}") from error
+            shown = f"{key}: cannot be read" if key in SECRETS else f"{option}: {error}"
+            raise UserError(f"--options {shown}") from error
     return read
 
 
@@ -82,9 +87,25 @@ def _type_of(key: str) -> Any:
 
 def _parse(text: str, kind: Any) -> Any:
     """YAML with numbers and truth values where the type has them, and text as it is written where it has that."""
+    written = yaml.load(text, yaml.BaseLoader)
+    _require_few(written)
     # read by OmegaConf: 1e-6 is a number, and a key that stands twice is refused
     read = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
-    return _with_text(read, yaml.load(text, yaml.BaseLoader), kind)
+    return _with_text(read, written, kind)
+
+
+def _require_few(written: Any) -> None:
+    """Raise ValueError for more values than any configuration has, as aliases make of a short text, or more levels."""
+    left, n = [(written, 0)], 0
+    while left:
+        value, depth = left.pop()
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        left += [(part, depth + 1) for part in inside]
+        n += 1
+        if n > _MOST_VALUES:
+            raise ValueError(f"it holds more than {_MOST_VALUES} values (an anchor that is used again and again?)")
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} deep")
 
 
 def _with_text(read: Any, written: Any, kind: Any) -> Any:

@@ -27,6 +27,8 @@ from salmonn.common.files import OpenFile, home_folder, replacing
 from salmonn.data.annotation_scan import RECORD, SHOWN_PROBLEMS, Place, scan
 
 _VERSION = 3
+_CHUNK = 1 << 20  # bytes
+_MOST_OF_SIZE, _SMALL = 300, 1 << 26  # what a compressed file may unpack to: times its size, or bytes
 _ALIGNMENT = 4096  # of the records in the index file
 
 
@@ -80,17 +82,25 @@ def open_index(source: Path, end_sym: str = "") -> Index:
     for place in _places(source):
         if (index := _read_index(place, source, status)) and _knows(index, end_sym):
             return index
-    new = next((place for place in _places(source) if _writable(place.parent)), None)
-    if new is None:
-        raise UserError(
-            f"no room for the index of {source}: {' and '.join(str(place.parent) for place in _places(source))} cannot "
-            f"be written; set XDG_CACHE_HOME to a folder that can"
-        )
-    with _lock(new):
-        if not (index := _read_index(new, source, status)) or not _knows(index, end_sym):
+    problem = ""
+    for place in filter(lambda place: _writable(place.parent), _places(source)):
+        try:
+            return _made_index(source, status, place, end_sym)
+        except OSError as error:  # a disk that is full, or a quota
+            problem = f" ({error})"
+    raise UserError(
+        f"no room for the index of {source}: {' and '.join(str(place.parent) for place in _places(source))} cannot "
+        f"be written{problem}; set XDG_CACHE_HOME to a folder that can"
+    )
+
+
+def _made_index(source: Path, status: os.stat_result, place: Path, end_sym: str) -> Index:
+    """The index at a place, made by this process or by another one before. Raises OSError where it has no room."""
+    with _lock(place):
+        if not (index := _read_index(place, source, status)) or not _knows(index, end_sym):
             known = index.header.with_symbol if index else ()  # so that runs with different ones do not take turns
-            _build(source, status, new, sorted({*known, *filter(None, [end_sym])}))
-            index = _read_index(new, source, source.stat())
+            _build(source, status, place, sorted({*known, *filter(None, [end_sym])}))
+            index = _read_index(place, source, source.stat())
     if index is None:
         raise UserError(f"annotation file {source} changed while it was read; start again")
     return index
@@ -171,7 +181,10 @@ def _build(source: Path, status: os.stat_result, place: Path, end_symbols: Seque
     """Write the index of a file to its place, whole or not at all."""
     with contextlib.ExitStack() as stack:
         text = stack.enter_context(_plain_text(source, place.parent))
-        found = scan(source, text, end_symbols)
+        try:
+            found = scan(source, text, end_symbols)
+        except OSError as error:
+            raise UserError(f"annotation file {source} cannot be read: {error}") from error
         compressed = source.suffix == ".gz"
         header = Header(
             _VERSION, status.st_size, status.st_mtime_ns, status.st_ctime_ns, len(found.records), found.tasks,
@@ -200,15 +213,35 @@ def _line(header: Header) -> bytes:
 
 @contextlib.contextmanager
 def _plain_text(source: Path, folder: Path) -> Iterator[BinaryIO]:
-    """The file's text; a compressed file is unpacked into a temporary one."""
-    try:
-        with contextlib.ExitStack() as stack:
+    """The file's text; a compressed file is unpacked into a temporary one. Raises OSError where that has no room."""
+    with contextlib.ExitStack() as stack:
+        try:
             file: BinaryIO = stack.enter_context(source.open("rb"))
-            if source.suffix == ".gz":
-                unpacked = stack.enter_context(tempfile.TemporaryFile(dir=folder))
-                shutil.copyfileobj(stack.enter_context(gzip.open(file)), unpacked)
-                unpacked.seek(0)
-                file = unpacked
-            yield file
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"annotation file {source} cannot be read: {error}") from error
+        except OSError as error:
+            raise UserError(f"annotation file {source} cannot be read: {error}") from error
+        if source.suffix == ".gz":
+            unpacked = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+            for chunk in _unpacked(source, stack.enter_context(gzip.open(file)), source.stat().st_size):
+                unpacked.write(chunk)
+            unpacked.seek(0)
+            file = unpacked
+        yield file
+
+
+def _unpacked(source: Path, packed: gzip.GzipFile, size: int) -> Iterator[bytes]:
+    """The text of a compressed file of that many bytes. Raises UserError for damage, and for what only fills disks."""
+    done = 0
+    while True:
+        try:
+            chunk = packed.read(_CHUNK)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"annotation file {source} cannot be read: {error}") from error
+        if not chunk:
+            return
+        done += len(chunk)
+        if done > max(_SMALL, _MOST_OF_SIZE * size):
+            raise UserError(
+                f"annotation file {source} unpacks to more than {_MOST_OF_SIZE} times its size, which no text does; "
+                "if it is right, give it unpacked"
+            )
+        yield chunk

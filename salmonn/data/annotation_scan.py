@@ -61,7 +61,10 @@ def scan(source: Path, text: BinaryIO, end_symbols: Sequence[str] = ()) -> Scan:
             return _scan(source, read_chunks(text, ranges), end_symbols)
     except _CUTS_FAILED:  # other keys after the entries, or malformed
         pass
-    return _scan(source, read_chunks(text, [whole_array(source, text)]), end_symbols)
+    try:
+        return _scan(source, read_chunks(text, [whole_array(source, text)]), end_symbols)
+    except RecursionError as error:
+        raise UserError(f"annotation file {source}: its values are nested too deeply") from error
 
 
 def candidate_ranges(text: BinaryIO, size: int = _CHUNK) -> list[Range]:

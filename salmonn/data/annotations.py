@@ -59,10 +59,10 @@ class Annotations:
         data = os.pread(self._index.text.fileno(), int(record["length"]), start)
         try:
             entry = msgspec.json.decode(data)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             try:
                 entry = json.loads(data)  # takes numbers that the quicker decoder refuses
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise self._changed(error) from error
         if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
             raise self._changed("another entry stands there")
@@ -106,7 +106,7 @@ class Annotations:
             data = b"[" + os.pread(self._index.text.fileno(), end - begin, begin) + b"]"
             try:
                 entries = decoder.decode(data)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, RecursionError) as error:
                 raise self._changed(error) from error
             if len(entries) != min(_BLOCK, len(self) - number * _BLOCK):
                 raise self._changed(f"{len(entries)} entries stand where others were")

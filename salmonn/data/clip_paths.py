@@ -125,11 +125,15 @@ class FolderCache:
 
         It is not asked for when the folder above does not list it.
         """
-        if folder not in self._names:
-            path = os.path.normpath(folder)
-            above, _, name = path.rpartition("/")
-            siblings = self.names(above) if above else None
-            self._names[folder] = frozenset() if siblings is not None and name not in siblings else _list(path)
+        unknown = [folder]
+        while unknown[-1] not in self._names and (above := os.path.normpath(unknown[-1]).rpartition("/")[0]):
+            unknown.append(above)
+        for one in reversed(unknown):  # from the top, and without recursion: some paths have thousands of folders
+            if one not in self._names:
+                path = os.path.normpath(one)
+                above, _, name = path.rpartition("/")
+                siblings = self._names[above] if above else None
+                self._names[one] = frozenset() if siblings is not None and name not in siblings else _list(path)
         return self._names[folder]
 
 

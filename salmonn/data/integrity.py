@@ -219,7 +219,7 @@ class VerdictList:
                 yield decoder.decode(line)
         except OSError as error:
             raise UserError(f"verdict file {self.path} cannot be read: {error}") from error
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"verdict file {self.path}, line {number}: {error}") from error
 
     def append_to(self) -> BinaryIO:

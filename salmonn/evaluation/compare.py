@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from salmonn.common.errors import UserError
+from salmonn.common.files import read_json
 from salmonn.config.loading import leaves
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.metrics.base import RESAMPLES, paired_interval_of
@@ -71,11 +72,9 @@ def read_result(path: Path, label: str) -> Result:
     """Read a result folder or report.json, of one task or of many. Raises UserError for anything else."""
     file = path / "report.json" if path.is_dir() else path
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{label}: {file}: {error.strerror}; give a result folder of evaluate.py") from error
-    except ValueError as error:
-        raise UserError(f"{label}: {file} is not JSON ({error}); give a result folder of evaluate.py") from error
+        found = read_json(file)
+    except UserError as error:
+        raise UserError(f"{label}: {error}; give a result folder of evaluate.py") from error
     if _is_report(found):
         return Result(label, path, {found["name"]: found}, {found["name"]: file.parent})
     if not (isinstance(found, dict) and all(one is None or _is_report(one) for one in found.values())):
@@ -150,9 +149,9 @@ def _read_statistics(name: str, result: Result) -> dict[str, Mapping[str, Any]]:
     """{metric: {score, rows, values}} of a task. Raises UserError where they are absent or of another run."""
     file = result.folders[name] / "statistics.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: {result.label}: {file} cannot be read: {error}; {_AGAIN}") from error
+        found = read_json(file)
+    except UserError as error:
+        raise UserError(f"{name}: {result.label}: {error}; {_AGAIN}") from error
     scores = result.reports[name]["scores"]
     for metric in result.reports[name]["scoring"]["metrics"]:
         if scores[metric] is not None and found.get(metric, {}).get("score") != scores[metric]:

@@ -3,13 +3,12 @@
 A normaliser takes all texts of a set at once, as PTB's tokenizer is a Java process. Knows no model.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from salmonn.common.errors import UserError
+from salmonn.common.files import read_json
 from salmonn.evaluation.metrics.base import UnavailableError
 
 Normaliser = Callable[[list[str]], list[str]]
@@ -174,8 +173,5 @@ def _spelling(whisper_path: str) -> tuple[Mapping[str, str], str]:
     )
     if path is None:
         return {}, f"without spelling mapping ({whisper_path} has no {SPELLING_FILE}): colour and color differ"
-    try:
-        spelling = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+    spelling = read_json(Path(path))
     return spelling, f"British to American spelling by {path} ({len(spelling)} words)"

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from salmonn.common import distributed
+from salmonn.config.stored import SECRETS
 
 _OF_THE_MODEL = ("torch", "transformers", "peft", "bitsandbytes")
 LIBRARIES = (*_OF_THE_MODEL, "sacrebleu", "aac-metrics", "editdistance")
@@ -29,7 +30,9 @@ def build_provenance(config: DictConfig, annotation: str, lora_scaling: float) -
         "lora_scaling": lora_scaling,
         "precision": f"AMP {config.run.amp_dtype}" if config.run.amp else "float32",
         "device": config.run.device,
-        "model": {key: value for key, value in OmegaConf.to_container(config.model).items() if key != "token"},
+        "model": {
+            key: value for key, value in OmegaConf.to_container(config.model).items() if f"model.{key}" not in SECRETS
+        },
         "generate": OmegaConf.to_container(config.generate),
         "datasets": {key: OmegaConf.to_container(config.datasets)[key] for key in _OF_THE_AUDIO},
         "seed": config.run.seed,

@@ -1,10 +1,12 @@
 """Many tasks on one page: this run beside the paper and an earlier reproduction (paper, Table 3)."""
 
-import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from salmonn.common.errors import UserError
+from salmonn.common.files import read_json
 from salmonn.evaluation.metrics import METRICS, Metric
 from salmonn.evaluation.report.pages import write_page
 from salmonn.evaluation.report.plots import overview
@@ -19,8 +21,12 @@ from salmonn.evaluation.report.tables import (
 from salmonn.evaluation.report.task_report import summary, without_statistics
 from salmonn.evaluation.tasks import EvalTask
 
+logger = logging.getLogger(__name__)
+
 HEADER = ["task", "metric", "n", "finished", "this run", "95 % interval", "finished only", "shuffled audio"]
 HEADER += ["paper", "reproduced"]
+_COUNTS, _LISTS = ("n", "entries", "finished", "unfinished", "empty_outputs"), ("unreadable", "notes")
+_DICTIONARIES = ("scores", "scores_finished", "intervals", "scoring", "provenance")
 READING = "In brackets: this run minus the published score, or why the two cannot be compared."
 
 
@@ -42,9 +48,23 @@ def write_overview(folder: Path, tasks: Sequence[EvalTask], reports: Mapping[str
 
 
 def earlier_reports(folder: Path, tasks: Sequence[EvalTask]) -> dict[str, dict[str, Any]]:
-    """{task: report} of the tasks that an earlier command evaluated into this folder."""
-    paths = {task.name: folder / task.name / "report.json" for task in tasks}
-    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
+    """{task: report} of the tasks that an earlier command evaluated into this folder; what is no report is told."""
+    found = {}
+    for task in tasks:
+        if (path := folder / task.name / "report.json").is_file():
+            try:
+                found[task.name] = _read_report(path)
+            except UserError as error:
+                logger.warning("%s; it is left out of the page: evaluate %s again", error, task.name)
+    return found
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    report = read_json(path)
+    kinds = ((_COUNTS, int), (_LISTS, list), (_DICTIONARIES, dict))
+    if not isinstance(report, dict) or any(not isinstance(report.get(k), kind) for keys, kind in kinds for k in keys):
+        raise UserError(f"{path} is no report of evaluate.py")
+    return report
 
 
 def rows_of(task: EvalTask, report: Mapping[str, Any] | None) -> list[list[str]]:

@@ -70,7 +70,7 @@ def stored_config(config: DictConfig) -> PretrainedConfig:
     """What the LLM's own config.json says. Raises UserError where there is no LLM in the library's layout."""
     require_model_folder("llama_path", config)
     with loading("model.llama_path", config.llama_path):
-        return AutoConfig.from_pretrained(config.llama_path, token=config.token or None)
+        return AutoConfig.from_pretrained(config.llama_path, token=config.token or None, trust_remote_code=False)
 
 
 def read_llm(config: DictConfig, stored: PretrainedConfig, device: torch.device, **kwargs: Any) -> PreTrainedModel:
@@ -85,6 +85,7 @@ def read_llm(config: DictConfig, stored: PretrainedConfig, device: torch.device,
             token=config.token or None,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told with the missing ones
+            trust_remote_code=False,
             **kwargs,
         )
         require_all_weights(info, config.llama_path, _IN_LAYERS if stored.num_hidden_layers == 0 else None)

@@ -51,7 +51,9 @@ def meta_llm(model: DictConfig) -> nn.Module:
     if Path(model.llama_path).is_dir() and not quantised_by(config):  # whose weights are looked at, but not read
         return read_llm(model, config, torch.device("meta"), device_map="meta")
     with torch.device("meta"), loading("model.llama_path", model.llama_path):
-        llm = AutoModelForCausalLM.from_config(config, attn_implementation=llm_attention(model))
+        llm = AutoModelForCausalLM.from_config(
+            config, attn_implementation=llm_attention(model), trust_remote_code=False
+        )
         return llm.requires_grad_(False)
 
 

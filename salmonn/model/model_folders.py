@@ -5,6 +5,7 @@ for minutes.
 """
 
 import json
+import pickle
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -47,7 +48,22 @@ def loading(key: str, path: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # damage can make the library raise anything
-        raise UserError(f"{key} = {path} cannot be loaded (absent, damaged or of another kind): {error}") from error
+        raise UserError(f"{key} = {path} cannot be loaded{_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """In words of ours where the library advises to load it unsafely."""
+    if "trust_remote_code" in str(error):
+        return (
+            ": it asks to run code of its own (auto_map in its .json files), which is never done. "
+            "Take a model of a kind that transformers itself knows"
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            ": its weights are a pickle (pytorch_model.bin) that is damaged, or holds more than tensors, which is "
+            "never loaded. Take the model with model.safetensors"
+        )
+    return f" (absent, damaged or of another kind): {error}"
 
 
 def require_all_weights(info: dict, path: str, unused: str | None = None) -> None:

@@ -4,7 +4,6 @@ The weights are a checkpoint's, under the same names; `model.ckpt` takes the fil
 for use: it holds no optimiser, so no run goes on from it.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,14 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from salmonn.common.errors import UserError
-from salmonn.common.files import replacing, write_json
+from salmonn.common.files import read_json, replacing, write_json
 from salmonn.config.loading import model_config
 from salmonn.config.missing_files import missing_model_files
+from salmonn.config.stored import require_literal, without_secrets
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MODEL_TYPE = "salmonn"
-# A token is nobody else's; what was loaded from the two checkpoints is in the folder's own weights.
-_EMPTIED = {"token": "", "ckpt": "", "speech_llama_proj_model": ""}
+_IN_WEIGHTS = {"ckpt": "", "speech_llama_proj_model": ""}  # what was loaded from them is in the folder's own
 
 
 def save(
@@ -40,7 +39,7 @@ def save(
     tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in parameters.items()}
     content = {
         "model_type": MODEL_TYPE,
-        "model": OmegaConf.to_container(model) | _EMPTIED,
+        **without_secrets({"model": OmegaConf.to_container(model) | _IN_WEIGHTS}),
         "training": dict(training or {}),
     }
     with replacing(folder / WEIGHTS) as temporary:
@@ -55,7 +54,8 @@ def model_section(folder: str | Path, overrides: Mapping[str, Any] | None = None
 
     Raises UserError that names every file that is not there, and unknown overrides.
     """
-    stored = read_config(folder)["model"]
+    stored = without_secrets(read_config(folder))["model"]
+    require_literal(stored, f"{folder}/{CONFIG}: model")
     section = model_config({**stored, "ckpt": str(Path(folder) / WEIGHTS), **(overrides or {})})
     if missing := missing_model_files(section):
         raise UserError(
@@ -72,10 +72,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     what = "not a SALMONN folder as save_pretrained and util/convert.py write it"
     if not path.is_file():
         raise UserError(f"{folder} is {what}: it has no {CONFIG}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+    content = read_json(path)
     found = content.get("model_type") if isinstance(content, dict) else None
     if found != MODEL_TYPE:
         raise UserError(f"{folder} is {what}: its {CONFIG} has model_type {found!r}, not {MODEL_TYPE!r}")

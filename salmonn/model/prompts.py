@@ -4,13 +4,13 @@ Order as published: keep the prompts that hold `<SpeechHere>`, apply the templat
 random, then fill `{}` with the entry's question.
 """
 
-import json
 import logging
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from salmonn.common.errors import UserError
+from salmonn.common.files import read_json
 
 SPEECH_MARKER = "<SpeechHere>"  # replaced by the audio tokens
 
@@ -83,10 +83,7 @@ def split_prompt(prompt: str) -> tuple[str, str]:
 
 
 def _read_tasks(path: str | Path) -> dict[str, list[str]]:
-    try:
-        tasks = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"prompt file {path} cannot be read: {error}") from error
+    tasks = read_json(Path(path), "prompt file ")
     if not isinstance(tasks, dict) or not tasks:
         raise UserError(f"prompt file {path}: expected {{task: prompt or [prompt, ...]}}")
     pools = {task: [prompts] if isinstance(prompts, str) else prompts for task, prompts in tasks.items()}

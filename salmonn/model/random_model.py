@@ -93,9 +93,11 @@ def write_tiny_parts(model: DictConfig, folder: Path) -> dict[str, Any]:
     extractor = WhisperFeatureExtractor.from_pretrained(model.whisper_path, token=token)
     whisper = shrink_whisper(WhisperConfig.from_pretrained(model.whisper_path, token=token))
     write_whisper(folder / "whisper", whisper, extractor)
-    llm = shrink_llm(AutoConfig.from_pretrained(model.llama_path, token=token))
-    AutoModelForCausalLM.from_config(llm).save_pretrained(folder / "llm")
-    AutoTokenizer.from_pretrained(model.llama_path, token=token).save_pretrained(folder / "llm")
+    llm = shrink_llm(AutoConfig.from_pretrained(model.llama_path, token=token, trust_remote_code=False))
+    AutoModelForCausalLM.from_config(llm, trust_remote_code=False).save_pretrained(folder / "llm")
+    AutoTokenizer.from_pretrained(model.llama_path, token=token, trust_remote_code=False).save_pretrained(
+        folder / "llm"
+    )
     if model.beats_path:
         write_beats(folder / "beats.pt", shrink_beats(read_beats_file(model.beats_path, lazily=True)["cfg"]))
     return {

@@ -26,7 +26,7 @@ def load_tokenizer(config: DictConfig) -> PreTrainedTokenizerBase:
     path, n_llm = config.llama_path, stored_config(config).get_text_config().vocab_size
     _require_files(Path(path))
     with loading("model.llama_path", path):
-        tokenizer = AutoTokenizer.from_pretrained(path, token=config.token or None)
+        tokenizer = AutoTokenizer.from_pretrained(path, token=config.token or None, trust_remote_code=False)
     if not _KNOWN_SHARE * n_llm <= len(tokenizer) or tokenizer.vocab_size > n_llm:
         raise UserError(
             f"model.llama_path = {path}: its tokenizer has {len(tokenizer)} tokens, its config.json says {n_llm}: "

@@ -25,7 +25,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         return lines
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: is {path.parent} the folder of a run?") from error
-    except (OSError, ValueError) as error:  # no UTF-8 and no JSON are ValueErrors, too
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8 and no JSON are ValueErrors, too
         raise UserError(f"training log {path} cannot be read: {error}") from error
 
 

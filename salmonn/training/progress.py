@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig
@@ -31,8 +31,13 @@ class Progress:
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> "Progress":
-        """Of a checkpoint's "progress", also one with the names of before. Raises TypeError for other keys."""
-        return cls(**_today(saved))
+        """Of a checkpoint's "progress", also one with the names of before. Raises TypeError for others, or kinds."""
+        progress = cls(**_today(saved))
+        for name, default in asdict(cls()).items():
+            value = getattr(progress, name)
+            if not isinstance(value, int | float if isinstance(default, float) else type(default)):
+                raise TypeError(f"{name} = {value!r} in its progress")
+        return progress
 
     def go_on(self, before: Mapping[str, Any], run: DictConfig, processes: int) -> None:
         """On another number of processes the samples go on where they were; so does an epoch that is a pass.

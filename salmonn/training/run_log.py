@@ -89,7 +89,7 @@ def _keep_until(path: Path, step: int) -> None:
 def _step_of(line: bytes) -> float:
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
 
 

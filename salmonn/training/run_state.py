@@ -15,6 +15,7 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import write_json
 from salmonn.config.loading import BEST
 from salmonn.config.schema import Config
+from salmonn.config.stored import require_literal, without_secrets, written_config
 from salmonn.data.quarantine import Quarantine
 from salmonn.model import checkpoint
 from salmonn.model.parameter_counts import trainable_parameters
@@ -25,6 +26,7 @@ from salmonn.training.step import NotFiniteError, TrainingStep
 
 logger = logging.getLogger(__name__)
 
+_OF_A_RUN = {"optimizer", "scaler", "config", "progress"}  # what a run goes on from, beside the parameters
 Content = dict[str, Any]  # of a checkpoint: "model", "optimizer", "scaler", "config", "progress", "epoch", "step"
 
 
@@ -33,7 +35,7 @@ def build_content(model: nn.Module, config: DictConfig, progress: Progress, **mo
     return {
         "model": checkpoint.own_values(model),
         **more,
-        "config": OmegaConf.to_container(config),
+        "config": written_config(config),
         "progress": asdict(progress),
     }
 
@@ -41,16 +43,34 @@ def build_content(model: nn.Module, config: DictConfig, progress: Progress, **mo
 def read_content(path: Path, lazily: bool = False) -> Content:
     """A checkpoint that a run can go on from; `lazily` as in `checkpoint.read`. Raises UserError for any other file."""
     content = checkpoint.read(path, lazily=lazily)
-    if missing := {"optimizer", "scaler", "config", "progress"} - content.keys():
+    if missing := _OF_A_RUN - content.keys():
         raise UserError(f"{path} holds parameters but no run to go on with (no {', '.join(sorted(missing))})")
+    if odd := sorted(key for key in _OF_A_RUN if not isinstance(content[key], dict)):
+        raise UserError(
+            f"{path} is damaged, or no checkpoint of this code: {', '.join(odd)} in it must be dictionaries"
+        )
     try:
         Progress.from_saved(content["progress"])
     except TypeError as error:
         raise UserError(f"{path} was written by another version of this code ({error})") from error
+    require_literal(config := without_secrets(content["config"]), f"{path}: its configuration")
+    content["config"] = _completed(config, OmegaConf.to_container(OmegaConf.structured(Config)), path)
     _drop_removed_keys(content["config"], path)
-    defaults = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(Config)))
-    content["config"] = OmegaConf.to_container(OmegaConf.merge(defaults, content["config"]))  # keys that came later
     return content
+
+
+def _completed(saved: dict[str, Any], defaults: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A checkpoint's configuration with the keys that came later. Raises UserError where it has another shape."""
+    completed = defaults | saved
+    for key, default in defaults.items():
+        value = completed[key]
+        if isinstance(default, dict) and isinstance(value, dict):
+            completed[key] = _completed(value, default, path)
+        elif isinstance(default, dict | int) and not isinstance(value, type(default)):
+            raise UserError(
+                f"{path} is damaged, or no checkpoint of this code: its configuration has {key} = {value!r}"
+            )
+    return completed
 
 
 _REMOVED = {"run": ("length_grouped",)}  # keys that earlier versions had, by section
@@ -82,7 +102,7 @@ def find_resumed(folder: RunFolder, lazily: bool = False) -> tuple[Resumed, Cont
     comes first, whatever it says about a run that was there before. Raises UserError where there
     are checkpoints and none can be read: a run of days is not started anew by accident.
     """
-    run, config = folder.config.run, OmegaConf.to_container(folder.config)
+    run, config = folder.config.run, without_secrets(OmegaConf.to_container(folder.config))
     if not folder.continues():
         return None
     named = folder.names_checkpoint()
@@ -122,7 +142,7 @@ def _newest(folder: RunFolder, accepted: Callable[[Content], bool], lazily: bool
 
 
 def _resumed(folder: RunFolder, path: Path, content: Content) -> tuple[Resumed, Content]:
-    told = changed_keys(content["config"], OmegaConf.to_container(folder.config))
+    told = changed_keys(content["config"], without_secrets(OmegaConf.to_container(folder.config)))
     changes = [change for change in told if not change.startswith("run.resume: ")]  # that it goes on is known
     return Resumed(Progress.from_saved(content["progress"]), path, changes), content
 
@@ -132,7 +152,7 @@ _NOT_OF_THE_RESULT = (
     "run.num_workers", "run.log_freq", "run.save_every", "run.keep_checkpoints", "run.timeout_minutes", "run.device",
     "run.loader_timeout_minutes", "run.valid_every_steps", "run.output_dir", "run.exp_name",
     "run.batch_size_eval", "run.resume", "run.overwrite", "run.world_size", "run.dist_url", "run.use_distributed",
-    "generate.", "evaluate.", "run.encoder_cache", "run.compile", "model.token", "model.device_8bit",
+    "generate.", "evaluate.", "run.encoder_cache", "run.compile", "model.device_8bit",
     "model.gradient_checkpointing", "model.test_prompt_path", "datasets.max_bad_fraction", "datasets.whisper_path",
     "datasets.test_ann_path", "datasets.valid_ann_path_",
 )  # fmt: skip
@@ -201,7 +221,7 @@ class RunState:
         checkpoint.take_parameters(self.model, content["model"], path)
         try:
             self.step.load_state_dict(content)
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # the library takes its shape for granted
             raise UserError(f"{path}: its optimiser does not fit this configuration ({error})") from error
         self.quarantine.go_on(progress.tried, progress.unreadable)
         progress.go_on(content["config"]["run"], self.folder.config.run, distributed.world_size())

@@ -17,6 +17,7 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import write_json
 from salmonn.common.logging import setup_logging
 from salmonn.common.samples import Samples
+from salmonn.config.stored import written_config
 from salmonn.data.dataset import SALMONNDataset
 from salmonn.data.loader import LoadingError, eval_loader, open_datasets, train_loader
 from salmonn.data.quarantine import Quarantine
@@ -290,7 +291,7 @@ class Runner:
         if distributed.is_main():
             if not self.resumed:
                 self.run_folder.clear()
-            OmegaConf.save(self.config, self.folder / "config.yaml")
+            OmegaConf.save(written_config(self.config), self.folder / "config.yaml")
             if self.config.datasets.quarantine and not self.resumed:
                 self.quarantine.take_over(self.config.datasets.quarantine)
         self.log = RunLog(self.folder, self.progress.iteration)

@@ -6,7 +6,9 @@
                                                                  the miniature world's model and test clips
 
 Only this machine can reach the page, unless --host or --share say otherwise: who can reach it can use it,
-there is no password. One model serves all visitors, one request after the other. Ctrl-C ends it.
+there is no password. It answers under its own names: 127.0.0.1, localhost and --host (with 0.0.0.0 any address, and
+this machine's name). A visitor uploads 200 files a day, in all ten times --max-upload-mb. One model serves all
+visitors, one request after the other. Ctrl-C ends it.
 """
 
 import gc
@@ -21,7 +23,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from salmonn.common.cli import argument_parser, run_cli
+from salmonn.audio.decode import AudioError, inspect_header
+from salmonn.common.cli import argument_parser, run_cli, tell
 from salmonn.common.errors import UserError
 from salmonn.common.files import existing_part
 from salmonn.config.loading import load_config
@@ -94,17 +97,42 @@ def parse_arguments() -> Namespace:
 
 
 def find_examples(paths: Sequence[str]) -> dict[str, str]:
-    """Clips by a short name: the files named, and all in the folders. Raises UserError where there are none."""
+    """Clips by a short name: the files named, and all in the folders; what the page must not show is told and left out.
+
+    Raises UserError where a path leads to no clip.
+    """
     found: list[Path] = []
     for path in map(Path, paths):
-        clips = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in _EXTENSIONS)
-        if not clips:
-            raise UserError(f"--examples {path}: {'no clips in it' if path.is_dir() else 'does not exist'}")
+        named = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in _EXTENSIONS)
+        inside = path.parent if path.is_file() else path
+        problems = {clip: problem for clip in named if (problem := _why_not_shown(clip, inside))}
+        if problems:
+            first, problem = next(iter(problems.items()))
+            tell(f"--examples: {len(problems)} left out, e.g. {str(first)!r}: {problem}")
+        if not (clips := [clip for clip in named if clip not in problems]):
+            raise UserError(f"--examples {path}: {'no clips in it' if path.is_dir() else _why_no_clip(path)}")
         found += clips
     if not found:
         return {}
     above = os.path.commonpath([path.parent for path in found])
     return {os.path.relpath(path, above): str(path.absolute()) for path in found}
+
+
+def _why_not_shown(clip: Path, folder: Path) -> str:
+    """Why a file is none that visitors may be given; "" where it is one."""
+    if not str(clip).isprintable():
+        return "its name is no plain UTF-8"
+    if not clip.resolve().is_relative_to(folder.resolve()):
+        return "it is a link that leads out of the folder"
+    try:
+        inspect_header(clip)
+    except AudioError as error:
+        return str(error.reason)
+    return ""
+
+
+def _why_no_clip(path: Path) -> str:
+    return "is no clip that can be shown" if path.exists() else "does not exist"
 
 
 @contextmanager

@@ -3,17 +3,19 @@
 import logging
 import os
 from functools import partial
+from urllib.parse import urlsplit
 
 import gradio as gr
 from gradio.themes import Base, colors, sizes
+from starlette.middleware import Middleware
 
 from salmonn.common.errors import UserError
 from salmonn.inference.engine import MOST_BEAMS
 from salmonn.web.conversation import Conversation
-from salmonn.web.page import Page, task_label
+from salmonn.web.gate import Gate, own_names
+from salmonn.web.page import LONGEST_QUESTION, Page, task_label
 
 _HOUR, _DAY = 3600, 24 * 3600  # s; an upload is kept for a day, and removed within the next hour
-_LONGEST_QUESTION = 2000  # characters
 
 THEME = Base(
     primary_hue=colors.blue,
@@ -114,7 +116,7 @@ def build(page: Page) -> gr.Blocks:
                 )  # fmt: skip
                 answer_note = gr.HTML(elem_classes="aside")
                 question = gr.Textbox(
-                    label="Question", placeholder="What is said?", max_length=_LONGEST_QUESTION, lines=1
+                    label="Question", placeholder="What is said?", max_length=LONGEST_QUESTION, lines=1
                 )
                 with gr.Row():
                     ask = gr.Button("Ask", variant="primary", min_width=100)
@@ -177,10 +179,12 @@ def serve(blocks: gr.Blocks, host: str, port: int, share: bool, max_upload_mb: f
     """
     here = ",".join(filter(None, (os.environ.get("no_proxy"), os.environ.get("NO_PROXY"), host, "localhost")))
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = here  # gradio asks its own server whether it is there
+    largest_file, names = int(max_upload_mb * 2**20), own_names(host)
+    gate = Middleware(Gate, names=names, largest_file=largest_file)
     try:
         _, url, public_url = blocks.launch(
             server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True,
-            max_file_size=int(max_upload_mb * 2**20), allowed_paths=files,
+            max_file_size=largest_file, allowed_paths=files, app_kwargs={"middleware": [gate]},
             theme=THEME, css=CSS, head=HEAD, footer_links=[], run_history=False, enable_monitoring=False,
             ssr_mode=False, mcp_server=False, pwa=False, inbrowser=False,
         )  # fmt: skip
@@ -188,6 +192,8 @@ def serve(blocks: gr.Blocks, host: str, port: int, share: bool, max_upload_mb: f
         raise UserError(f"http://{host}:{port} cannot be served ({error}): choose another --port") from error
     if share and not public_url:
         raise UserError("--share: gradio's servers gave no public address; without --share the page is local")
+    if public_url:
+        names.add(urlsplit(public_url).hostname or "")
     return public_url or url
 
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from salmonn.audio.decode import AudioError, inspect_header
 from salmonn.common.errors import UserError
+from salmonn.config.loading import generate_config
 from salmonn.inference.engine import Answer, EncodedAudio, Question, join_encoded
 from salmonn.inference.long_audio import clock
 from salmonn.model.prompts import asks_question
@@ -23,6 +24,7 @@ from salmonn.web.conversation import NO_CLIP, UNWRITTEN, Conversation, Hearing, 
 from salmonn.web.pictures import picture_clip
 from salmonn.web.request_queue import RequestQueue
 
+LONGEST_QUESTION = 2000  # characters; each takes time and memory of the model
 _EVERY = 0.5  # s, between two looks at whether a clip is heard
 
 # What a task is called on its button; others by their name
@@ -218,7 +220,9 @@ class Page:
         return not task or asks_question(self.engine.model.test_prompts[task])
 
     def _question(self, text: str, task: str) -> tuple[Question, str]:
-        """What the model is asked, and how the chat shows it."""
+        """What the model is asked, and how the chat shows it. Raises UserError for what it is not asked."""
+        if len(text) > LONGEST_QUESTION:
+            raise UserError(f"The question has {len(text)} characters: up to {LONGEST_QUESTION} are taken.")
         if not task:
             return self.engine.question(text), text.strip()
         if self._takes_text(task):
@@ -229,9 +233,14 @@ class Page:
 
 
 def answer_settings(generate: DictConfig, beams: int, sample: bool, temperature: float, top_p: float) -> DictConfig:
-    """A `generate` section with what the visitor chose."""
-    chosen = {"num_beams": int(beams), "do_sample": sample, "temperature": temperature, "top_p": top_p}
-    return OmegaConf.merge(generate, chosen)
+    """A `generate` section with what the visitor chose. Raises UserError for what no slider offers."""
+    chosen = {
+        "num_beams": int(beams),
+        "do_sample": bool(sample),  # plain values: text would be read as an order to look something up here
+        "temperature": float(temperature),
+        "top_p": float(top_p),
+    }
+    return generate_config(OmegaConf.merge(generate, chosen))
 
 
 def task_label(task: str) -> str:

@@ -1,14 +1,16 @@
 """How a command ends: its exit code, and what it says on which stream."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 
 import pytest
 
 from salmonn.common import cli
-from salmonn.common.cli import run_cli
+from salmonn.common.cli import run_cli, seed_number
 from salmonn.common.errors import UserError, examples, reason
 from tests.fixtures.paths import ROOT
 
@@ -45,6 +47,22 @@ def test_bad_input_and_ctrl_c_are_a_line_and_a_code(error, code, says, capsys):
     assert capsys.readouterr() == ("", says)
 
 
+@pytest.mark.parametrize("rank", [None, "0"])
+def test_a_full_disk_is_one_message_and_no_traceback(monkeypatch, capsys, rank):
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    for full in (OSError(errno.ENOSPC, "No space left on device", "out/report.json"), OSError(errno.EDQUOT, "Quota")):
+        with pytest.raises(SystemExit) as ended:
+            run_cli(raising(full))
+        assert ended.value.code == 2
+        assert (
+            capsys.readouterr().err
+            == f"error: the disk is full ({full}): make room; what was finished until then is kept\n"
+        )
+    with pytest.raises(SystemExit if rank else PermissionError):
+        run_cli(raising(PermissionError(errno.EACCES, "denied", "x")))
+
+
 def test_an_error_of_ours_is_raised_as_it_is():
     with pytest.raises(ZeroDivisionError):
         run_cli(raising(ZeroDivisionError()))
@@ -75,6 +93,13 @@ def test_a_rank_hands_its_message_to_torchrun_unless_that_starts_it_again(monkey
         run_cli(raising(UserError("no such key")))
     assert not (tmp_path / "error.json").exists()
     assert capsys.readouterr().err == "error: no such key\n"
+
+
+@pytest.mark.parametrize("text", ["-1", str(2**32), "9" * 5000, "1.5", "", "\u0661", "1_0", "x"])
+def test_what_is_no_seed_is_told_by_the_command_line(text):
+    assert seed_number(str(2**32 - 1)) == 2**32 - 1
+    with pytest.raises(ArgumentTypeError, match="a seed is a whole number from 0 to 4294967295"):
+        seed_number(text)
 
 
 def test_of_a_long_list_a_few_are_named_and_the_rest_counted():

@@ -10,6 +10,7 @@ from salmonn.common.files import (
     appending,
     existing_part,
     free_bytes,
+    read_json,
     read_json_lines,
     replacing,
     whole_lines,
@@ -114,6 +115,27 @@ def test_a_line_that_is_refused_is_named_with_its_file(tmp_path: Path, second: s
 def test_a_file_of_lines_that_cannot_be_read_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"nowhere\.jsonl cannot be read: .*No such file"):
         list(read_json_lines(tmp_path / "nowhere.jsonl", "list"))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is not valid JSON"), (b'{"a": ', "is not valid JSON"), (b"\xff\xfe", "is not valid JSON"),
+        (b"[" * 2000 + b"]" * 2000, "nested too deeply"),
+        (b'{"a":' * 20_000 + b"1" + b"}" * 20_000, "nested too deeply"),
+        (None, "cannot be read: No such file"),
+    ],
+)  # fmt: skip
+def test_a_json_file_that_cannot_be_used_is_one_message(tmp_path: Path, content, says):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^prompt file {path} .*{says}"):
+        read_json(path, "prompt file ")
+    lines = tmp_path / "a.jsonl"
+    lines.write_bytes((content or b"{") + b"\n")
+    with pytest.raises(UserError, match=rf"{lines}, line 1: not a list"):
+        list(read_json_lines(lines, "a list", lambda value: value.append))
 
 
 def test_of_a_folder_still_to_be_made_the_disk_is_that_of_the_nearest_above(tmp_path: Path, monkeypatch):

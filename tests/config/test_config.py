@@ -307,3 +307,25 @@ def test_a_config_file_that_cannot_be_read_is_told(tmp_path):
         load_config(tmp_path / "utf16.yaml")
     with pytest.raises(UserError, match="does not exist"):
         load_config(write(tmp_path, 'base: "a\\0b"'))
+
+
+def test_a_short_file_of_very_many_values_or_levels_is_one_message(tmp_path):
+    laughs = "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True):
+        laughs += f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+    texts = [laughs, "a: " + "[" * 2000 + "]" * 2000, "a: " + "{b: " * 2000 + "1" + "}" * 2000, "a: &a [*a]"]
+    texts += ["".join(f"{' ' * i}a:\n" for i in range(depth)) for depth in (20, 150, 400, 2000)]
+    for text in texts:
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"c\.yaml"):
+            load_config(tmp_path / "c.yaml")
+    with pytest.raises(UserError, match=r"--options a\.a.*: there is no such key"):
+        load_config("configs/mini/stage1.yaml", ["a." * 2000 + "a=1"])
+    for value in ("[" * 2000 + "]" * 2000, "{b: " * 2000 + "1" + "}" * 2000, "&a [*a]"):
+        with pytest.raises(UserError, match=r"--options run\.seed"):
+            load_config("configs/mini/stage1.yaml", [f"run.seed={value}"])
+
+
+def test_a_folder_inside_thousands_of_others_is_refused():
+    with pytest.raises(UserError, match=r"run\.output_dir = a/a/.*: longer, or deeper, than"):
+        load_config("configs/mini/stage1.yaml", [f"run.output_dir={'a/' * 1400}"])

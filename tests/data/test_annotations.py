@@ -292,7 +292,7 @@ def test_numbers_beyond_any_type_do_no_harm(tmp_path):
     assert Annotations(path)[0]["path"] == "a"
 
 
-def test_damage_in_a_compressed_file_and_deep_nesting_are_one_message(tmp_path):
+def test_damage_in_a_compressed_file_is_one_message(tmp_path):
     path = write_annotations(tmp_path / "a.json.gz", some_entries(1000))
     data = bytearray(path.read_bytes())
     for at in range(100, len(data) - 20, 50):
@@ -300,10 +300,75 @@ def test_damage_in_a_compressed_file_and_deep_nesting_are_one_message(tmp_path):
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"a\.json\.gz cannot be read"):
         Annotations(path)
+
+
+@pytest.mark.parametrize("depth", [1_100, 2_000, 100_000])
+@pytest.mark.parametrize("where", ['[{"path": "a", "text": "b", "x": %s}]', '[{"path": %s, "text": "b"}]', "%s"])
+@pytest.mark.parametrize("sign", ["[]", "{}"])
+def test_deep_nesting_is_one_message(tmp_path, depth, where, sign):
+    begin, end = ("[", "]") if sign == "[]" else ('{"a":', "}")
     deep = tmp_path / "deep.json"
-    deep.write_text('{"annotation": [{"path": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}]}")
+    deep.write_text('{"annotation": ' + where % (begin * depth + "1" + end * depth) + "}")
     with pytest.raises(UserError, match=r"deep\.json"):
         Annotations(deep)
+
+
+@pytest.mark.parametrize("filling", [" ", "\\n", '"}, {"path": "a", "text": "b'])
+def test_a_small_compressed_file_of_very_much_text_is_refused(tmp_path, monkeypatch, filling):
+    monkeypatch.setattr(annotation_index, "_SMALL", 1 << 20)
+    path = tmp_path / "a.json.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(f'{{"annotation": [{{"path": "a", "text": "b{filling * (8_000_000 // len(filling))}"}}]}}'.encode())
+    with pytest.raises(UserError, match=r"a\.json\.gz unpacks to more than 300 times its size"):
+        Annotations(path)
+    assert not list(tmp_path.glob(".a.json.gz.index"))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+def test_an_index_that_has_no_room_beside_the_file_goes_to_the_cache_folder(tmp_path, monkeypatch, name):
+    (tmp_path / "ann").mkdir()
+    path = write_annotations(tmp_path / "ann" / name, some_entries(3))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    build = annotation_index._build
+
+    def full(source, status, place, end_symbols):
+        if place.parent in fulls:
+            raise OSError(28, "No space left on device")
+        build(source, status, place, end_symbols)
+
+    monkeypatch.setattr(annotation_index, "_build", full)
+    fulls = [tmp_path / "ann"]
+    assert len(Annotations(path)) == 3
+    assert list((tmp_path / "cache/salmonn").glob(f"{name}.*.index"))
+    fulls.append(tmp_path / "cache/salmonn")
+    path.touch()
+    with pytest.raises(UserError, match=r"no room for the index .* cannot be written .*No space left.*XDG_CACHE_HOME"):
+        Annotations(path)
+
+
+def test_what_cannot_be_written_is_not_said_of_the_annotation_file(tmp_path, monkeypatch):
+    path = write_annotations(tmp_path / "a.json.gz", some_entries(3))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folders = []
+
+    class Full:
+        def __init__(self, dir):
+            folders.append(dir)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def write(self, _):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(annotation_index, "_writable", lambda folder: folder.mkdir(parents=True, exist_ok=True) is None)
+    monkeypatch.setattr(annotation_index.tempfile, "TemporaryFile", Full)
+    with pytest.raises(UserError, match="no room for the index"):
+        Annotations(path)
+    assert folders == [tmp_path, tmp_path / "cache/salmonn"]
 
 
 def test_more_tasks_than_anybody_needs_are_kept_apart(tmp_path):

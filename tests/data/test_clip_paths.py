@@ -182,3 +182,15 @@ def test_corpora_of_absolute_paths_are_folders_below_what_they_share(paths, name
     root = clip_paths.root_of(path.rpartition("/")[0] for path in paths)
     assert [corpus_of(path, root) for path in paths] == names
     assert ClipPaths("/data").root_of(["/x/A", "/x/B"]) == ""
+
+
+@pytest.mark.parametrize("depth", [10, 900, 3000])
+@pytest.mark.parametrize("name", ["a", "ü"])
+def test_a_path_of_thousands_of_folders_is_looked_for_and_not_found(tmp_path, depth, name):
+    cache, paths = FolderCache(), ClipPaths(str(tmp_path))
+    assert not cache.exists(paths.of(f"{name}/" * depth + "clip.wav", exists=cache.exists)[0])
+    (tmp_path / "a/a").mkdir(parents=True)
+    (tmp_path / "a/a/clip.wav").touch()
+    fresh = FolderCache()
+    assert fresh.exists(f"{tmp_path}/a/a/clip.wav")
+    assert fresh.names(f"{tmp_path}/a//a/") == {"clip.wav"}

@@ -125,9 +125,10 @@ def test_a_list_that_was_cut_while_it_was_written_goes_on_after_its_last_whole_l
     assert list(VerdictList(path).read()) == [first, second]
 
 
-def test_a_line_that_is_no_verdict_is_named(tmp_path):
+@pytest.mark.parametrize("line", ['{"path":1}', '{"path":"a","ok":true,"more":' + "[" * 5000 + "]" * 5000 + "}"])
+def test_a_line_that_is_no_verdict_is_named(tmp_path, line):
     path = tmp_path / "v.jsonl"
-    path.write_text('{"path":"a","ok":true}\n{"path":1}\n')
+    path.write_text(f'{{"path":"a","ok":true}}\n{line}\n')
     with pytest.raises(UserError, match=r"v\.jsonl, line 2"):
         list(VerdictList(path).read())
 

@@ -254,8 +254,8 @@ def test_a_result_that_is_not_whole_is_refused(tmp_path, how, told):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (None, r"B: .*report\.json: No such file or directory; give a result folder"),
-        ("# page", r"B: .*report\.json is not JSON"),
+        (None, r"B: .*report\.json cannot be read: No such file or directory; give a result folder"),
+        ("# page", r"B: .*report\.json is not valid JSON"),
         ('{"wer": 0.1}', r"B: .*report\.json is not a report of evaluate\.py"),
         ("[]", "is not a report"),
         ('{"asr": null}', "has no evaluated task"),

@@ -52,6 +52,7 @@ def test_waits_grow_and_heed_the_server(judge):
         ((400, "temperature not supported"), 1, r"HTTP 400: temperature not supported"),
         ((302, "", {"Location": "http://127.0.0.1:1/"}), 1, r"HTTP 302.*final address"),
         ((500, f"boom {KEY}"), 2, r"HTTP 500: boom \*\*\*, 2 times"),
+        ((200, "[" * 5000 + "]" * 5000), 2, r"no chat completion \('\[\[\[.*'\), 2 times"),
         ((200, f"garbage {KEY}"), 2, r"no chat completion \('garbage \*\*\*'\), 2 times"),
     ],
 )

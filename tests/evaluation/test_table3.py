@@ -16,7 +16,7 @@ from salmonn.evaluation.answer_store import AnswerStore
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.normalisers import NAMES
 from salmonn.evaluation.requests import Prediction
-from salmonn.evaluation.table3 import rows_of
+from salmonn.evaluation.table3 import earlier_reports, rows_of
 from salmonn.evaluation.tasks import EvalTask, load_tasks, named_tasks
 from salmonn.model.prompts import load_test_prompts
 from salmonn.model.salmonn import SALMONN
@@ -216,3 +216,20 @@ def test_an_answer_file_of_something_else_is_named(tmp_path):
     (tmp_path / "x-rank1.jsonl").write_text('{"text": "?"}\n')
     with pytest.raises(UserError, match=r"x-rank1\.jsonl, line 1: not an answer"):
         store.read()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", "{}", '{"n": 1}', "[" * 3000 + "]" * 3000, '{"name": "er", "scores": []}', "\udcff"],
+)
+def test_what_stands_in_the_place_of_an_earlier_report_is_told_and_left_out(tmp_path, caplog, content):
+    tasks = [EvalTask(name, name, f"{name}.json") for name in ("er", "sv", "absent")]
+    whole = {name: 1 for name in ("n", "entries", "finished", "unfinished", "empty_outputs")}
+    whole |= {"unreadable": [], "notes": [], "annotation": "er.json"}
+    whole |= {name: {} for name in ("scores", "scores_finished", "intervals", "scoring", "provenance")}
+    for name, text in (("er", json.dumps(whole)), ("sv", content)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(text, errors="surrogateescape")
+    assert earlier_reports(tmp_path, tasks) == {"er": whole}
+    assert f"{tmp_path}/sv/report.json is" in caplog.text
+    assert "it is left out of the page: evaluate sv again" in caplog.text

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from functools import partial
 
@@ -19,7 +20,7 @@ from salmonn.config.missing_files import missing_model_files
 from salmonn.model import checkpoint, model_folders
 from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits
 from tests.fixtures.golden import golden_config
-from tests.fixtures.paths import GOLDEN
+from tests.fixtures.paths import GOLDEN, ROOT
 
 LOADERS = [build_meta_model, SALMONN.from_config]
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 4265\n"
@@ -284,3 +285,55 @@ def test_files_of_the_miniature_world_are_not_looked_for_on_the_hub(tmp_path, mo
         assert f"is not in {tmp_path}, but in " in told
         assert "run the command there" in told
         assert "get it" not in told
+
+
+# ---- code in the files of others
+
+
+class _Runs:
+    """Runs code where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return type(self.path).touch, (self.path,)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_that_a_folder_brings_along_is_never_run_whatever_is_typed(tmp_path, monkeypatch, file):
+    shutil.copytree(LLM, tmp_path / "llm")
+    content = json.loads((tmp_path / "llm" / file).read_text())
+    content |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoTokenizer": ["own.Own", "own.Own"]}}
+    content["tokenizer_class"] = "Own"
+    (tmp_path / "llm" / file).write_text(json.dumps(content))
+    (tmp_path / "llm" / "own.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    for load in LOADERS:
+        message = message_of(load, llama_path=str(tmp_path / "llm"))
+        assert "it asks to run code of its own (auto_map" in message
+        assert "trust_remote_code" not in message
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("key", ["llama_path", "whisper_path"])
+@pytest.mark.parametrize("kind", ["today", "before 1.6"])
+def test_pickled_weights_that_hold_more_than_tensors_are_one_message(tmp_path, key, kind):
+    folder = tmp_path / "it"
+    shutil.copytree(LLM if key == "llama_path" else WHISPER, folder)
+    (folder / "model.safetensors").unlink()
+    is_zip = kind == "today"
+    code = {"weight": _Runs(tmp_path / "ran")}
+    torch.save(code, folder / "pytorch_model.bin", _use_new_zipfile_serialization=is_zip)
+    message = message_of(SALMONN.from_config, **{key: str(folder)})
+    assert f"model.{key} = {folder} cannot be loaded: its weights are a pickle (pytorch_model.bin)" in message
+    assert "weights_only" not in message
+    assert not (tmp_path / "ran").exists()
+
+
+def test_every_place_that_lets_the_library_choose_a_class_forbids_code():
+    for file in (path for folder in ("salmonn", "util", "experiments") for path in (ROOT / folder).rglob("*.py")):
+        for call in re.findall(
+            r"\bAuto\w+\.from_(?:pretrained|config)\([^()]*(?:\([^()]*\)[^()]*)*\)", file.read_text()
+        ):
+            assert "trust_remote_code=False" in call, f"{file}: {call}"

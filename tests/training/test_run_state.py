@@ -208,3 +208,29 @@ def test_what_led_to_a_loss_that_is_not_finite_is_kept_or_why_not_is_told(make_s
     assert torch.equal(content["model"]["speech_llama_proj.bias"], state.model.speech_llama_proj.bias)
     monkeypatch.setattr(checkpoint, "write_content", full_disk)
     assert "could not be saved: No space left" in state.keep_not_finite(error, epoch=1, iteration=4)
+
+
+def nested(depth: int) -> dict:
+    return {"a": nested(depth - 1)} if depth else {}
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        ("config", []), ("config", "x"), ("config", {"run": 3}), ("config", {"run": {"batch_size_train": "8"}}),
+        ("config", {"run": {"optims": None}}), ("config", {"model": {"a": nested(100)}}), ("progress", None),
+        ("progress", {"epoch": "1"}), ("progress", {"best": 0.5}), ("progress", {"seconds": []}), ("scaler", 1),
+        ("optimizer", torch.ones(2)), ("optimizer", {}), ("optimizer", {"state": [], "param_groups": 3}),
+        ("optimizer", {"state": {}, "param_groups": [{"params": 5}, 2]}),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_with_parts_of_another_kind_is_told_by_its_name(make_state, tmp_path, key, wrong):
+    state = make_state()
+    train(state)
+    state.save(0)
+    path = tmp_path / "odd.pth"
+    content = checkpoint.read(state.folder.path / "checkpoint_last.pth")
+    checkpoint.save(path, content | {key: wrong})
+    again = make_state(f"run.resume={path}", "run.exp_name=other")
+    with pytest.raises(UserError, match=r"odd\.pth"):
+        taken_up(again, find_resumed(again.folder))

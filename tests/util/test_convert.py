@@ -301,3 +301,41 @@ def test_a_wrong_argument_shows_the_usage_of_its_subcommand(command, capsys):
     shown = capsys.readouterr().err
     assert shown.startswith("usage: convert.py to-pth [-h] DIR FILE.pth\n")
     assert "unrecognized arguments: c" in shown
+
+
+# ---- files of others
+
+
+@pytest.mark.parametrize("key", ["llama_path", "prompt_template", "lora_target_modules"])
+def test_a_foreign_file_is_given_nothing_of_the_readers_environment(command, trained_pth, tmp_path, monkeypatch, key):
+    monkeypatch.setenv("READERS_SECRET", "sk_planted")
+    content = torch.load(trained_pth, weights_only=True)
+    asked = "${oc.env:READERS_SECRET}"
+    content["config"]["model"][key] = [asked] if key == "lora_target_modules" else f"USER: {{}} {asked}"
+    torch.save(content, tmp_path / "foreign.pth")
+    with pytest.raises(UserError, match=r"foreign\.pth: .*not filled in from the file of others"):
+        command("to-folder", tmp_path / "foreign.pth", tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+    command("to-folder", trained_pth, tmp_path / "folder")
+    stored = json.loads((tmp_path / "folder/config.json").read_text())
+    stored["model"] |= {key: content["config"]["model"][key], "token": asked}
+    stored["training"]["config"]["run"]["exp_name"] = asked
+    (tmp_path / "folder/config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="not filled in from the file of others"):
+        SALMONN.from_pretrained(tmp_path / "folder")
+    command("to-pth", tmp_path / "folder", tmp_path / "back.pth")
+    assert b"sk_planted" not in (tmp_path / "back.pth").read_bytes()
+    assert checkpoint.read(tmp_path / "back.pth")["config"]["model"]["token"] == ""
+
+
+@pytest.mark.parametrize("wrong", [[], "text", 3, {"run": []}, {"model": "x"}, {"datasets": 1.5}])
+def test_a_checkpoint_whose_configuration_is_something_else_is_told(command, trained_pth, tmp_path, wrong):
+    content = torch.load(trained_pth, weights_only=True)
+    for key in ("config", "progress"):
+        if key == "progress" and isinstance(wrong, dict):
+            continue
+        torch.save(content | {key: wrong}, tmp_path / "odd.pth")
+        for arguments in (["inspect"], ["to-folder"]):
+            with pytest.raises(UserError, match=rf"odd\.pth is damaged, .*: {key}.* must be a dictionary"):
+                command(*arguments, tmp_path / "odd.pth", *([tmp_path / "x"] if arguments == ["to-folder"] else []))

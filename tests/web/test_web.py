@@ -22,10 +22,10 @@ from salmonn.web import __main__ as web
 from salmonn.web import layout
 from salmonn.web.conversation import Conversation
 from salmonn.web.layout import build
-from salmonn.web.page import Page
+from salmonn.web.page import Page, answer_settings
 from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG
-from tests.fixtures.web_rows import SEARCH, VERY_LONG, asked, heard
+from tests.fixtures.web_rows import SEARCH, VERY_LONG, asked, heard, shown
 
 WAITING = ("", "…", "Loading content")  # what gradio shows while nothing is written yet
 
@@ -108,7 +108,13 @@ def test_an_answer_without_words_is_told(page: Page, clip, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "task", "message"),
-    [(" ", "", "the question is empty"), ("", "QA", "Write a question first"), ("?", "asr", "")],
+    [
+        (" ", "", "the question is empty"),
+        ("", "QA", "Write a question first"),
+        ("?", "asr", ""),
+        ("a" * 2001, "", "2001 characters: up to 2000"),
+        ("배" * 200_000, "QA", "200000 characters: up to 2000"),
+    ],
 )
 def test_a_question_that_cannot_be_asked_leaves_the_talk(page: Page, clip, text, task, message):
     conversation, _ = heard(page, clip)
@@ -118,6 +124,21 @@ def test_a_question_that_cannot_be_asked_leaves_the_talk(page: Page, clip, text,
     assert bool(error) == bool(message)
     assert len(chat) == len(conversation.messages) == (2 if message else 4)
     assert [message["content"] for message in chat][:2] == ["Who?", "anna"]
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("value", ["${oc.env:SERVERS_SECRET}", float("nan"), -1e30, 1e30, None, []])
+def test_settings_that_no_slider_offers_are_refused_and_look_nothing_up(page: Page, clip, monkeypatch, place, value):
+    monkeypatch.setenv("SERVERS_SECRET", "sk_planted")
+    conversation, _ = heard(page, clip)
+    settings = [*SEARCH[:place], value, *SEARCH[place + 1 :]]
+    if place == 1:
+        assert answer_settings(page.engine.config.generate, *settings).do_sample is bool(value)
+        return
+    *_, error = shown(page.ask(conversation, "What?", *settings, None))
+    assert 'role="alert"' in error
+    assert "sk_planted" not in error
+    assert conversation.turns == []
 
 
 def test_what_nobody_expected_is_told_without_a_traceback(page: Page, clip, monkeypatch, caplog):
@@ -191,13 +212,37 @@ def test_nobody_else_can_reach_the_page_unless_asked(monkeypatch):
 
 
 def test_examples_are_files_and_all_of_a_folder(tmp_path):
-    for name in ("a/x.wav", "a/deep/y.FLAC", "a/notes.txt", "b/z.mp3"):
+    for name in ("a/x.wav", "a/deep/y.FLAC", "b/z.mp3"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+        soundfile.write(tmp_path / name, np.zeros(16_000), 16_000)
+    (tmp_path / "a/notes.txt").touch()
     found = web.find_examples([str(tmp_path / "a"), str(tmp_path / "b/z.mp3")])
     assert list(found) == ["a/deep/y.FLAC", "a/x.wav", "b/z.mp3"]
     assert found["b/z.mp3"] == str(tmp_path / "b/z.mp3")
     assert web.find_examples([]) == {}
+
+
+def test_only_audio_inside_a_folder_is_an_example(tmp_path, capsys):
+    folder = tmp_path / "clips"
+    (folder / "deep").mkdir(parents=True)
+    soundfile.write(folder / "deep/good.wav", np.zeros(16_000), 16_000)
+    (folder / "inside.wav").symlink_to("deep/good.wav")
+    (folder / "passwd.wav").symlink_to("/etc/passwd")
+    (folder / "text.wav").write_text("root:x:0:0")
+    (folder / "empty.wav").touch()
+    soundfile.write(tmp_path / "other.wav", np.zeros(16_000), 16_000)
+    (folder / "linked.wav").symlink_to(tmp_path / "other.wav")
+    (folder / "out").symlink_to(tmp_path)
+    for name in (b"caf\xe9.wav", b"red\x1b[31m.wav", b"two\nlines.wav"):
+        Path(os.fsdecode(bytes(folder) + b"/" + name)).write_bytes((folder / "deep/good.wav").read_bytes())
+    assert list(web.find_examples([str(folder)])) == ["deep/good.wav", "inside.wav"]
+    told = capsys.readouterr().err
+    assert "--examples: 7 left out, e.g. " in told
+    assert "\x1b" not in told
+    for file in ("passwd.wav", "linked.wav", "text.wav"):
+        with pytest.raises(UserError, match="is no clip that can be shown"):
+            web.find_examples([str(folder / file)])
+    assert list(web.find_examples([str(folder / "deep/good.wav")])) == ["good.wav"]
 
 
 def test_gradio_loads_only_for_the_page():

@@ -91,7 +91,9 @@ def _run(source: Source) -> str:
     facts = [run["exp_name"]] if run.get("exp_name") else []
     facts += [f"{key} {value}" for key, value in source.training.items()]
     best = progress.get("best") or {}
-    facts += [f"best validation {key} {best[key]:.4g}" for key in ("accuracy", "loss") if key in best]
+    facts += [
+        f"best validation {key} {best[key]:.4g}" for key in ("accuracy", "loss") if isinstance(best.get(key), float)
+    ]
     data = (source.config.get("datasets") or {}).get("train_ann_path")
     facts += [f"trained on {data}"] if data else []
     return ", ".join(facts) or "not recorded"

@@ -71,7 +71,11 @@ def write_merged(
         checkpoint.require_fit(_as_model(meta_model, section), adapter, path)
     with loading("model.llama_path", section.llama_path):
         llm, info = AutoModelForCausalLM.from_pretrained(
-            section.llama_path, dtype=dtype or "auto", token=section.token or None, output_loading_info=True
+            section.llama_path,
+            dtype=dtype or "auto",
+            token=section.token or None,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
         require_all_weights(info, section.llama_path)
     model = _as_model(llm.requires_grad_(False), section)

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, model_config
+from salmonn.config.stored import require_literal, without_secrets
 from salmonn.model import checkpoint, pretrained
 
+_SECTIONS = ("config.model", "config.run", "config.datasets", "progress.best")
 TRAINING_KEYS = ("epoch", "step")  # kept beside the configuration
 _CONNECTOR = ("speech_query_tokens", "speech_Qformer.", "speech_llama_proj.", "ln_speech.", "ln_audio.")
 
@@ -35,11 +37,23 @@ def read_source(path: Path) -> Source:
 def read_content(path: Path, lazily: bool = False) -> dict[str, Any]:
     """What a checkpoint holds: {"model", "config", "epoch", ...}; a folder is read into the same form."""
     if not path.is_dir():
-        return checkpoint.read(path, "SALMONN or BEATs checkpoint", lazily)
+        content = checkpoint.read(path, "SALMONN or BEATs checkpoint", lazily)
+        _require_dictionaries({key: content[key] for key in ("config", "progress") if key in content}, path)
+        return content
     stored = pretrained.read_config(path)
     content = checkpoint.read(path / pretrained.WEIGHTS, lazily=lazily)
     training = dict(stored["training"])
+    _require_dictionaries({key: training[key] for key in ("config",) if key in training}, path)
     return content | {"config": {**training.pop("config", {}), "model": stored["model"]}} | training
+
+
+def _require_dictionaries(parts: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError where configuration, progress, or a section of theirs that is looked at, is something else."""
+    sections = {f"{key}.{name}": part[name] for key, part in parts.items() if isinstance(part, dict) for name in part}
+    looked_at = {name: value for name, value in sections.items() if name in _SECTIONS and value is not None}
+    for name, value in {**parts, **looked_at}.items():
+        if not isinstance(value, dict):
+            raise UserError(f"{path} is damaged, or not written by this code: {name} in it must be a dictionary")
 
 
 def as_source(content: Mapping[str, Any]) -> Source:
@@ -47,7 +61,7 @@ def as_source(content: Mapping[str, Any]) -> Source:
     known = ("model", "config", *TRAINING_KEYS)
     return Source(
         content["model"],
-        content.get("config") or {},
+        without_secrets(content.get("config") or {}),
         {key: content[key] for key in TRAINING_KEYS if key in content},
         {key: value for key, value in content.items() if key not in known},
     )
@@ -66,6 +80,7 @@ def model_section(source: Source, path: Path, cfg_path: str | None) -> DictConfi
     if not isinstance(section, dict):
         raise UserError(f"{path} does not say how its model is built; name its config file: --cfg-path FILE")
     try:
+        require_literal(section, "its model section")
         return model_config(section)
     except UserError as error:
         raise UserError(f"{path}: {error}\nTo use a config file of yours instead: --cfg-path FILE") from error

@@ -96,7 +96,7 @@ def _decode(metadata: Path) -> list[_Audio]:
         return msgspec.json.decode(metadata.read_bytes(), type=_Corpus).audios
     except FileNotFoundError as error:
         raise MissingError(f"{metadata}: no such file") from error
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{metadata}: {error}") from error
 
 

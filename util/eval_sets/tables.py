@@ -78,7 +78,7 @@ def json_lines(path: Path, kind: type[Row]) -> Iterator[tuple[int, Row]]:
     for number, line in lines(path):
         try:
             yield number, decoder.decode(line)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise bad(path, number, str(error)) from error
 
 

@@ -224,14 +224,15 @@ class Inspection:
             raise UserError(f"--tokenizer {self.args.tokenizer} is no folder")
         from transformers import AutoTokenizer
 
+        from salmonn.model.model_folders import loading
         from salmonn.model.tokenizer import tokenize_as_sentencepiece
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.args.tokenizer, local_files_only=True)
+        with loading("--tokenizer", self.args.tokenizer):
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.args.tokenizer, local_files_only=True, trust_remote_code=False
+            )
             tokenize_as_sentencepiece(tokenizer)
             return tokenizer
-        except (OSError, ValueError) as error:
-            raise UserError(f"--tokenizer {self.args.tokenizer}: {error}") from error
 
 
 def _text_counts(found: dict[str, Any] | None) -> str:

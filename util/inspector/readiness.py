@@ -134,7 +134,7 @@ def count_ready(path: Path, clip_paths: ClipPaths, jobs: int = 0, progress: Call
                 ranges = candidate_ranges(text)
             if ranges:
                 return _count(path, ranges, clip_paths, jobs, progress)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             pass  # an unusual layout, or something wrong: a closer look tells
     text_path, ranges = Annotations(path, need_text=False).text_ranges()
     return _count(text_path, ranges, clip_paths, jobs, progress)

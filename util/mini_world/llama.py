@@ -100,7 +100,7 @@ def make_tokenizer(folder: Path, seed: int) -> PreTrainedTokenizerBase:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenize_as_sentencepiece(tokenizer)
     return tokenizer
 

@@ -173,6 +173,6 @@ def _reply(body: str) -> str:
         message = json.loads(body)["choices"][0]["message"]
         reply = message.get("content") or message.get("refusal") or ""
         return reply.encode("utf-8", errors="replace").decode()  # JSON may hold halves of characters
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         beginning = " ".join(body.split())[:_QUOTED]
         raise _TryAgainError(f"answers with what is no chat completion ({beginning!r})") from error

@@ -22,9 +22,11 @@ def ask_local(prompts: Sequence[str], config: JudgeConfig, device: str) -> Itera
     """Yield (index, reply), short prompts first. Raises UserError if the model cannot be loaded."""
     path = config.local_path
     with loading("evaluate.judge.local_path", path):
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=False)
         dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
-        model, info = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
         require_all_weights(info, path)
     model = model.to(device).eval()
     if not tokenizer.chat_template:

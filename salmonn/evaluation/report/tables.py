@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from salmonn.common.screen import printable
 from salmonn.config.loading import leaves
 from salmonn.evaluation.metrics import METRICS, Metric
 
@@ -34,7 +35,7 @@ def shown_interval(metric: Metric, edges: Sequence[float] | None) -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table whose columns also line up as plain text."""
-    cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in row] for row in (header, *rows)]
+    cells = [[" ".join(printable(str(cell)).replace("|", "\\|").split()) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")

@@ -1,0 +1,108 @@
+"""What files, models and visitors wrote cannot give a terminal orders, wherever it is shown."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+from tqdm import tqdm
+
+from salmonn import chat
+from salmonn.common.cli import run_cli
+from salmonn.common.errors import UserError
+from salmonn.common.screen import Screen, printable
+from salmonn.evaluation.report.tables import table
+from tests.fixtures.paths import ROOT
+
+RED = "\x1b[31mred\x1b[0m"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (RED, r"\x1b[31mred\x1b[0m"),
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("\x9b31m\x90q\x7f\x00\x08", r"\x9b31m\x90q\x7f\x00\x08"),
+        ("right\rwrong", r"right\x0dwrong"),
+        ("\r 50%|###  | bar", "\r 50%|###  | bar"),
+        ("one\r\ntwo\tthree\n", "one\r\ntwo\tthree\n"),
+        ("배는 é 😀 \u200f\u00a0", "배는 é 😀 \u200f\u00a0"),
+    ],
+)
+def test_control_characters_are_shown_and_letters_stay(text, shown):
+    assert printable(text) == shown
+
+
+def orders(text: str) -> bool:
+    return any(sign in text for sign in ("\x1b", "\x9b", "\x07", "\x00"))
+
+
+@pytest.mark.parametrize("ends", [SystemExit, ZeroDivisionError])
+def test_whatever_way_a_command_writes_no_order_reaches_the_screen(ends, capsys):
+    def main() -> None:
+        print(RED)
+        sys.stdout.write("\x9b1m")
+        sys.stdout.writelines(["\x07", "a\n"])
+        print("\x00", RED, file=sys.stderr)
+        logging.basicConfig(force=True)
+        logging.getLogger("any").warning("clip %s", RED)
+        with tqdm(total=2, desc=RED) as bar:
+            bar.update()
+        raise UserError(RED) if ends is SystemExit else ends(RED)
+
+    with pytest.raises(ends):
+        run_cli(main)
+    written = capsys.readouterr()
+    assert written.out == "\\x1b[31mred\\x1b[0m\n\\x9b1m\\x07a\n"
+    assert not orders(written.err)
+    assert written.err.count(r"\x1b[31mred") >= 3
+    assert "\r" in written.err  # the bar's own
+
+
+def test_nor_does_one_of_an_error_that_nobody_expected_or_of_an_option():
+    code = f"from salmonn.common.cli import run_cli, argument_parser\ndef main():\n raise RuntimeError({RED!r})\n"
+    options = "run_cli(lambda: argument_parser('x').parse_args())"
+    for command in (["-c", f"{code}run_cli(main)"], ["-c", f"{code}{options}", RED, "--cfg-path", "x"]):
+        result = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode != 0
+        assert r"\x1b[31mred" in result.stderr
+        assert not orders(result.stderr)
+
+
+def test_a_message_for_torchrun_holds_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+
+    def main() -> None:
+        raise UserError(RED)
+
+    with pytest.raises(SystemExit):
+        run_cli(main)
+    assert not orders(json.loads((tmp_path / "error.json").read_text())["message"])
+
+
+def test_tables_hold_none():
+    assert not orders(table(["task", RED], [["\x9b", "\x07a"]]))
+
+
+@pytest.mark.parametrize("text", [RED, "\x9b31m\x7f", "배 é"])
+def test_json_for_programs_stays_json(text):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with contextlib.redirect_stdout(Screen(stream)):
+        print(chat.json_line({"answer": text}), flush=True)
+    line = stream.buffer.getvalue().decode()
+    assert json.loads(line) == {"answer": text}
+    assert not orders(line)
+    assert ("배" in line) == ("배" in text)
+
+
+def test_a_screen_is_the_stream_in_all_else():
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as stream:
+        screen = Screen(stream)
+        assert (screen.fileno(), screen.isatty(), screen.encoding) == (write, False, stream.encoding)
+    os.close(read)

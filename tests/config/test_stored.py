@@ -1,0 +1,89 @@
+"""Secrets are never written down, told or taken over; a reference to the environment stays one; files of others ask
+the environment for nothing."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from salmonn.common.errors import UserError
+from salmonn.config import load_config, model_config
+from salmonn.config.stored import SECRETS, options_without_secrets, require_literal, without_secrets, written_config
+
+REFERENCE = "${oc.env:PLANTED}"
+
+
+@pytest.fixture(autouse=True)
+def _planted(monkeypatch):
+    monkeypatch.setenv("PLANTED", "hf_planted")
+
+
+def config_with(tmp_path, token):
+    OmegaConf.save({"model": {"token": token}}, tmp_path / "c.yaml")
+    return load_config(tmp_path / "c.yaml")
+
+
+def test_a_token_of_the_environment_is_found_where_it_is_used_and_stays_a_reference_where_it_is_written(tmp_path):
+    config = config_with(tmp_path, REFERENCE)
+    assert config.model.token == model_config(config.model).token == "hf_planted"
+    assert written_config(config)["model"]["token"] == REFERENCE
+    assert without_secrets(OmegaConf.to_container(config))["model"]["token"] == ""
+    assert load_config(tmp_path / "c.yaml", [f"model.token={REFERENCE}"]).model.token == "hf_planted"
+
+
+@pytest.mark.parametrize("token", ["hf_planted", "${oc.env:NOT_THERE,hf_planted}", "${oc.decode:${oc.env:PLANTED}}"])
+def test_a_token_in_plain_text_is_used_and_not_written(tmp_path, token):
+    config = config_with(tmp_path, token)
+    assert config.model.token == "hf_planted"
+    assert written_config(config)["model"]["token"] == ""
+
+
+def test_a_token_that_the_environment_lacks_is_told_when_the_config_is_read(tmp_path):
+    with pytest.raises(UserError, match="NOT_THERE"):
+        config_with(tmp_path, "${oc.env:NOT_THERE}")
+
+
+@pytest.mark.parametrize("option", ["model.token=hf_planted${", "model.token='hf_planted${'"])
+def test_no_message_repeats_a_token(option):
+    with pytest.raises(UserError, match=r"model\.token") as caught:
+        load_config("configs/mini/stage1.yaml", [option])
+    assert "hf_planted" not in str(caught.value)
+    with pytest.raises(UserError, match="token") as caught:
+        model_config({"token": ["hf_planted"]})
+    assert "hf_planted" not in str(caught.value)
+
+
+def test_options_that_are_written_down_hold_no_secret():
+    given = ["model.token=hf_planted", "run.seed=1", f"model.token={REFERENCE}", "model.token"]
+    assert options_without_secrets(given) == ["run.seed=1"]
+
+
+def test_every_secret_is_a_key_of_the_schema():
+    config = load_config("configs/mini/stage1.yaml")
+    assert all(OmegaConf.select(config, key) == "" for key in SECRETS)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        REFERENCE,
+        f"USER: {{}} {REFERENCE}",
+        [REFERENCE],
+        {"deep": [{"er": REFERENCE}]},
+        "${oc.decode:x}",
+        {REFERENCE: 1},
+    ],
+)
+def test_what_another_file_asks_of_the_environment_is_refused(value):
+    with pytest.raises(UserError, match="others"):
+        require_literal({"key": value}, "x.pth")
+
+
+def test_nesting_without_end_is_told():
+    nested: dict = {}
+    for _ in range(5000):
+        nested = {"a": nested}
+    endless: list = []
+    endless.append(endless)
+    for value in (nested, endless):
+        with pytest.raises(UserError, match="deep"):
+            require_literal({"key": value}, "x.pth")
+    require_literal({"a": {"b": [1, 2.5, None, True, {"c": "USER: {}"}]}}, "x.pth")
