@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from salmonn.common.errors import UserError
@@ -97,6 +97,14 @@ def argument_parser(description: str, default_cfg_path: str | None = None) -> Ar
         help="set single keys of it, e.g. run.device=cpu model.ckpt=last.pth; configs/base.yaml has them all",
     )
     return parser
+
+
+def refuse_former(former: Mapping[str, str], arguments: Sequence[str]) -> None:
+    """Raise UserError for options of other trainers' command lines, {option: how it is said here}."""
+    given = [option for option in former if any(one == option or one.startswith(f"{option}=") for one in arguments)]
+    if given:
+        lines = [f"{option}: {former[option]}" for option in given]
+        raise UserError("\n  ".join(["these options have another form here (docs/migrating.md):", *lines]))
 
 
 def tell(message: str) -> None:
