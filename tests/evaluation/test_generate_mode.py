@@ -108,7 +108,11 @@ def test_a_submission_for_no_set_here_and_one_from_a_spreadsheet_are_told(submit
     with pytest.raises(UserError, match="byte-order mark"):
         validate_submission(path, config.datasets)
     path.write_text(content.replace("blue dog", ""))
-    assert validate_submission(path, config.datasets).endswith("2 rows, 1 of them with an empty text")
+    with pytest.raises(UserError, match=r"1 texts are missing values to the official validator.*: a \(''\)"):
+        validate_submission(path, config.datasets)
+    path.write_text(content.replace("blue dog", "=blue dog"))
+    told = validate_submission(path, config.datasets)
+    assert told.endswith("2 rows; 1 texts begin as a formula: a spreadsheet would change them: a")
 
 
 def test_one_set_that_cannot_be_read_is_told_and_ends_no_other(stub_world: Path, stub_model: StubModel):
