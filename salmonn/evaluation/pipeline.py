@@ -24,6 +24,7 @@ from salmonn.evaluation.report.task_report import build_report, prediction_lines
 from salmonn.evaluation.sets import EvalSet, open_sets
 from salmonn.evaluation.submission import check_submission, submission_csv, submission_notes
 from salmonn.evaluation.table3 import earlier_reports, write_overview
+from salmonn.evaluation.task_confusion import confused_answers, confusion_notes
 from salmonn.evaluation.tasks import (
     MODES,
     EvalTask,
@@ -152,6 +153,9 @@ def score_set(answered: AnsweredSet, judgement: Judgement | None) -> dict[str, A
     whisper_path = config.model.whisper_path
     report = build_report(task, clips, answered.predictions, answered.shuffled, whisper_path, judgement)
     notes = report["notes"]
+    confused = confused_answers(clips, answered.set.requests, answered.predictions)
+    notes += confusion_notes(confused, clips, answered.predictions, report["statistics"])
+    report["other_forms"] = {clips[position].id: form for position, form in confused.items()}
     if not config.model.ckpt:
         notes.insert(0, "NO CHECKPOINT (model.ckpt is empty): connector and LoRA are untrained.")
     if judgement and judgement.replies:
