@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from salmonn.common.device import device_of
 from salmonn.common.errors import UserError, examples
@@ -46,6 +46,8 @@ def find_problems(
     needs training prompts, and the run's folder needs room. `goes_on`: the first of these that can be read
     has to fit the model.
     """
+    if not training:  # an evaluation, a conversation: nothing is chosen among the training prompts
+        config = OmegaConf.merge(config, {"model": {"prompt_path": ""}})
     missing = missing_files(config, annotations, unread)
     problems = [*missing, *problem_of(_require_device, config)]
     if training:

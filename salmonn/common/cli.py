@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -118,6 +118,14 @@ def seed_number(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < 2**32):
         raise ArgumentTypeError(f"{text[:40]}: a seed is a whole number from 0 to {2**32 - 1}")
     return int(text)
+
+
+def refuse_former(former: Mapping[str, str], arguments: Sequence[str]) -> None:
+    """Raise UserError for options of other trainers' command lines, {option: how it is said here}."""
+    given = [option for option in former if any(one == option or one.startswith(f"{option}=") for one in arguments)]
+    if given:
+        lines = [f"{option}: {former[option]}" for option in given]
+        raise UserError("\n  ".join(["these options have another form here (docs/migrating.md):", *lines]))
 
 
 def tell(message: str) -> None:

@@ -5,6 +5,7 @@ the later win; `--options a.b=c` come last. Unknown keys and wrong types are col
 """
 
 import difflib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
@@ -16,9 +17,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from salmonn.common.errors import UserError
 from salmonn.config.checks import PATHS, impossible_values
+from salmonn.config.foreign import translate
 from salmonn.config.reading import read_options, read_yaml
 from salmonn.config.schema import Config, GenerateConfig, ModelConfig
 from salmonn.config.stored import SECRETS, is_reference
+
+logger = logging.getLogger(__name__)
 
 BEST = "checkpoint_best.pth"
 RESUME = ("", "auto", "none")  # what run.resume may be beside a checkpoint's path
@@ -29,8 +33,8 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
 
     Raises UserError that lists every unknown key, wrong type and impossible value.
     """
-    source = read_yaml(Path(path))
-    overrides = read_options(options)
+    source = _translated(read_yaml(Path(path)), str(path))
+    overrides = _translated(read_options(options), "--options")
 
     problems: list[str] = []
     _unknown_keys(OmegaConf.to_container(source), Config, "", str(path), problems)
@@ -88,6 +92,15 @@ def best_checkpoint(run: DictConfig) -> str:
     return str(Path(run.output_dir) / run.exp_name / BEST)
 
 
+def _translated(source: DictConfig, where: str) -> DictConfig:
+    """The configuration with our keys in the place of other trainers', which is told once a machine."""
+    plain = OmegaConf.to_container(source)
+    for line in translate(plain, where):
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            logger.warning(line)
+    return OmegaConf.create(plain)
+
+
 def _expand_home(config: DictConfig) -> list[str]:
     """Put the home folder where a path begins with ~; a line for each path whose ~ nobody knows."""
     problems = []
@@ -108,16 +121,21 @@ def _on_cpu(config: DictConfig) -> bool:
 def model_config(values: Mapping[str, Any] | DictConfig | ModelConfig) -> DictConfig:
     """Complete a `model` section (mapping, OmegaConf node or ModelConfig) with the defaults, and check it."""
     plain = OmegaConf.to_container(OmegaConf.create(values) if isinstance(values, Mapping) else values)
-    return typed_section(plain, ModelConfig, "model")
+    return _foreign_section(plain, ModelConfig, "model")
 
 
 def generate_config(values: Mapping[str, Any] | DictConfig | GenerateConfig | None) -> DictConfig:
     """Complete a `generate` section with the defaults, as `model_config`; None gives the published settings."""
     if isinstance(values, GenerateConfig):
         return OmegaConf.structured(values)
-    return typed_section(
-        {} if values is None else OmegaConf.to_container(OmegaConf.create(values)), GenerateConfig, "generate"
-    )
+    plain = {} if values is None else OmegaConf.to_container(OmegaConf.create(values))
+    return _foreign_section(plain, GenerateConfig, "generate")
+
+
+def _foreign_section(plain: Any, schema: type, section: str) -> DictConfig:
+    """A section that may be written for another trainer, typed and checked."""
+    values = OmegaConf.to_container(_translated(OmegaConf.create({section: plain}), "given values"))
+    return typed_section(values.get(section, {}), schema, section)
 
 
 def typed_section(values: Any, schema: type, section: str) -> DictConfig:

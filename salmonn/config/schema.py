@@ -176,6 +176,7 @@ class EvaluateConfig:
     results_dir: str = "results"
     name: str = ""  # folder inside results_dir; "" = the mode
     tasks_file: str = "configs/eval_tasks.yaml"  # tasks of evaluate.py --mode table3
+    submission_lower_case: bool = False  # write the texts of submission.csv in lower case
     shuffled_control: bool = False  # score once more with the audio shuffled between clips
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)

@@ -15,7 +15,7 @@ Modes:
                                   and --scalings (paper, Figure 4)
   efficiency                      time to first token and per token, memory (evaluate.efficiency.*)
   generate                        the answers to any annotation file: --ann FILE
-A hackathon mode whose own set is empty uses datasets.test_ann_path.
+A hackathon mode whose own set is empty uses datasets.test_ann_path, or else datasets.test_ann_path_asr or _aac.
 
 Results: <evaluate.results_dir>/<evaluate.name, else the mode>/ with report.md, report.json (with a provenance of all
 that the result depends on), pictures and predictions.jsonl. Killed, the same command goes on: what was answered
@@ -26,12 +26,13 @@ between clips: a model that listens scores far worse then. evaluate.judge.* sets
 import argparse
 import math
 import os
+import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from salmonn.common import slurm
-from salmonn.common.cli import argument_parser, run_cli
+from salmonn.common.cli import argument_parser, refuse_former, run_cli
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.evaluation.tasks import MODES, load_tasks, named_tasks
@@ -45,6 +46,16 @@ OPERANDS = {
     "perplexity": ("tasks", "scalings", "checkpoints"),
     "efficiency": (),
     "generate": ("ann",),
+}
+
+# Options of the public hackathon's evaluator, and how they are said here.
+FORMER = {
+    "--task": "--mode valid_asr or valid_aac; submission_asr or submission_aac for a submission.csv",
+    "--skip_scoring": "--mode submission_asr or submission_aac answers without scoring, valid_asr and valid_aac score",
+    "--device": "--options run.device=cuda:0",
+    **dict.fromkeys(("--num_it", "--num-it"), "--mode efficiency --options evaluate.efficiency.runs=100"),
+    "--num_warmup": "--mode efficiency --options evaluate.efficiency.warmup=10",
+    "--dryrun": "python train.py --dry-run checks a configuration",
 }
 
 
@@ -97,7 +108,8 @@ def run_mode(args: argparse.Namespace, config: DictConfig) -> None:
 def parse_arguments() -> argparse.Namespace:
     """The command line. Raises UserError for operands that the mode does not take, or lacks."""
     parser = argument_parser(__doc__, default_cfg_path="configs/evaluate.yaml")
-    what = parser.add_mutually_exclusive_group(required=True)
+    refuse_former(FORMER, sys.argv[1:])
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("--mode", choices=list(OPERANDS), help="what to do, one of those above", metavar="MODE")
     what.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="put two results side by side: folders with a report.json"
@@ -115,6 +127,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--ann", default="", metavar="FILE", help="generate: annotation file to answer; validate_submission: its set")
     add("--csv", default="", metavar="FILE", help="validate_submission: the file to check")
     args = parser.parse_args()
+    if not (args.mode or args.compare):
+        raise UserError(f"--mode is needed: one of {', '.join(OPERANDS)} (or --compare A B); --help says what they do")
     takes = () if args.compare else OPERANDS[args.mode]
     given = [name for name in ("tasks", "scalings", "checkpoints", "ann", "csv") if getattr(args, name)]
     command = "--compare" if args.compare else f"--mode {args.mode}"

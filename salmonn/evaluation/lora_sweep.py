@@ -78,9 +78,10 @@ def _rows(curve: Curve) -> list[list[str]]:
         [curve.task, metric.title, "this run", *(shown_score(metric, value) for value in curve.values)],
         ["", "", "95 % interval", *(shown_interval(metric, edges) for edges in curve.intervals)],
     ]
-    if curve.published:
+    if curve.published:  # over finished answers, as those beside them here
+        rows.append(["", "", "finished only", *(shown_score(metric, value) for value in curve.finished)])
         known = [metric.show(curve.published[x]) if x in curve.published else "-" for x in curve.x]
-        rows.append(["", "", "reproduced", *known])
+        rows.append(["", "", "reproduced, finished only", *known])
     return rows
 
 
@@ -96,6 +97,7 @@ def curves_of(tasks: Sequence[EvalTask], reports: Mapping[float, Mapping[str, Ma
                     metric=name,
                     x=list(of_task),
                     values=[report["scores"][name] for report in of_task.values()],
+                    finished=[report["scores_finished"][name] for report in of_task.values()],
                     intervals=[report["intervals"][name] for report in of_task.values()],
                     published=dict(zip(SCALINGS, task.by_scaling.get(name, []), strict=False)),
                 )

@@ -29,6 +29,7 @@ _PHONE = re.compile(r"[A-Z]+")
 _SILENCES = {"SIL", "SP", "SPN"}
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3000-\u303f\uff00-\uffef"
 _SPACE_IN_CJK = re.compile(rf"(?<=[{_CJK}])\s+(?=[{_CJK}])")
+_SENTENCE_END = re.compile(r"(?<!\b(?:mr|ms|dr|st|jr|sr))(?<!\bmrs)(?<!\b[a-z])[.?!]+[\"']?\s+", re.IGNORECASE)
 _BETWEEN_KEYWORDS = re.compile(r"[,;\n]|\s-\s|\s(?=\d+[.)]\s)")
 _BEFORE_KEYWORD = re.compile(r"^(?:.*:)?\s*(?:\d+[.)]|and\b)?", re.IGNORECASE)
 
@@ -44,8 +45,8 @@ def without_tags(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """White space becomes one space; all else stays, as sacrebleu expects."""
-    return " ".join(without_tags(text).split())
+    """White space becomes one space; all else stays, as sacrebleu expects: what looks like a tag, too."""
+    return " ".join(text.split())
 
 
 def cjk(text: str) -> str:
@@ -91,8 +92,13 @@ def basic() -> OneText:
 
 
 def sentences(spelling: Mapping[str, str]) -> OneText:
-    """English line by line: the lines are the sentences of the speakers."""
-    return _by_line(english(spelling), str.splitlines)
+    """English line by line: the lines are the sentences of the speakers; in one line what a full stop ends is one."""
+
+    def split(text: str) -> list[str]:
+        lines = [line for line in text.splitlines() if line.strip()]
+        return _SENTENCE_END.split(lines[0]) if len(lines) == 1 else lines
+
+    return _by_line(english(spelling), split)
 
 
 def keywords(spelling: Mapping[str, str]) -> OneText:
@@ -117,7 +123,7 @@ _PLAIN = {  # name: (normaliser, what the report says)
 _ENGLISH = {
     "english": (english, "Whisper English"),
     "gigaspeech": (gigaspeech, "GigaSpeech's (tags and fillers removed), then Whisper English"),
-    "sentences": (sentences, "Whisper English, a sentence a line"),
+    "sentences": (sentences, "Whisper English, a sentence a line, or in one line up to a full stop"),
     "keywords": (keywords, "Whisper English, a keyword a line"),
 }
 NAMES = (*_PLAIN, *_ENGLISH, "basic", "caption")

@@ -22,9 +22,18 @@ from salmonn.evaluation.judge.judging import Judgement, judge_answers
 from salmonn.evaluation.report.pages import tell
 from salmonn.evaluation.report.task_report import build_report, prediction_lines, summary, write_report
 from salmonn.evaluation.sets import EvalSet, open_sets
-from salmonn.evaluation.submission import submission_csv
+from salmonn.evaluation.submission import check_submission, submission_csv, submission_notes
 from salmonn.evaluation.table3 import earlier_reports, write_overview
-from salmonn.evaluation.tasks import EvalTask, annotation_key, check_names, is_plain_name, present_tasks, task_of_mode
+from salmonn.evaluation.task_confusion import confused_answers, confusion_notes
+from salmonn.evaluation.tasks import (
+    MODES,
+    EvalTask,
+    annotation_key,
+    check_names,
+    is_plain_name,
+    present_tasks,
+    task_of_mode,
+)
 from salmonn.model.salmonn import SALMONN, load_for_inference
 from salmonn.preflight import find_problems, refuse
 
@@ -127,9 +136,12 @@ def report_set(answered: AnsweredSet, judgement: Judgement | None = None) -> Non
     """Score a set once, write its report, predictions and submission, and print the summary."""
     task, clips, folder = answered.set.task, answered.set.clips, answered.folder
     answered.report = report = score_set(answered, judgement)
-    if task.submission:
-        texts = [answered.predictions[position].text for position in range(len(clips))]
-        write_text(folder / "submission.csv", submission_csv([clip.id for clip in clips], texts))
+    if task.name in MODES:
+        ids, texts = _submitted(answered)
+        content = submission_csv(ids, texts)
+        if task.submission:  # a set of one's own may go without ids
+            check_submission(content, ids, "the submission")
+        write_text(folder / "submission.csv", content)
     lines = prediction_lines(clips, answered.set.requests, answered.predictions, answered.shuffled, judgement)
     write_report(folder, report, lines)
     tell(f"{task.name}: {task.title}\n\n{summary(report)}", folder)
@@ -141,16 +153,28 @@ def score_set(answered: AnsweredSet, judgement: Judgement | None) -> dict[str, A
     whisper_path = config.model.whisper_path
     report = build_report(task, clips, answered.predictions, answered.shuffled, whisper_path, judgement)
     notes = report["notes"]
+    confused = confused_answers(clips, answered.set.requests, answered.predictions)
+    notes += confusion_notes(confused, clips, answered.predictions, report["statistics"])
+    report["other_forms"] = {clips[position].id: form for position, form in confused.items()}
     if not config.model.ckpt:
         notes.insert(0, "NO CHECKPOINT (model.ckpt is empty): connector and LoRA are untrained.")
     if judgement and judgement.replies:
         provenance = {**provenance, "judge": judgement.judge}
         notes.append(f"Judged by {judgement.judge}; raw verdicts in predictions.jsonl.")
-    if task.submission:
+    if task.name in MODES:
         notes.append(f"Submission: {answered.folder / 'submission.csv'}, {len(clips)} rows.")
+        notes += submission_notes(*_submitted(answered))
     if config.evaluate.shuffled_control and not task.is_scored:
         notes.append("evaluate.shuffled_control was not run: without scores there is nothing to compare.")
     return {**report, "annotation": task.annotation, "entries": len(answered.set.annotations), "provenance": provenance}
+
+
+def _submitted(answered: AnsweredSet) -> tuple[list[str], list[str]]:
+    """Ids and answers in the order of the set."""
+    texts = [answered.predictions[position].text for position in range(len(answered.set.clips))]
+    if answered.config.evaluate.submission_lower_case:
+        texts = [text.lower() for text in texts]
+    return [clip.id for clip in answered.set.clips], texts
 
 
 def results_folder(config: DictConfig, mode: str) -> Path:

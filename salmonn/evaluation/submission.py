@@ -3,7 +3,7 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -16,13 +16,43 @@ from salmonn.evaluation.tasks import EvalTask
 HEADER = ["testset_id", "text"]
 
 
+# What pandas.read_csv, with which the official validator reads, takes for a missing value and not for a text.
+NO_TEXT = frozenset(
+    "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|")
+)
+FILLER = "."  # makes a text of each of them, and is removed before scoring
+_FORMULA = ("=", "+", "-", "@")  # by which a spreadsheet begins one
+
+
 def submission_csv(ids: Sequence[str], texts: Sequence[str]) -> str:
-    """The file's content, one line per clip (white space in a text becomes one space), checked."""
+    """The file's content, a line per clip. White space in a text becomes one space, none becomes a full stop."""
     buffer = io.StringIO(newline="")
-    rows = [[name, " ".join(text.split())] for name, text in zip(ids, texts, strict=True)]
+    rows = [[name, _as_text(text)] for name, text in zip(ids, texts, strict=True)]
     csv.writer(buffer, lineterminator="\n").writerows([HEADER, *rows])
-    check_submission(buffer.getvalue(), ids, "the submission")
     return buffer.getvalue()
+
+
+def _as_text(answer: str) -> str:
+    text = " ".join(answer.split())
+    return text + FILLER if text in NO_TEXT else text
+
+
+def submission_notes(ids: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """What a person is to know of the texts of a submission: those that were filled, and seeming formulas."""
+    shown = dict(zip(ids, (" ".join(text.split()) for text in texts), strict=True))
+    filled = [f"{name} ({text!r})" for name, text in shown.items() if text in NO_TEXT]
+    notes = []
+    if filled:
+        what = "texts that the official validator takes for missing end in a full stop"
+        notes.append(f"Submission: {len(filled)} {what}: {examples(filled)}.")
+    if formulas := _formulas(shown.items()):
+        notes.append(f"Submission: {formulas}.")
+    return notes
+
+
+def _formulas(rows: Iterable[tuple[str, str]]) -> str:
+    named = [name for name, text in rows if text.startswith(_FORMULA)]
+    return f"{len(named)} texts begin as a formula: a spreadsheet would change them: {examples(named)}" if named else ""
 
 
 def validate_submission(path: Path, datasets: DictConfig, annotation: str = "") -> str:
@@ -44,9 +74,8 @@ def validate_submission(path: Path, datasets: DictConfig, annotation: str = "") 
     if not annotation and found.isdisjoint(ids[chosen]):
         raise UserError(f"{path} shares no testset_id with {', '.join(sets)}: whose submission is it? Give --ann FILE")
     check_submission(content, ids[chosen], f"{path}, checked against {chosen}")
-    empty = sum(not row[1].strip() for row in _rows(content, str(path))[1:])
-    remark = f", {empty} of them with an empty text" if empty else ""
-    return f"{path}: a valid submission for {chosen}, {len(ids[chosen])} rows{remark}"
+    formulas = _formulas((name, text) for name, text in _rows(content, str(path))[1:])
+    return f"{path}: a valid submission for {chosen}, {len(ids[chosen])} rows{formulas and f'; {formulas}'}"
 
 
 def _ids_of(annotation: str) -> list[str]:
@@ -56,7 +85,7 @@ def _ids_of(annotation: str) -> list[str]:
 
 
 def check_submission(content: str, ids: Sequence[str], source: str) -> None:
-    """Raise UserError unless `content` answers exactly the `ids`, in their order."""
+    """Raise UserError unless `content` answers exactly the `ids`, in their order, each by what pandas reads as text."""
     header, *rows = _rows(content, source) or [[]]
     if header and header[0].startswith("\ufeff"):
         raise UserError(f"{source}: begins with a byte-order mark; save it as UTF-8 without one")
@@ -75,6 +104,20 @@ def check_submission(content: str, ids: Sequence[str], source: str) -> None:
         raise UserError(f"{source}: {'; '.join(problems)}")
     moved = [name for name, expected in zip(found, ids, strict=True) if name != expected]
     _refuse(source, "ids are not in the order of the set", moved)
+    texts = dict(rows)
+    missing = [f"{name} ({text!r})" for name, text in texts.items() if text in NO_TEXT]
+    _refuse(source, f"texts are missing values to the official validator; {FILLER!r} behind them makes texts", missing)
+    if all(map(_is_no_string, texts.values())):
+        raise UserError(f"{source}: all texts are numbers or truth values, no texts to the official validator")
+
+
+def _is_no_string(text: str) -> bool:
+    """Whether pandas makes a number or a truth value of it, where the whole column is of that kind."""
+    try:
+        float(text)
+    except ValueError:
+        return text.lower() in ("true", "false")
+    return True
 
 
 def _rows(content: str, source: str) -> list[list[str]]:

@@ -7,11 +7,11 @@ from typing import Any
 
 from salmonn.common.errors import UserError
 from salmonn.common.files import read_json
-from salmonn.evaluation.metrics import METRICS, Metric
+from salmonn.evaluation.metrics import METRICS
+from salmonn.evaluation.published import Published, measured_on, score_alike, with_outputs
 from salmonn.evaluation.report.pages import write_page
 from salmonn.evaluation.report.plots import overview
 from salmonn.evaluation.report.tables import (
-    heard_clips,
     metrics_of,
     shown_difference,
     shown_interval,
@@ -27,7 +27,10 @@ HEADER = ["task", "metric", "n", "finished", "this run", "95 % interval", "finis
 HEADER += ["paper", "reproduced"]
 _COUNTS, _LISTS = ("n", "entries", "finished", "unfinished", "empty_outputs"), ("unreadable", "notes")
 _DICTIONARIES = ("scores", "scores_finished", "intervals", "scoring", "provenance")
-READING = "In brackets: this run minus the published score, or why the two cannot be compared."
+READING = (
+    "In brackets: this run minus the published score, over all answers or over the finished ones as that was, or why "
+    "the two cannot be compared."
+)
 
 
 def write_overview(folder: Path, tasks: Sequence[EvalTask], reports: Mapping[str, Mapping[str, Any]]) -> str:
@@ -40,6 +43,8 @@ def write_overview(folder: Path, tasks: Sequence[EvalTask], reports: Mapping[str
     if figure := overview(tasks, found):
         parts.append("![scores](overview.png)")
     evaluated = [(task, report) for task in tasks if (report := reports.get(task.name))]
+    if lines := [line for task, report in evaluated for line in _stands_on(task, report)]:
+        parts += ["## What the published scores were measured on", "\n".join(lines)]
     for task, report in evaluated:
         parts += [f"## {task.name}: {task.title}", summary(report), f"All of it: {task.name}/report.md"]
     provenances = [report["provenance"] for _, report in evaluated]
@@ -77,7 +82,6 @@ def rows_of(task: EvalTask, report: Mapping[str, Any] | None) -> list[list[str]]
 
 def _row(task: EvalTask, report: Mapping[str, Any], name: str) -> list[str]:
     metric, value, shuffled = METRICS[name], report["scores"][name], report["scores"].get(f"{name}_shuffled")
-    why_apart = _why_apart(task, report, name)
     row = {
         "task": task.name,
         "metric": metric.title,
@@ -87,27 +91,31 @@ def _row(task: EvalTask, report: Mapping[str, Any], name: str) -> list[str]:
         "95 % interval": shown_interval(metric, report["intervals"][name]),
         "finished only": shown_score(metric, report["scores_finished"][name]),
         "shuffled audio": "-" if shuffled is None else metric.show(shuffled),
-        "paper": _published(metric, value, task.paper.get(name), why_apart),
-        "reproduced": _published(metric, value, task.reproduced.get(name), why_apart),
+        "paper": _published(report, name, task.paper.get(name, [])),
+        "reproduced": _published(report, name, task.reproduced.get(name, [])),
     }
     return [str(row[column]) for column in HEADER]
 
 
-def _published(metric: Metric, value: float | None, published: float | None, why_apart: str) -> str:
-    """A published score and the difference to it."""
-    if published is None:
-        return "-"
+def _published(report: Mapping[str, Any], name: str, scores: Sequence[Published]) -> str:
+    """Published scores of a metric, each with the difference to it, or why there is none to tell."""
+    return "; ".join(_beside(report, name, one, scores) for one in scores) or "-"
+
+
+def _beside(report: Mapping[str, Any], name: str, published: Published, among: Sequence[Published]) -> str:
+    metric = METRICS[name]
+    shown = with_outputs(metric, published, among)
+    value, why_apart = score_alike(published, report, name)
     if value is None:
-        return metric.show(published)
-    return f"{metric.show(published)} ({why_apart or shown_difference(metric, value - published)})"
+        return shown
+    return f"{shown} ({f'n/a: {why_apart}' if why_apart else shown_difference(metric, value - published.value)})"
 
 
-def _why_apart(task: EvalTask, report: Mapping[str, Any], name: str) -> str:
-    """Why a score cannot be compared with a published one; "" if it can."""
-    n, unread = report["n"], report["n"] - heard_clips(report)
-    if unread:
-        return f"n/a: {unread} of {n} unread"
-    if task.clips and n != task.clips:
-        return f"n/a: {n} of {task.clips} clips"
-    substitute = report["scoring"]["substitute"][name]
-    return f"n/a: {substitute}" if substitute else ""
+def _stands_on(task: EvalTask, report: Mapping[str, Any]) -> list[str]:
+    """A line per published score of the metrics of a report: what it was measured on."""
+    return [
+        f"- {task.name}, {METRICS[name].title}, {column} {METRICS[name].show(one.value)}: {measured_on(one)}"
+        for name in metrics_of(report)
+        for column, scores in (("paper", task.paper), ("reproduced", task.reproduced))
+        for one in scores.get(name, [])
+    ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -384,7 +384,8 @@ class SALMONN(nn.Module):
 def load_for_inference(config: DictConfig) -> SALMONN:
     """The model of a whole checked config in evaluation mode, on the device and with the seed that `run` says.
 
-    Raises UserError as `SALMONN.from_config`.
+    Training prompts are not read: it is asked, not trained. Raises UserError as `SALMONN.from_config`.
     """
     torch.manual_seed(config.run.seed)
-    return SALMONN.from_config(config.model, device=device_of(config)).eval()
+    asked = OmegaConf.merge(config.model, {"prompt_path": ""})
+    return SALMONN.from_config(asked, device=device_of(config)).eval()

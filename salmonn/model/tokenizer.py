@@ -15,6 +15,9 @@ SPACE = "\u2581"  # how SentencePiece writes one
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 _WHOLE_VOCABULARIES = ("tokenizer.json", "*.model", "*.tiktoken", "tekken.json", "vocab.txt")
 _REMEDY = "get them from where the weights are from"
+# Ends of a text, of families whose instructed models have another end symbol for a turn of a conversation: with these
+# checkpoints are trained.
+_ENDS_OF_TEXT = ("<|end_of_text|>", "<eos>")
 _KNOWN_SHARE = 0.5  # of the LLM's tokens that its tokenizer has at least; the rest is padding, a few in a hundred
 
 
@@ -36,8 +39,9 @@ def load_tokenizer(config: DictConfig) -> PreTrainedTokenizerBase:
     end_id = tokenizer.get_vocab().get(config.end_sym)
     last_id = tokenizer(f"a{config.end_sym}", add_special_tokens=False).input_ids[-1]
     if end_id is None or end_id >= n_llm or last_id != end_id:
+        known = next((sym for sym in _ENDS_OF_TEXT if sym in tokenizer.get_vocab()), tokenizer.eos_token)
         raise UserError(
-            f"model.end_sym = {config.end_sym!r} is not a token of {path} "
+            f"model.end_sym = {config.end_sym!r} is not a token of {path}; write model.end_sym: {known!r} "
             f"(its own end symbol is {tokenizer.eos_token!r})"
         )
     if tokenizer.bos_token and config.prompt_template.startswith(tokenizer.bos_token):

@@ -10,10 +10,13 @@ runs all stages on a miniature world.
 """
 
 import os
+import sys
 
 from salmonn.common import slurm
-from salmonn.common.cli import argument_parser, run_cli
+from salmonn.common.cli import argument_parser, refuse_former, run_cli
 from salmonn.config.loading import load_stages
+
+FORMER = {"--dryrun": "--dry-run", "--device": "--options run.device=cuda:0"}
 
 
 def main() -> None:
@@ -24,6 +27,7 @@ def main() -> None:
         action="store_true",
         help="check files, prompts, checkpoints, disk and one step of a tiny model; train nothing",
     )
+    refuse_former(FORMER, sys.argv[1:])
     args = parser.parse_args()
     os.environ.update(slurm.environment(os.environ))
     configs = load_stages(args.cfg_path, args.options)

@@ -15,7 +15,7 @@ from salmonn.evaluation.answering import answer_all, generate_batch
 from salmonn.evaluation.clips import clips_of
 from salmonn.evaluation.pipeline import evaluate
 from salmonn.evaluation.requests import Prediction, Request, plan_requests, shuffle_audio
-from salmonn.evaluation.submission import check_submission, submission_csv
+from salmonn.evaluation.submission import check_submission
 from salmonn.evaluation.tasks import EvalTask
 from tests.fixtures.paths import ROOT
 from tests.fixtures.stub_model import WORDS, StubModel, config_for, entry, results
@@ -79,18 +79,17 @@ def test_entries_without_ids_are_one_clip_when_path_task_and_question_agree():
 
 
 @pytest.mark.usefixtures("stub_model")
-def test_submission_has_every_id_once_in_order_and_an_unreadable_clip_as_empty_text(stub_world: Path):
+def test_submission_has_every_id_once_in_order_and_a_full_stop_for_an_unreadable_clip(stub_world: Path):
     entries = [entry(3, testset_id="c-3"), entry("broken", testset_id=7), entry(2, testset_id="a,2")]
     evaluate(config_for(stub_world, entries, key="test_ann_path"), "submission_asr")
     content = (stub_world / "results/submission_asr/submission.csv").read_bytes()
-    assert content == b'testset_id,text\nc-3,green dog\n7,\n"a,2",blue dog\n'
+    assert content == b'testset_id,text\nc-3,green dog\n7,.\n"a,2",blue dog\n'
     report, _ = results(stub_world, "submission_asr")
     assert report["scores"] == {}
-    assert any("empty text" in note and "broken.wav" in note for note in report["notes"])
-
-
-def test_texts_of_a_submission_keep_to_one_line():
-    assert submission_csv(["1", "2"], ['a\nb "c"', ""]) == 'testset_id,text\n1,"a b ""c"""\n2,\n'
+    assert any("without an answer" in note and "broken.wav" in note for note in report["notes"])
+    assert any(
+        "1 texts that the official validator takes for missing end in a full stop: 7 ('')" in n for n in report["notes"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,10 @@ from salmonn.config.loading import load_config
 from salmonn.evaluation import METRICS, EvalTask, Metric, evaluate_tasks, provenance
 from salmonn.evaluation.pipeline import evaluate, generate_answers, results_folder
 from salmonn.evaluation.submission import validate_submission
+from salmonn.model.salmonn import load_for_inference
+from salmonn.preflight import find_problems
 from tests.fixtures.commands import json_lines
+from tests.fixtures.mini_world import mini_options
 from tests.fixtures.stub_model import StubModel, config_for, entry
 
 
@@ -49,6 +52,14 @@ def test_questions_that_a_prompt_asks_and_an_entry_lacks_are_told(stub_world: Pa
     generate_answers(config_for(stub_world, entries), f"{stub_world}/ann.json")
     told = "ann.json: 2 entries have no 'Q', which their task's prompt asks: entry 1 (audiocaption), entry 2"
     assert told in capsys.readouterr().err
+
+
+def test_who_asks_a_model_needs_no_training_prompts(mini_world: Path, tmp_path: Path):
+    absent = [*mini_options(mini_world, tmp_path), "model.ckpt=", f"model.prompt_path={tmp_path}/absent.json"]
+    config = load_config("configs/mini/evaluate.yaml", absent)
+    assert find_problems(config, (), training=False) == []
+    assert load_for_inference(config).test_prompts
+    assert "model.prompt_path" in find_problems(config, (), training=True)[0]  # training does
 
 
 @pytest.fixture
@@ -97,7 +108,11 @@ def test_a_submission_for_no_set_here_and_one_from_a_spreadsheet_are_told(submit
     with pytest.raises(UserError, match="byte-order mark"):
         validate_submission(path, config.datasets)
     path.write_text(content.replace("blue dog", ""))
-    assert validate_submission(path, config.datasets).endswith("2 rows, 1 of them with an empty text")
+    with pytest.raises(UserError, match=r"1 texts are missing values to the official validator.*: a \(''\)"):
+        validate_submission(path, config.datasets)
+    path.write_text(content.replace("blue dog", "=blue dog"))
+    told = validate_submission(path, config.datasets)
+    assert told.endswith("2 rows; 1 texts begin as a formula: a spreadsheet would change them: a")
 
 
 def test_one_set_that_cannot_be_read_is_told_and_ends_no_other(stub_world: Path, stub_model: StubModel):

@@ -95,9 +95,11 @@ def test_a_set_that_cannot_be_heard_is_told_after_the_others_are_done(setting, t
 
 def test_published_scores_stand_at_their_scalings():
     scores = {"scores": {"wer": 0.1, "wer_shuffled": 1.0}, "intervals": {"wer": [0.0, 0.2]}}
+    scores |= {"scores_finished": {"wer": 0.08}}
     tasks = [EvalTask("asr", metrics=["wer"], by_scaling={"wer": [0.4, 0.3, 0.2, 0.15, 0.1]})]
     (curve,) = curves_of(tasks, {4.0: {"asr": scores}, 1.0: {"asr": scores}})
     assert (curve.metric, list(curve.x), list(curve.values)) == ("wer", [4.0, 1.0], [0.1, 0.1])
+    assert list(curve.finished) == [0.08, 0.08]  # as the published scores
     assert curve.published == {0.0: 0.4, 1.0: 0.3, 2.0: 0.2, 3.0: 0.15, 4.0: 0.1}
 
 

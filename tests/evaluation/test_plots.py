@@ -7,13 +7,18 @@ import pytest
 
 from salmonn.common.charts import distinct_parts, write_png
 from salmonn.evaluation.metrics import METRICS, Texts, measure
+from salmonn.evaluation.published import Published
 from salmonn.evaluation.report import curve_plots, plots
 from salmonn.evaluation.report.curve_plots import Curve, PerplexityCurve
 from salmonn.evaluation.report.plots import PAPER, REPRODUCED, SHUFFLED, THIS_RUN
 from salmonn.evaluation.tasks import EvalTask, load_tasks
 from tests.fixtures.paths import ROOT
 
-ASR = EvalTask("asr", "speech recognition", metrics=["wer"], paper={"wer": 0.021}, reproduced={"wer": 0.0224})
+PUBLISHED = {
+    "paper": {"wer": [Published(0.021, "all", 9, "edit distance")]},
+    "reproduced": {"wer": [Published(0.0224, "all", 9, "edit distance")]},
+}
+ASR = EvalTask("asr", "speech recognition", metrics=["wer"], **PUBLISHED)
 STORY = EvalTask("story", "stories", metrics=["diversity", "repeat_rate", "following_story"])
 
 
@@ -24,6 +29,11 @@ def report(task: EvalTask, value: float | None = 0.5, shuffled: bool = True) -> 
         "title": task.title,
         "scores": {name: value for metric in task.metrics for name in (metric, *[f"{metric}_shuffled"] * shuffled)},
         "intervals": dict.fromkeys(task.metrics, None if value is None else [value - 0.1, value + 0.1]),
+        "scores_finished": dict.fromkeys(task.metrics, value),
+        "n": 9,
+        "finished": 9,
+        "unfinished": 0,
+        "scoring": {"substitute": dict.fromkeys(task.metrics, "")},
         "scored_clips": dict.fromkeys(task.metrics, 1234),
         "details": {},
     }
@@ -54,6 +64,13 @@ def test_a_bar_for_this_run_its_control_and_each_published_score():
     [interval] = panel.lines
     assert list(interval.get_xdata()) == [0.02, 0.05]
     assert panel.get_xlim()[1] > 0.05
+
+
+@pytest.mark.parametrize("change", [{"outputs": "finished"}, {"clips": 8}, {"tool": "another"}])
+def test_a_published_score_of_another_measure_has_no_bar(change):
+    task = replace(ASR, reproduced={"wer": [replace(PUBLISHED["reproduced"]["wer"][0], **change)]})
+    [panel] = plots.overview([task], {"asr": report(task)}).axes
+    assert [kind for kind, _ in bars(panel)] == [THIS_RUN, SHUFFLED, PAPER]
 
 
 def test_only_what_there_is_has_a_bar_and_a_place_in_the_legend():
@@ -118,12 +135,20 @@ def test_the_confusion_matrix_has_counts_in_its_cells_and_shares_as_colours():
 
 def test_a_sweep_has_a_panel_per_metric_with_gaps_bands_and_published_points():
     published = {4.0: 0.02, 0.0: 0.4}
-    clean = Curve("clean", "wer", [0, 2, 4], [0.5, None, 0.1], [[0.4, 0.6], None, [0.05, 0.2]], published)
+    clean = Curve(
+        "clean", "wer", [0, 2, 4], [0.5, None, 0.1], [[0.4, 0.6], None, [0.05, 0.2]], [0.4, None, 0.1], published
+    )
     other = Curve("other", "wer", [0, 2], [0.6, 0.3], [None, None])
     story = Curve("clean", "diversity", [0, 1], [None, None], [None, None])
     errors, words = drawn(curve_plots.sweep([clean, other, story])).axes
-    assert [line.get_label() for line in errors.lines] == ["clean", "clean, published", "other"]
-    mine, theirs, another = errors.lines
+    assert [line.get_label() for line in errors.lines] == [
+        "clean",
+        "clean, finished only",
+        "clean, published, finished only",
+        "other",
+    ]
+    mine, finished, theirs, another = errors.lines
+    np.testing.assert_equal(finished.get_ydata(), [0.4, np.nan, 0.1])
     np.testing.assert_equal(mine.get_ydata(), [0.5, np.nan, 0.1])
     assert (list(theirs.get_xdata()), list(theirs.get_ydata())) == ([0, 4], [0.4, 0.02])
     assert theirs.get_linestyle() == "--"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from salmonn.config.loading import load_config
 from salmonn.evaluation.answer_store import AnswerStore
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.normalisers import NAMES
+from salmonn.evaluation.published import Published
 from salmonn.evaluation.requests import Prediction
 from salmonn.evaluation.table3 import earlier_reports, rows_of
 from salmonn.evaluation.tasks import EvalTask, load_tasks, named_tasks
@@ -134,7 +136,7 @@ def test_a_choice_that_cannot_be_met_is_refused_before_the_model_is_loaded(comma
 
 def test_the_rows_of_the_papers_table_are_declared_with_known_names():
     tasks = load_tasks(ROOT / "configs/eval_tasks.yaml")
-    assert len(tasks) == 18  # three sets of speech recognition, gender recognition, 14 others
+    assert len(tasks) == 19  # three sets of speech recognition, two of phones, gender recognition, 13 others
     prompts = load_test_prompts(ROOT / "configs/prompts/test_prompt.json", "{}")
     for task in tasks:
         assert task.normaliser in NAMES
@@ -164,10 +166,28 @@ def test_every_row_reads_what_the_preparers_write():
         assert task.annotation in made | {"ann/sac.json"}  # speech and audio co-reasoning is in-house
 
 
+def scored(n: int = 9, unfinished: int = 0, unread: int = 0, judge: str = "", **scores: float | tuple) -> dict:
+    """A report with these scores: (over all, over finished answers), or one number for both."""
+    both = {name: score if isinstance(score, tuple) else (score, score) for name, score in scores.items()}
+    return {
+        "n": n,
+        "finished": n - unfinished - unread,
+        "unfinished": unfinished,
+        "scores": {name: over_all for name, (over_all, _) in both.items()},
+        "scores_finished": {name: finished for name, (_, finished) in both.items()},
+        "intervals": {name: [0.02, 0.04] for name in both},
+        "scoring": {"substitute": dict.fromkeys(both, ""), "judge": judge},
+    }
+
+
+def of_edits(value: float, outputs: str = "all", clips: int = 9) -> Published:
+    return Published(value, outputs, clips, tool="edit distance")
+
+
 def test_a_row_shows_the_difference_to_the_paper():
-    task = EvalTask("asr", "s", "a.json", metrics=["wer"], paper={"wer": 0.021}, reproduced={"wer": 0.0224})
-    values = {"scores": {"wer": 0.03}, "intervals": {"wer": [0.02, 0.04]}, "n": 9, "finished": 8, "unfinished": 1}
-    values |= {"scores_finished": {"wer": 0.02}, "scoring": {"substitute": {"wer": ""}}}
+    paper, reproduced = {"wer": [of_edits(0.021)]}, {"wer": [of_edits(0.0224)]}
+    task = EvalTask("asr", "s", "a.json", metrics=["wer"], paper=paper, reproduced=reproduced)
+    values = scored(unfinished=1, wer=(0.03, 0.02))
     (row,) = rows_of(task, values)
     shown = ["3.00 %", "2.00 % to 4.00 %", "2.00 %", "-"]
     assert row == ["asr", "WER", "9", "8", *shown, "2.10 % (+0.90 %)", "2.24 % (+0.76 %)"]
@@ -178,20 +198,105 @@ def test_a_row_shows_the_difference_to_the_paper():
     assert row[7] == "120.00 %"
 
 
+def test_finished_answers_are_compared_with_finished_ones_and_all_with_all():
+    published = {"wer": [of_edits(0.04, "finished"), of_edits(0.17)]}
+    task = EvalTask("pr", "s", "a.json", metrics=["wer"], reproduced=published)
+    (row,) = rows_of(task, scored(unfinished=2, wer=(0.18, 0.03)))
+    assert row[-1] == "4.00 % finished (-1.00 %); 17.00 % all (+1.00 %)"
+
+
 @pytest.mark.parametrize(
-    ("change", "of_task", "why"),
+    ("report", "published", "why"),
     [
-        ({"n": 12}, {}, "3 of 12 unread"),
-        ({}, {"clips": 10}, "9 of 10 clips"),
-        ({"scoring": {"substitute": {"wer": "no MeCab"}}}, {}, "no MeCab"),
+        (scored(12, unread=3, wer=0.03), of_edits(0.02, clips=12), "3 of 12 unread"),
+        (scored(wer=0.03), of_edits(0.02, clips=10), "9 of 10 clips"),
+        (scored(11, wer=0.03), of_edits(0.02, clips=10), "11 clips, not 10"),
+        (scored(wer=0.03), of_edits(0.02, clips=0), "its number of clips is not told"),
+        (scored(wer=0.03), of_edits(0.02, "those with two sentences"), "over those with two sentences"),
+        (scored(wer=0.03), of_edits(0.02, ""), "which outputs is not told"),
+        (scored(wer=0.03), Published(0.02, "all", 9, "edits with fillers"), "by edits with fillers"),
+        (scored(wer=0.03), Published(0.02, "all", 9), "its tool is not told"),
+        (scored(wer=0.03), Published(0.02), "its number of clips is not told"),
+        (scored(judged=0.3, judge="x"), Published(0.4, "all", 9, "judge", "Qwen3"), "judged by Qwen3"),
+        (scored(judged=0.3), Published(0.4, "all", 9, "judge", "Qwen3"), "judged by Qwen3"),
+        ({**scored(wer=0.03), "scoring": {"substitute": {"wer": "no MeCab"}}}, of_edits(0.02), "no MeCab"),
     ],
 )
-def test_what_cannot_be_compared_with_the_paper_says_why(change, of_task, why):
-    task = EvalTask("asr", "s", "a.json", metrics=["wer"], paper={"wer": 0.021}, **of_task)
-    values = {"scores": {"wer": 0.03}, "intervals": {"wer": [0.02, 0.04]}, "n": 9, "finished": 8, "unfinished": 1}
-    values |= {"scores_finished": {"wer": 0.02}, "scoring": {"substitute": {"wer": ""}}}
-    (row,) = rows_of(task, {**values, **change})
-    assert row[-2] == f"2.10 % (n/a: {why})"
+def test_what_cannot_be_compared_with_the_paper_says_why(report, published, why):
+    [name] = report["scores"]
+    task = EvalTask("asr", "s", "a.json", metrics=[name], paper={name: [published]})
+    (row,) = rows_of(task, report)
+    assert row[-2].endswith(f" (n/a: {why})")
+
+
+def test_a_judge_is_compared_with_itself():
+    published = Published(0.4, "all", 9, "judge", "gpt at here, prompt 1")
+    task = EvalTask("sqqa", "s", "a.json", metrics=["judged"], paper={"judged": [published]})
+    (row,) = rows_of(task, scored(judged=0.5, judge="gpt at here, prompt 1"))
+    assert row[-2] == "40.00 % (+10.00 %)"
+
+
+# What the public reproduction's scripts and logs tell: {row: (clips, unfinished, {metric: (all, finished)})}.
+REPRODUCTION = {
+    "asr_clean": (2620, 0, {"wer": (0.0224, 0.0224)}),
+    "asr_other": (2939, 0, {"wer": (0.0512, 0.0512)}),
+    "asr_giga": (25619, 1165, {"wer": (0.5639, 0.1156)}),
+    "en2zh": (15531, 58, {"bleu_zh": (35.20, 35.36)}),
+    "en2de": (15531, 32, {"bleu": (20.28, 20.34)}),
+    "en2ja": (15531, 121, {"bleu_ja": (11.86, 11.84)}),
+    "aac": (4411, 25, {"meteor": (0.2153, 0.2159), "spider": (0.2327, 0.2333)}),
+    "pr": (2620, 548, {"per": (0.173, 0.040)}),
+    "pr_lexicon": (2620, 548, {"per": (0.173, 0.040)}),
+    "er": (1241, 0, {"accuracy_er": (0.684, 0.684)}),
+    "mc": (2828, 306, {"bleu": (3.07, 3.53), "rouge_l": (0.2183, 0.2262)}),
+    "osr": (3000, 100, {"wer_separated": (0.3, 0.25)}),
+    "ke": (500, 7, {"keywords": (0.3154, 0.3172)}),
+    "sqqa": (633, 0, {"judged": (0.367, 0.367), "following": (1.0, 1.0)}),
+    "sf": (6000, 0, {"judged": (0.392, 0.392), "following": (0.996, 0.996)}),
+    "sac": (100, 0, {"judged": (0.5, 0.5), "not_transcribing": (0.9, 0.9)}),
+    "story": (4411, 0, {"diversity": (82.58, 82.58), "following_story": (0.999, 0.999)}),
+}
+
+
+@pytest.mark.parametrize("name", REPRODUCTION)
+def test_the_reproductions_own_totals_differ_from_it_nowhere(name):
+    """Fed its unfiltered totals, every difference that is told to the reproduction is 0."""
+    [task] = load_tasks(ROOT / "configs/eval_tasks.yaml", [name])
+    n, unfinished, scores = REPRODUCTION[name]
+    rows = rows_of(task, scored(n, unfinished, judge="some judge", **scores))
+    told = [difference for row in rows for difference in re.findall(r"\(([+-][\d.]+)", row[-1])]
+    assert not any(map(float, told))
+    if name in ("asr_clean", "asr_other", "pr", "er", "story"):
+        assert told  # like stands beside like, and is compared
+
+
+def test_published_scores_are_a_list_one_of_them_or_a_bare_value(tmp_path):
+    scores = ["{value: 0.1, outputs: all}", "[{value: 0.1, outputs: all}, {value: 0.2}]", "0.1", "[0.1, 0.2]"]
+    (tmp_path / "tasks.yaml").write_text(
+        "".join(
+            f"t{i}: {{annotation: a.json, metrics: [wer], paper: {{wer: {one}}}}}\n" for i, one in enumerate(scores)
+        )
+    )
+    first, second = Published(0.1, "all"), Published(0.2)
+    expected = [[first], [first, second], [Published(0.1)], [Published(0.1), second]]
+    assert [task.paper["wer"] for task in load_tasks(tmp_path / "tasks.yaml")] == expected
+
+
+@pytest.mark.parametrize(
+    ("paper", "told"),
+    [
+        ("{wer: {outputs: all}}", "paper.wer: value is not set"),
+        ("{wer: {value: 0.1, output: all}}", "did you mean .*outputs"),
+        ("{wer: two}", "value = 'two'"),
+        ("{wer: {value: 0.1, clips: many}}", "clips = 'many'"),
+        ("{were: 0.1}", "paper 'were' is not known"),
+        ("0.1", "paper must be published scores by metric, got 0.1"),
+    ],
+)
+def test_a_published_score_that_is_none_is_refused(tmp_path, paper, told):
+    (tmp_path / "tasks.yaml").write_text(f"a: {{annotation: a.json, metrics: [wer], paper: {paper}}}\n")
+    with pytest.raises(UserError, match=told):
+        load_tasks(tmp_path / "tasks.yaml")
 
 
 def test_a_tasks_file_with_mistakes_is_refused_with_all_of_them(tmp_path):

@@ -1,6 +1,7 @@
 """Other LLMs than Vicuna, less precision: the families of tests/fixtures/lightweight.py, tiny and random."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -229,8 +230,9 @@ def test_the_llm_attends_as_the_key_says_with_the_same_result(section, name):
 
 
 @pytest.mark.parametrize(("name", "end_sym"), [("llama3.2", "</s>"), ("qwen2.5", "<eos>"), ("gemma2", "<|im_end|>")])
-def test_the_end_symbol_of_another_family_is_refused(section, name, end_sym):
-    with pytest.raises(UserError, match=r"model\.end_sym"):
+def test_the_end_symbol_of_another_family_is_refused_and_the_right_one_told(section, name, end_sym):
+    right = re.escape(FAMILIES[name].end_sym)
+    with pytest.raises(UserError, match=rf"model\.end_sym = .* is not a token of .*; write model\.end_sym: '{right}' "):
         build_meta_model(model_config(section(name, end_sym=end_sym)))
 
 

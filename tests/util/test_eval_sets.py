@@ -98,6 +98,37 @@ def test_phones_are_those_of_the_first_pronunciation_without_stress(tree, prepar
     assert "outside" not in told
 
 
+def test_the_authors_aligned_phones_are_taken_as_they_are(tree, prepare):
+    published = [
+        {"path": "/LibriSpeech/test-clean/61/70968/61-70968-0000.flac", "text": "SIL HH IY B IH G AE N", "task": "x"},
+        {"path": "elsewhere/4077-13754-0000.flac", "text": "IH T S"},
+    ]
+    root = tree(TRANSCRIPTS | {"LS_testclean_pr.json": json.dumps({"annotation": published})})
+    entries, told = prepare("librispeech_aligned_phones", "LibriSpeech", "--table", root / "LS_testclean_pr.json")
+    assert fields(entries, "path", "text", "task") == [
+        ("/LibriSpeech/test-clean/61/70968/61-70968-0000.flac", "SIL HH IY B IH G AE N", "phone_recognition"),
+        ("/LibriSpeech/test-clean/4077/13754/4077-13754-0000.flac", "IH T S", "phone_recognition"),
+    ]
+    assert "1 utterances left out: they have no reference in the file" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{"annotation": [{"path": "/LibriSpeech/dev-clean/84/1/84-1-0000.flac", "text": "AH"}]}',
+            "entry 0: 84-1-0000 is",
+        ),
+        ('{"annotation": [{"path": "a.flac"}]}', "missing required field `text`"),
+        ("[]", "pr.json: expected"),
+    ],
+)
+def test_a_file_of_other_phones_is_refused(tree, prepare, content, message):
+    root = tree(TRANSCRIPTS | {"pr.json": content})
+    with pytest.raises(UserError, match=message):
+        prepare("librispeech_aligned_phones", "LibriSpeech", "--table", root / "pr.json")
+
+
 def test_gender_is_that_of_speakers_txt(tree, prepare):
     tree(TRANSCRIPTS | {"LibriSpeech/SPEAKERS.TXT": SPEAKERS})
     entries, _ = prepare("librispeech_gender", "LibriSpeech")
@@ -310,6 +341,7 @@ def test_wikiqa_right_sentences_are_the_references(tree, prepare):
         ("librispeech", "test-clean/1/2/1-2.trans.txt", "1-2-0 A\n\n1-2-0 B\n", "line 3: the id 1-2-0 stands already"),
         ("librispeech", "README", "", r"test-clean: no such folder\nlibrispeech needs in --root: LibriSpeech"),
         ("librispeech_phones", "README", "", "--lexicon FILE is needed"),
+        ("librispeech_aligned_phones", "README", "", "--table FILE is needed: LS_testclean_pr.json"),
         ("gigaspeech", "README", "", "give --cut-to DIR, or --table"),
         ("covost2_de", "covost_v2.en_de.tsv", "path\ttranslation\na.mp3\n", "line 2: 1 values, the header has 2"),
         ("covost2_de", "covost_v2.en_de.tsv", "path\tsentence\n", "line 1: no column translation; the header has path"),

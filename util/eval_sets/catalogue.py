@@ -39,6 +39,12 @@ SETS = {
         ("split", "lexicon"),
         "test-clean",
     ),
+    "librispeech_aligned_phones": EvalSet(
+        librispeech.read_aligned_phones,
+        f"{_LIBRISPEECH}; --table LS_testclean_pr.json of github.com/bytedance/SALMONN/issues/103",
+        ("split", "table"),
+        "test-clean",
+    ),
     "librispeech_gender": EvalSet(
         librispeech.read_gender, f"{_LIBRISPEECH}, with its SPEAKERS.TXT", ("split",), "test-clean"
     ),

@@ -8,10 +8,13 @@ comments after `;`. Transcripts are written in lower case, as in the released tr
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+import msgspec
+
+from salmonn.common.errors import UserError
 from util.eval_sets.base import Item, MissingError, Request, folder
-from util.eval_sets.tables import bad, lines, source
+from util.eval_sets.tables import bad, lines, read_text, source
 
 _GENDERS = {"M": "man", "F": "woman"}
 _WHICH_GENDER = "Is the speaker a man or a woman?"  # the published test prompts ask what the entry asks (gender_QA)
@@ -25,7 +28,9 @@ def read_speech(request: Request) -> Iterator[Item]:
 
 
 def read_phones(request: Request) -> Iterator[Item]:
-    """Phone recognition: the first pronunciation of each word, without stress.
+    """Phone recognition by a lexicon: the first pronunciation of each word, without stress.
+
+    Not the paper's references (`read_aligned_phones`), so its error rate is not compared with these.
 
     librispeech-lexicon.txt (openslr.org/11) has lines `WORD  P1 P2 ...` in ARPABET, 39 phones with
     stress digits on vowels. An utterance with a word outside the lexicons has no known reference and
@@ -45,6 +50,41 @@ def read_phones(request: Request) -> Iterator[Item]:
     if left_out:
         note = f"utterances left out: their words are outside the lexicon ({', '.join(sorted(outside))})"
         request.notes[note] = left_out
+
+
+class _Aligned(msgspec.Struct):
+    path: str
+    text: str
+
+
+class _AlignedFile(msgspec.Struct):
+    annotation: list[_Aligned]
+
+
+def read_aligned_phones(request: Request) -> Iterator[Item]:
+    """Phone recognition by SALMONN's authors' own references, to which the paper's error rate belongs.
+
+    LS_testclean_pr.json (github.com/bytedance/SALMONN/issues/103) is an annotation file of phones that the Montreal
+    Forced Aligner chose. Its paths only name the utterances: they are looked for in --root. Utterances without a
+    reference there are left out and told.
+    """
+    table = request.table
+    if not table:
+        raise MissingError("--table FILE is needed: LS_testclean_pr.json of github.com/bytedance/SALMONN/issues/103")
+    try:
+        entries = msgspec.json.decode(read_text(table), type=_AlignedFile).annotation
+    except msgspec.MsgspecError as error:
+        raise UserError(f'{table}: expected {{"annotation": [{{"path", "text"}}, ...]}}: {error}') from error
+    clips = {
+        utterance: _clip(path, utterance) for path, _, utterance, _ in _utterances(folder(request.root / request.split))
+    }
+    for number, entry in enumerate(entries):
+        utterance, where = PurePosixPath(entry.path).stem, f"{table}, entry {number}"
+        if utterance not in clips:
+            raise UserError(f"{where}: {utterance} is not in {request.root / request.split}; is --split another one?")
+        yield Item(utterance, clips[utterance], (entry.text,), "phone_recognition", where)
+    if without := len(clips) - len(entries):
+        request.notes["utterances left out: they have no reference in the file"] = without
 
 
 def read_gender(request: Request) -> Iterator[Item]:

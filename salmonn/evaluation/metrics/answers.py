@@ -96,7 +96,7 @@ def classification(title: str, classes: Mapping[str, tuple[str, ...]]) -> Metric
     def details(sums: np.ndarray) -> Mapping[str, Any]:
         return _confusion_details(names, matrix(sums), skipped=int(sums[-1]))
 
-    return Metric(title, statistics, accuracy, details=details)
+    return Metric(title, statistics, accuracy, details=details, tool="class named")
 
 
 def _confusion_details(names: list[str], cells: np.ndarray, skipped: int) -> Mapping[str, Any]:
@@ -125,9 +125,9 @@ def _percent(share: float | None) -> str:
 METRICS = {
     "exact": Metric("exact match", exact),
     "contains": Metric("answer contained", contains),
-    "judged": Metric("judged accuracy", judged, needs="replies", details=_judged_details),
+    "judged": Metric("judged accuracy", judged, needs="replies", details=_judged_details, tool="judge"),
     "contained": Metric("reference contained (no judge)", judged, needs="replies", details=_judged_details),
-    "keywords": Metric("accuracy of 3 keywords", keywords),
+    "keywords": Metric("accuracy of 3 keywords", keywords, tool="equal keywords"),
     "accuracy_er": classification("emotion accuracy", EMOTIONS),
     "accuracy_gr": classification("gender accuracy", GENDERS),
     "accuracy_sv": classification("yes/no accuracy", YES_NO),

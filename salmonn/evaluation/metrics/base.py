@@ -57,6 +57,7 @@ class Metric:
     needs: str = "references"  # a key of NEEDS: clips without it are left out
     percent: bool = True  # shown as a percentage; stored as a ratio
     digits: int = 2
+    tool: str = "own count"  # what counts it: a published score of another tool is not compared
     substitute: str = ""  # what is counted instead of what publications count: then no difference to theirs is told
     lower_is_better: bool = False
     details: Callable[[np.ndarray], Mapping[str, Any]] | None = None  # sum of statistics [k] -> what there is besides

@@ -114,7 +114,7 @@ def aac_metric(name: str, title: str, options: Options = dict, at_least: int = 1
         """(score, 1) per clip."""
         return [(value, 1.0) for value in _scores(name, options, at_least, texts)[1]]
 
-    return Metric(title, statistics, **shown)
+    return Metric(title, statistics, tool="aac-metrics", **shown)
 
 
 def _scores(name: str, options: Options, at_least: int, texts: Texts) -> tuple[float, list[float]]:

@@ -38,7 +38,8 @@ def bleu(language: str = "") -> Metric:
         return {"tokenizer": tokenizer, "note": f"{note}; {MECAB_MISSING}" if missing else note}
 
     title, substitute = f"BLEU4 ({tokenizer})", "no MeCab" if missing else ""
-    return Metric(title, statistics, _corpus_bleu, percent=False, details=details, substitute=substitute)
+    tool = f"sacrebleu {tokenizer}, case kept"
+    return Metric(title, statistics, _corpus_bleu, percent=False, details=details, tool=tool, substitute=substitute)
 
 
 def _corpus_bleu(sums: np.ndarray) -> np.ndarray:

@@ -71,13 +71,22 @@ def _sentences(text: str) -> list[list[str]]:
 
 def _separated_details(sums: np.ndarray) -> Mapping[str, Any]:
     different, n = int(sums[2]), int(sums[3])
-    note = f"{different} of {n} outputs do not hold as many sentences (lines) as their reference"
+    note = f"{different} of {n} outputs do not hold as many sentences as their reference"
     return {"other_number_of_sentences": different, "note": note}
 
 
+EDITS = "edit distance"
 METRICS = {
-    "wer": Metric("WER", word_errors, lower_is_better=True),
-    "per": Metric("PER", word_errors, lower_is_better=True),  # phones are the words of their normaliser
-    "wer_separated": Metric("WER, best order", separated_word_errors, details=_separated_details, lower_is_better=True),
-    "following": Metric("following rate", following, needs="spoken"),
+    "wer": Metric("WER", word_errors, tool=EDITS, lower_is_better=True),
+    "per": Metric("PER", word_errors, tool=EDITS, lower_is_better=True),  # phones are the words of their normaliser
+    "wer_separated": Metric(
+        "WER, best order",
+        separated_word_errors,
+        tool=f"{EDITS}, best order",
+        details=_separated_details,
+        lower_is_better=True,
+    ),
+    "following": Metric("following rate", following, needs="spoken", tool="WER rule"),
+    # The same rule where publications have a judge's following rate: another measure has another name.
+    "not_transcribing": Metric("answers that do not transcribe", following, needs="spoken", tool="WER rule"),
 }

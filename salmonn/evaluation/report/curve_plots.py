@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FILLED: dict[str, Any] = {"linestyle": "-", "marker": "o", "markersize": 4}
 HOLLOW: dict[str, Any] = {"linestyle": "--", "marker": "o", "markersize": 4, "markerfacecolor": "white"}
+DOTTED: dict[str, Any] = {"linestyle": ":"}
 PERPLEXITY_LINES = {"P(Y|X,I): given audio and instruction": FILLED, "P(Y|X): given the audio only": HOLLOW}
 
 
@@ -40,7 +41,8 @@ class Curve:
     x: Sequence[float]
     values: Sequence[float | None]  # one per x
     intervals: Sequence[Sequence[float] | None]  # [low, high], one per x
-    published: Mapping[float, float] = field(default_factory=dict)  # x: score
+    finished: Sequence[float | None] = ()  # over finished answers alone, one per x; only beside published scores
+    published: Mapping[float, float] = field(default_factory=dict)  # x: score of another run over finished answers
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,10 @@ def _draw_scores(panel: "Axes", metric: Metric, curves: Sequence[Curve], colours
         panel.plot(curve.x, np.array(curve.values, dtype=float), color=colour, label=curve.task, **FILLED)
         panel.fill_between(curve.x, low, high, color=colour, alpha=0.2, linewidth=0)
         if curve.published:
+            finished = np.array(curve.finished, dtype=float)
+            panel.plot(curve.x, finished, color=colour, label=f"{curve.task}, finished only", **DOTTED)
             x, values = zip(*sorted(curve.published.items()), strict=True)
-            panel.plot(x, values, color=colour, label=f"{curve.task}, published", **HOLLOW)
+            panel.plot(x, values, color=colour, label=f"{curve.task}, published, finished only", **HOLLOW)
     if not any(np.isfinite(line.get_ydata()).any() for line in panel.lines):
         panel.annotate("no score", (0.5, 0.5), xycoords="axes fraction", ha="center", color="dimgrey")
     style_panel(panel)

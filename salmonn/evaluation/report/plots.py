@@ -12,6 +12,7 @@ import numpy as np
 
 from salmonn.common.charts import BLUE, GREY, LIGHT_ORANGE, ORANGE, grid_shape, new_figure, percent_labels
 from salmonn.evaluation.metrics import METRICS
+from salmonn.evaluation.published import ALL, Published, score_alike
 from salmonn.evaluation.report.tables import metrics_of, shown_score
 from salmonn.evaluation.tasks import EvalTask
 
@@ -53,12 +54,20 @@ def overview(tasks: Sequence[EvalTask], reports: Mapping[str, Mapping[str, Any] 
 
 
 def _bars(task: EvalTask, report: Mapping[str, Any], name: str) -> dict[str, float | None]:
-    """What there is to compare of a metric: {kind of bar: score}."""
+    """What there is to compare of a metric, like with like: {kind of bar: score}."""
     scores = {THIS_RUN: report["scores"][name]}
     if f"{name}_shuffled" in report["scores"]:
         scores[SHUFFLED] = report["scores"][f"{name}_shuffled"]
-    published = {PAPER: task.paper, REPRODUCED: task.reproduced}
-    return scores | {kind: source[name] for kind, source in published.items() if name in source}
+    for kind, source in ((PAPER, task.paper), (REPRODUCED, task.reproduced)):
+        alike = [one.value for one in source.get(name, []) if _is_alike(one, report, name)]
+        if alike:
+            scores[kind] = alike[0]
+    return scores
+
+
+def _is_alike(published: Published, report: Mapping[str, Any], name: str) -> bool:
+    """Whether a published score may stand beside this run's bar, which is over all answers."""
+    return published.outputs == ALL and not score_alike(published, report, name)[1]
 
 
 def _panels(task: EvalTask, report: Mapping[str, Any]) -> list[list[str]]:

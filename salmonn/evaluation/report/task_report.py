@@ -42,7 +42,7 @@ def build_report(
     ]
     notes = []
     if unreadable:
-        fate = "are in the submission with an empty text" if task.submission else "are not part of the scores"
+        fate = "are in the submission without an answer" if task.submission else "are not part of the scores"
         named = examples([clip["path"] for clip in unreadable])
         notes.append(f"Unreadable clips: {len(unreadable)}; they {fate}: {named}.")
     scores, scoring = Scores(), {}
