@@ -3,6 +3,7 @@
 import os
 import re
 import struct
+from math import prod
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -55,9 +56,8 @@ def find_samples(path: Path) -> SampleBytes | None:
                 end = end_of(file)
             except struct.error:
                 raise ValueError("truncated: it ends within its header") from None
-            _refuse_less(end, total)
-            if end and magic.startswith(b".snd"):  # elsewhere libsndfile reads on
-                _refuse_more(end, total - end)
+            if end is not None:
+                _compare(end, total)
     return None
 
 
@@ -80,25 +80,22 @@ def _in_chunks(file: BinaryIO, total: int, layout: _Layout) -> SampleBytes | Non
 
 
 def _samples(file: BinaryIO, start: int, size: int, total: int, layout: _Layout, is_mpeg: bool) -> SampleBytes:
-    is_more = False
+    end, is_more = start + size, False
     if 0 <= size < 1 << 62 and min(abs(size - unknown) for unknown in _UNKNOWN) > _ABOUT:
-        _refuse_less(start + size, total)
-        is_more = start + size < total and not _is_metadata(file, start + size, total, layout)
-        if is_more and size:
-            _refuse_more(size, total - start - size)
+        is_more = end < total and not _is_metadata(file, end, total, layout)
+        if end > total or (is_more and size):
+            _compare(end, total)
     there = size if 0 < size <= total - start else total - start
     return SampleBytes(start, there, is_more and layout is _LAYOUTS[b"RIFFWAVE"], is_mpeg)
 
 
-def _refuse_less(end: int | None, total: int) -> None:
-    if end is not None and end > total:
+def _compare(end: int, total: int) -> None:
+    """Raise ValueError unless the samples end about where the file does."""
+    if end > total:
         raise ValueError(f"truncated: by its header its samples end at byte {end}, the file at byte {total}")
-
-
-def _refuse_more(size: int, left: int) -> None:
-    if left > _HARMLESS:
+    if total - end > _HARMLESS:
         raise ValueError(
-            f"lying header: it says {size} bytes of samples, and {left} more follow; "
+            f"lying header: it says that its samples end at byte {end}, and {total - end} bytes more follow; "
             "write it anew with the right size (a WAV: ffmpeg -ignore_length 1 -i FILE NEW.wav)"
         )
 
@@ -142,10 +139,9 @@ def _end_of_au(file: BinaryIO) -> int | None:
 def _end_of_sphere(file: BinaryIO) -> int | None:
     (size,) = struct.unpack("8x8s", _bytes(file, 0, 16))
     header = _bytes(file, 0, int(size) if size.strip().isdigit() else 0)
-    fields = {name: int(value) for name, value in re.findall(rb"(?m)^(\w+)\s+-i\s+(\d+)", header)}
-    sizes = [fields.get(name) for name in (b"sample_count", b"channel_count", b"sample_n_bytes")]
-    count, channels, width = sizes
-    return None if count is None else len(header) + count * (channels or 1) * (width or 1)
+    fields = {name: int(value) for name, value in re.findall(rb"(?m)^(\w+) +-\w+ +(\d+)\s*$", header)}
+    sizes = [fields.get(name, 0) for name in (b"sample_count", b"channel_count", b"sample_n_bytes")]
+    return len(header) + prod(sizes) if all(sizes) else None
 
 
 def _end_of_voc(file: BinaryIO) -> int | None:

@@ -267,11 +267,12 @@ def container(kind):
         wav(size=32_000), wav(size=32_000, riff=32_036), wav() + wav(), wav() + TAGS + wav(),
         container("AIFF") * 2, patched(container("AIFF"), b"SSND", 4, struct.pack(">I", 32_008)),
         container("AU") * 2, patched(container("AU"), b".snd", 8, struct.pack(">I", 32_000)),
-        container("RF64") * 2, container("CAF") * 2,
+        container("RF64") * 2, container("CAF") * 2, container("NIST") * 2, container("VOC") * 2, container("W64") * 2,
+        container("SVX") * 2, container("NIST").replace(b"sample_count -i 160000", b"sample_count -i 150000"),
     ],
     ids=[
         "size small", "sizes small", "two WAVs", "two with tags", "two AIFFs", "AIFF small", "two AUs", "AU small",
-        "two RF64s", "two CAFs",
+        "two RF64s", "two CAFs", "two SPHEREs", "two VOCs", "two W64s", "two SVXs", "SPHERE small",
     ],
 )  # fmt: skip
 def test_more_samples_than_the_header_says_are_refused_and_not_lost(tmp_path, data):
