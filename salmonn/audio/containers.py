@@ -81,12 +81,16 @@ def _in_chunks(file: BinaryIO, total: int, layout: _Layout) -> SampleBytes | Non
 
 def _samples(file: BinaryIO, start: int, size: int, total: int, layout: _Layout, is_mpeg: bool) -> SampleBytes:
     end, is_more = start + size, False
-    if 0 <= size < 1 << 62 and min(abs(size - unknown) for unknown in _UNKNOWN) > _ABOUT:
+    if _is_told(size):
         is_more = end < total and not _is_metadata(file, end, total, layout)
         if end > total or (is_more and size):
             _compare(end, total)
     there = size if 0 < size <= total - start else total - start
     return SampleBytes(start, there, is_more and layout is _LAYOUTS[b"RIFFWAVE"], is_mpeg)
+
+
+def _is_told(size: int) -> bool:
+    return 0 <= size < 1 << 62 and min(abs(size - unknown) for unknown in _UNKNOWN) > _ABOUT
 
 
 def _compare(end: int, total: int) -> None:
@@ -133,7 +137,7 @@ def _are_chunks(file: BinaryIO, position: int, total: int, layout: _Layout) -> b
 
 def _end_of_au(file: BinaryIO) -> int | None:
     start, size = struct.unpack(">4xII", _bytes(file, 0, 12))
-    return start + size if 0 < size < 0xFFFFFFFF else None
+    return start + size if size and _is_told(size) else None
 
 
 def _end_of_sphere(file: BinaryIO) -> int | None:
@@ -155,7 +159,7 @@ def _end_of_voc(file: BinaryIO) -> int | None:
 
 def _end_of_w64(file: BinaryIO) -> int | None:
     (size,) = struct.unpack("<16xQ", _bytes(file, 0, 24))
-    return size if 0 < size < 1 << 62 else None
+    return size if size and _is_told(size) else None
 
 
 _ENDS = {
