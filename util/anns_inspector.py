@@ -12,8 +12,9 @@
 
 An entry is ready when its clip, and each clip of its expand_wav, exists and is not empty. The
 corpus is the first folder of the entry's path. Where there is a verdict file, --split and --convert
-take only entries whose clips have a good verdict. Exit code 0, also when clips are missing; 2 when
-an annotation file cannot be read or something else in the input is wrong; 1 after Ctrl-C.
+take only entries whose clips have a good verdict; --max-clip-seconds leaves out longer ones. Exit
+code 0, also when clips are missing; 2 when an annotation file cannot be read or something else in
+the input is wrong; 1 after Ctrl-C.
 """
 
 import json
@@ -124,6 +125,13 @@ def parse_arguments() -> Namespace:
     add("--stratify", action="store_true", help="--split each task by itself")
     add("--out", type=Path, metavar="DIR", help="folder for the files of --split (default: that of the annotation)")
     add("--force", action="store_true", help="--split may replace files")
+    add(
+        "--max-clip-seconds",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="--split and --convert leave out longer clips, as datasets.max_clip_seconds does (default: none)",
+    )
     add("--convert", type=Path, metavar="DIR", help="write the ready clips as 16 kHz mono FLAC there")
     add("--channel", choices=("first", "mean"), help="of --convert (default: first, as in training)")
     args = parser.parse_args()
@@ -131,6 +139,10 @@ def parse_arguments() -> Namespace:
     for option, needed in needs.items():
         if getattr(args, option) and not getattr(args, needed):
             raise UserError(f"--{option} goes with --{needed}")
+    if args.max_clip_seconds and not (args.split or args.convert):
+        raise UserError("--max-clip-seconds goes with --split or --convert")
+    if not 0 <= args.max_clip_seconds < float("inf"):
+        raise UserError(f"--max-clip-seconds {args.max_clip_seconds:g}: a number of seconds, or 0 for no limit")
     if args.jobs < 0:
         raise UserError(f"--jobs {args.jobs}: at least 1, or 0 for one per core")
     if args.verdicts and not args.check_integrity and not args.verdicts.is_file():

@@ -23,7 +23,7 @@ MIN_SECONDS = 1.0  # shorter clips are zero-padded, as published
 JOIN_SECONDS = 0.1  # silence between a clip and its `expand_wav` clips, as published
 
 _GUARD_SECONDS = 0.1  # read past the cut, so that the resampler's edge lies outside the clip
-_BLOCK_SECONDS = 30  # of a file that is decoded as a whole
+_BLOCK_SECONDS, _BLOCK_VALUES = 30, 1 << 20  # decoded at once: at most so long, and of so many samples in all channels
 _LOUDEST = 64.0  # where 1 is full scale; a mix of floats may go beyond 1, 36 dB beyond it are another scale
 _IF_CUT = "if it is a piece that was cut or joined without decoding, decode and encode it once"
 
@@ -58,8 +58,8 @@ def load_audio(path: str | Path, max_seconds: float = 30.0, channel: str = "firs
     read: missing, not audio, damaged, shorter than its header says, empty, not finite.
     """
     with _open(path) as sound:
-        samples = _read(sound, int((max_seconds + _GUARD_SECONDS) * sound.rate))  # [N, channels]
-        wav = samples.mean(1) if channel == "mean" else samples[:, 0]
+        limit = int((max_seconds + _GUARD_SECONDS) * sound.rate)
+        wav = np.concatenate([_heard(samples, channel) for samples in _blocks(sound, limit)])
         if sound.rate != SAMPLE_RATE:
             wav = soxr.resample(wav, sound.rate, SAMPLE_RATE, quality="HQ")
     return np.ascontiguousarray(wav[: int(max_seconds * SAMPLE_RATE)])
@@ -93,13 +93,12 @@ def load_clip(
     return np.pad(wav, (0, missing)) if missing > 0 else wav
 
 
-def stream_audio(path: str | Path, channel: str = "first", block_seconds: int = _BLOCK_SECONDS) -> Iterator[np.ndarray]:
-    """Read a whole file of any length at 16 kHz, a block [N] float32 of some 30 s at a time; else as `load_audio`."""
+def stream_audio(path: str | Path, channel: str = "first") -> Iterator[np.ndarray]:
+    """Read a whole file of any length at 16 kHz, a block [N] float32 of up to 30 s at a time; else as `load_audio`."""
     with _open(path) as sound:
         resampler = soxr.ResampleStream(sound.rate, SAMPLE_RATE, num_channels=1, dtype="float32", quality="HQ")
-        for samples in _blocks(sound, block_seconds):  # [N, channels]
-            wav = samples.mean(1) if channel == "mean" else samples[:, 0]
-            yield resampler.resample_chunk(np.ascontiguousarray(wav))
+        for samples in _blocks(sound):
+            yield resampler.resample_chunk(_heard(samples, channel))
         yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
 
 
@@ -174,13 +173,30 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _read(sound: Sound, frames: int, start: int = 0) -> np.ndarray:
+def _heard(samples: np.ndarray, channel: str) -> np.ndarray:
+    """[N] of [N, channels]: the first channel, or the mean."""
+    return samples.mean(1) if channel == "mean" else np.ascontiguousarray(samples[:, 0])
+
+
+def _blocks(sound: Sound, limit: int | None = None) -> Iterator[np.ndarray]:
+    """The file from its beginning, up to `limit` frames, as `_read` gives it: so much at a time as memory is there."""
+    most = min(_BLOCK_SECONDS * sound.rate, _BLOCK_VALUES // sound.channels)
+    frames, is_last = 0, False
+    while not is_last:
+        size = most if limit is None else min(most, limit - frames)
+        samples = _read(sound, size, frames)
+        frames += len(samples)
+        is_last = len(samples) < size or frames == limit
+        yield samples
+
+
+def _read(sound: Sound, frames: int, start: int) -> np.ndarray:
     """The next `frames` from `start` on, or all that is left, as [N, channels] float32. Raises ValueError."""
     said = sound.frames
     samples = sound.read(frames if said is None or not sound.is_exact else min(frames, said - start))
     end = start + len(samples)
-    if said is not None and len(samples) < frames:
-        if end < said - sound.slack:
+    if len(samples) < frames:
+        if said is not None and end < said - sound.slack:
             raise ValueError(f"truncated: its header says {said} samples, {end} can be decoded; {_IF_CUT}")
         sound.check_end()
     if not len(samples):
@@ -196,13 +212,3 @@ def _read(sound: Sound, frames: int, start: int = 0) -> np.ndarray:
             "they are; divide them, by 32768 if they were of 16 bits"
         )
     return samples
-
-
-def _blocks(sound: Sound, seconds: int = _BLOCK_SECONDS) -> Iterator[np.ndarray]:
-    """The whole file from its beginning, as `_read` gives it, so many seconds at a time."""
-    size = seconds * sound.rate
-    frames, is_last = 0, False
-    while not is_last:
-        samples = _read(sound, size, frames)
-        frames, is_last = frames + len(samples), len(samples) < size
-        yield samples

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from salmonn.audio.mp3 import after_id3
+from salmonn.audio.mp3 import TAG_HEAD, after_tags
 from salmonn.audio.sound import Sound
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _MAGIC = {  # FFmpeg's name: (where, what); asking for it by name, nothing else 
 def container_of(path: Path) -> str | None:
     """FFmpeg's name for what a file is by its first bytes; None for what is not to be read in this way."""
     with path.open("rb") as file:
-        file.seek(after_id3(file.read(10)))
+        file.seek(after_tags(file.read(TAG_HEAD)))
         head = file.read(16)
     return next((name for name, (at, magics) in _MAGIC.items() if head[at:].startswith(magics)), None)
 

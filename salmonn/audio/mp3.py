@@ -14,13 +14,14 @@ _KBITS = {  # by (is it MPEG 1, layer)
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _TAG_WITHIN = 64  # bytes of the first frame
+TAG_HEAD = 32  # bytes by which a tag is known, and its size
+_OLD_ID3 = 128  # bytes
 
 
 class Mp3(NamedTuple):
     """The frames of an mp3, without the one that only holds the length tag."""
 
-    start: int  # byte at which they begin
-    stop: int  # byte behind them
+    parts: list[range]  # their bytes, without the tags between them
     frames: int
     frame_samples: int
     is_told: bool  # whether a tag says how many there are, and not fewer than there are
@@ -42,40 +43,50 @@ class _Header(NamedTuple):
 
 def read_mp3(data: bytes) -> Mp3 | None:
     """Walk over the frames of an mp3; None for what is none. Raises ValueError where the kind of frames changes."""
-    position = after_id3(data)
+    position = after_tags(data)
     if not position and not _header(data[:4]):
         return None
     if not _two_in_a_row(data, position):
         position = _resume(data, position)
-    start, stop, frames, first = position, position, 0, _header(data[position : position + 4])
+    start, frames, first = position, 0, _header(data[position : position + 4])
     if not first:
         return None
+    told = _told_frames(data[start : start + _TAG_WITHIN])
+    run = stop = start if told is None else start + first.size  # the frame of a tag is no sound
+    parts: list[range] = []
     while position + 4 <= len(data):
         header = _header(data[position : position + 4])
         if header and header.kind == first.kind:
             position += header.size
             frames += position <= len(data)
             stop = min(position, len(data))
+        elif (behind := after_tags(data, position)) > position:
+            parts.append(range(run, stop))
+            run = position = behind
         else:
             position = _resume(data, position, first.kind)
-    told = _told_frames(data[start : start + _TAG_WITHIN])
+    parts.append(range(run, stop))
     if told is None:
-        return Mp3(start, stop, frames, first.samples, False)
-    return Mp3(start + first.size, stop, frames - 1, first.samples, frames - 2 <= told)  # some count one less
+        return Mp3(parts, frames, first.samples, False)
+    return Mp3(parts, frames - 1, first.samples, frames - 2 <= told)  # some count one less
 
 
-def after_id3(data: bytes, position: int = 0) -> int:
-    """Where the ID3 tags that begin at a byte end."""
-    while data[position : position + 3] == b"ID3":  # the size has 7 bits a byte
-        sizes = zip(data[position + 6 : position + 10], (21, 14, 7, 0), strict=False)
-        position += 10 + sum(byte << shift for byte, shift in sizes)
+def after_tags(data: bytes, position: int = 0) -> int:
+    """Where the tags (ID3, APE) that begin at a byte end."""
+    while head := data[position : position + TAG_HEAD]:
+        if head.startswith(b"ID3"):  # the size has 7 bits a byte
+            position += 10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=False))
+        elif head.startswith(b"APETAGEX"):
+            position += TAG_HEAD + int.from_bytes(head[12:16], "little")
+        elif head.startswith(b"TAG"):
+            position += _OLD_ID3
+        else:
+            break
     return position
 
 
 def _resume(data: bytes, position: int, kind: _Kind | None = None) -> int:
-    """The byte at which frames (of this kind) go on: behind a tag, or where two stand in a row."""
-    if (behind := after_id3(data, position)) > position:
-        return behind
+    """The byte at which frames (of this kind) go on: where two stand in a row."""
     while (position := data.find(b"\xff", position + 1)) >= 0:
         if found := _two_in_a_row(data, position):
             if kind and found != kind:

@@ -1,28 +1,21 @@
 """A file as libsndfile shall see it: where what a header says would make it stop before the end."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import BinaryIO
 
 
 class View:
-    """A part of a file with some bytes replaced, and as long as it claims to be; what soundfile takes for a file.
+    """Parts of a file and other bytes in a row, as long as it claims to be; what soundfile takes for a file.
 
     An error of the system is kept in `error`, for libsndfile would take it for the end of the file.
     """
 
-    def __init__(
-        self,
-        file: BinaryIO,
-        start: int = 0,
-        stop: int | None = None,
-        replaced: Mapping[int, bytes] | None = None,
-        claims: int = 1,
-    ) -> None:
-        """From byte `start` to `stop`; `replaced`: {offset in the view: bytes}; it claims `claims` times its size."""
-        self._descriptor, self._start = file.fileno(), start
-        self._size = (os.fstat(self._descriptor).st_size if stop is None else stop) - start
-        self._replaced, self._claimed = replaced or {}, claims * self._size
+    def __init__(self, file: BinaryIO, parts: Sequence[bytes | range], claims: int = 1) -> None:
+        """Bytes as they are and ranges of the file's; it claims `claims` times its size."""
+        self._descriptor, self._parts = file.fileno(), parts
+        self._size = sum(map(len, parts))
+        self._claimed = claims * self._size
         self._position = 0
         self.error: OSError | None = None
 
@@ -37,17 +30,26 @@ class View:
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill the buffer; returns how many bytes were left to do so. Behind what is there, all are 0."""
-        at = self._position
-        try:
-            data = os.pread(self._descriptor, min(len(buffer), max(self._size - at, 0)), self._start + at)
-        except OSError as error:
-            self.error, data = error, b""
-        if at > self._size:  # libmpg123 looks for a tag at the end that it was told of
+        if self._position > self._size:  # libmpg123 looks for a tag at the end that it was told of
             data = bytes(len(buffer))
+        else:
+            try:
+                data = self._read(len(buffer))
+            except OSError as error:
+                self.error, data = error, b""
         buffer[: len(data)] = data
-        for offset, new in self._replaced.items():
-            first, last = max(at, offset), min(at + len(data), offset + len(new))
-            if first < last:
-                buffer[first - at : last - at] = new[first - offset : last - offset]
         self._position += len(data)
         return len(data)
+
+    def _read(self, size: int) -> bytes:
+        data, start = b"", 0
+        for part in self._parts:
+            first = self._position + len(data) - start  # byte of this part
+            if 0 <= first < len(part):
+                last = min(first + size - len(data), len(part))
+                if isinstance(part, range):
+                    data += os.pread(self._descriptor, last - first, part.start + first)
+                else:
+                    data += part[first:last]
+            start += len(part)
+        return data

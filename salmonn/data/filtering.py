@@ -21,6 +21,7 @@ from salmonn.data.unreadable import (
     distinct_files,
     entries_left_out,
     quarantined_files,
+    unusable_files,
     unverified_files,
 )
 
@@ -121,27 +122,14 @@ def _unreadable_files(
     there = [file for file in files if exists(file)]
     if datasets.integrity != "off":
         unreadable |= {file: "file does not exist" for file in files if not exists(file)}
-        unreadable |= _unverified(datasets, there) if datasets.integrity == "verified" else _checked(datasets, there)
-    elif datasets.max_clip_seconds:
-        unreadable |= _checked(datasets, there)
+    if datasets.integrity == "verified":
+        unreadable |= _unverified(datasets, there)
+    elif datasets.integrity != "off" or datasets.max_clip_seconds:
+        unreadable |= unusable_files(there, datasets.integrity, datasets.max_clip_seconds, _verdicts)
     return {file: reason for share in distributed.gather_objects(unreadable) for file, reason in share.items()}
 
 
-def _checked(datasets: DictConfig, files: list[str]) -> dict[str, str]:
-    """{file: reason} of those that a look finds unreadable (not with integrity off), or longer than the limit."""
-    limit, is_off = datasets.max_clip_seconds, datasets.integrity == "off"
-    found: dict[str, str] = {}
-    of_unknown_length: list[str] = []  # such as an mp3 without a tag; filled by the first round
-    for how, paths in (("header" if is_off else datasets.integrity, files), ("decode", of_unknown_length)):
-        for verdict in _verdicts(paths, how) if paths else ():
-            if limit and verdict.ok and not verdict.seconds and paths is files:
-                of_unknown_length.append(verdict.path)
-            elif reason := verdict.excess(limit) or ("" if is_off else verdict.reason):
-                found[verdict.path] = reason
-    return found
-
-
-def _verdicts(files: list[str], how: str) -> Iterator[Verdict]:
+def _verdicts(files: Sequence[str], how: str) -> Iterator[Verdict]:
     jobs = max(1, n_cores() // distributed.local_world_size())
     return iter(tqdm(
         check_files(files, how, jobs), desc=f"checking clips ({how})", total=len(files), unit="file", mininterval=1.0,

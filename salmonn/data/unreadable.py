@@ -1,6 +1,6 @@
 """Which files and entries of an annotation file are known to be unreadable."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
 
@@ -95,6 +95,24 @@ def _reason(verdict: Verdict | None, max_seconds: float) -> str:
     if verdict and verdict.ok:
         return verdict.excess(max_seconds)
     return verdict.reason if verdict and verdict.still_holds() else NOT_VERIFIED
+
+
+def unusable_files(
+    files: Sequence[str], how: str, max_seconds: float, check: Callable[[Sequence[str], str], Iterable[Verdict]]
+) -> dict[str, str]:
+    """{file: reason} of those that a look finds unreadable, and of those that are longer than `max_seconds`.
+
+    `how`: header, decode, or off = only lengths count; `max_seconds` 0 = any length; `check`: `check_files`.
+    """
+    found: dict[str, str] = {}
+    of_unknown_length: list[str] = []  # such as an mp3 without a tag; filled by the first round
+    for look, paths in (("header" if how == "off" else how, files), ("decode", of_unknown_length)):
+        for verdict in check(paths, look) if paths else ():
+            if max_seconds and verdict.ok and not verdict.seconds and paths is files:
+                of_unknown_length.append(verdict.path)
+            elif reason := verdict.excess(max_seconds) or ("" if how == "off" else verdict.reason):
+                found[verdict.path] = reason
+    return found
 
 
 def quarantined_files(files: Iterable[str], quarantine: str | Path) -> dict[str, str]:

@@ -74,6 +74,7 @@ MP3S = {
     "before it an ID3 tag and padding": lambda: ID3 + bytes(3000) + vbr_mp3(tag="0"),
     "behind it an ID3 tag": lambda: vbr_mp3(tag="0") + b"TAG" + b"a" * 125,
     "behind it an APE tag": lambda: vbr_mp3(tag="0") + APE,
+    "before it an APE tag": lambda: APE + vbr_mp3(tag="0"),
     "its last frame cut": lambda: vbr_mp3(tag="0")[:-20],
     "constant bit rate, no tag": lambda: encode_av(
         loud_then_quiet(), 16_000, "libmp3lame", "mp3", bitrate=64_000, write_xing="0"
@@ -97,7 +98,11 @@ def test_an_mp3_that_was_cut_by_stream_copy_is_heard_to_its_end(tmp_path):
         )
 
 
-@pytest.mark.parametrize("between", [b"", ID3, b"TAG" + b"a" * 125], ids=["nothing", "ID3", "old ID3"])
+@pytest.mark.parametrize(
+    "between",
+    [b"", ID3, b"TAG" + b"a" * 125, APE, APE + b"TAG" + b"a" * 125 + ID3],
+    ids=["nothing", "ID3", "old ID3", "APE", "several tags"],
+)
 @pytest.mark.parametrize("tag", "01")
 def test_mp3s_that_were_put_one_behind_the_other_are_all_heard(tmp_path, tag, between):
     data = vbr_mp3(tag=tag) + between + vbr_mp3(tag=tag) + between + vbr_mp3(seconds=5, tag=tag)
@@ -262,11 +267,12 @@ def container(kind):
         wav(size=32_000), wav(size=32_000, riff=32_036), wav() + wav(), wav() + TAGS + wav(),
         container("AIFF") * 2, patched(container("AIFF"), b"SSND", 4, struct.pack(">I", 32_008)),
         container("AU") * 2, patched(container("AU"), b".snd", 8, struct.pack(">I", 32_000)),
-        container("RF64") * 2, container("CAF") * 2,
+        container("RF64") * 2, container("CAF") * 2, container("NIST") * 2, container("VOC") * 2, container("W64") * 2,
+        container("SVX") * 2, container("NIST").replace(b"sample_count -i 160000", b"sample_count -i 150000"),
     ],
     ids=[
         "size small", "sizes small", "two WAVs", "two with tags", "two AIFFs", "AIFF small", "two AUs", "AU small",
-        "two RF64s", "two CAFs",
+        "two RF64s", "two CAFs", "two SPHEREs", "two VOCs", "two W64s", "two SVXs", "SPHERE small",
     ],
 )  # fmt: skip
 def test_more_samples_than_the_header_says_are_refused_and_not_lost(tmp_path, data):

@@ -219,6 +219,47 @@ def test_an_interrupted_check_goes_on_where_it_stopped(tmp_path: Path, how: sign
     )
 
 
+def test_splits_and_conversions_leave_out_what_is_longer_than_a_limit(tmp_path: Path):
+    (tmp_path / "ann").mkdir()
+    (tmp_path / "media").mkdir()
+    noise = 0.1 * np.random.default_rng(0).standard_normal(160_000)
+    for name, seconds in (("short.wav", 1), ("long.flac", 9), ("long.mp3", 8), ("short.mp3", 2)):
+        soundfile.write(tmp_path / "media" / name, noise[: seconds * 16_000], 16_000)
+    for mp3 in (tmp_path / "media").glob("*.mp3"):  # no tag tells how long it is
+        mp3.write_bytes(mp3.read_bytes().replace(b"Info", bytes(4), 1).replace(b"Xing", bytes(4), 1))
+    names = ("short.wav", "long.flac", "long.mp3", "short.mp3")
+    annotate(tmp_path / "ann/a.json", *((f"/{name}", "asr") for name in names), ("/short.wav", "asr", "/long.flac"))
+    content = json.loads((tmp_path / "ann/a.json").read_text())
+    for entry in content["annotation"]:
+        entry["text"] = "a"
+    (tmp_path / "ann/a.json").write_text(json.dumps(content))
+    for folder in ("by headers", "by verdicts"):
+        result = inspect(tmp_path, "--prefix", "media", "--max-clip-seconds", "5", "--convert", folder, "--jobs", "1")
+        assert result.returncode == 0, result.stderr
+        converted = json.loads((tmp_path / folder / "a.json").read_text())["annotation"]
+        assert [entry["path"] for entry in converted] == ["/short.flac", "/short.mp3.flac"]
+        assert "left out: 3 entries, longer than datasets.max_clip_seconds = 5" in result.stdout
+        assert inspect(tmp_path, "--prefix", "media", "--check-integrity", "--jobs", "1").returncode == 0
+    split = ("--prefix", "media", "--max-clip-seconds", "5", "--split", "1", "0", "0")
+    inspect(tmp_path, *split)
+    chosen = json.loads((tmp_path / "ann/a_train.json").read_text())["annotation"]
+    assert sorted(entry["path"] for entry in chosen) == ["/short.mp3", "/short.wav"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--max-clip-seconds", "5"), "--max-clip-seconds goes with --split or --convert"),
+        (("--max-clip-seconds", "-5", "--convert", "out"), "--max-clip-seconds -5: a number of seconds"),
+        (("--max-clip-seconds", "nan", "--convert", "out"), "--max-clip-seconds nan: a number of seconds"),
+    ],
+)
+def test_a_limit_that_limits_nothing_is_refused(world: Path, options, message):
+    result = inspect(world, *options)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
 def test_descriptions_and_statistics_tell_rates_hours_and_words(tmp_path: Path):
     (tmp_path / "ann").mkdir()
     clips(tmp_path, 4, seconds=1.5)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from salmonn.audio import decode
 from salmonn.audio.decode import load_audio, load_clip
 from salmonn.common.errors import UserError
 from salmonn.data.annotations import Annotations
@@ -83,10 +84,11 @@ def test_the_new_annotation_file_opens_and_its_clips_load(source):
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 48_000])
 def test_whole_clips_sound_the_same_across_block_borders(tmp_path, monkeypatch, rate):
-    monkeypatch.setattr(module, "_BLOCK_SECONDS", 1)
     clip = write(tmp_path / "a.wav", np.stack([sweep(35.3, rate), sweep(35.3, rate, 0.1)], 1), rate, subtype="FLOAT")
     for channel in ("first", "mean"):
-        assert convert_file(str(clip), f"{tmp_path}/{channel}.flac", channel) == ("converted", "")
+        with monkeypatch.context() as patch:
+            patch.setattr(decode, "_BLOCK_SECONDS", 1)
+            assert convert_file(str(clip), f"{tmp_path}/{channel}.flac", channel) == ("converted", "")
         expected, actual = load_audio(clip, 60, channel), load_audio(tmp_path / f"{channel}.flac", 60)
         assert len(actual) == len(expected)
         np.testing.assert_allclose(actual, expected, atol=1e-3)

@@ -31,7 +31,6 @@ from salmonn.data.integrity import version_of
 from util.inspector.split import stem_of, write_entries
 
 _EXTENSIONS = (".flac", ".wav", *OTHER_EXTENSIONS[1:])
-_BLOCK_SECONDS = 10  # decoded at once: where blocks of an mp3 meet, its samples depend on it
 _SETTINGS = ".conversion.json"  # in the target folder: what all of its clips were made with
 
 Place = tuple[str, str]  # the file of a clip; its path in the new annotation file
@@ -181,7 +180,7 @@ def _encode(file: str, channel: str) -> tuple[memoryview, bool]:
     """
     content, is_clipped = io.BytesIO(), False
     with soundfile.SoundFile(content, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC") as flac:
-        for wav in stream_audio(file, channel, _BLOCK_SECONDS):
+        for wav in stream_audio(file, channel):
             is_clipped |= bool((np.abs(wav) > 1).any())
             flac.write(np.clip(np.rint(wav * 32768), -32768, 32767).astype(np.int16))
     if not flac.frames:

@@ -3,7 +3,7 @@
 import sys
 from argparse import Namespace
 from collections import Counter
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from tqdm import tqdm
 from salmonn.common.errors import UserError
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths, FolderCache
-from salmonn.data.integrity import kind_of
-from salmonn.data.unreadable import distinct_files, entries_left_out, unverified_files
+from salmonn.data.integrity import check_files, kind_of
+from salmonn.data.unreadable import distinct_files, entries_left_out, unusable_files, unverified_files
 from util.inspector.readiness import Folders, Key, Readiness, count_ready
 
 _FAILED_SHOWN = 5  # clips that are broken, or could not be converted
@@ -204,17 +204,21 @@ class Inspection:
 
     @cached_property
     def usable(self) -> np.ndarray:
-        """[entries] which of them are ready and, where there is a verdict file, verified."""
-        usable, verdicts = self.readiness.is_ready.copy(), self.args.verdicts
+        """[entries] which of them are ready, not too long and, where there is a verdict file, verified."""
+        usable, verdicts, limit = self.readiness.is_ready.copy(), self.args.verdicts, self.args.max_clip_seconds
+        bad: dict[str, str] = {}
         if verdicts.exists():
-            bad = unverified_files(self.files, verdicts)
+            bad = unverified_files(self.files, verdicts, limit)
+        elif limit:
+            bad = unusable_files(list(self.files), "off", limit, partial(check_files, jobs=self.args.jobs))
+        if bad:
             reasons: Counter[str] = Counter()
             for number, _, reason in entries_left_out(self.annotations, self.clip_paths, bad, self.exists):
                 if usable[number]:
                     reasons[kind_of(reason)] += 1
                 usable[number] = False
             for reason, n in reasons.most_common():
-                print(f"   ready, but left out because of {verdicts}: {n} entries, {reason}")
+                print(f"   ready, but left out: {n} entries, {reason}")
         return usable
 
     def _tokenizer(self):

@@ -1,0 +1,175 @@
+"""What a header says of the samples against what is there: libsndfile plays what is left of a cut file as if all."""
+
+import os
+import re
+import struct
+from math import prod
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+STREAMED_SIZE = 0x7FFFF000  # bytes; programs that cannot seek back write such sizes
+_UNKNOWN = (1 << 31, 1 << 32)  # bytes; sizes about these mean "not known" ...
+_ABOUT = 4096  # ... by so many
+_HARMLESS = 1024  # bytes behind the samples that belong to nothing, such as a tag
+_BLOCK = 65_536  # bytes that may be filled with zeros
+_MAY_BE_CUT = (b"LIST", b"id3 ", b"ID3 ")  # no samples are lost
+_MPEG_CODECS = (0x50, 0x55)
+
+
+class _Layout(NamedTuple):
+    samples: bytes  # name of the chunk that holds them
+    chunk: struct.Struct  # name and size, before each chunk
+    first: int = 12  # byte at which the first chunk begins
+
+
+_LITTLE, _BIG = struct.Struct("<4sI"), struct.Struct(">4sI")
+_LAYOUTS = {
+    **dict.fromkeys((b"RIFFWAVE", b"RF64WAVE", b"BW64WAVE"), _Layout(b"data", _LITTLE)),
+    b"RIFXWAVE": _Layout(b"data", _BIG),
+    **dict.fromkeys((b"FORMAIFF", b"FORMAIFC"), _Layout(b"SSND", _BIG)),
+    **dict.fromkeys((b"FORM8SVX", b"FORM16SV"), _Layout(b"BODY", _BIG)),
+    b"caff": _Layout(b"data", struct.Struct(">4sq"), first=8),
+}
+_NOT_METADATA = {*(name[:4] for name in _LAYOUTS), *(layout.samples for layout in _LAYOUTS.values())}
+
+
+class SampleBytes(NamedTuple):
+    """The samples in a file."""
+
+    start: int
+    size: int  # as far as they are there
+    is_unfinished: bool  # the header says 0, as a recorder leaves it that was stopped; what is there counts
+    is_mpeg: bool  # an mp3 in a WAV
+
+
+def find_samples(path: Path) -> SampleBytes | None:
+    """The samples of a file made of chunks; None for others.
+
+    Raises ValueError where the header of any container says more than is there, or less than is.
+    """
+    with path.open("rb") as file:
+        total, magic = os.fstat(file.fileno()).st_size, file.read(12)
+        if layout := _LAYOUTS.get(magic[:4] + magic[8:]) or _LAYOUTS.get(magic[:4]):
+            return _in_chunks(file, total, layout)
+        if end_of := next((reader for name, reader in _ENDS.items() if magic.startswith(name)), None):
+            try:
+                end = end_of(file)
+            except struct.error:
+                raise ValueError("truncated: it ends within its header") from None
+            if end is not None:
+                _compare(end, total)
+    return None
+
+
+def _in_chunks(file: BinaryIO, total: int, layout: _Layout) -> SampleBytes | None:
+    codec, large_size, position = 0, None, layout.first
+    while head := _chunk(file, position, layout):
+        name, size = head
+        start = position + layout.chunk.size
+        if name == b"fmt " and layout.chunk is _LITTLE:
+            codec = int.from_bytes(file.read(2), "little")
+        elif name == b"ds64":
+            large_size = struct.unpack("<8xQ", file.read(16).ljust(16, b"\0"))[0]
+        elif name == layout.samples:
+            size = large_size if large_size is not None and size == 0xFFFFFFFF else size
+            return _samples(file, start, size, total, layout, codec in _MPEG_CODECS)
+        if size < 0:
+            return None
+        position = start + size + size % 2
+    return None
+
+
+def _samples(file: BinaryIO, start: int, size: int, total: int, layout: _Layout, is_mpeg: bool) -> SampleBytes:
+    end, is_more = start + size, False
+    if _is_told(size):
+        is_more = end < total and not _is_metadata(file, end, total, layout)
+        if end > total or (is_more and size):
+            _compare(end, total)
+    there = size if 0 < size <= total - start else total - start
+    return SampleBytes(start, there, is_more and layout is _LAYOUTS[b"RIFFWAVE"], is_mpeg)
+
+
+def _is_told(size: int) -> bool:
+    return 0 <= size < 1 << 62 and min(abs(size - unknown) for unknown in _UNKNOWN) > _ABOUT
+
+
+def _compare(end: int, total: int) -> None:
+    """Raise ValueError unless the samples end about where the file does."""
+    if end > total:
+        raise ValueError(f"truncated: by its header its samples end at byte {end}, the file at byte {total}")
+    if total - end > _HARMLESS:
+        raise ValueError(
+            f"lying header: it says that its samples end at byte {end}, and {total - end} bytes more follow; "
+            "write it anew with the right size (a WAV: ffmpeg -ignore_length 1 -i FILE NEW.wav)"
+        )
+
+
+def _chunk(file: BinaryIO, position: int, layout: _Layout) -> tuple[bytes, int] | None:
+    """Name and size of the chunk at a byte; None where there is none."""
+    file.seek(position)
+    head = file.read(layout.chunk.size)
+    is_one = len(head) == layout.chunk.size and all(32 <= byte < 127 for byte in head[:4])
+    return layout.chunk.unpack(head) if is_one else None
+
+
+def _is_metadata(file: BinaryIO, position: int, total: int, layout: _Layout) -> bool:
+    """Whether only chunks without samples follow, or next to nothing, or zeros to fill a block."""
+    if any(_are_chunks(file, at, total, layout) for at in (position, position + 1)):  # not all fill up to an even size
+        return True
+    file.seek(position)
+    rest = file.read(_BLOCK + 1)
+    return len(rest) <= _HARMLESS or (len(rest) <= _BLOCK and not any(rest))
+
+
+def _are_chunks(file: BinaryIO, position: int, total: int, layout: _Layout) -> bool:
+    while position + layout.chunk.size <= total:
+        head = _chunk(file, position, layout)
+        if not head or head[0] in _NOT_METADATA or head[1] < 0:
+            return False
+        position += layout.chunk.size + head[1] + head[1] % 2
+        if position > total + 1 and head[0] not in _MAY_BE_CUT:
+            return False
+    return True
+
+
+# ---- the byte at which the samples end by the header, None where it does not say; struct.error for a cut header
+
+
+def _end_of_au(file: BinaryIO) -> int | None:
+    start, size = struct.unpack(">4xII", _bytes(file, 0, 12))
+    return start + size if size and _is_told(size) else None
+
+
+def _end_of_sphere(file: BinaryIO) -> int | None:
+    (size,) = struct.unpack("8x8s", _bytes(file, 0, 16))
+    header = _bytes(file, 0, int(size) if size.strip().isdigit() else 0)
+    fields = {name: int(value) for name, value in re.findall(rb"(?m)^(\w+) +-\w+ +(\d+)\s*$", header)}
+    sizes = [fields.get(name, 0) for name in (b"sample_count", b"channel_count", b"sample_n_bytes")]
+    return len(header) + prod(sizes) if all(sizes) else None
+
+
+def _end_of_voc(file: BinaryIO) -> int | None:
+    (position,) = struct.unpack("<20xH", _bytes(file, 0, 22))
+    while kind := _bytes(file, position, 1):  # kind of a block and its size, until one of kind 0
+        if kind == b"\0":
+            return position + 1
+        position += 4 + int.from_bytes(_bytes(file, position + 1, 3), "little")
+    return position
+
+
+def _end_of_w64(file: BinaryIO) -> int | None:
+    (size,) = struct.unpack("<16xQ", _bytes(file, 0, 24))
+    return size if size and _is_told(size) else None
+
+
+_ENDS = {
+    b".snd": _end_of_au,
+    b"NIST_1A": _end_of_sphere,
+    b"Creative Voi": _end_of_voc,
+    b"riff\x2e\x91\xcf": _end_of_w64,
+}
+
+
+def _bytes(file: BinaryIO, position: int, size: int) -> bytes:
+    file.seek(position)
+    return file.read(size)

@@ -1,0 +1,104 @@
+"""A small file takes no large memory, and what libraries in C print reaches neither answers nor logs."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from salmonn.audio.decode import AudioError, decode_all, inspect_header, load_audio, stream_audio
+from tests.fixtures.damaged_media import KINDS, make_damaged
+from tests.fixtures.paths import ROOT
+
+MOST_VALUES = 1_100_000  # decoded at once, in all channels
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "container", "subtype"),
+    [
+        (655_350, 8, "FLAC", "PCM_16"), (192_000, 64, "OGG", "VORBIS"), (96_000, 32, "WAV", "PCM_16"),
+        (768_000, 3, "WAV", "FLOAT"), (48_000, 64, "OGG", "OPUS"), (48_000, 64, "AIFF", "PCM_16"),
+    ],
+)  # fmt: skip
+def test_what_has_more_samples_a_second_than_any_recording_is_refused_by_its_header(
+    tmp_path, rate, channels, container, subtype
+):
+    soundfile.write(tmp_path / "a", np.zeros((2000, channels)), rate, subtype, format=container)
+    for look in (load_audio, decode_all, inspect_header, lambda path: next(stream_audio(path))):
+        with pytest.raises(AudioError, match=f"absurd header: {channels} channels of {rate} Hz"):
+            look(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "container", "subtype"),
+    [
+        (192_000, 8, "FLAC", "PCM_16"), (48_000, 32, "WAV", "PCM_16"), (16_000, 64, "WAV", "PCM_16"),
+        (655_350, 2, "FLAC", "PCM_16"), (48_000, 8, "OGG", "VORBIS"),
+    ],
+)  # fmt: skip
+def test_of_many_channels_or_a_high_rate_little_is_decoded_at_once(
+    tmp_path, monkeypatch, rate, channels, container, subtype
+):
+    seconds = 2 if rate > 16_000 else 3
+    soundfile.write(tmp_path / "a", np.full((seconds * rate, channels), 0.25), rate, subtype, format=container)
+    asked, read = [], soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile, "read", lambda file, n, **how: asked.append(n * file.channels) or read(file, n, **how)
+    )
+    wav = load_audio(tmp_path / "a")
+    assert len(wav) == pytest.approx(seconds * 16_000, abs=1)
+    np.testing.assert_allclose(wav[1000:-1000], 0.25, atol=0.02)
+    assert decode_all(tmp_path / "a").frames == seconds * rate
+    assert max(asked) < MOST_VALUES
+
+
+def test_where_blocks_meet_nothing_is_heard(tmp_path):
+    """The decoder of an mp3 began anew at each block."""
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(40 * 48_000) / 48_000)
+    soundfile.write(tmp_path / "a.mp3", np.stack([tone, tone], 1), 48_000)
+    whole = soundfile.read(tmp_path / "a.mp3", dtype="float32")[0]
+    with soundfile.SoundFile(tmp_path / "a.mp3") as file:
+        assert len(whole) == file.frames
+    streamed = np.concatenate(list(stream_audio(tmp_path / "a.mp3")))
+    np.testing.assert_allclose(streamed[: 30 * 16_000], load_audio(tmp_path / "a.mp3"), atol=1e-5)
+
+
+# ---- prints
+
+
+def run(code, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+
+
+def test_what_decoders_print_about_damaged_files_goes_nowhere(tmp_path):
+    damaged = make_damaged(tmp_path / "damaged", 3 * (len(KINDS) + 12), 7)
+    files = [path for path, kind in damaged.items() if kind.startswith(("mp3", "flac", "ogg"))]
+    code = (
+        "import sys\n"
+        "from salmonn.audio.decode import AudioError, load_audio\n"
+        "for path in sys.argv[1:]:\n"
+        "    try: load_audio(path)\n"
+        "    except AudioError: pass\n"
+        "print('end'); print('end', file=sys.stderr)\n"
+    )
+    result = run(code, *files)
+    assert (result.stdout, result.stderr) == ("end\n", "end\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="C's stdout is a variable in glibc")
+def test_only_what_c_prints_meanwhile_is_dropped():
+    code = (
+        "import ctypes, sys\n"
+        "from salmonn.audio.quiet import no_prints_of_c\n"
+        "c = ctypes.CDLL(None)\n"
+        "with no_prints_of_c():\n"
+        "    with no_prints_of_c(): c.puts(b'dropped')\n"
+        "    c.puts(b'dropped'); c.perror(b'dropped'); print('Python'); print('Python', file=sys.stderr)\n"
+        "sys.stdout.flush(); c.puts(b'C'); c.fflush(None); c.perror(b'C')\n"
+    )
+    result = run(code)
+    assert result.stdout == "Python\nC\n"
+    assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["Python", "C"]
