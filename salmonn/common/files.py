@@ -152,7 +152,8 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a file whole or not at all, and make its folder."""
+    """Write a file whole or not at all, and make its folder; what a killed process has left of it goes."""
+    clear_unfinished_of(path)
     with replacing(path) as temporary:
         temporary.write_text(content, encoding="utf-8", newline="")
 

@@ -13,6 +13,7 @@ from salmonn.common.files import (
     clear_unfinished,
     existing_part,
     free_bytes,
+    making_folder,
     read_json_lines,
     replacing,
     sealed,
@@ -172,6 +173,27 @@ def test_what_a_killed_process_left_is_cleared_and_what_another_writes_is_not(tm
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in others)
     clear_unfinished((tmp_path / "nowhere").rglob(UNFINISHED))
+    left = tmp_path / ".d.json.12.tmp"
+    left.write_bytes(b"half")
+    write_json(tmp_path / "d.json", {})
+    assert not left.exists()
+
+
+def test_a_folder_takes_its_name_only_when_it_is_whole(tmp_path: Path):
+    def fill(error: Exception | None) -> None:
+        with making_folder(tmp_path / "new/a") as folder:
+            (folder / "below").mkdir()
+            write_text(folder / "below/b", "b")
+            assert not (tmp_path / "new/a").exists()
+            clear_unfinished((tmp_path / "new").glob(UNFINISHED))  # as another process: it is held
+            if error:
+                raise error
+
+    with pytest.raises(OSError, match="full"):
+        fill(OSError("full"))
+    assert list((tmp_path / "new").iterdir()) == []
+    fill(None)
+    assert [path.name for path in (tmp_path / "new").rglob("*")] == ["a", "below", "b"]
 
 
 def test_a_file_of_lines_that_cannot_be_read_is_named(tmp_path: Path):
