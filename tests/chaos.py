@@ -11,7 +11,6 @@ result, told (exit code 2: no whole checkpoint is left), or WRONG, of which ther
 
 import argparse
 import hashlib
-import json
 import os
 import random
 import resource
@@ -30,7 +29,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
+
+from salmonn.common.files import read_json_lines
 from salmonn.data.integrity import VerdictList
+from salmonn.model import checkpoint
 from tests.fixtures import kill_runs
 from tests.fixtures.kill_runs import command_of, family, kill_all, same_state, start, workers_of
 from tests.fixtures.paths import ROOT
@@ -134,8 +137,13 @@ def _differs(pattern: str, one: Path, other: Path) -> str:
 def _differs_training(one: Path, other: Path) -> str:
     if not same_state(one, other):
         return "parameters or optimiser"
-    best = [json.loads((folder / "stage1/summary.json").read_text())["best"] for folder in (one, other)]
-    return "" if best[0] == best[1] else "the best validation"
+    best, other_best = (checkpoint.read(folder / "stage1/checkpoint_best.pth") for folder in (one, other))
+    is_same = all(torch.equal(other_best["model"][name], value) for name, value in best["model"].items())
+    if not is_same or best["progress"]["best"] != other_best["progress"]["best"]:
+        return "the best checkpoint"
+    log = read_json_lines(other / "stage1/log.jsonl", "a line of the log")
+    steps = [(line["kind"], line["step"]) for line in log]
+    return "" if len(steps) == len(set(steps)) else "lines of the log, twice"
 
 
 def _differs_verdicts(one: Path, other: Path) -> str:

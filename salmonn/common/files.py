@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -97,7 +98,6 @@ def making_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, to be filled; it takes that name when all went well, and else goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
-    shutil.rmtree(temporary, ignore_errors=True)  # of a dead process that had this one's number
     try:
         temporary.mkdir()
         with _held(temporary):
@@ -124,7 +124,8 @@ def clear_unfinished_of(path: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # no process's number: on a shared disk those of several machines are the same
+    return path.with_name(f".{path.name}.{secrets.randbelow(10**9)}.tmp")
 
 
 @contextmanager
