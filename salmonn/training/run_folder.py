@@ -114,6 +114,8 @@ class RunFolder:
         """Held until this process ends: ranks that outlived their launcher must not write beside a new run."""
         if not distributed.is_main():
             return
+        if self.is_taken():
+            logger.info("waiting up to %d s: %s", _LOCK_SECONDS, self.taken)
         self.lock = FileLock(self.path / ".lock")
         try:
             self.lock.acquire(timeout=_LOCK_SECONDS)

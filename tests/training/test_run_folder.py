@@ -148,13 +148,14 @@ def test_a_folder_is_taken_while_another_process_trains_there(folder_of):
     assert not folder_of().is_taken()
 
 
-def test_the_process_that_holds_a_folder_is_named(folder_of, monkeypatch):
+def test_the_process_that_holds_a_folder_is_named(folder_of, monkeypatch, caplog):
     monkeypatch.setattr(run_folder, "_LOCK_SECONDS", 0)
     folder = folder_of()
     folder.claim()
     holder = f"process {os.getpid()} on {socket.gethostname()}"
-    with pytest.raises(UserError, match=rf"another process is training in .*/stage1 \({holder}\); end it, or"):
+    with caplog.at_level("INFO"), pytest.raises(UserError, match=rf"training in .*/stage1 \({holder}\); end it, or"):
         folder_of().claim()
+    assert f"waiting up to 0 s: another process is training in {folder.path} ({holder})" in caplog.text
     (folder.path / ".holder").write_bytes(b"\xff\0 damaged")
     with pytest.raises(UserError, match=r"another process is training in .*/stage1; end it, or"):
         folder_of().claim()
