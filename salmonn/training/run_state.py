@@ -127,19 +127,19 @@ def _resumed(folder: RunFolder, path: Path, content: Content) -> tuple[Resumed, 
     return Resumed(Progress.from_saved(content["progress"]), path, changes), content
 
 
-def mend_best(folder: RunFolder, best: Mapping[str, Any], more: Sequence[Path] = ()) -> str:
+def mend_best(folder: RunFolder, best: Mapping[str, Any]) -> str:
     """See that the best checkpoint, of the validation `best`, can be read; returns what is wrong with it, or "".
 
-    Where it cannot, it is written anew from a checkpoint of the same moment, of the folder or one of `more`.
+    Where it cannot, it is written anew from another checkpoint of the same moment. One that is not there was moved.
     """
-    if not best:
+    if not best or not (folder.path / BEST).exists():
         return ""
     try:
         checkpoint.read(folder.path / BEST)
         return ""
     except UserError as error:
         problem = str(error)
-    for path in (*folder.kept(), *more):
+    for path in folder.kept():
         try:
             content = read_content(path)
         except UserError:

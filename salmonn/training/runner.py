@@ -203,8 +203,7 @@ class Runner:
 
     def _mend_best(self) -> str:
         """What is wrong with the best checkpoint and cannot be mended, on every rank."""
-        paths = [self.resumed.path] if self.resumed else []
-        return distributed.from_main(distributed.is_main() and mend_best(self.run_folder, self.progress.best, paths))
+        return distributed.from_main(distributed.is_main() and mend_best(self.run_folder, self.progress.best))
 
     def validate(self, dataset: SALMONNDataset, epoch: int, step: int) -> dict[str, Any] | None:
         """Loss and token accuracy, in all and per task, and the same with the audio shuffled between samples.
