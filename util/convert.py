@@ -12,7 +12,8 @@ step and configuration are kept; optimizer, scaler and progress are left out, an
 model.ckpt and model.speech_llama_proj_model. Paths of LLM, Whisper and BEATs stay as they were;
 SALMONN.from_pretrained(DIR, llama_path=...) takes others. The exports need neither Whisper nor BEATs.
 
-Nothing is overwritten. Exit code 0; 2 when the input is bad, or when an inspected file would not load.
+Nothing is overwritten, and what is written is there whole or not at all: after a kill or a full disk the same
+command starts anew. Exit code 0; 2 when the input is bad, or when an inspected file would not load.
 """
 
 import sys
@@ -24,10 +25,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from omegaconf import DictConfig
+from safetensors import SafetensorError
 
 from salmonn.common.cli import run_cli
 from salmonn.common.errors import UserError
-from salmonn.common.files import replacing
+from salmonn.common.files import clear_unfinished_of, making_folder, replacing
 from salmonn.model import checkpoint, pretrained
 from salmonn.model.llm import llm_quantization
 from util.conversion import fit, lora
@@ -46,8 +48,8 @@ def to_folder(args: Namespace) -> None:
     """A checkpoint as a folder for SALMONN.from_pretrained."""
     source, section = open_fitting(args)
     config = {key: value for key, value in source.config.items() if key != "model"}
-    with writing(args.target):
-        pretrained.save(args.target, source.parameters, section, {**source.training, "config": config})
+    with writing(args.target), making_folder(args.target) as folder:
+        pretrained.save(folder, source.parameters, section, {**source.training, "config": config})
     left_out = f"; left out: {', '.join(sorted(source.rest))}" if source.rest else ""
     print(f"{args.target}: {len(source.parameters)} tensors{left_out}")
     print(f'to use it: SALMONN.from_pretrained("{args.target}")')
@@ -67,8 +69,8 @@ def export_lora(args: Namespace) -> None:
     """The LoRA adapters in PEFT's format."""
     source, section = open_fitting(args)
     section = lora.at_scaling(section, args.lora_scaling)
-    with writing(args.target):
-        n_tensors = lora.write_adapter(args.target, source.parameters, section)
+    with writing(args.target), making_folder(args.target) as folder:
+        n_tensors = lora.write_adapter(folder, source.parameters, section)
     scaling = section.lora_alpha / section.lora_rank
     print(
         f"{args.target}: {n_tensors} tensors, rank {section.lora_rank}, scaling {scaling:g}, for {section.llama_path}"
@@ -79,8 +81,8 @@ def export_merged(args: Namespace) -> None:
     """The language model with the adapters in its weights."""
     source, section = open_fitting(args)
     section = lora.at_scaling(section, args.lora_scaling)
-    with writing(args.target):
-        lora.write_merged(args.target, source.parameters, section, args.source, args.dtype)
+    with writing(args.target), making_folder(args.target) as folder:
+        lora.write_merged(folder, source.parameters, section, args.source, args.dtype)
     print(
         f"{args.target}: {section.llama_path} with the adapters at scaling {section.lora_alpha / section.lora_rank:g}"
     )
@@ -116,13 +118,13 @@ def refuse(heading: str, problems: list[str]) -> None:
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a UserError; `target` must be new."""
+    """Turn what the disk refuses into a UserError; `target` must be new. What a killed command has left goes."""
     if target.exists():
         raise UserError(f"{target} exists already; choose another name, or remove it first")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        clear_unfinished_of(target)
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{target} could not be written: {error}") from error
 
 

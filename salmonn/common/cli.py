@@ -4,11 +4,14 @@ import errno
 import io
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -20,6 +23,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # the others, which may have the same to say; last who only noticed that another rank is gone.
 _OTHERS_WAIT = 5  # s
 _WITNESSES_WAIT = 15  # s
+_LOOK = 1.0  # s between looks whether torchrun is still there
 
 
 def run_cli(main: Callable[[], None]) -> None:
@@ -28,6 +32,8 @@ def run_cli(main: Callable[[], None]) -> None:
     Any other error is exit code 1; of several ranks the one that made it shows its traceback.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave shared cores to others
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if isinstance(sys.stdout, io.TextIOWrapper):  # an answer that a terminal has no letters for is shown all the same
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = _screen(sys.stdout), _screen(sys.stderr)
@@ -51,6 +57,16 @@ def run_cli(main: Callable[[], None]) -> None:
 
 def _screen(stream: TextIO) -> TextIO:
     return stream if isinstance(stream, Screen) else cast(TextIO, Screen(stream))
+
+
+def _end_with(launcher: int) -> None:
+    """Once torchrun is gone, also by a kill of which it could tell nobody, end by SIGTERM: training saves first."""
+    while os.getppid() == launcher:
+        time.sleep(_LOOK)
+    with suppress(OSError):  # what torchrun's output went to may be gone, too
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            tell("torchrun has ended: so do its processes here; a run in training saves first")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _lost_contact(error: Exception) -> str:

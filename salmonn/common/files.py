@@ -1,19 +1,30 @@
-"""Atomic writes, and append-only JSON Lines of which a kill leaves whole lines only."""
+"""Files that outlive a kill, a full disk and a power cut: written whole or not at all, damage to them noticed."""
 
 import errno
+import fcntl
 import json
+import logging
 import os
+import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
+
 from salmonn.common.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 GB = 1e9  # bytes
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # of OSErrors: a path leads nowhere
+UNFINISHED = ".*.[0-9]*.tmp"  # pattern of the files that `replacing` writes to
 _LFS_POINTER_BYTES = 1024  # at most, says its specification
+_SEAL, _SEAL_KEY = b', "crc32": "%08x"}\n', b', "crc32": "'  # the end of a line of JSON that tells its checksum
+_BLOCK = 1 << 20  # bytes that are read at once
 
 
 def home_folder() -> Path | None:
@@ -65,23 +76,85 @@ class OpenFile:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, to be written; it takes that place when all went well, and else goes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A temporary file beside `path`, to be written; it takes that place when all went well, and else goes.
+
+    Its folder is made. What is written is on the disk before it takes the place of what was there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
     try:
-        yield temporary
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the name, too, outlives a power cut
-        finally:
-            os.close(folder)
+        temporary.touch()
+        with _held(temporary):
+            yield temporary
+            _to_disk(temporary)
+            temporary.replace(path)
+            _to_disk(path.parent)  # the name, too
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, content: str) -> None:
-    """Write a file whole or not at all, and make its folder."""
+@contextmanager
+def making_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, to be filled; it takes that name when all went well, and else goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    try:
+        temporary.mkdir()
+        with _held(temporary):
+            yield temporary
+            for part in (*temporary.rglob("*"), temporary):
+                _to_disk(part)
+            temporary.rename(path)
+            _to_disk(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def clear_unfinished(paths: Iterable[Path]) -> None:
+    """Remove those (of the pattern UNFINISHED) over which a process was killed; what others still write stays."""
+    for path in list(paths):
+        with suppress(OSError), _opened(path) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def clear_unfinished_of(path: Path) -> None:
+    """The same beside a file or folder, of its own temporary ones."""
+    clear_unfinished(part for part in path.parent.glob(UNFINISHED) if part.name.startswith(f".{path.name}."))
+
+
+def _beside(path: Path) -> Path:
+    # no process's number: on a shared disk those of several machines are the same
+    return path.with_name(f".{path.name}.{secrets.randbelow(10**9)}.tmp")
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Locked as long as this process lives, where the file system has locks: so `clear_unfinished` leaves it."""
+    with _opened(path) as descriptor:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, would outlive a power cut."""
+    with _opened(path) as descriptor:
+        os.fsync(descriptor)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a file whole or not at all, and make its folder; what a killed process has left of it goes."""
+    clear_unfinished_of(path)
     with replacing(path) as temporary:
         temporary.write_text(content, encoding="utf-8", newline="")
 
@@ -125,21 +198,60 @@ def whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def read_json_lines(path: Path, what: str, kind: Callable[[Any], Any] | None = None) -> Iterator[Any]:
-    """What each whole line of a JSON Lines file holds, or what `kind` makes of it; `what` a line is ("an answer").
+def sealed(line: bytes) -> bytes:
+    """A JSON object as a line that tells its own checksum, under a last key `crc32`."""
+    return line[:-1] + _SEAL % zlib.crc32(line)
 
-    Raises UserError that names file and line where one is no JSON, or is refused by `kind`
-    (ValueError, KeyError, TypeError, AttributeError).
+
+def unsealed(line: bytes) -> bytes:
+    """The object of a `sealed` line; a line without a checksum as it is. Raises ValueError where it was damaged."""
+    at = len(line) - len(_SEAL % 0)
+    if not line.startswith(_SEAL_KEY, max(at, 0)):
+        return line
+    content = line[:at] + b"}"
+    if line != sealed(content):
+        raise ValueError("its checksum does not fit")
+    return content
+
+
+def read_json_lines(
+    path: Path, what: str, parse: Callable[[bytes], Any] = json.loads, is_given: bool = False
+) -> Iterator[Any]:
+    """What `parse` makes of each whole line of a JSON Lines file; `what` a line is ("an answer").
+
+    Damaged lines are left out, and told in one warning. `is_given`: a person has named the file. Raises UserError
+    where it cannot be read, and where a given one holds something else.
     """
-    number = 0
+    n_whole = n_sealed = n_damaged = 0
+    first = ""
     try:
-        for number, line in whole_lines(path):  # noqa: B007 it is named where a line is refused
-            value = json.loads(line)
-            yield value if kind is None else kind(value)
+        for number, line in whole_lines(path):
+            n_sealed += _SEAL_KEY in line
+            try:
+                value = parse(unsealed(line))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError, msgspec.MsgspecError) as error:
+                first = first or f"line {number}: {error}"
+                n_damaged += 1
+                continue
+            n_whole += 1
+            yield value
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}, line {number}: not {what} ({error}); remove that line, or the file") from error
+    if is_given and n_damaged and not n_whole and not n_sealed:
+        raise UserError(f"{path} holds no line that is {what} ({first}); name another file, or remove it")
+    if n_damaged:
+        logger.warning(
+            "%s: %d of %d lines are damaged and left out, as if they had not been written (%s is not %s)",
+            path, n_damaged, n_damaged + n_whole, first, what,
+        )  # fmt: skip
+
+
+def checksum(file: BinaryIO) -> str:
+    """CRC-32 of what is left to read of an open file, in eight digits."""
+    crc = 0
+    while block := file.read(_BLOCK):
+        crc = zlib.crc32(block, crc)
+    return f"{crc:08x}"
 
 
 def _end_of_last_line(file: BinaryIO, size: int) -> int:

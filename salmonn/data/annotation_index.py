@@ -2,12 +2,13 @@
 
 One file `.NAME.index` beside the annotation file, or in the cache folder where that folder cannot
 be written: a line of JSON, then a record per entry, then, where the annotation file is
-compressed, its text.
+compressed, its text. Both parts have a checksum: one that was damaged is made anew.
 """
 
 import contextlib
 import gzip
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -23,13 +24,29 @@ import numpy as np
 from filelock import FileLock
 
 from salmonn.common.errors import UserError
-from salmonn.common.files import OpenFile, home_folder, replacing
+from salmonn.common.files import (
+    OpenFile,
+    checksum,
+    clear_unfinished_of,
+    home_folder,
+    replacing,
+    sealed,
+    unsealed,
+)
 from salmonn.data.annotation_scan import RECORD, SHOWN_PROBLEMS, Place, scan
 
-_VERSION = 3
+logger = logging.getLogger(__name__)
+
+_VERSION = 4
 _CHUNK = 1 << 20  # bytes
 _MOST_OF_SIZE, _SMALL = 300, 1 << 26  # what a compressed file may unpack to: times its size, or bytes
 _ALIGNMENT = 4096  # of the records in the index file
+
+
+class _Version(msgspec.Struct):
+    """What the first line of an index file of any version tells."""
+
+    version: int
 
 
 class Header(msgspec.Struct):
@@ -45,6 +62,7 @@ class Header(msgspec.Struct):
     without_text: list[int]  # the first few
     with_symbol: dict[str, tuple[int, list[Place]]]  # of end symbols that were looked for: how often, the first few
     text_offset: int  # of the text in the index file; 0 where the annotation file holds it
+    body: str = "0" * 8  # checksum of what follows this line
 
 
 @dataclass(frozen=True)
@@ -97,7 +115,7 @@ def open_index(source: Path, end_sym: str = "") -> Index:
 def _made_index(source: Path, status: os.stat_result, place: Path, end_sym: str) -> Index:
     """The index at a place, made by this process or by another one before. Raises OSError where it has no room."""
     with _lock(place):
-        if not (index := _read_index(place, source, status)) or not _knows(index, end_sym):
+        if not (index := _read_index(place, source, status, tell=True)) or not _knows(index, end_sym):
             known = index.header.with_symbol if index else ()  # so that runs with different ones do not take turns
             _build(source, status, place, sorted({*known, *filter(None, [end_sym])}))
             index = _read_index(place, source, source.stat())
@@ -147,23 +165,29 @@ def _lock(place: Path) -> Iterator[None]:
         lock.release()
 
 
-def _read_index(place: Path, source: Path, status: os.stat_result) -> Index | None:
-    """The index at a place; None if there is none, or it belongs to another version of the file.
+def _read_index(place: Path, source: Path, status: os.stat_result, tell: bool = False) -> Index | None:
+    """The index at a place; None if there is none, if it was damaged, or belongs to another version of the file.
 
-    Raises UserError for an annotation file that cannot be read.
+    `tell` of damage. Raises UserError for an annotation file that cannot be read.
     """
     try:
         opened = OpenFile.at(place)
         with os.fdopen(opened.fileno(), "rb", closefd=False) as file:
             line = file.readline(1 << 26)
-            header = msgspec.json.decode(line, type=Header)
-            start = _aligned(len(line))
-            current = (_VERSION, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            whole = file.seek(0, 2) >= start + header.n * RECORD.itemsize
-    except (OSError, msgspec.MsgspecError):
+            if msgspec.json.decode(line, type=_Version).version != _VERSION:
+                return None
+            header = msgspec.json.decode(unsealed(line), type=Header)
+            if checksum(file) != header.body:
+                raise ValueError("its checksum does not fit")
+    except FileNotFoundError:
         return None
-    found = (header.version, header.source_size, header.source_mtime_ns, header.source_ctime_ns)
-    if found != current or not whole:
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        if tell:
+            logger.warning("%s is damaged and made anew: %s", place, error)
+        return None
+    start = _aligned(len(line))
+    found = (header.source_size, header.source_mtime_ns, header.source_ctime_ns)
+    if found != (status.st_size, status.st_mtime_ns, status.st_ctime_ns):
         return None
     if header.text_offset:
         return Index(header, opened, start, place, opened, header.text_offset)
@@ -196,19 +220,22 @@ def _build(source: Path, status: os.stat_result, place: Path, end_symbols: Seque
             # the number's own length counts: an offset far enough for any header line
             header.text_offset = _aligned(len(_line(header)) + 32) + found.records.nbytes
         line = _line(header)
-        with replacing(place) as temporary, temporary.open("wb") as file:
-            file.write(line)
+        clear_unfinished_of(place)
+        with replacing(place) as temporary, temporary.open("w+b") as file:
             file.seek(_aligned(len(line)))
             found.records.tofile(file)
             if compressed:
                 file.seek(header.text_offset)
                 text.seek(0)
                 shutil.copyfileobj(text, file)
-            file.truncate(max(file.tell(), _aligned(len(line))))
+            file.seek(len(line))
+            header.body = checksum(file)  # as long as what stood in the line before
+            file.seek(0)
+            file.write(_line(header))
 
 
 def _line(header: Header) -> bytes:
-    return msgspec.json.encode(header) + b"\n"
+    return sealed(msgspec.json.encode(header))
 
 
 @contextlib.contextmanager

@@ -19,8 +19,7 @@ import msgspec
 import soundfile
 
 from salmonn.audio.decode import AudioError, decode_all, inspect_header
-from salmonn.common.errors import UserError
-from salmonn.common.files import NO_FILE, appending, whole_lines
+from salmonn.common.files import NO_FILE, appending, read_json_lines, sealed
 from salmonn.common.processes import DiedError, Parcel, Worker, in_processes
 
 _BATCH = 8  # files that a process checks before it reports
@@ -208,19 +207,9 @@ class VerdictList:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def read(self) -> Iterator[Verdict]:
-        """All verdicts in their order. Raises UserError for a line that is no verdict.
-
-        A last line without an end was being written when its process was killed: it does not count.
-        """
-        decoder, number = msgspec.json.Decoder(Verdict), 0
-        try:
-            for number, line in whole_lines(self.path):  # noqa: B007 it is named where a line is refused
-                yield decoder.decode(line)
-        except OSError as error:
-            raise UserError(f"verdict file {self.path} cannot be read: {error}") from error
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise UserError(f"verdict file {self.path}, line {number}: {error}") from error
+    def read(self, is_given: bool = True) -> Iterator[Verdict]:
+        """All verdicts in their order, without lines that were damaged; see `read_json_lines`. Raises UserError."""
+        yield from read_json_lines(self.path, "a verdict", msgspec.json.Decoder(Verdict).decode, is_given)
 
     def append_to(self) -> BinaryIO:
         """Open for appending, after the last whole line."""
@@ -229,5 +218,5 @@ class VerdictList:
 
 def write_verdicts(file: BinaryIO, verdicts: Sequence[Verdict]) -> None:
     """Append verdicts, each on a line, and hand them to the system at once."""
-    file.write(b"".join(msgspec.json.encode(verdict) + b"\n" for verdict in verdicts))
+    file.write(b"".join(sealed(msgspec.json.encode(verdict)) for verdict in verdicts))
     file.flush()

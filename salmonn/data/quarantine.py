@@ -36,7 +36,7 @@ class Quarantine:
         """Take up the counters and the list of a run that goes on."""
         self.tried, self.unreadable = tried, unreadable
         if self.list.path.exists():
-            self.files = {verdict.path: verdict for verdict in self.list.read() if not verdict.is_passing}
+            self.files = {verdict.path: verdict for verdict in self.list.read(is_given=False) if not verdict.is_passing}
 
     def add(self, samples: Samples, judged: bool = True) -> None:
         """Take what a batch of this rank reports; `judged`: it counts for the share that ends a run."""

@@ -4,10 +4,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from salmonn.common import distributed
-from salmonn.common.files import appending, read_json_lines
+from salmonn.common.files import appending, read_json_lines, sealed
 from salmonn.evaluation.requests import Outcome, Prediction
 
 
@@ -24,8 +23,8 @@ class AnswerStore:
     def read(self) -> dict[int, Outcome]:
         """{position: answer} of every earlier run with the same name, whatever its number of ranks.
 
-        A line that was being written when its process was killed does not count. Raises UserError
-        for lines that nobody here has written.
+        Lines that a kill has cut, or that were damaged later, do not count. Raises UserError for a file that cannot
+        be read.
         """
         found: dict[int, Outcome] = {}
         for path in sorted(self.folder.glob(f"{self.name}-rank*.jsonl")):
@@ -34,13 +33,16 @@ class AnswerStore:
                 self.commits.add(commit)
         return found
 
-    def _parse(self, line: dict[str, Any]) -> tuple[int, str, Outcome]:
+    def _parse(self, text: bytes) -> tuple[int, str, Outcome]:
+        line = json.loads(text)
         return line.pop("position"), line.pop("commit"), self.kind(**line)
 
     def add(self, answers: Iterable[tuple[int, Outcome]]) -> None:
         """Append answers to this rank's file; a clip that could not be read has none: the next run tries again."""
         lines = [
-            json.dumps({"position": position, "commit": self.commit, **asdict(answer)}, ensure_ascii=False)
+            sealed(
+                json.dumps({"position": position, "commit": self.commit, **asdict(answer)}, ensure_ascii=False).encode()
+            )
             for position, answer in answers
             if not answer.unreadable
         ]
@@ -48,4 +50,4 @@ class AnswerStore:
             return
         path = self.folder / f"{self.name}-rank{distributed.rank()}.jsonl"
         with appending(path) as file:
-            file.write("".join(f"{line}\n" for line in lines).encode())
+            file.write(b"".join(lines))

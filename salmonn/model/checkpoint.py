@@ -219,7 +219,6 @@ def own_values(model: nn.Module) -> dict[str, Tensor]:
 
 def write_content(path: Path, content: dict[str, Any]) -> None:
     """Write what a checkpoint file holds, through to the disk. Raises OSError when there is no room."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         try:
             torch.save(content, file)

@@ -29,7 +29,7 @@ from torch import Tensor
 from salmonn.common import distributed
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
-from salmonn.common.files import GB, replacing
+from salmonn.common.files import GB, UNFINISHED, clear_unfinished, replacing
 from salmonn.model.encoders import EncoderOutputs, Row, RunEncoders
 from salmonn.model.qformer import clip_frames
 from salmonn.model.salmonn import SALMONN
@@ -62,6 +62,7 @@ def open_cache(config: DictConfig, model: SALMONN, n_samples: int) -> "EncoderCa
     except OSError as error:
         raise UserError(f"run.encoder_cache = {folder}: {error}") from error
     if distributed.is_main():
+        clear_unfinished(folder.rglob(UNFINISHED))
         silence = torch.zeros(1, model.log_mel.n_samples, device=model.device)
         length = torch.tensor([silence.shape[1]], device=model.device)
         with torch.no_grad(), autocast(config.run, model.device):

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import re
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,15 @@ from omegaconf import DictConfig
 
 from salmonn.common import distributed
 from salmonn.common.errors import UserError
-from salmonn.common.files import existing_part, replacing
+from salmonn.common.files import UNFINISHED, clear_unfinished, existing_part, replacing
 from salmonn.config.loading import BEST, RESUME
 from salmonn.model import checkpoint
 
 logger = logging.getLogger(__name__)
 
 LAST = "checkpoint_last.pth"
-_LOCK_SECONDS = 20  # for the ranks of a run that was killed to go
+_LOCK_SECONDS = 60  # for the ranks of a run whose launcher was killed to save and go
+_HOLDER = re.compile(r"process \d+ on [\w.-]+")
 _RUN_FILES = (BEST, "log.jsonl", "summary.json", "quarantine.jsonl", "training_curves.png", "not_finite.pth")
 
 
@@ -36,7 +39,19 @@ class RunFolder:
     @property
     def taken(self) -> str:
         """What is said where another process is training here."""
-        return f"another process is training in {self.path}; end it, or choose another run.exp_name"
+        return f"another process is training in {self.path}{self._holder()}; end it, or choose another run.exp_name"
+
+    def _holder(self) -> str:
+        """Which process that is, in brackets; "" where it has not said so."""
+        try:
+            text = self._holder_file.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return ""
+        return f" ({text})" if _HOLDER.fullmatch(text) else ""
+
+    @property
+    def _holder_file(self) -> Path:
+        return self.path / ".holder"
 
     def problems(self) -> list[str]:
         """Why this run may not write here: the folder holds another run, or what it starts from."""
@@ -82,10 +97,16 @@ class RunFolder:
             return False
 
     def claim(self) -> None:
-        """Make the folder and keep other runs out of it. Raises UserError where that cannot be."""
+        """Make the folder, keep other runs out of it, and clear what killed ones were writing.
+
+        Raises UserError where that cannot be.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
+            if distributed.is_main():
+                self._holder_file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+                clear_unfinished(self.path.rglob(UNFINISHED))
         except OSError as error:
             raise UserError(f"run.output_dir = {self.config.run.output_dir}: {error}") from error
 
@@ -93,6 +114,8 @@ class RunFolder:
         """Held until this process ends: ranks that outlived their launcher must not write beside a new run."""
         if not distributed.is_main():
             return
+        if self.is_taken():
+            logger.info("waiting up to %d s: %s", _LOCK_SECONDS, self.taken)
         self.lock = FileLock(self.path / ".lock")
         try:
             self.lock.acquire(timeout=_LOCK_SECONDS)
@@ -104,6 +127,7 @@ class RunFolder:
     def release(self) -> None:
         """Let other processes use the folder."""
         if distributed.is_main():
+            self._holder_file.unlink(missing_ok=True)
             self.lock.release()
 
     def kept(self) -> list[Path]:
@@ -139,8 +163,6 @@ class RunFolder:
         Killed at any moment, a whole checkpoint is left. Raises OSError when the disk is full; then
         all is as before.
         """
-        for left in self.path.glob(".checkpoint_*.tmp"):  # of a process that was killed while it wrote
-            left.unlink(missing_ok=True)
         with replacing(self.path / LAST) as temporary:
             checkpoint.write_content(temporary, content)
             kept = self.kept()

@@ -25,10 +25,11 @@ logger = logging.getLogger("salmonn")
 class RunLog:
     """`log.jsonl` and TensorBoard in a run's folder; does nothing on ranks other than 0.
 
-    `step`: where a run goes on; what its folder says of later steps was not kept and goes.
+    `step`: where a run goes on; what its folder says of later steps was not kept and goes. So does a validation of
+    this one that the run is to make again: `is_validated` tells that it need not.
     """
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
+    def __init__(self, folder: Path, step: int = 0, is_validated: bool = True) -> None:
         self.folder = folder
         self._lines: TextIO | None = None
         self._tensorboard: SummaryWriter | None = None
@@ -37,7 +38,7 @@ class RunLog:
             import tensorboardX
 
             path = folder / "log.jsonl"
-            _keep_until(path, step)
+            _keep_until(path, step, is_validated)
             self._lines = path.open("a", encoding="utf-8")
             self._tensorboard = tensorboardX.SummaryWriter(
                 str(folder / "tensorboard"), purge_step=step + 1 if step else None
@@ -79,18 +80,19 @@ class RunLog:
             self._tensorboard.close()
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Drop the lines about later steps, and those that a kill or a full disk has cut."""
-    kept = [line for _, line in whole_lines(path) if _step_of(line) <= step] if path.exists() else []
+def _keep_until(path: Path, step: int, is_validated: bool) -> None:
+    """Drop the lines about what was not kept, and those that a kill or a full disk has cut."""
+    lines = [line for _, line in whole_lines(path)] if path.exists() else []
     with replacing(path) as temporary:
-        temporary.write_bytes(b"".join(kept))
+        temporary.write_bytes(b"".join(line for line in lines if _is_kept(line, step, is_validated)))
 
 
-def _step_of(line: bytes) -> float:
+def _is_kept(line: bytes, step: int, is_validated: bool) -> bool:
     try:
-        return json.loads(line)["step"]
+        values = json.loads(line)
+        return values["step"] < step or (values["step"] == step and (is_validated or values["kind"] != "valid"))
     except (ValueError, KeyError, TypeError, RecursionError):
-        return math.inf
+        return False
 
 
 class Meter:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,6 +145,33 @@ def _resumed(folder: RunFolder, path: Path, content: Content) -> tuple[Resumed, 
     told = changed_keys(content["config"], without_secrets(OmegaConf.to_container(folder.config)))
     changes = [change for change in told if not change.startswith("run.resume: ")]  # that it goes on is known
     return Resumed(Progress.from_saved(content["progress"]), path, changes), content
+
+
+def mend_best(folder: RunFolder, best: Mapping[str, Any]) -> str:
+    """See that the best checkpoint, of the validation `best`, can be read; returns what is wrong with it, or "".
+
+    Where it cannot, it is written anew from another checkpoint of the same moment. One that is not there was moved.
+    """
+    if not best or not (folder.path / BEST).exists():
+        return ""
+    try:
+        checkpoint.read(folder.path / BEST)
+        return ""
+    except UserError as error:
+        problem = str(error)
+    for path in folder.kept():
+        try:
+            content = read_content(path)
+        except UserError:
+            continue
+        if content["progress"].get("valid") == best and content.get("step") == best.get("step"):
+            try:
+                folder.save_best(content)
+            except OSError as error:
+                return f"{problem}; {path} holds the same, but it could not be written: {error}"
+            logger.warning("%s: it is written anew from %s", problem, path)
+            return ""
+    return problem
 
 
 # What may differ without making it another experiment.

@@ -30,7 +30,7 @@ from salmonn.training.optim import learning_rate
 from salmonn.training.progress import Progress, log_plan, make_plan
 from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_log import Meter, RunLog, shown_duration, shown_values
-from salmonn.training.run_state import Content, Resumed, RunState, find_resumed, read_content
+from salmonn.training.run_state import Content, Resumed, RunState, find_resumed, mend_best, read_content
 from salmonn.training.step import NotFiniteError, StepResult, TrainingStep
 from salmonn.training.stop_signal import StopRequest
 from salmonn.training.validation import report_listening, validate
@@ -76,6 +76,11 @@ class Runner:
             logger.info("all %d epochs are done: %s", self.progress.epoch, self.folder)
             if distributed.is_main():
                 draw_curves(self.folder)
+            if problem := self._mend_best():
+                raise UserError(
+                    f"{problem}\nNo other checkpoint in {self.folder} is of its step {self.progress.best.get('step')}: "
+                    f"name another one there where this one was to be used, or train again (run.overwrite=True)"
+                )
             return True
         finally:
             self.close()
@@ -197,6 +202,10 @@ class Runner:
         self.model.train()
         return bool(is_best)
 
+    def _mend_best(self) -> str:
+        """What is wrong with the best checkpoint and cannot be mended, on every rank."""
+        return distributed.from_main(distributed.is_main() and mend_best(self.run_folder, self.progress.best))
+
     def validate(self, dataset: SALMONNDataset, epoch: int, step: int) -> dict[str, Any] | None:
         """Loss and token accuracy, in all and per task, and the same with the audio shuffled between samples.
 
@@ -233,6 +242,9 @@ class Runner:
         if self.resumed:
             self.state.restore(self.resumed, self.content or read_content(self.resumed.path))
             self.content = None  # its memory is needed
+            if problem := self._mend_best():
+                logger.warning("%s: the best of what comes is kept instead", problem)
+                self.progress.best = {}
         # an encoder that is trained drops layers, each rank others
         drops_layers = not (self.config.model.freeze_whisper and self.config.model.freeze_beats)
         self.ddp_model = distributed.wrap(self.model, self.device, find_unused_parameters=drops_layers)
@@ -294,7 +306,8 @@ class Runner:
             OmegaConf.save(written_config(self.config), self.folder / "config.yaml")
             if self.config.datasets.quarantine and not self.resumed:
                 self.quarantine.take_over(self.config.datasets.quarantine)
-        self.log = RunLog(self.folder, self.progress.iteration)
+        is_validated = self.progress.valid.get("step") == self.progress.iteration
+        self.log = RunLog(self.folder, self.progress.iteration, is_validated)
 
     # ---- parts of the loop
 

@@ -13,6 +13,7 @@ from salmonn.common import cli
 from salmonn.common.cli import run_cli, seed_number
 from salmonn.common.errors import UserError, examples, reason
 from tests.fixtures.paths import ROOT
+from tests.fixtures.waiting import HANG
 
 
 def raising(error: BaseException):
@@ -161,3 +162,38 @@ def test_a_machine_that_knows_neither_the_users_name_nor_home_is_enough(tmp_path
     command = [sys.executable, "-c", NAMELESS + use, str(tmp_path / "ann.json")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+RANK = """
+import pathlib, sys, time
+from salmonn.common.cli import run_cli
+from salmonn.training.stop_signal import StopRequest
+
+def main():
+    if sys.argv[1] == "trains":
+        with StopRequest() as request:
+            print("ready", flush=True)
+            while not request.name:
+                time.sleep(0.05)
+            pathlib.Path(sys.argv[2]).write_text(request.name)
+    else:
+        print("ready", flush=True)
+        time.sleep(3600)
+
+run_cli(main)
+"""
+
+
+@pytest.mark.parametrize("does", ["trains", "something else"])
+def test_a_rank_ends_with_the_torchrun_that_was_killed_and_training_saves_first(tmp_path, does):
+    launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {RANK!r}, *sys.argv[1:]])"
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "none", "LOCAL_RANK": "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", launcher, does, str(tmp_path / "saved")],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.kill()
+    _, said = process.communicate(timeout=HANG)  # the rank has both pipes until it ends
+    assert said.startswith("torchrun has ended")
+    assert (tmp_path / "saved").exists() == (does == "trains")

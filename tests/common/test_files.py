@@ -1,18 +1,23 @@
 """Files that are there whole or not at all, and files of lines of which a kill leaves whole lines only."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from salmonn.common.errors import UserError
 from salmonn.common.files import (
+    UNFINISHED,
     appending,
+    clear_unfinished,
     existing_part,
     free_bytes,
+    making_folder,
     read_json,
     read_json_lines,
     replacing,
+    sealed,
     whole_lines,
     write_json,
     write_text,
@@ -88,28 +93,108 @@ def test_json_lines_are_read_until_a_torn_last_one(tmp_path: Path):
     path.write_text('{"a": 1}\n[2]\n{"a": ')
     assert list(read_json_lines(path, "list")) == [{"a": 1}, [2]]
     path.write_text('{"a": 1}\n{"a": 2}\n')
-    assert list(read_json_lines(path, "list", lambda line: line["a"])) == [1, 2]
+    assert list(read_json_lines(path, "list", lambda line: json.loads(line)["a"])) == [1, 2]
+
+
+def test_whatever_byte_of_a_line_is_damaged_no_wrong_value_is_read(tmp_path: Path, caplog):
+    path = tmp_path / "lines.jsonl"
+    values = [{"a": "배 x", "n": 10}, {"a": "b", "n": 20}, {"a": "c", "n": 30}]
+    content = b"".join(sealed(json.dumps(value, ensure_ascii=False).encode()) for value in values)
+    path.write_bytes(content)
+    assert list(read_json_lines(path, "a value")) == values
+    assert not caplog.records
+    begins, ends = content.index(b"\n") + 1, content.rindex(b"\n", 0, -1) + 1
+    for at in range(begins, ends):
+        for bit in range(8):
+            path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
+            read = [{key: line.get(key) for key in "an"} for line in read_json_lines(path, "a value")]
+            assert [value for value in read if value not in values] == []
+            assert values[0] in read
+    assert caplog.records
 
 
 @pytest.mark.parametrize(
-    ("second", "kind", "says"),
+    "damage", [b"\0" * 40, b"\xff\x80 noise \n" * 3, b"", b"x\n", b'{"a"\n: 1}\n', b"[" * 9000 + b"\n"]
+)
+def test_damaged_lines_are_left_out_and_told_in_one_warning(tmp_path: Path, caplog, damage: bytes):
+    path = tmp_path / "lines.jsonl"
+    lines = [sealed(b'{"a": %d}' % i) for i in range(6)]
+    path.write_bytes(b"".join([*lines[:2], damage + lines[2], *lines[3:]]))
+    found = [value["a"] for value in read_json_lines(path, "a value")]
+    assert set(found) >= {0, 1, 3, 4, 5}
+    assert len(caplog.records) == (damage != b"")
+    assert all(f"{path}: " in record.message and "not a value" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("content", "parse", "says"),
     [
-        ("no JSON", None, "Expecting value"),
-        ('{"b": 1}', lambda line: line["a"], "'a'"),
-        ("[1]", lambda line: line["a"], "indices must be integers"),
-        ('{"a": "x"}', lambda line: int(line["a"]), "invalid literal"),
+        ("no JSON\n", json.loads, "line 1: Expecting value"),
+        ('{"b": 1}\n{"b": 2}\n', lambda line: json.loads(line)["a"], "line 1: 'a'"),
+        ("[1]\n", lambda line: json.loads(line)["a"], "indices must be integers"),
+        ('{"a": "x"}\n', lambda line: int(json.loads(line)["a"]), "invalid literal"),
     ],
 )
-def test_a_line_that_is_refused_is_named_with_its_file(tmp_path: Path, second: str, kind, says: str):
+def test_a_file_that_a_person_names_and_that_holds_something_else_is_refused(tmp_path: Path, content, parse, says: str):
     path = tmp_path / "lines.jsonl"
-    path.write_text(f'{{"a": 1}}\n{second}\n{{"a": 3}}\n')
-    lines = read_json_lines(path, "a list of words", kind)
-    next(lines)
+    path.write_text(content)
     with pytest.raises(UserError) as caught:
-        next(lines)
-    assert str(caught.value).startswith(f"{path}, line 2: not a list of words (")
+        list(read_json_lines(path, "a verdict", parse, is_given=True))
+    assert str(caught.value).startswith(f"{path} holds no line that is a verdict (")
     assert says in str(caught.value)
-    assert str(caught.value).endswith("remove that line, or the file")
+    assert list(read_json_lines(path, "a verdict", parse)) == []  # one of our own: what it held is made anew
+
+
+def test_content_is_on_the_disk_before_it_takes_a_name(tmp_path: Path, monkeypatch):
+    """As strace shows it: what a power cut leaves is the old file or the whole new one."""
+    calls = []
+    fsync, replace = os.fsync, Path.replace
+
+    def seen(descriptor: int) -> None:
+        calls.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    monkeypatch.setattr(Path, "replace", lambda path, target: calls.append("rename") or replace(path, target))
+    write_text(tmp_path / "a.txt", "content")
+    written, *then = calls
+    assert written.startswith(f"{tmp_path}/.a.txt.")
+    assert then == ["rename", str(tmp_path)]
+
+
+def test_what_a_killed_process_left_is_cleared_and_what_another_writes_is_not(tmp_path: Path):
+    (tmp_path / "below").mkdir()
+    left = [tmp_path / ".a.pth.12.tmp", tmp_path / "below/.b.json.4194303.tmp"]
+    others = [tmp_path / name for name in (".a.tmp", "a.12.tmp", ".a.12", ".conf.x.tmp")]
+    for path in (*left, *others):
+        path.write_bytes(b"half")
+    with replacing(tmp_path / "c") as written:
+        clear_unfinished(tmp_path.rglob(UNFINISHED))
+        assert written.exists()
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)
+    clear_unfinished((tmp_path / "nowhere").rglob(UNFINISHED))
+    left = tmp_path / ".d.json.12.tmp"
+    left.write_bytes(b"half")
+    write_json(tmp_path / "d.json", {})
+    assert not left.exists()
+
+
+def test_a_folder_takes_its_name_only_when_it_is_whole(tmp_path: Path):
+    def fill(error: Exception | None) -> None:
+        with making_folder(tmp_path / "new/a") as folder:
+            (folder / "below").mkdir()
+            write_text(folder / "below/b", "b")
+            assert not (tmp_path / "new/a").exists()
+            clear_unfinished((tmp_path / "new").glob(UNFINISHED))  # as another process: it is held
+            if error:
+                raise error
+
+    with pytest.raises(OSError, match="full"):
+        fill(OSError("full"))
+    assert list((tmp_path / "new").iterdir()) == []
+    fill(None)
+    assert [path.name for path in (tmp_path / "new").rglob("*")] == ["a", "below", "b"]
 
 
 def test_a_file_of_lines_that_cannot_be_read_is_named(tmp_path: Path):

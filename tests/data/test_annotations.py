@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -174,11 +175,44 @@ def test_a_damaged_index_is_made_anew(tmp_path, damage):
     assert Annotations(path)[9]["path"] == "/9.wav"
 
 
-def test_a_cut_index_is_made_anew(tmp_path):
-    path = write_annotations(tmp_path / "a.json", some_entries(10))
+def flipped(at: float) -> Callable[[bytes], bytes]:
+    """One bit at a share of a file."""
+
+    def flip(content: bytes) -> bytes:
+        i = min(int(at * len(content)), len(content) - 1)
+        return content[:i] + bytes([content[i] ^ 4]) + content[i + 1 :]
+
+    return flip
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *map(flipped, (0.001, 0.005, 0.02, 0.55, 0.75, 0.95, 1)),
+        lambda content: content[:-1], lambda content: content[: len(content) // 2], lambda content: content[:4096],
+        lambda content: content + b"x", lambda content: content[:-3000] + bytes(3000), lambda _: bytes(9000),
+    ],
+)  # fmt: skip
+def test_an_index_with_any_damage_is_told_and_made_anew(tmp_path, caplog, name, damage):
+    """Where it is believed, texts are silently others, or there is a traceback for ever."""
+    entries = some_entries(400)
+    path = write_annotations(tmp_path / name, entries)
     Annotations(path)
-    index_of(path).write_bytes(index_of(path).read_bytes()[:-5])
+    whole = index_of(path).read_bytes()
+    index_of(path).write_bytes(damage(whole))
+    annotations = Annotations(path)
+    assert [annotations.as_written(i) for i in range(400)] == entries
+    assert [record.message for record in caplog.records if "is damaged and made anew" in record.message]
+    assert len(caplog.records) == 1
+    assert index_of(path).read_bytes() == whole
+
+
+def test_an_index_of_another_version_is_made_anew_without_a_word(tmp_path, caplog):
+    path = write_annotations(tmp_path / "a.json", some_entries(10))
+    index_of(path).write_bytes(b'{"version":3,"source_size":10,"n":1}\n' + bytes(5000))
     assert Annotations(path)[9]["path"] == "/9.wav"
+    assert not caplog.records
 
 
 @pytest.mark.usefixtures("small_chunks")

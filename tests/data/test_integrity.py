@@ -125,11 +125,22 @@ def test_a_list_that_was_cut_while_it_was_written_goes_on_after_its_last_whole_l
     assert list(VerdictList(path).read()) == [first, second]
 
 
-@pytest.mark.parametrize("line", ['{"path":1}', '{"path":"a","ok":true,"more":' + "[" * 5000 + "]" * 5000 + "}"])
-def test_a_line_that_is_no_verdict_is_named(tmp_path, line):
+def test_damaged_verdicts_are_looked_for_again_and_no_others_are_lost(tmp_path, caplog):
     path = tmp_path / "v.jsonl"
-    path.write_text(f'{{"path":"a","ok":true}}\n{line}\n')
-    with pytest.raises(UserError, match=r"v\.jsonl, line 2"):
+    verdicts = [Verdict(name, True, size=i) for i, name in enumerate("abcd")]
+    write_list(path, verdicts)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"path":"b","ok":true', b'"path":"b","ok":true,').replace(b'"c"', b'"e"'))
+    assert list(VerdictList(path).read()) == [verdicts[0], verdicts[3]]
+    assert len(caplog.records) == 1
+    assert f"{path}: 2 of 4 lines are damaged" in caplog.text
+
+
+@pytest.mark.parametrize("content", ['{"annotation": [\n{"path": "a"}]}\n', "a.wav\nb.wav\n", '{"path":1}\n'])
+def test_a_file_of_something_else_is_no_list_of_verdicts(tmp_path, content):
+    path = tmp_path / "v.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"v\.jsonl holds no line that is a verdict \(line 1: "):
         list(VerdictList(path).read())
 
 

@@ -56,7 +56,7 @@ def test_equal_answers_are_one_request_and_keep_their_ids(judge, tmp_path):
     assert len(judge.requests) == 1
 
 
-def test_a_half_written_last_line_is_dropped(judge, tmp_path):
+def test_a_half_written_last_line_and_damaged_ones_are_asked_for_again(judge, tmp_path, caplog):
     config, path = endpoint(judge), tmp_path / "judge_replies.jsonl"
     judge_all(QUESTIONS, config, tmp_path)
     path.write_bytes(path.read_bytes()[:-20])
@@ -65,9 +65,11 @@ def test_a_half_written_last_line_is_dropped(judge, tmp_path):
     assert len(judge.requests) == 1
     assert len(json_lines(path)) == len(QUESTIONS)
 
-    path.write_text("{}\n" + path.read_text())
-    with pytest.raises(UserError, match=r"judge_replies\.jsonl, line 1: not a judge's reply"):
-        judge_all(QUESTIONS, config, tmp_path)
+    path.write_bytes(b"{}\n" + path.read_bytes().replace(b'"Yes', b'"Yet', 1))
+    judge.requests.clear()
+    expect_right(judge_all(QUESTIONS, config, tmp_path))
+    assert len(judge.requests) == 1
+    assert f"judge_replies.jsonl: 2 of {len(QUESTIONS) + 1} lines are damaged" in caplog.text
 
 
 @pytest.mark.parametrize("torn", [False, True])

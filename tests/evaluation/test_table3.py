@@ -313,14 +313,17 @@ def test_a_tasks_file_with_mistakes_is_refused_with_all_of_them(tmp_path):
     assert "task c" not in str(error.value)
 
 
-def test_an_answer_file_of_something_else_is_named(tmp_path):
+@pytest.mark.parametrize("other", ['{"text": "?"}\n', "noise\n", '{"position": 1, "commit": "x", "n": 1}\n', "[1]\n"])
+def test_damaged_answers_are_given_again(tmp_path, caplog, other):
     store = AnswerStore(tmp_path, "x", "abc")
-    store.add([(0, Prediction("a", 1, True)), (1, Prediction(unreadable="gone"))])
-    assert store.read() == {0: Prediction("a", 1, True)}
+    store.add([(0, Prediction("a", 1, True)), (1, Prediction(unreadable="gone")), (2, Prediction("b", 1, True))])
+    assert store.read() == {0: Prediction("a", 1, True), 2: Prediction("b", 1, True)}
     assert store.commits == {"abc"}
-    (tmp_path / "x-rank1.jsonl").write_text('{"text": "?"}\n')
-    with pytest.raises(UserError, match=r"x-rank1\.jsonl, line 1: not an answer"):
-        store.read()
+    (tmp_path / "x-rank1.jsonl").write_text(other)
+    file = tmp_path / "x-rank0.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"b"', b'"c"'))
+    assert store.read() == {0: Prediction("a", 1, True)}
+    assert [record.message.partition(": ")[0] for record in caplog.records] == [str(file), f"{tmp_path}/x-rank1.jsonl"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from salmonn.model import checkpoint
 from tests.fixtures.commands import json_lines, run_command
-from tests.fixtures.kill_runs import command, family, run_killed, same_state, start
+from tests.fixtures.kill_runs import command, command_of, family, run_killed, same_state, start
 from tests.fixtures.mini_world import train_options
 from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG, n_lines, wait_until
@@ -79,6 +79,23 @@ def test_a_signal_to_every_process_stops_the_run_after_saving_and_it_goes_on(min
     process = start(command(mini_world, tmp_path))
     message = process.communicate(timeout=HANG)[1]
     assert process.returncode == 0, message
+    assert same_state(whole, tmp_path)
+
+
+def test_when_torchrun_alone_is_killed_its_ranks_save_and_go_and_the_same_command_goes_on(mini_world, whole, tmp_path):
+    process = start(command(mini_world, tmp_path))
+    log = tmp_path / "stage1/log.jsonl"
+    wait_until(lambda: n_lines(log) >= 3, process)
+    ranks = family(process.pid)[1:]
+    process.kill()  # torchrun can tell nobody
+    message = process.communicate(timeout=HANG)[1]  # the ranks hold its stderr until they end
+    assert "torchrun has ended" in message
+    assert "the same command goes on from there" in message
+    assert not any(command_of(pid) for pid in ranks)
+    process = start(command(mini_world, tmp_path))
+    message = process.communicate(timeout=HANG)[1]
+    assert process.returncode == 0, message
+    assert "going on with" in message
     assert same_state(whole, tmp_path)
 
 

@@ -1,5 +1,7 @@
 """What a run's folder allows, keeps and goes on from; what its log survives."""
 
+import os
+import socket
 import zipfile
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch import nn
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.model import checkpoint
-from salmonn.training import run_folder
+from salmonn.training import run_folder, run_state
 from salmonn.training.progress import Progress
 from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_log import RunLog
@@ -144,6 +146,70 @@ def test_a_folder_is_taken_while_another_process_trains_there(folder_of):
     assert folder_of().is_taken()
     folder.release()
     assert not folder_of().is_taken()
+
+
+def test_the_process_that_holds_a_folder_is_named(folder_of, monkeypatch, caplog):
+    monkeypatch.setattr(run_folder, "_LOCK_SECONDS", 0)
+    folder = folder_of()
+    folder.claim()
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    with caplog.at_level("INFO"), pytest.raises(UserError, match=rf"training in .*/stage1 \({holder}\); end it, or"):
+        folder_of().claim()
+    assert f"waiting up to 0 s: another process is training in {folder.path} ({holder})" in caplog.text
+    (folder.path / ".holder").write_bytes(b"\xff\0 damaged")
+    with pytest.raises(UserError, match=r"another process is training in .*/stage1; end it, or"):
+        folder_of().claim()
+    folder.release()
+    folder_of().claim()
+
+
+def test_what_a_killed_run_was_writing_is_cleared_when_the_next_one_begins(folder_of):
+    folder = folder_of()
+    (folder.path / "evaluate").mkdir(parents=True)
+    left = [".checkpoint_best.pth.7.tmp", ".checkpoint_last.pth.4194303.tmp", "evaluate/.summary.json.1.tmp"]
+    for name in (*left, "notes.tmp"):
+        (folder.path / name).write_bytes(b"half")
+    folder.claim()
+    assert not any((folder.path / name).exists() for name in left)
+    assert (folder.path / "notes.tmp").exists()
+    folder.release()
+
+
+DAMAGES = [
+    lambda content: content[:-100], lambda content: content[:-9000] + b"\1" * 300 + content[-8700:], lambda _: b"",
+    lambda content: bytes(len(content)), lambda _: b"noise" * 999,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_best_checkpoint_is_noticed_and_comes_back_where_another_is_of_its_moment(folder_of, caplog, damage):
+    folder, model = folder_of(), nn.Linear(64, 64)
+    best = {"epoch": 0, "step": 5, "accuracy": 0.5}
+
+    def content(step: int, **progress: dict) -> dict:
+        return build_content(model, folder.config, Progress(iteration=step, **progress), **STATE, step=step)
+
+    path = folder.path / "checkpoint_best.pth"
+    folder.save(content(5))  # before it was validated
+    folder.save(content(5, valid=best, best=best))
+    folder.save_best(content(5, valid=best, best=best))
+    whole = path.read_bytes()
+    assert run_state.mend_best(folder, best) == run_state.mend_best(folder, {}) == ""
+    assert not caplog.records
+    path.write_bytes(damage(whole))
+    assert run_state.mend_best(folder, {**best, "step": 4})
+    assert run_state.mend_best(folder, best) == ""
+    (record,) = caplog.records
+    assert record.message.endswith(f"it is written anew from {folder.path / 'checkpoint_last.pth'}")
+    assert checkpoint.read(path)["progress"]["best"] == best
+
+    path.write_bytes(damage(whole))
+    folder.save(content(6, valid={**best, "step": 6}, best=best))
+    folder.save(content(7, valid={**best, "step": 6}, best=best))
+    assert str(path) in run_state.mend_best(folder, best)
+    assert path.read_bytes() == damage(whole)
+    path.unlink()  # somebody has moved it
+    assert run_state.mend_best(folder, best) == ""
 
 
 def test_a_named_checkpoint_does_not_push_another_run_aside(folder_of, tmp_path):

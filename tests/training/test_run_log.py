@@ -115,6 +115,21 @@ def test_a_run_that_goes_on_drops_the_lines_of_later_steps_and_writes_them_anew(
     assert log(tmp_path, 1) == [1]  # a run from the start keeps none
 
 
+@pytest.mark.parametrize(("is_validated", "kept"), [(True, ["train", "valid"]), (False, ["train"])])
+def test_a_validation_that_is_made_again_does_not_stand_there_twice(
+    tmp_path: Path, is_validated: bool, kept: list[str]
+):
+    """Its line was written, and the checkpoint that would know of it was not."""
+    lines = RunLog(tmp_path)
+    for kind, step in (("train", 1), ("valid", 1), ("train", 2), ("valid", 2), ("train", 3)):
+        lines.write(kind, step)
+    lines.close()
+    RunLog(tmp_path, 2, is_validated).close()
+    found = json_lines(tmp_path / "log.jsonl")
+    assert [line["kind"] for line in found if line["step"] == 2] == kept
+    assert [line["kind"] for line in found if line["step"] != 2] == ["train", "valid"]
+
+
 def test_a_torn_last_line_goes_even_where_its_step_would_stay(tmp_path: Path):
     log(tmp_path, 1, 2)
     with (tmp_path / "log.jsonl").open("a") as file:

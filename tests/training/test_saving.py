@@ -1,12 +1,15 @@
 """What a run saves and when it ends: the best checkpoint, signals, full disks, going on with other settings."""
 
+import itertools
 import json
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from salmonn.common.errors import UserError
 from salmonn.model import checkpoint
+from salmonn.training.runner import Runner
 from tests.fixtures.commands import run_command
 from tests.fixtures.runners import log_lines
 
@@ -82,8 +85,27 @@ def die_between_best_and_last(runner, at: int):
         runner.train()
 
 
-@pytest.mark.parametrize("stop", [stop_by_signal, die_before_saving, die_between_best_and_last])
-@pytest.mark.parametrize("at", [2, 8])
+def die_after_writing_it_down(runner, at: int):
+    """As by kill -9 when the log has a validation of which no checkpoint knows."""
+    write = runner.log.write
+
+    def die(kind, step, **values):
+        write(kind, step, **values)
+        if (kind, step) == ("valid", at):
+            raise KeyboardInterrupt
+
+    runner.log.write = die
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+
+
+@pytest.mark.parametrize(
+    ("stop", "at"),
+    [
+        *itertools.product([stop_by_signal, die_before_saving, die_between_best_and_last], [2, 8]),
+        *((die_after_writing_it_down, at) for at in (2, 6, 12)),  # 6 and 12: at an epoch's end
+    ],
+)
 def test_a_stop_at_a_validation_inside_an_epoch_changes_neither_it_nor_the_best_checkpoint(make_runner, stop, at):
     options = [*INSIDE, "run.save_every_steps=1", "run.optims.init_lr=0.01"]
     whole = make_runner(*options, "run.exp_name=whole")
@@ -101,6 +123,30 @@ def test_a_stop_at_a_validation_inside_an_epoch_changes_neither_it_nor_the_best_
         one, two = (checkpoint.read(r.folder / f"checkpoint_{name}.pth") for r in (whole, runner))
         assert (one["step"], one["progress"]["best"]) == (two["step"], two["progress"]["best"])
         assert all(torch.equal(two["model"][key], value) for key, value in one["model"].items())
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_best_checkpoint_damaged_in_the_meantime_is_told_by_the_run_itself(make_runner, monkeypatch, comes_back):
+    """And not by the stage that starts from it."""
+    options = ["run.iters_per_epoch=1", "run.batch_size_train=1", "run.optims.max_epoch=2"]
+    runner = make_runner(*options)
+    accuracies = iter([0.4, 0.5] if comes_back else [0.5, 0.4])
+    monkeypatch.setattr(
+        runner, "validate", lambda *_: {"loss": 1.0, "accuracy": next(accuracies), "loss_shuffled": 2.0}
+    )
+    assert runner.train()
+    runner.close()
+    best = runner.folder / "checkpoint_best.pth"
+    best.write_bytes(best.read_bytes()[:5000])
+    for path in [] if comes_back else runner.folder.glob("checkpoint_last-*"):
+        path.unlink()
+    again = Runner(OmegaConf.merge(runner.config, {"run": {"overwrite": False}}))
+    if comes_back:
+        assert again.run()
+        assert checkpoint.read(best)["progress"]["best"]["accuracy"] == 0.5
+    else:
+        with pytest.raises(UserError, match=r"checkpoint_best\.pth .*(.|\n)*No other checkpoint .* of its step 1"):
+            again.run()
 
 
 def test_a_best_checkpoint_that_could_not_be_written_does_not_count(make_runner, monkeypatch):

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from peft.config import PeftConfigMixin
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from salmonn import SALMONN
 from salmonn.common.cli import run_cli
 from salmonn.common.errors import UserError
-from salmonn.model import checkpoint
+from salmonn.model import checkpoint, pretrained
 from tests.fixtures.convert import GOLDEN_PTH, written
 from tests.fixtures.golden import golden_config, golden_sample
 from tests.fixtures.paths import GOLDEN
@@ -257,6 +259,38 @@ def test_nothing_is_overwritten(command, trained_pth, tmp_path):
     ):
         with pytest.raises(UserError, match="exists already"):
             command(name, source, target)
+
+
+FORMS = ("to-folder", "export-lora", "export-merged")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_after_a_kill_the_same_command_starts_anew(command, trained_pth, tmp_path, form):
+    target = tmp_path / "new"
+    left = tmp_path / ".new.4194303.tmp"
+    left.mkdir()
+    (left / "config.json").write_text("{}")
+    command(form, trained_pth, target)
+    assert (target / "config.json").exists() or (target / "adapter_config.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "trained.pth"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left")])
+@pytest.mark.parametrize("form", FORMS)
+def test_after_a_full_disk_nothing_is_left_and_the_same_command_starts_anew(
+    command, trained_pth, tmp_path, monkeypatch, form, error
+):
+    """The last that is written meets it."""
+    last = {"to-folder": (pretrained, "write_json"), "export-merged": (PreTrainedTokenizerBase, "save_pretrained")}
+    place, name = last.get(form, (PeftConfigMixin, "save_pretrained"))
+    monkeypatch.setattr(place, name, lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(UserError, match=r"new could not be written: .*No space left"):
+        command(form, trained_pth, tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["trained.pth"]
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "argv", ["convert.py", form, str(trained_pth), str(tmp_path / "new")])
+    convert.main()
+    assert (tmp_path / "new").is_dir()
 
 
 def test_a_model_without_lora_and_an_impossible_scaling_are_refused(command, trained_pth, tmp_path):

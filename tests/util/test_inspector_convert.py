@@ -104,7 +104,7 @@ def test_a_killed_run_is_continued_and_newer_sources_are_converted_anew(source):
     run(source)
     for name in ("A/1.flac", "B/4.flac", "a.json"):  # as if killed before these
         (source / "out" / name).unlink()
-    (source / "out/A/.1.flac.tmp").write_bytes(b"half")
+    (source / "out/A/.1.flac.12.tmp").write_bytes(b"half")
     kept = {name: (source / "out" / name).stat().st_mtime_ns for name in ("A/2.flac", "A/3.flac")}
     result = run(source)
     assert (result.entries, result.files) == (3, {"converted": 2, "kept": 2, "failed": 2})
@@ -114,6 +114,55 @@ def test_a_killed_run_is_continued_and_newer_sources_are_converted_anew(source):
     newer = (source / "out/B/4.flac").stat().st_mtime_ns + 10**9
     os.utime(source / "media/B/4.wav", ns=(newer, newer))
     assert run(source).files == {"converted": 1, "kept": 3, "failed": 2}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda flac: flac[: len(flac) // 2], lambda flac: flac[:-1], lambda flac: bytes(len(flac)), lambda _: b"",
+        lambda flac: np.random.default_rng(0).bytes(len(flac)), lambda flac: flac[:-200] + bytes(200),
+        lambda flac: flac[: len(flac) // 2] + bytes([flac[len(flac) // 2] ^ 1]) + flac[len(flac) // 2 + 1 :],
+        lambda flac: flac[:30] + bytes([flac[30] ^ 1]) + flac[31:],  # of the MD5 itself
+        lambda flac: flac[:18] + bytes([flac[18] ^ 1]) + flac[19:],  # of the rate
+    ],
+)  # fmt: skip
+def test_a_clip_that_was_damaged_since_is_converted_again_and_told(source, caplog, damage):
+    whole = run(source)
+    target = source / "out/A/3.flac"
+    content, time = target.read_bytes(), target.stat().st_mtime_ns
+    target.write_bytes(damage(content))
+    os.utime(target, ns=(time, time))
+    result = run(source)
+    assert (result.entries, result.files) == (whole.entries, {"converted": 1, "kept": 3, "failed": 2})
+    assert target.read_bytes() == content
+    assert [record.message for record in caplog.records] == [f"{target} was damaged, and is made anew"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 40, b'{"channel":"first"', b'{"channel":"mean","prefix":"x", "crc32": "00000001"}\n']
+)
+def test_damaged_settings_of_a_folder_make_all_clips_anew(source, caplog, content):
+    """How they were made is not known any more."""
+    run(source)
+    whole = {file: file.read_bytes() for file in (source / "out").rglob("*") if file.is_file()}
+    (source / "out/.conversion.json").write_bytes(content)
+    assert run(source).files == {"converted": 4, "failed": 2}
+    assert caplog.text.count("is damaged") == 1
+    assert {file: file.read_bytes() for file in whole} == whole
+    assert run(source).files == {"kept": 4, "failed": 2}
+
+
+def test_settings_of_an_earlier_version_are_known(source):
+    run(source)
+    (source / "out/.conversion.json").write_text(json.dumps({"channel": "first", "prefix": f"{source}/media"}))
+    assert run(source).files == {"kept": 4, "failed": 2}
+
+
+def test_a_kill_while_the_settings_were_written_is_no_foreign_folder(source):
+    (source / "out").mkdir()
+    (source / "out/..conversion.json.123.tmp").write_bytes(b"half")
+    assert run(source).files["converted"] == 4
+    assert not list((source / "out").rglob("*.tmp"))
 
 
 def test_only_usable_entries_are_converted(source):

@@ -7,7 +7,9 @@ with any other extension: a.wav beside a.flac becomes a.wav.flac. No other clip 
 """
 
 import contextlib
+import hashlib
 import io
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,15 +25,25 @@ from tqdm import tqdm
 
 from salmonn.audio.decode import SAMPLE_RATE, AudioError, stream_audio
 from salmonn.common.errors import UserError
-from salmonn.common.files import replacing
+from salmonn.common.files import UNFINISHED, clear_unfinished, replacing, sealed, unsealed
 from salmonn.common.processes import in_processes
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import OTHER_EXTENSIONS, ClipPaths, FolderCache
 from salmonn.data.integrity import version_of
 from util.inspector.split import stem_of, write_entries
 
+logger = logging.getLogger(__name__)
+
 _EXTENSIONS = (".flac", ".wav", *OTHER_EXTENSIONS[1:])
 _SETTINGS = ".conversion.json"  # in the target folder: what all of its clips were made with
+_BLOCK = 1 << 20  # samples
+_MD5 = slice(26, 42)  # bytes of a FLAC file, of the samples in it
+
+
+class _Settings(msgspec.Struct):
+    channel: str
+    prefix: str
+
 
 Place = tuple[str, str]  # the file of a clip; its path in the new annotation file
 Places = Callable[[list[str]], list[Place]]  # of the clips of an entry
@@ -54,24 +66,25 @@ def convert(
 ) -> Conversion:  # fmt: skip
     """Convert the clips of the usable entries; FOLDER/STEM.json gets the entries of which all clips could be.
 
-    `channel`: the first, or the mean. Clips that an earlier run finished are kept unless their
-    source has changed. A clip with damage anywhere is left out. One run at a time. Raises UserError for
+    `channel`: the first, or the mean. Clips that an earlier run finished are kept unless their source has changed or
+    they were damaged since. A clip with damage anywhere is left out. One run at a time. Raises UserError for
     a folder around the sources, with other settings or other things in it, two files for one
     target, and a full disk.
     """
     result = Conversion(folder / f"{stem_of(annotations.path)}.json")
     prefix = clip_paths.prefix
-    settings = msgspec.json.encode({"channel": channel, "prefix": prefix})
-    _check_folder(annotations, prefix, folder, settings)
+    settings = _Settings(channel, prefix)
+    known = _check_folder(annotations, prefix, folder, settings)
     chosen = (np.ones(len(annotations), bool) if usable is None else usable).tolist()
     place_of = partial(_places_of, clip_paths, FolderCache().exists)
     places = partial(_places, annotations, chosen, place_of)
     plan = _plan(places(), folder)
     n, locate = len(plan), ClipPaths(str(folder)).locate
-    todo = ((file, locate(new), channel) for file, new in places() if plan.pop(hash(new), None) is not None)
+    todo = ((file, locate(new), channel, known) for file, new in places() if plan.pop(hash(new), None) is not None)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / _SETTINGS, settings)
+        clear_unfinished(folder.rglob(UNFINISHED))
+        if known:
+            _write_settings(folder, settings)
         for call, outcome in tqdm(in_processes(convert_file, todo, jobs), total=n, unit="file", disable=None):
             if outcome is None:  # a process died: each file in one of its own shows which it was
                 ((_, outcome),) = in_processes(convert_file, [call], 1)
@@ -79,27 +92,44 @@ def convert(
             result.files[state] += 1
             if state == "failed":
                 result.reasons[call[0]] = reason
+            elif reason:
+                logger.warning("%s", reason)
         with replacing(result.annotation) as temporary:
             write_entries(temporary, _new_entries(annotations, chosen, place_of, result))
             if not result.entries:
                 what = ": ".join(map(str, next(iter(result.left_out), ["no entry is usable"])))
                 raise UserError(f"nothing of {annotations.path} can be converted; entry {what}")
+        if not known:  # now it is: a kill before this makes all anew once more
+            _write_settings(folder, settings)
     except OSError as error:
         done = f"{result.files.total()} of {n} files"
         raise UserError(f"conversion to {folder} stopped after {done}: {error}; mend it, a re-run goes on") from error
     return result
 
 
-def _check_folder(annotations: Annotations, prefix: str, folder: Path, settings: bytes) -> None:
+def _check_folder(annotations: Annotations, prefix: str, folder: Path, settings: _Settings) -> bool:
+    """Whether all clips in the folder were made with these settings, as far as that is known; else UserError."""
     target, source, file = folder.resolve(), Path(prefix).resolve(), folder / _SETTINGS
     if prefix and (target == source or source in target.parents or target in source.parents):
         raise UserError(f"{folder} is, holds or lies in the clips' folder {prefix}; choose a folder apart")
     if annotations.path.resolve().parent == target:
         raise UserError(f"{folder} holds {annotations.path}, the file to be converted; choose a folder apart")
-    if not file.exists() and folder.is_dir() and any(folder.iterdir()):
+    if not file.exists() and folder.is_dir() and any(not path.match(UNFINISHED) for path in folder.iterdir()):
         raise UserError(f"{folder} is not empty, and not from an earlier --convert; choose a new folder")
-    if file.exists() and (was := file.read_bytes()) != settings:
-        raise UserError(f"{folder} has clips that were made with {was!r}, not {settings!r}; choose another folder")
+    try:
+        was = msgspec.json.decode(unsealed(file.read_bytes()), type=_Settings) if file.exists() else settings
+    except (ValueError, msgspec.MsgspecError) as error:
+        logger.warning("%s is damaged (%s): nobody knows how clips there were made, and all are made anew", file, error)
+        return False
+    if was != settings:
+        before, now = map(msgspec.structs.asdict, (was, settings))
+        raise UserError(f"{folder} has clips that were made with {before}, not {now}; choose another folder")
+    return True
+
+
+def _write_settings(folder: Path, settings: _Settings) -> None:
+    with replacing(folder / _SETTINGS) as temporary:
+        temporary.write_bytes(sealed(msgspec.json.encode(settings)))
 
 
 def _plan(places: Iterator[Place], folder: Path) -> dict[int, int]:
@@ -155,22 +185,40 @@ def _new_entries(annotations: Annotations, chosen: list[bool], place_of: Places,
         yield msgspec.json.encode(entry)
 
 
-def convert_file(file: str, target: str, channel: str = "first") -> tuple[str, str]:
-    """(converted | clipped | kept | failed, reason). Raises OSError where the target cannot be written.
+def convert_file(file: str, target: str, channel: str = "first", keeps: bool = True) -> tuple[str, str]:
+    """(converted | clipped | kept | failed, why). Raises OSError where the target cannot be written.
 
-    A target has the time of its source: so it is known to be of this version of it.
+    A target has the time of its source: so it is known to be of this version of it. With `keeps` it stays if it is
+    whole.
     """
     (_, size, mtime_ns), (_, target_size, target_mtime_ns) = version_of(file), version_of(target)
-    if size > 0 and target_size > 0 and target_mtime_ns == mtime_ns:
-        return "kept", ""
+    why = ""
+    if keeps and size > 0 and target_size >= 0 and target_mtime_ns == mtime_ns:
+        if _is_whole(target):
+            return "kept", ""
+        why = f"{target} was damaged, and is made anew"
     try:
         content, is_clipped = _encode(file, channel)
     except AudioError as error:
         return "failed", error.reason
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    _write(Path(target), content)
-    os.utime(target, ns=(mtime_ns, mtime_ns))
-    return "clipped" if is_clipped else "converted", ""
+    with replacing(Path(target)) as temporary:
+        temporary.write_bytes(content)
+        os.utime(temporary, ns=(mtime_ns, mtime_ns))
+    return "clipped" if is_clipped else "converted", why
+
+
+def _is_whole(target: str) -> bool:
+    """Whether a clip holds the samples that were written: FLAC tells their MD5."""
+    digest = hashlib.md5(usedforsecurity=False)
+    try:
+        with open(target, "rb") as file, soundfile.SoundFile(file) as flac:
+            is_ours = (flac.format, flac.subtype, flac.samplerate) == ("FLAC", "PCM_16", SAMPLE_RATE)
+            for block in flac.blocks(_BLOCK, dtype="int16"):
+                digest.update(block)
+            file.seek(0)
+            return is_ours and digest.digest() == file.read(_MD5.stop)[_MD5]
+    except (OSError, soundfile.SoundFileError):
+        return False
 
 
 def _encode(file: str, channel: str) -> tuple[memoryview, bool]:
@@ -186,13 +234,3 @@ def _encode(file: str, channel: str) -> tuple[memoryview, bool]:
     if not flac.frames:
         raise AudioError(file, "too short: no samples are left at 16 kHz")
     return content.getbuffer(), is_clipped
-
-
-def _write(target: Path, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all; a killed run leaves a temporary one, which the next run writes over."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

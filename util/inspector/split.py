@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from salmonn.common.errors import UserError
-from salmonn.common.files import replacing
+from salmonn.common.files import clear_unfinished_of, replacing
 from salmonn.data.annotation_scan import DEFAULT_TASK
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import OTHER_EXTENSIONS, RELEASED_PATH_MAP
@@ -177,7 +177,7 @@ def _write_files(annotations: Annotations, membership: np.ndarray, files: dict[i
     try:
         with ExitStack() as stack:  # which renames them when all are written
             for k, file in files.items():
-                file.parent.mkdir(parents=True, exist_ok=True)
+                clear_unfinished_of(file)
                 entries = zip(annotations.raw_entries(), (membership == k).tolist(), strict=True)
                 write_entries(stack.enter_context(replacing(file)), (raw for raw, chosen in entries if chosen))
     except OSError as error:

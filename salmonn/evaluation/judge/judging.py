@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from salmonn.common.errors import UserError
-from salmonn.common.files import appending, read_json_lines
+from salmonn.common.files import appending, read_json_lines, sealed
 from salmonn.config.schema import JudgeConfig
 from salmonn.evaluation.clips import EvalExample
 from salmonn.evaluation.judge.endpoint import ask_endpoint
@@ -149,11 +149,12 @@ def _rename_old_replies(folder: Path) -> None:
 
 
 def read_replies(path: Path) -> dict[str, dict[str, Any]]:
-    """{key: line} of a file of judge's replies, {} where there is none. Raises UserError for a damaged line."""
+    """{key: line} of a file of judge's replies, {} where there is none; damaged lines do not count."""
     return dict(read_json_lines(path, "a judge's reply", _checked)) if path.exists() else {}
 
 
-def _checked(line: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _checked(text: bytes) -> tuple[str, dict[str, Any]]:
+    line = json.loads(text)
     if line["correct"] not in (True, False, None) or not isinstance(line["raw"], str):
         raise ValueError(f"correct = {line['correct']!r}, raw = {line['raw']!r}")
     return line["key"], line
@@ -174,7 +175,7 @@ def _ask_missing(
         for index, raw in replies:
             key, request = pairs[index]
             known[key] = {"key": key, **asdict(request), "correct": read_reply(raw), "raw": raw, **judge}
-            file.write(json.dumps(known[key], ensure_ascii=False).encode() + b"\n")
+            file.write(sealed(json.dumps(known[key], ensure_ascii=False).encode()))
             file.flush()
             progress.update()
 
