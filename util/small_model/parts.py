@@ -277,7 +277,7 @@ def evaluate(small: Small) -> None:
     report.write_eval_tasks(small.out, _ann(small, "test_corpus").parent)
     options = [f"evaluate.tasks_file={small.out}/eval_tasks.yaml", *small.options("evaluate")]
     command = ["evaluate.py", "--mode", "table3", "--cfg-path", f"{CONFIGS}/evaluate.yaml", "--options", *options]
-    _run("evaluation", command)
+    _run("evaluation", command, small.args.processes)
 
 
 def tell(small: Small) -> None:
