@@ -173,7 +173,7 @@ def test_a_conversation_answers_wrong_input_with_a_message_and_goes_on(options, 
         "no clip is heard yet", "nowhere.wav: file does not exist", "broken.wav: undecodable", "the question is empty",
         "no test prompt for the task 'nothing'", "the task QA needs a question", "the task asr takes no question",
         "'two': give a number", "'-1': give", "'nan': give", "'0': give a whole number", "'1e9': give",
-        "did you mean /audio?", "<SpeechHere> exactly once", "\0",
+        "did you mean /audio?", "<SpeechHere> exactly once", "\\x00: file does not exist",
     ]  # fmt: skip
     assert len(errors) == len(expected), result.stderr
     for error, part in zip(errors, expected, strict=True):

@@ -44,15 +44,16 @@ def weights(tmp_path_factory):
         for i, some in ((1, names[: len(names) // 2]), (2, names[len(names) // 2 :])):
             write_weights_without_values(llama / SHARD.format(i), {name: tensors[name] for name in some})
             shards |= dict.fromkeys(some, SHARD.format(i))
-        (llama / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+        (llama / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
         names = FULL[f"salmonn_{size}"] | {name: [2] for name in FULL[f"salmonn_{size}_non_trainable_extras"]}
         torch.save({"model": without_values(names)}, folder / f"salmonn-{size}.pth")
-    WhisperConfig(**WHISPER_LARGE).save_pretrained(folder / "whisper")
+    whisper = WhisperConfig(**WHISPER_LARGE, decoder_layers=1, decoder_attention_heads=20)
+    whisper.save_pretrained(folder / "whisper")
     WhisperFeatureExtractor().save_pretrained(folder / "whisper")
     with torch.device("meta"):
-        whisper = WhisperModel(WhisperConfig(**WHISPER_LARGE)).state_dict()
+        tensors = WhisperModel(whisper).state_dict()
         beats = {name: list(value.shape) for name, value in BEATs(BEATS_CPT2).state_dict().items()}
-    write_weights_without_values(folder / "whisper/model.safetensors", whisper)
+    write_weights_without_values(folder / "whisper/model.safetensors", tensors)
     torch.save({"cfg": BEATS_CPT2, "model": without_values(beats)}, folder / "beats.pt")
     return folder
 

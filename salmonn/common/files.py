@@ -13,8 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import msgspec
-
 from salmonn.common.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -229,7 +227,7 @@ def read_json_lines(
             n_sealed += _SEAL_KEY in line
             try:
                 value = parse(unsealed(line))
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError, msgspec.MsgspecError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 first = first or f"line {number}: {error}"
                 n_damaged += 1
                 continue

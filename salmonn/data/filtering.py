@@ -28,7 +28,8 @@ from salmonn.data.unreadable import (
 logger = logging.getLogger(__name__)
 
 _SHOWN = 20  # rows of the table in the log
-_LOOKED_AT = 200  # clips that are looked at before anything big is read
+_LOOKED_AT = (16, 256)  # clips of which one that can be used is looked for before all are looked at
+_ALONE = 256  # clips that are sooner looked at than other processes have started
 
 
 def usable_entries(annotations: Annotations, datasets: DictConfig, tasks: Sequence[str] | None = None) -> np.ndarray:
@@ -55,9 +56,9 @@ def require_some_usable(annotations: Annotations, datasets: DictConfig, tasks: S
     wanted = annotations.of_tasks(tasks) if tasks else np.ones(len(annotations), dtype=bool)
     looks = OmegaConf.merge(datasets, {"integrity": "header"} if datasets.integrity in ("off", "decode") else {})
     numbers, left_out = np.flatnonzero(wanted), Counter[tuple[str, str]]()
-    for n in (min(_LOOKED_AT, len(numbers)), len(numbers)):
+    for n in (*_LOOKED_AT, len(numbers)):
         some = np.zeros_like(wanted)
-        some[numbers[np.linspace(0, len(numbers) - 1, n, dtype=int)]] = True
+        some[numbers[np.linspace(0, len(numbers) - 1, min(n, len(numbers)), dtype=int)]] = True
         usable, left_out = _look(annotations, looks, some)
         if len(usable):
             return
@@ -130,10 +131,10 @@ def _unreadable_files(
 
 
 def _verdicts(files: Sequence[str], how: str) -> Iterator[Verdict]:
-    jobs = max(1, n_cores() // distributed.local_world_size())
+    jobs = 1 if len(files) <= _ALONE else max(1, n_cores() // distributed.local_world_size())
     return iter(tqdm(
         check_files(files, how, jobs), desc=f"checking clips ({how})", total=len(files), unit="file", mininterval=1.0,
-        disable=not distributed.is_main(),
+        delay=1.0, disable=not distributed.is_main(),
     ))  # fmt: skip
 
 

@@ -209,7 +209,15 @@ class VerdictList:
 
     def read(self, is_given: bool = True) -> Iterator[Verdict]:
         """All verdicts in their order, without lines that were damaged; see `read_json_lines`. Raises UserError."""
-        yield from read_json_lines(self.path, "a verdict", msgspec.json.Decoder(Verdict).decode, is_given)
+        decode = msgspec.json.Decoder(Verdict).decode
+
+        def parse(line: bytes) -> Verdict:
+            try:
+                return decode(line)
+            except msgspec.MsgspecError as error:
+                raise ValueError(str(error)) from error
+
+        yield from read_json_lines(self.path, "a verdict", parse, is_given)
 
     def append_to(self) -> BinaryIO:
         """Open for appending, after the last whole line."""

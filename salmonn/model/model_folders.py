@@ -78,8 +78,11 @@ def require_all_weights(info: dict, path: str, unused: str | None = None) -> Non
         counted = sorted(name for name in map(str, names) if unused is None or not re.match(unused, name))
         return f"{len(counted)} weights, e.g. {counted[0]}" if counted else ""
 
-    if missing := first([*info["missing_keys"], *info.get("mismatched_keys", ())]):
-        raise ValueError(f"{path} lacks {missing}, or has them in another shape")
+    if missing := first(info["missing_keys"]):
+        raise ValueError(f"{path} lacks {missing}")
+    shapes = (f"{name}: {list(stored)}, not {list(said)}" for name, stored, said in info.get("mismatched_keys", ()))
+    if misshapen := first(shapes):
+        raise ValueError(f"{path} holds other shapes than its config.json says: {misshapen}")
     if left_over := first(info["unexpected_keys"]):
         raise ValueError(f"{path} holds more than its config.json says: {left_over}. The two are of different models")
 

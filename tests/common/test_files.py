@@ -217,10 +217,6 @@ def test_a_json_file_that_cannot_be_used_is_one_message(tmp_path: Path, content,
         path.write_bytes(content)
     with pytest.raises(UserError, match=rf"^prompt file {path} .*{says}"):
         read_json(path, "prompt file ")
-    lines = tmp_path / "a.jsonl"
-    lines.write_bytes((content or b"{") + b"\n")
-    with pytest.raises(UserError, match=rf"{lines}, line 1: not a list"):
-        list(read_json_lines(lines, "a list", lambda value: value.append))
 
 
 def test_of_a_folder_still_to_be_made_the_disk_is_that_of_the_nearest_above(tmp_path: Path, monkeypatch):

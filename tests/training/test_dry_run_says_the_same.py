@@ -102,7 +102,7 @@ def whisper_of_other_layers(inputs: Inputs) -> list[str]:
 
 CASES: dict[str, tuple[Callable[[Inputs], list[str]], str]] = {
     "a tensor is missing": (lambda inputs: [inputs.llama(lacks_a_tensor)], "lacks 1 weights"),
-    "a tensor has another shape": (lambda inputs: [inputs.llama(has_another_shape)], "in another shape"),
+    "a tensor has another shape": (lambda inputs: [inputs.llama(has_another_shape)], "holds other shapes than its"),
     "a tensor is too many": (lambda inputs: [inputs.llama(has_one_more)], "holds more than its config.json says"),
     "pickled, a tensor is missing": (lambda inputs: [inputs.llama(lacks_a_tensor, binary=True)], "lacks 1 weights"),
     "pickled, cut": (cut_weights, "cannot be loaded"),
@@ -140,7 +140,7 @@ def test_what_the_real_run_refuses_the_dry_run_refuses_in_the_same_words(mini_wo
 
 def test_a_few_readable_clips_among_many_missing_ones_are_enough(mini_world, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("salmonn.data.filtering._LOOKED_AT", 3)
+    monkeypatch.setattr("salmonn.data.filtering._LOOKED_AT", (2, 3))
     path = tmp_path / "most_missing.json"
     entries = json.loads((mini_world / "ann/stage1_train.json").read_text())["annotation"]
     path.write_text(json.dumps({"annotation": [{**entries[0], "path": f"/no/{i}"} for i in range(40)] + entries[:9]}))

@@ -11,12 +11,13 @@ from peft import PeftModel
 from peft.config import PeftConfigMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from salmonn import SALMONN
 from salmonn.common.cli import run_cli
 from salmonn.common.errors import UserError
 from salmonn.model import checkpoint, pretrained
+from tests.fixtures.checkpoints import write_weights_without_values
 from tests.fixtures.convert import GOLDEN_PTH, written
 from tests.fixtures.golden import golden_config, golden_sample
 from tests.fixtures.paths import GOLDEN
@@ -216,8 +217,11 @@ def test_a_published_generation_config_that_the_library_calls_invalid_can_be_mer
 
 def test_an_llm_of_another_size_is_refused_before_its_weights_are_read(command, trained_pth, tmp_path):
     llm = copy_of_llm(tmp_path / "wider")
-    config = json.loads((llm / "config.json").read_text())
-    (llm / "config.json").write_text(json.dumps(config | {"hidden_size": 96}))  # no more what its weights are
+    config = AutoConfig.from_pretrained(llm, hidden_size=96)
+    config.save_pretrained(llm)
+    with torch.device("meta"):
+        weights = AutoModelForCausalLM.from_config(config).state_dict()
+    write_weights_without_values(llm / "model.safetensors", weights)
     with pytest.raises(UserError, match=r"lora_A\.default\.weight: \[8, 48\] in the file, \[8, 96\] in the model"):
         command("export-merged", trained_pth, tmp_path / "merged", "--llama-path", llm)
 

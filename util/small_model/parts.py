@@ -37,7 +37,7 @@ class Part:
 
     name: str
     title: str
-    minutes: float  # a guess at two free cores, until the whole was measured: its shares tell what is left
+    minutes: float  # at two free cores, measured or guessed from it: the shares tell what is left
     work: Callable[["Small"], None]
 
 
@@ -294,13 +294,13 @@ def tell(small: Small) -> None:
 PARTS = (
     Part("models", "models", 2, get_models),
     Part("recordings", "recordings", 1, get_recordings),
-    Part("voices", "synthetic voices", 12, speak),
+    Part("voices", "synthetic voices", 15, speak),
     Part("annotations", "annotation files", 0.2, annotate),
     Part("stage0", "stage 0", 25, partial(train, stage="stage0")),
     Part("stage1", "stage 1", 40, partial(train, stage="stage1")),
-    Part("stage2", "stage 2", 20, partial(train, stage="stage2")),
-    Part("stories", "stories for stage 3", 3, write_stories),
+    Part("stage2", "stage 2", 17, partial(train, stage="stage2")),
+    Part("stories", "stories for stage 3", 1.5, write_stories),
     Part("stage3", "stage 3", 1, partial(train, stage="stage3")),
-    Part("evaluation", "evaluation", 8, evaluate),
-    Part("report", "report", 2, tell),
+    Part("evaluation", "evaluation", 3, evaluate),
+    Part("report", "report", 1.5, tell),
 )
