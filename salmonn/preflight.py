@@ -51,11 +51,8 @@ def find_problems(
     missing = missing_files(config, annotations, unread)
     problems = [*missing, *problem_of(_require_device, config)]
     if training:
-        require_fit = _require_ctc_tasks if config.run.objective == "ctc" else _require_prompts
         for path in (config.datasets[key] for key in annotations):
-            if Path(path).is_file():
-                unfit = problem_of(require_fit, config, path)
-                problems += unfit or problem_of(_require_clips, config, path)
+            problems += problem_of(_require_entries, config, path) if Path(path).is_file() else []
     if not any(problem.startswith("model.") for problem in missing):
         problems += problem_of(_require_model, config, unread, training, goes_on)
     return problems
@@ -74,12 +71,24 @@ def _require_device(config: DictConfig) -> None:
     device_of(config)
 
 
-def _require_prompts(config: DictConfig, path: str) -> None:
-    """Raise UserError when an annotation file or the prompts cannot be read, or the one has entries without the other.
+def _require_entries(config: DictConfig, path: str) -> None:
+    """Raise UserError when an annotation file or none of its clips can be read, or there is nothing to learn from."""
+    annotations = Annotations(path, end_sym=config.model.end_sym)
+    tasks = config.run.ctc_tasks if config.run.objective == "ctc" else None
+    if tasks is not None:
+        require_tasks(annotations, tasks)
+    else:
+        _require_prompts(config.model, annotations)
+    if not config.datasets.prefix or Path(config.datasets.prefix).exists():  # else that is told
+        require_some_usable(annotations, config.datasets, tasks)
+
+
+def _require_prompts(model: DictConfig, annotations: Annotations) -> None:
+    """Raise UserError when the prompts cannot be read, or an annotation file has entries without them.
 
     A task may lack a prompt, and an entry the question that its prompts ask.
     """
-    annotations, model = Annotations(path, end_sym=config.model.end_sym), config.model
+    path = annotations.path
     if not Path(model.prompt_path).is_file():
         return
     pools = prompts.load_train_prompts(model.prompt_path, model.prompt_template)
@@ -100,18 +109,6 @@ def _require_prompts(config: DictConfig, path: str) -> None:
             )
     if problems:
         raise UserError("\n".join(problems))
-
-
-def _require_ctc_tasks(config: DictConfig, path: str) -> None:
-    """Raise UserError when an annotation file cannot be read, or has nothing for stage 0 to learn from."""
-    require_tasks(Annotations(path, end_sym=config.model.end_sym), config.run.ctc_tasks)
-
-
-def _require_clips(config: DictConfig, path: str) -> None:
-    """Raise UserError where none of an annotation file's clips can be used."""
-    tasks = config.run.ctc_tasks if config.run.objective == "ctc" else None
-    if not config.datasets.prefix or Path(config.datasets.prefix).exists():  # else that is told
-        require_some_usable(Annotations(path, end_sym=config.model.end_sym), config.datasets, tasks)
 
 
 def _require_model(config: DictConfig, unread: Sequence[str], training: bool, goes_on: Sequence[Path]) -> None:
