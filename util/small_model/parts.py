@@ -216,7 +216,8 @@ def annotate(small: Small) -> None:
             for task in report.TASKS:
                 corpus.write_annotations(_ann(small, f"test_{task}"), chosen[task])
         else:
-            stages[f"stage2_{split}"] = [entry for entries in chosen.values() for entry in entries]
+            repeats = tasks.REPEATS if split == "train" else {}
+            stages[f"stage2_{split}"] = [one for task in chosen for one in repeats.get(task, 1) * chosen[task]]
     for name, entries in stages.items():
         Random(name).shuffle(entries)
         corpus.write_annotations(_ann(small, name), entries)
