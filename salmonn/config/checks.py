@@ -40,6 +40,8 @@ BOUNDS: dict[str, tuple[float | str, float | str]] = {
     "datasets.max_clip_seconds": (0, 1e9),
     "datasets.max_bad_fraction": (0, 1),
     "run.ctc_negatives": (0, _MANY),
+    "run.ctc_weight": (0, 100),
+    "run.ctc_until": ("above 0", 1),
     "run.seed": (0, 2**32 - 1),
     "run.save_every_steps": (0, _MANY),
     "run.save_every_minutes": (0, 1e6),
@@ -134,6 +136,8 @@ def impossible_values(config: DictConfig) -> list[str]:
         ]
     if OmegaConf.select(config, "run.objective") == "ctc":
         problems += _impossible_alignment(config)
+    if OmegaConf.select(config, "run.ctc_weight"):
+        problems += _impossible_spelling(config)
     for _, model in _given(config, ["model"]):
         problems += _impossible_model(model)
     for _, judge in _given(config, ["evaluate.judge"]):
@@ -193,18 +197,28 @@ def _impossible_model(model: DictConfig) -> list[str]:
 
 
 def _impossible_alignment(config: DictConfig) -> list[str]:
-    model, problems = config.model, []
-    if not config.run.ctc_tasks:
-        problems.append("run.ctc_tasks is empty: run.objective = ctc needs the tasks whose texts follow the audio")
-    if not model.window_level_Qformer:
-        problems.append(
-            "model.window_level_Qformer = False does not go with run.objective = ctc: no order in one window"
-        )
+    model, problems = config.model, _impossible_ctc(config, "run.objective = ctc")
     problems += [
         f"model.{key} = False does not go with run.objective = ctc: it trains the connector alone"
         for key in ("freeze_whisper", "freeze_beats")
         if not model[key]
     ]
+    return problems
+
+
+def _impossible_spelling(config: DictConfig) -> list[str]:
+    said = f"run.ctc_weight = {config.run.ctc_weight}"
+    if config.run.objective == "ctc":
+        return [f"{said} does not go with run.objective = ctc: there is no other loss beside which it could stand"]
+    return _impossible_ctc(config, said)
+
+
+def _impossible_ctc(config: DictConfig, said: str) -> list[str]:
+    problems = []
+    if not config.run.ctc_tasks:
+        problems.append(f"run.ctc_tasks is empty: {said} needs the tasks whose texts follow the audio")
+    if not config.model.window_level_Qformer:
+        problems.append(f"model.window_level_Qformer = False does not go with {said}: no order in one window")
     return problems
 
 

@@ -97,6 +97,8 @@ class RunConfig:
     objective: str = "answer"  # stages 1 to 3: the LLM's answer | ctc: stage 0, the connector spells by itself
     ctc_tasks: list[str] = field(default_factory=lambda: ["asr"])  # whose texts follow the audio; others are left out
     ctc_negatives: int = 1500  # random tokens that the batch's own are told from
+    ctc_weight: float = 0.0  # objective answer: of CTC on the clips of ctc_tasks beside the answer's loss; 0 = none
+    ctc_until: float = 1.0  # share of the run after which that has faded out
     seed: int = 42
     output_dir: str = "output"
     exp_name: str = ""  # folder inside output_dir; "" = the config file's name

@@ -1,8 +1,8 @@
-"""Stage 0: the connector alone learns to spell in the language model's embedding space, before that model is ever run.
+"""The connector learns to spell in the language model's embedding space: alone (stage 0), or beside the LLM's answer.
 
 The audio tokens of a clip are scored against the LLM's own frozen input embeddings, and CTC aligns them with the
 transcript's tokens: what stage 1 has to find out through all of the LLM's layers is told to the connector directly.
-Not in the paper; `run.objective = ctc`, see docs/training.md.
+Not in the paper; `run.objective = ctc` and `run.ctc_weight`, see docs/training.md.
 
 Shapes: B clips, A audio tokens of a clip, H the LLM's width, C candidate tokens, V the vocabulary.
 """
@@ -29,53 +29,59 @@ INITIAL_SCALE = 4.0  # of the logits
 _MEASURED_ROWS = 4096  # of the embeddings, for their size
 
 
-class Aligner(SALMONN):
-    """A SALMONN without LoRA and the LLM's layers, whose connector learns by CTC; parameters have the same names."""
+class Speller(SALMONN):
+    """A SALMONN whose connector learns by CTC beside the LLM's answer, as much as `ctc_weight` says."""
 
     embedding_norm: Tensor  # root mean square of the LLM's input embeddings' norms
 
     def __init__(self, config: DictConfig, *parts: Any, **named_parts: Any) -> None:
-        """As SALMONN; of the LLM only the input embeddings are used."""
-        # Whisper's 30 s are mostly silence behind the clip, which has nothing to spell
-        settings = {"lora": False, "lora_scaling": None, "gradient_checkpointing": False, "only_filled_windows": True}
-        super().__init__(OmegaConf.merge(config, settings), *parts, **named_parts)
-        self.n_negatives = RunConfig.ctc_negatives
+        """As SALMONN."""
+        super().__init__(config, *parts, **named_parts)
+        self.ctc_weight = 0.0  # of the CTC loss; `set_ctc_weight` changes it as training goes on
+        self.n_negatives, self.ctc_tasks = RunConfig.ctc_negatives, RunConfig().ctc_tasks
         embeddings = self.llama_model.get_input_embeddings()
         n_rows, width = embeddings.weight.shape
         rows = torch.arange(0, n_rows, max(1, n_rows // _MEASURED_ROWS), device=embeddings.weight.device)
         # logits are measured in it: the families' embeddings differ a hundredfold in size, and one scale has to fit all
         self.register_buffer("embedding_norm", embeddings(rows).float().square().sum(1).mean().sqrt(), persistent=False)
-        # of no use to the stages that follow: model/checkpoint.py knows the two names
+        # of no use to a model that does not spell: model/checkpoint.py knows the two names
         self.ctc_blank = nn.Parameter(torch.zeros(width))
         self.ctc_log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
 
-    @classmethod
-    def _load_llm(cls, config: DictConfig, device: torch.device) -> PreTrainedModel:
-        return load_embeddings(config, device)
-
     def forward(self, samples: Samples, verbose: bool = False) -> dict[str, Tensor]:
-        """CTC loss of a batch, per target token of the transcripts that fit into their clips' audio tokens.
-
-        Against the batch's tokens and `n_negatives` others, drawn anew each time. With `verbose` also total (target
-        tokens) and cut (transcripts that do not fit, and teach nothing).
-        """
-        targets = tokenize(self.tokenizer, samples["text"])
+        """As SALMONN's, with `ctc_weight` times the CTC loss of the clips of `ctc_tasks` in "loss"."""
         clips = self.encode_clips(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
+        chosen = samples.get("prompts") or self.choose_prompts(samples)
+        result = self.answer_loss(clips, chosen, samples["text"])
+        # no parameter may be without a gradient: DDP waits for each of them
+        spelled = 0.0 * (self.ctc_blank.sum() + self.ctc_log_scale)
+        rows = [i for i, task in enumerate(samples["task"]) if task in self.ctc_tasks]
+        if rows and self.ctc_weight > 0:
+            spelled = self.spelling_loss([clips[i] for i in rows], [samples["text"][i] for i in rows])["loss"]
+        loss = result["loss"] + self.ctc_weight * spelled
+        return {**result, "loss": loss} if verbose else {"loss": loss}
+
+    def spelling_loss(self, clips: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
+        """CTC loss of B clips' audio tokens [A, H], per target token of the transcripts that fit into them.
+
+        Against the batch's tokens and `n_negatives` others, drawn anew each time. Beside "loss" total (target tokens)
+        and cut (transcripts that do not fit, and teach nothing).
+        """
+        targets = tokenize(self.tokenizer, texts)
         candidates = draw_candidates(targets, self.n_negatives, self.vocabulary_size)  # [C], sorted
         columns = [torch.searchsorted(candidates, torch.tensor(ids, dtype=torch.long)) for ids in targets]
         lengths = [len(clip) for clip in clips]
-        rows = self.log_probs(torch.cat(clips), self.table(candidates)).split(lengths)  # none of padding
+        rows = self.log_probs(torch.cat([*clips]), self.table(candidates)).split(lengths)  # none of padding
         # not pad_sequence, whose backward pass copies the whole batch once for each clip
         log_probs = torch.stack([F.pad(row, (0, 0, 0, max(lengths) - len(row))) for row in rows])  # [B, A, C + 1]
         losses, fits = ctc_losses(log_probs, lengths, columns)
         total = sum(len(ids) for ids, fit in zip(targets, fits, strict=True) if fit)
         total = max(total, 1)  # a batch in which nothing fits has no loss, and must not be divided by
-        result = {
+        return {
             "loss": losses.sum() / total,
             "total": torch.full((), total, device=self.device),
             "cut": torch.full((), fits.count(False), device=self.device),
         }
-        return result if verbose else {"loss": result["loss"]}
 
     @property
     def vocabulary_size(self) -> int:
@@ -113,17 +119,45 @@ class Aligner(SALMONN):
         return dict(zip(names, torch.tensor(rows, dtype=torch.float64).t(), strict=True))
 
 
+class Aligner(Speller):
+    """Stage 0: a Speller without LoRA and the LLM's layers; parameters have the same names."""
+
+    def __init__(self, config: DictConfig, *parts: Any, **named_parts: Any) -> None:
+        """As SALMONN; of the LLM only the input embeddings are used."""
+        # Whisper's 30 s are mostly silence behind the clip, which has nothing to spell
+        settings = {"lora": False, "lora_scaling": None, "gradient_checkpointing": False, "only_filled_windows": True}
+        super().__init__(OmegaConf.merge(config, settings), *parts, **named_parts)
+
+    @classmethod
+    def _load_llm(cls, config: DictConfig, device: torch.device) -> PreTrainedModel:
+        return load_embeddings(config, device)
+
+    def forward(self, samples: Samples, verbose: bool = False) -> dict[str, Tensor]:
+        """`spelling_loss` of a batch; with `verbose` also what it counts."""
+        clips = self.encode_clips(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
+        result = self.spelling_loss(clips, samples["text"])
+        return result if verbose else {"loss": result["loss"]}
+
+
 def model_class(run: DictConfig) -> type[SALMONN]:
     """The kind of model that a `run` section trains."""
-    return Aligner if run.objective == "ctc" else SALMONN
+    if run.objective == "ctc":
+        return Aligner
+    return Speller if run.ctc_weight > 0 else SALMONN
 
 
 def build_model(model: DictConfig, run: DictConfig, device: torch.device) -> SALMONN:
     """Load the model of a `model` section that a `run` section trains. Raises UserError as `SALMONN.from_config`."""
     built = model_class(run).from_config(model, device)
-    if isinstance(built, Aligner):
-        built.n_negatives = run.ctc_negatives
+    if isinstance(built, Speller):
+        built.n_negatives, built.ctc_tasks = run.ctc_negatives, list(run.ctc_tasks)
     return built
+
+
+def set_ctc_weight(model: SALMONN, run: DictConfig, share_done: float) -> None:
+    """Let the CTC beside the answer fade: from `run.ctc_weight` in a straight line to 0 at a share of the run."""
+    if isinstance(model, Speller):
+        model.ctc_weight = run.ctc_weight * max(0.0, 1 - share_done / run.ctc_until)
 
 
 def draw_candidates(targets: Sequence[Sequence[int]], n_negatives: int, vocabulary_size: int) -> Tensor:

@@ -28,8 +28,8 @@ PUBLISHED_EXTRAS = re.compile(
     r"|speech_Qformer\.bert\.embeddings\.position_ids"
     r"|beats\.encoder\.layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.weight"
 )
-# What stage 0 (model/alignment.py) trains beside the connector; a file that holds it comes from a model without LoRA.
-_OF_STAGE_0 = ("ctc_blank", "ctc_log_scale")
+# What a model that spells (model/alignment.py) trains beside the rest: a model that does not has no use for it.
+_OF_SPELLING = ("ctc_blank", "ctc_log_scale")
 # The LLMs of the released checkpoints by their width: name, positions. Their versions share all names and shapes.
 _VICUNAS = {5120: ("vicuna-13b-v1.1", 2048), 4096: ("vicuna-7b-v1.5", 4096)}
 _BACKBONES = ("speech_encoder.", "beats.", "llama_model.")
@@ -130,9 +130,13 @@ def require_fit(
         if any(name.startswith(encoder) for name in wanted) and not any(name.startswith(encoder) for name in found):
             logger.info("%s holds no %s weights: they stay as loaded from their own file", path, encoder.rstrip("."))
             wanted = {name: p for name, p in wanted.items() if not name.startswith(encoder)}
-    if _is_of_stage_0(found) and _OF_STAGE_0[0] not in wanted:
-        found = {name: value for name, value in found.items() if name not in _OF_STAGE_0}
-        wanted = {name: p for name, p in wanted.items() if not _is_lora(name) or name in found}
+    if _is_of_stage_0(found):
+        wanted = {name: p for name, p in wanted.items() if not _is_lora(name)}
+    spelled, spells = (set(_OF_SPELLING) & names.keys() for names in (found, wanted))
+    if len(spelled) == len(_OF_SPELLING) and not spells:  # of no use any more
+        found = {name: value for name, value in found.items() if name not in spelled}
+    if spells and not spelled:  # starts anew
+        wanted = {name: p for name, p in wanted.items() if name not in spells}
     problems = fit_problems(found, {name: p.shape for name, p in wanted.items()}, partial)
     if problems:
         shown = problems if len(problems) <= 12 else [*problems[:12], f"... and {len(problems) - 12} more"]
@@ -172,7 +176,8 @@ def tell_other_vicuna(width: int, positions: int, path: str) -> None:
 
 
 def _is_of_stage_0(parameters: Mapping[str, Tensor]) -> bool:
-    return all(name in parameters for name in _OF_STAGE_0)
+    """Whether a file was written by a model that spells and has no LoRA."""
+    return all(name in parameters for name in _OF_SPELLING) and not any(map(_is_lora, parameters))
 
 
 def _is_lora(name: str) -> bool:

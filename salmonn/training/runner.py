@@ -21,7 +21,7 @@ from salmonn.config.stored import written_config
 from salmonn.data.dataset import SALMONNDataset
 from salmonn.data.loader import LoadingError, eval_loader, open_datasets, train_loader
 from salmonn.data.quarantine import Quarantine
-from salmonn.model.alignment import build_model
+from salmonn.model.alignment import build_model, set_ctc_weight
 from salmonn.model.compilation import compile_blocks
 from salmonn.model.meta_model import heard_seconds
 from salmonn.training.curves import draw_curves
@@ -150,7 +150,9 @@ class Runner:
     def _add_micro_batch(self, samples: Samples, epoch: int, i: int, group: range) -> None:
         """Forward and backward; with the last micro-batch of a group the ranks average their gradients."""
         self._require_clips(samples)
-        seed_step(self.run_config.seed, epoch * self.plan.iters_per_epoch + i, distributed.rank())
+        iteration = epoch * self.plan.iters_per_epoch + i
+        seed_step(self.run_config.seed, iteration, distributed.rank())
+        set_ctc_weight(self.model, self.run_config, iteration / (self.plan.epochs * self.plan.iters_per_epoch))
         with contextlib.nullcontext() if i == group[-1] else self._no_sync():
             with self.autocast():
                 result = self.ddp_model(samples, verbose=True)

@@ -16,11 +16,13 @@ from salmonn.config.schema import RunConfig
 from salmonn.model import checkpoint
 from salmonn.model.alignment import (
     Aligner,
+    Speller,
     build_model,
     ctc_losses,
     draw_candidates,
     greedy_tokens,
     model_class,
+    set_ctc_weight,
 )
 from salmonn.model.llm import load_embeddings
 from salmonn.model.llm_input import tokenize
@@ -242,8 +244,83 @@ def test_what_else_is_missing_or_too_much_is_still_refused(build, stage0):
     without_mark = {name: value for name, value in parameters.items() if not name.startswith("ctc_")}
     with pytest.raises(UserError, match=r"missing: .*lora_A"):
         checkpoint.take_parameters(model, without_mark, "x.pth")
+    half = {name: value for name, value in parameters.items() if name != "ctc_blank"}
     with pytest.raises(UserError, match=r"missing: ctc_blank"):
-        checkpoint.take_parameters(build("llama3.2"), without_mark, "x.pth")
+        checkpoint.take_parameters(build("llama3.2"), half, "x.pth")
+
+
+# ---- beside the answer
+
+
+@pytest.fixture(scope="module")
+def speller(build):
+    """A whole model that spells beside answering."""
+    torch.manual_seed(0)
+    model = Speller.from_config(OmegaConf.merge(build("llama3.2").config, {"lora": True, "lora_dropout": 0.0}))
+    return randomised(model).eval()
+
+
+def test_the_loss_beside_the_answer_is_that_of_stage_0_on_the_clips_whose_text_follows_the_audio(build, speller):
+    samples = samples_of(speller, [0, 1])
+    samples["task"] = ["asr", "audiocaption"]
+    samples["prompts"] = ["USER: <Speech><SpeechHere></Speech> what?\nASSISTANT:"] * 2
+    speller.n_negatives = 10**6  # nothing is drawn
+    aligner = build("llama3.2")
+    aligner.n_negatives = 10**6
+    checkpoint.take_parameters(
+        aligner, {k: v for k, v in checkpoint.own_values(speller).items() if "lora" not in k}, ""
+    )
+    first = {key: value[:1] for key, value in samples.items()}
+    with torch.no_grad():
+        answers = SALMONN.forward(speller, samples, verbose=True)
+        spelled = aligner(first)["loss"]
+        speller.ctc_weight = 0.25
+        both = speller(samples, verbose=True)
+        torch.testing.assert_close(both["loss"], answers["loss"] + 0.25 * spelled)
+        torch.testing.assert_close(speller(samples)["loss"], both["loss"])
+        assert both["total"] == answers["total"]
+        samples["task"] = ["phone_recognition", "audiocaption"]
+        torch.testing.assert_close(speller(samples)["loss"], answers["loss"])
+
+
+def test_every_parameter_has_a_gradient_also_where_nothing_is_spelled(speller):
+    samples = samples_of(speller, [0, 1])
+    samples["task"] = ["audiocaption", "audiocaption"]
+    speller.ctc_weight = 0.25
+    speller.zero_grad()
+    speller(samples)["loss"].backward()
+    assert all(p.grad is not None for p in speller.parameters() if p.requires_grad)
+    assert not speller.ctc_blank.grad.any()
+
+
+def test_the_weight_falls_in_a_straight_line_to_nothing(speller):
+    run = OmegaConf.structured(RunConfig(ctc_weight=0.4, ctc_until=0.5))
+    assert model_class(run) is Speller
+    weights = []
+    for share in (0.0, 0.25, 0.5, 0.9):
+        set_ctc_weight(speller, run, share)
+        weights.append(speller.ctc_weight)
+    assert weights == pytest.approx([0.4, 0.2, 0, 0])
+
+
+def test_it_goes_on_from_stage_0_or_starts_anew_and_leaves_nothing_behind(build, speller, stage0, caplog):
+    theirs = checkpoint.read(stage0)["model"]
+    with caplog.at_level(logging.INFO, "salmonn"):
+        checkpoint.take_parameters(speller, theirs, stage0)
+    assert "LoRA starts anew" in caplog.text
+    assert torch.equal(speller.ctc_blank, theirs["ctc_blank"])
+    plain = SALMONN.from_config(OmegaConf.merge(build("llama3.2").config, {"lora": True}))
+    checkpoint.take_parameters(plain, checkpoint.own_values(speller), "x.pth")  # after it: no spelling any more
+    checkpoint.take_parameters(speller, checkpoint.own_values(plain), "x.pth")  # which starts anew
+    assert torch.equal(speller.ctc_blank, theirs["ctc_blank"])
+    incomplete = {
+        k: v
+        for k, v in checkpoint.own_values(speller).items()
+        if not k.endswith("0.self_attn.q_proj.lora_A.default.weight")
+    }
+    assert len(incomplete) < len(checkpoint.own_values(speller))
+    with pytest.raises(UserError, match=r"missing: .*lora_A"):
+        checkpoint.take_parameters(plain, incomplete, "x.pth")
 
 
 # ---- what is asked for
@@ -270,3 +347,18 @@ def test_the_kind_of_model_follows_the_objective(build):
 def test_what_cannot_be_aligned_is_refused(option, told):
     with pytest.raises(UserError, match=told):
         load_config("configs/mini/stage0.yaml", ["run.encoder_cache=", option])
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("run.objective=ctc", "no other loss beside which it could stand"),
+        ("run.ctc_tasks=[]", "run.ctc_tasks is empty"),
+        ("model.window_level_Qformer=False", "no order in one window"),
+        ("run.ctc_weight=-1", "run.ctc_weight = -1"),
+        ("run.ctc_until=0", "run.ctc_until = 0"),
+    ],
+)
+def test_what_cannot_be_spelled_beside_the_answer_is_refused(option, told):
+    with pytest.raises(UserError, match=told):
+        load_config("configs/mini/stage1.yaml", ["run.ctc_weight=0.3", option])

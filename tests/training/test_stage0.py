@@ -90,6 +90,18 @@ def test_stage_1_goes_on_from_it_with_lora_anew_and_says_so_once(mini_world, who
     assert any("lora_B" in name for name in parameters)
 
 
+def test_stage_1_may_go_on_spelling_beside_its_answers(mini_world, whole, tmp_path):
+    path = whole[0] / "stage0/checkpoint_best.pth"
+    options = [f"model.ckpt={path}", "run.ctc_weight=0.3", "model.second_per_window=0.1", "model.second_stride=0.1"]
+    result = train(mini_world, tmp_path, *options, stage=1, ranks=2)
+    assert result.returncode == 0, result.stderr
+    spelled = checkpoint.read(tmp_path / "stage1/checkpoint_best.pth")["model"]
+    assert not torch.equal(spelled["ctc_blank"], checkpoint.read(path)["model"]["ctc_blank"])
+    assert any("lora_B" in name and value.any() for name, value in spelled.items())
+    [*_, last] = [line for line in json_lines(tmp_path / "stage1/log.jsonl") if line["kind"] == "valid"]
+    assert "word_error_rate" not in last  # its validation is of the answer
+
+
 def test_a_checkpoint_without_part_of_the_connector_is_refused_before_the_model_is_loaded(mini_world, whole, tmp_path):
     content = checkpoint.read(whole[0] / "stage0/checkpoint_best.pth")
     del content["model"]["ln_audio.weight"]
