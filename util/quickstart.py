@@ -1,10 +1,12 @@
 """The whole job on the miniature world, by the commands a user would type.
 
-  python util/quickstart.py [--seed 42] [--out output/mini] [--fresh]
+  python util/quickstart.py [--seed 42] [--out output/mini] [--published] [--fresh]
 
-Makes the corpus and the tiny models, shows what is there, trains stages 1 to 3 on two processes,
+Makes the corpus and the tiny models, shows what is there, trains stages 0 to 3 on two processes,
 evaluates after stage 1 and stage 3 on held-out clips (also with the audio shuffled between clips),
 and writes <out>/summary.json, <out>/report.md and the curves. No GPU, no downloads, some minutes.
+Stage 0, in which the connector learns to spell before the language model is run, is not in the paper:
+--published leaves it out, and gives stage 1 the steps that it needs then.
 Started again, it goes on where it stopped, and does nothing anew that is done; --fresh trains and evaluates anew.
 Exit code 0 if the model has learned to listen (the bars of the report), 1 if not or if a part fails.
 """
@@ -24,7 +26,7 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import write_json
 from salmonn.config.loading import load_config
 from util.jobs import moved, run_command
-from util.quickstart_report import EVALUATED_STAGES, MODES, STAGES, check_bars, summarise, write_report
+from util.quickstart_report import EVALUATED_STAGES, MODES, STAGES, Recipe, check_bars, summarise, write_report
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = "configs/mini"
@@ -43,6 +45,7 @@ def main() -> None:
         help="of world and training (default: %(default)s)",
     )
     parser.add_argument("--out", default=DEFAULT_OUT, metavar="DIR", help="results (default: %(default)s)")
+    parser.add_argument("--published", action="store_true", help="the published three stages, without stage 0")
     parser.add_argument(
         "--fresh",
         action="store_true",
@@ -54,8 +57,9 @@ def main() -> None:
 
     if args.fresh:
         clear(Path(out))
-    seconds = run_all(out, args.seed)
-    summary = summarise(Path(out), args.seed, seconds)
+    recipe = Recipe(args.seed, args.published)
+    seconds = run_all(out, recipe)
+    summary = summarise(Path(out), recipe, seconds)
     verdicts = check_bars(summary)
     write_report(Path(out), summary, verdicts)
     print("\n" + "\n".join(verdict.line for verdict in verdicts))
@@ -73,23 +77,23 @@ class Part(NamedTuple):
     processes: int = 1
 
 
-def run_all(out: str, seed: int) -> dict[str, float]:
+def run_all(out: str, recipe: Recipe) -> dict[str, float]:
     """Run every part that is not done, in order; returns the seconds of each, and in all."""
-    done = seconds_of_done(Path(out), seed)
-    for part in parts(out, seed):
+    done = seconds_of_done(Path(out), recipe)
+    for part in parts(out, recipe):
         if part.name in done:
             print(f"=== {part.title}: done before, in {done[part.name]:.0f} s", flush=True)
             continue
         done[part.name] = run(part)
-        write_json(Path(out, STATE), {"seed": seed, "seconds": done})
+        write_json(Path(out, STATE), {**recipe._asdict(), "seconds": done})
     return {**done, "total": round(sum(done.values()), 1)}
 
 
-def parts(out: str, seed: int) -> list[Part]:
+def parts(out: str, recipe: Recipe) -> list[Part]:
     """All of them, in order."""
-    world = f"{out}/world"
-    stages = {f"stage{stage}": f"{world}/ann/stage{stage}" for stage in STAGES}
-    annotations = [f"{path}_{split}.json" for path in stages.values() for split in ("train", "valid")]
+    world, seed = f"{out}/world", recipe.seed
+    annotated = [f"{world}/ann/stage{stage}" for stage in STAGES if stage]  # stage 0 hears the speech of stage 1
+    annotations = [f"{path}_{split}.json" for path in annotated for split in ("train", "valid")]
     prefix = load_config(f"{CONFIGS}/stage1.yaml", overrides("stage1", out, seed)).datasets.prefix
     make = ["util/make_mini_world.py", "--out", world, "--seed", str(seed)]
     inspect = ["util/anns_inspector.py", "--prefix", prefix, "--ann", *annotations, "--json", f"{out}/inspector.json"]
@@ -97,10 +101,11 @@ def parts(out: str, seed: int) -> list[Part]:
         Part("world", "corpus and tiny models", f"{world}/world.json", make),
         Part("inspector", "what is ready", f"{out}/inspector.json", inspect),
     ]
-    for stage in STAGES:
+    for stage in recipe.stages:
         name = f"stage{stage}"
-        train = ["train.py", "--cfg-path", f"{CONFIGS}/{name}.yaml"]
-        if options := overrides(name, out, seed):
+        config = name if recipe.published or stage != 1 else f"fast/{name}"
+        train = ["train.py", "--cfg-path", f"{CONFIGS}/{config}.yaml"]
+        if options := overrides(config, out, seed):
             train += ["--options", *options]
         curves = f"{out}/{name}/training_curves.png"  # drawn when the run is done
         found.append(Part(name, f"training, stage {stage}", curves, train, PROCESSES))
@@ -111,17 +116,19 @@ def parts(out: str, seed: int) -> list[Part]:
     return found
 
 
-def seconds_of_done(out: Path, seed: int) -> dict[str, float]:
+def seconds_of_done(out: Path, recipe: Recipe) -> dict[str, float]:
     """What each part took that is done, and whose file is there, up to the first that is not.
 
-    Raises UserError where another seed was run there.
+    Raises UserError where another seed or the other recipe was run there.
     """
     written = [path for path in (out / STATE, out / "summary.json") if path.exists()]
     state = json.loads(written[0].read_text(encoding="utf-8")) if written else {}
-    if state.get("seed", seed) != seed:
-        raise UserError(f"{out} holds a quickstart of --seed {state['seed']}: choose another --out, or add --fresh")
+    # before there was stage 0, all were published
+    found = Recipe(state["seed"], state.get("published", True)) if state else recipe
+    if found != recipe:
+        raise UserError(f"{out} holds a quickstart of {found}: choose another --out, or add --fresh")
     done = {}
-    for part in parts(str(out), seed):
+    for part in parts(str(out), recipe):
         if part.name not in state.get("seconds", {}) or not Path(part.product).exists():
             break
         done[part.name] = state["seconds"][part.name]

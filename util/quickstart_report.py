@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from salmonn.common.files import read_json_lines, write_json, write_text
 from salmonn.evaluation.report.tables import table
 
-STAGES = (1, 2, 3)
+STAGES = (0, 1, 2, 3)
 EVALUATED_STAGES = (1, 3)
 MODES = ("valid_asr", "valid_aac")
 SCORES = {  # name in the summary: mode, name in its report
@@ -19,6 +19,25 @@ SCORES = {  # name in the summary: mode, name in its report
     "aac_exact": ("valid_aac", "exact"),
 }
 SAMPLES_SHOWN = 6  # per evaluation
+_HOW = {
+    True: ", as published",
+    False: " after stage 0, in which the connector alone learned to spell (not in the paper; without it: --published)",
+}
+
+
+class Recipe(NamedTuple):
+    """How a quickstart trains."""
+
+    seed: int
+    published: bool = False  # without stage 0
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        return STAGES[1:] if self.published else STAGES
+
+    def __str__(self) -> str:
+        """As it was asked for."""
+        return f"--seed {self.seed}{' --published' if self.published else ''}"
 
 
 @dataclass(frozen=True)
@@ -60,13 +79,13 @@ class Check:
         return f"{verdict}  {self.bar.score} after stage {self.bar.stage}: {self.value:.3f} ({limit})"
 
 
-def summarise(out: Path, seed: int, seconds: dict[str, float]) -> dict[str, Any]:
+def summarise(out: Path, recipe: Recipe, seconds: dict[str, float]) -> dict[str, Any]:
     """Gather the numbers of all parts. Scores at the top level are the final model's."""
-    runs = {f"stage{stage}": _read(out / f"stage{stage}" / "summary.json") for stage in STAGES}
-    lists = [read_json_lines(out / f"stage{stage}" / "quarantine.jsonl", "a verdict") for stage in STAGES]
+    runs = {f"stage{stage}": _read(out / f"stage{stage}" / "summary.json") for stage in recipe.stages}
+    lists = [read_json_lines(out / f"stage{stage}" / "quarantine.jsonl", "a verdict") for stage in recipe.stages]
     skipped = {verdict["path"] for verdicts in lists for verdict in verdicts}
     return {
-        "seed": seed,
+        **recipe._asdict(),
         "seconds": seconds,
         **_scores(out, EVALUATED_STAGES[-1]),
         **{f"stage{stage}": _scores(out, stage) for stage in EVALUATED_STAGES[:-1]},
@@ -102,7 +121,7 @@ def write_report(out: Path, summary: dict[str, Any], verdicts: Sequence[Check]) 
     parts = [
         "# SALMONN on the miniature world",
         "A small corpus was synthesised, tiny Whisper, BEATs and LLaMA were made and frozen, and SALMONN was trained "
-        f"on them in three stages: window-level Q-Former, projection and LoRA, "
+        f"on them in three stages{_HOW[summary['published']]}: window-level Q-Former, projection and LoRA, "
         f"{summary['trainable_parameters']:,} trainable parameters. All scores are on held-out clips; "
         "*shuffled* means that each question was answered with the audio of another clip: a model that "
         "listens is far worse then.",
@@ -114,7 +133,7 @@ def write_report(out: Path, summary: dict[str, Any], verdicts: Sequence[Check]) 
         _training_table(out, summary),
         f"Unreadable files met and skipped: {summary['skipped_files']} of the {summary['broken_files']} that the "
         "world holds on purpose (each stage lists its own in quarantine.jsonl).",
-        *(f"![stage {stage}](stage{stage}/training_curves.png)" for stage in STAGES),
+        *(f"![{name}]({name}/training_curves.png)" for name in summary["steps"]),
         "## Sample answers of the final model",
         *(_samples(out, mode) for mode in MODES),
         "## Seconds",
@@ -137,11 +156,12 @@ def _score_table(summary: dict[str, Any]) -> str:
 def _training_table(out: Path, summary: dict[str, Any]) -> str:
     files = {Path(report["file"]).stem: report for report in _read(out / "inspector.json")["files"]}
     rows = []
-    for stage in STAGES:
-        name, data = f"stage{stage}", files[f"stage{stage}_train"]
-        tasks = ", ".join(f"{row['task']} {row['total']}" for row in data["tasks"])
+    for name, steps in summary["steps"].items():
+        spells = name == "stage0"
+        tasks = files[f"{'stage1' if spells else name}_train"]["tasks"]
+        heard = ", ".join(f"{row['task']} {row['total']}" for row in tasks if not spells or row["task"] == "asr")
         losses = [f"{summary[key][name]:.3f}" for key in ("valid_loss", "valid_loss_shuffled")]
-        rows.append([str(stage), str(summary["steps"][name]), *losses, tasks])
+        rows.append([name.removeprefix("stage"), str(steps), *losses, heard + (" (loss of CTC)" if spells else "")])
     return table(["stage", "steps", "validation loss", "shuffled", "training entries"], rows)
 
 

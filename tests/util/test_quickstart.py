@@ -9,9 +9,10 @@ import pytest
 from salmonn.common.errors import UserError
 from util import quickstart
 from util.quickstart import clear, overrides, parts, run_all, seconds_of_done
-from util.quickstart_report import MODES, STAGES, check_bars, summarise, write_report
+from util.quickstart_report import MODES, STAGES, Recipe, check_bars, summarise, write_report
 
 GOOD = {"wer": 0.12, "wer_shuffled": 0.94, "exact": 0.82, "exact_shuffled": 0.11}
+FAST, PUBLISHED = Recipe(42), Recipe(42, published=True)
 CAPTIONS = {"cider_d": 5.5, "cider_d_shuffled": 0.6, "rouge_l": 0.9, "rouge_l_shuffled": 0.3}
 
 
@@ -43,7 +44,7 @@ def out(tmp_path: Path) -> Path:
             write(evaluation / "report.json", {"scores": {**GOOD, **CAPTIONS}})
             answer = {"unreadable": "", "references": ["a | b"], "text": "a b", "text_shuffled": f"{mode} c"}
             write(evaluation / "predictions.jsonl", answer, {"unreadable": "gone"})
-    files = [{"file": f"w/stage{s}_train.json", "tasks": [{"task": "asr", "total": 9}]} for s in STAGES]
+    files = [{"file": f"w/stage{s}_train.json", "tasks": [{"task": "asr", "total": 9}]} for s in STAGES[1:]]
     write(tmp_path / "inspector.json", {"files": files})
     write(tmp_path / "world/world.json", {"broken": {f"{i}.wav": "missing" for i in range(5)}})
     return tmp_path
@@ -51,21 +52,21 @@ def out(tmp_path: Path) -> Path:
 
 def test_summary_holds_the_scores_of_the_final_model_and_of_stage_1(out: Path):
     write(out / "results/stage1_valid_asr/report.json", {"scores": {"wer": 0.2, "wer_shuffled": 0.9}})
-    summary = summarise(out, 7, {"stage1": 70.0, "total": 71.0})
+    summary = summarise(out, Recipe(7), {"stage1": 70.0, "total": 71.0})
     assert summary["seed"] == 7
     assert (summary["asr_wer"], summary["stage1"]["asr_wer"]) == (0.12, 0.2)
     assert (summary["aac_cider_d"], summary["aac_exact_shuffled"]) == (5.5, 0.11)
-    assert summary["valid_loss_shuffled"] == {"stage1": 3.0, "stage2": 4.0, "stage3": 5.0}
+    assert summary["valid_loss_shuffled"] == {"stage0": 2.0, "stage1": 3.0, "stage2": 4.0, "stage3": 5.0}
     assert summary["trainable_parameters"] == 1001
-    assert summary["skipped_files"] == 4  # a file that all stages met counts once
+    assert summary["skipped_files"] == 5  # a file that all stages met counts once
 
 
 def test_a_listening_model_passes_every_bar_and_a_deaf_one_fails(out: Path):
-    assert all(verdict.passed for verdict in check_bars(summarise(out, 42, {})))
+    assert all(verdict.passed for verdict in check_bars(summarise(out, FAST, {})))
     deaf = {"wer": 0.94, "wer_shuffled": 0.94, "exact": 0.11, "exact_shuffled": 0.11}
     write(out / "results/stage3_valid_asr/report.json", {"scores": deaf})
     write(out / "results/stage3_valid_aac/report.json", {"scores": {**deaf, **CAPTIONS}})
-    failed = [verdict.line for verdict in check_bars(summarise(out, 42, {})) if not verdict.passed]
+    failed = [verdict.line for verdict in check_bars(summarise(out, FAST, {})) if not verdict.passed]
     assert failed == [
         "FAIL  asr_wer after stage 3: 0.940 (at most 0.35)",
         "FAIL  aac_exact after stage 3: 0.110 (at least 0.65)",
@@ -73,10 +74,10 @@ def test_a_listening_model_passes_every_bar_and_a_deaf_one_fails(out: Path):
 
 
 def test_report_shows_scores_samples_and_a_picture_per_stage(out: Path):
-    summary = summarise(out, 42, {"stage1": 70.0, "total": 71.0})
+    summary = summarise(out, FAST, {"stage1": 70.0, "total": 71.0})
     write_report(out, summary, check_bars(summary))
     page = (out / "report.md").read_text()
-    for expected in ("PASS  asr_wer", "| 0.120", "asr 9", "4 of the 5", "a \\| b", "valid_aac c"):
+    for expected in ("PASS  asr_wer", "| 0.120", "asr 9 (loss of CTC)", "5 of the 5", "a \\| b", "valid_aac c"):
         assert expected in page
     for stage in STAGES:
         assert f"](stage{stage}/training_curves.png)" in page
@@ -115,26 +116,26 @@ def ran(monkeypatch) -> list[str]:
 
 
 def test_a_stopped_quickstart_goes_on_with_the_part_that_was_not_done_and_a_finished_one_does_nothing(ran, tmp_path):
-    out, names = str(tmp_path), [part.name for part in parts(str(tmp_path), 42)]
+    out, names = str(tmp_path), [part.name for part in parts(str(tmp_path), FAST)]
     ran.append("fail")
     with pytest.raises(SystemExit):
-        run_all(out, 42)
+        run_all(out, FAST)
     ran.remove("fail")
     assert ran == names[: names.index("stage2")]
-    seconds = run_all(out, 42)
+    seconds = run_all(out, FAST)
     assert ran == names  # each once
     assert seconds == {**dict.fromkeys(names, 3.0), "total": 3.0 * len(names)}
-    assert run_all(out, 42) == seconds
+    assert run_all(out, FAST) == seconds
     assert ran == names
     (tmp_path / "stage3/training_curves.png").unlink()
-    run_all(out, 42)
+    run_all(out, FAST)
     assert ran == [*names, *names[names.index("stage3") :]]
 
 
 @pytest.mark.usefixtures("ran")
 def test_no_run_is_overwritten_and_fresh_trains_anew(tmp_path):
-    assert not any("overwrite" in word for part in parts(str(tmp_path), 42) for word in part.command)
-    run_all(str(tmp_path), 42)
+    assert not any("overwrite" in word for part in parts(str(tmp_path), FAST) for word in part.command)
+    run_all(str(tmp_path), FAST)
     (tmp_path / "results/mine").mkdir()
     clear(tmp_path)
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.iterdir()) == [
@@ -143,12 +144,34 @@ def test_no_run_is_overwritten_and_fresh_trains_anew(tmp_path):
         "world",
     ]
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["mine"]
-    assert seconds_of_done(tmp_path, 42) == {}
+    assert seconds_of_done(tmp_path, FAST) == {}
 
 
 @pytest.mark.parametrize("name", ["quickstart.json", "summary.json"])
-def test_another_seed_does_not_destroy_what_is_there(ran, tmp_path, name):
-    write(tmp_path / name, {"seed": 42, "seconds": {}})
-    with pytest.raises(UserError, match=r"holds a quickstart of --seed 42: choose another --out, or add --fresh"):
-        run_all(str(tmp_path), 43)
+@pytest.mark.parametrize(
+    ("there", "asked", "told"),
+    [
+        ({"seed": 42, "published": False}, Recipe(43), "--seed 42"),
+        ({"seed": 42, "published": False}, PUBLISHED, "--seed 42"),
+        ({"seed": 42, "published": True}, FAST, "--seed 42 --published"),
+        ({"seed": 42}, FAST, "--seed 42 --published"),  # of before there was a stage 0
+    ],
+)
+def test_another_quickstart_does_not_destroy_what_is_there(ran, tmp_path, name, there, asked, told):
+    write(tmp_path / name, {**there, "seconds": {}})
+    with pytest.raises(UserError, match=rf"holds a quickstart of {told}: choose another --out, or add --fresh"):
+        run_all(str(tmp_path), asked)
     assert ran == []
+
+
+def test_the_published_quickstart_has_no_stage_0_and_its_stage_1_does_not_start_from_one(tmp_path):
+    commands = {
+        name: {part.name: " ".join(part.command) for part in parts(str(tmp_path), recipe)}
+        for name, recipe in (("fast", FAST), ("published", PUBLISHED))
+    }
+    assert "stage0" in commands["fast"]
+    assert f"model.ckpt={tmp_path}/stage0/checkpoint_best.pth" in commands["fast"]["stage1"]
+    assert commands["fast"].keys() - commands["published"].keys() == {"stage0"}
+    assert "model.ckpt" not in commands["published"]["stage1"]
+    same = [name for name, command in commands["published"].items() if command == commands["fast"][name]]
+    assert same == [name for name in commands["published"] if name != "stage1"]
