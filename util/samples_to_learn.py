@@ -1,12 +1,14 @@
-"""After how many samples does a model listen? Recipes of stage 1 side by side, on the miniature world.
+"""After how many samples does a model listen? Recipes of stage 1 side by side.
 
   python util/samples_to_learn.py                            all recipes of configs/mini/recipes.yaml, 3 seeds
+  python util/samples_to_learn.py --world small              those of configs/small/recipes.yaml, on real parts
   python util/samples_to_learn.py --only published half_batch --seeds 4 5
   python util/samples_to_learn.py --report-only              from the runs that are there
 
-Each run is stage 1 by the real Runner, validated often beside the control with shuffled audio, and ended when the
-plateau is left and half of the accuracy is gained. Finished runs are kept in --out and not made again; the tables
-there (report.md, report.json, report.png) are of all of them. The miniature world must be there: make quickstart.
+Each run is stage 1 by the real Runner, some after a stage 0, validated often beside the control with shuffled audio,
+and ended when the plateau is left and half of the accuracy is gained. Finished runs are kept in --out and not made
+again; the tables there (report.md, report.json, report.png) are of all of them. The world must be there: make
+quickstart makes the miniature one, make small the other. One thread a process: start several with other --seeds.
 """
 
 import argparse
@@ -18,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from experiments.samples_to_learn.experiment import measure, read_curves  # noqa: E402
+from experiments.samples_to_learn.experiment import fill_cache, measure, read_curves  # noqa: E402
 from experiments.samples_to_learn.recipes import load_study  # noqa: E402
 from experiments.samples_to_learn.report import markdown, plot, summarise  # noqa: E402
 from salmonn.common.cli import run_cli, seed_number  # noqa: E402
@@ -29,19 +31,15 @@ from salmonn.common.files import write_json, write_text  # noqa: E402
 def main() -> None:
     """Make the runs that are missing, then the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", choices=("mini", "small"), default="mini", help="where (default: %(default)s)")
     parser.add_argument(
-        "--recipes",
-        default=ROOT / "configs/mini/recipes.yaml",
-        type=Path,
-        metavar="FILE",
-        help="what is compared (default: configs/mini/recipes.yaml)",
+        "--recipes", type=Path, metavar="FILE", help="what is compared (default: configs/WORLD/recipes.yaml)"
     )
     parser.add_argument(
         "--out",
-        default=Path("output/samples_to_learn"),
         type=Path,
         metavar="DIR",
-        help="runs and report (default: %(default)s)",
+        help="runs and report (default: output/samples_to_learn, of the small world output/samples_to_learn_small)",
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="RECIPE", help="make only these runs (default: all)")
     parser.add_argument(
@@ -58,20 +56,23 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    study = load_study(args.recipes)
+    recipes = args.recipes or ROOT / "configs" / args.world / "recipes.yaml"
+    out = args.out or Path("output/samples_to_learn" if args.world == "mini" else "output/samples_to_learn_small")
+    study = load_study(recipes)
     if unknown := set(args.only) - set(study.recipes):
-        raise UserError(f"--only {' '.join(sorted(unknown))}: {args.recipes} has {', '.join(study.recipes)}")
+        raise UserError(f"--only {' '.join(sorted(unknown))}: {recipes} has {', '.join(study.recipes)}")
     if not args.report_only:
+        fill_cache(study, args.options)
         for seed in args.seeds:  # seed by seed: what is there when it is stopped can be compared
             for name in args.only or study.recipes:
-                measure(study, name, seed, args.out, args.options)
-    curves = read_curves(study, args.out)
+                measure(study, name, seed, out, args.options)
+    curves = read_curves(study, out)
     if not curves:
-        raise UserError(f"{args.out} holds no finished run of {args.recipes}")
+        raise UserError(f"{out} holds no finished run of {recipes}")
     summary = summarise(study, curves)
-    write_json(args.out / "report.json", summary)
-    write_text(args.out / "report.md", markdown(summary))
-    plot(summary, args.out / "report.png")
+    write_json(out / "report.json", summary)
+    write_text(out / "report.md", markdown(summary))
+    plot(summary, out / "report.png")
     print(markdown(summary))
 
 

@@ -7,18 +7,24 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 SHARE = 0.8  # of the shuffled loss: clearly below it
-ACCURACY = 0.72  # half-way from 0.46, answers by habit, to 0.98, the trained model (stage 1 of `make quickstart`)
+# of the miniature world: from 0.46, answers by habit, to 0.98, the trained model (stage 1 of `make quickstart`)
+HALF_WAY_ACCURACY = 0.72
 IN_A_ROW = 2  # validations that must agree
 
-CRITERION = (
-    f"The plateau is left where the validation loss falls to {SHARE} x the loss with the audio shuffled between clips "
-    f"and stays below it at all validations that follow, at least {IN_A_ROW} (samples interpolated linearly between "
-    f"the validations before and after). In the same way half the way is done at a token accuracy of {ACCURACY}, in "
-    f"the middle between answering by habit and the trained model."
-)
-
 Point = dict[str, Any]
+
+
+def criterion(half_way_accuracy: float) -> str:
+    """In words."""
+    return (
+        f"The plateau is left where the validation loss falls to {SHARE} x the loss with the audio shuffled between "
+        f"clips and stays below it at all validations that follow, at least {IN_A_ROW} (samples interpolated linearly "
+        f"between the validations before and after). In the same way half the way is done at a token accuracy of "
+        f"{half_way_accuracy:g}, in the middle between answering by habit and the trained model."
+    )
 
 
 def left_plateau(curve: Sequence[Point], task: str | None = None) -> float:
@@ -31,14 +37,22 @@ def left_plateau(curve: Sequence[Point], task: str | None = None) -> float:
     return _samples_at_last_rise(curve, margin)
 
 
-def half_way(curve: Sequence[Point]) -> float:
+def half_way(curve: Sequence[Point], accuracy: float = HALF_WAY_ACCURACY) -> float:
     """Samples after which the half-way accuracy is reached and kept; inf = never."""
-    return _samples_at_last_rise(curve, lambda point: point["accuracy"] - ACCURACY)
+    return _samples_at_last_rise(curve, lambda point: point["accuracy"] - accuracy)
 
 
-def says_enough(curve: Sequence[Point]) -> bool:
+def says_enough(curve: Sequence[Point], accuracy: float = HALF_WAY_ACCURACY) -> bool:
     """Whether both are reached."""
-    return math.isfinite(max(left_plateau(curve), half_way(curve)))
+    return math.isfinite(max(left_plateau(curve), half_way(curve, accuracy)))
+
+
+def at_samples(curve: Sequence[Point], samples: float, key: str, by: str = "samples") -> float:
+    """A point's value at so many samples, or at another measure that grows: linear in between; nan outside."""
+    points = [(point[by], point[key]) for point in curve if point.get(key) is not None]
+    if not points or not points[0][0] <= samples <= points[-1][0]:
+        return math.nan
+    return float(np.interp(samples, *zip(*points, strict=True)))
 
 
 def _samples_at_last_rise(curve: Sequence[Point], margin: Callable[[Point], float]) -> float:

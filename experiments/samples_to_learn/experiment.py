@@ -1,26 +1,38 @@
 """One run of a recipe: stage 1 by the real Runner, validated often, ended when all is known."""
 
 import json
+import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import editdistance
 import torch
 from omegaconf import DictConfig
 from torch import nn
+from tqdm import tqdm
 
 from experiments.samples_to_learn.criterion import Point, says_enough
-from experiments.samples_to_learn.recipes import Recipe, Study, recipe_config
+from experiments.samples_to_learn.recipes import Recipe, Study, recipe_config, stage0_config
+from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
 from salmonn.common.files import write_json
 from salmonn.config.stored import options_without_secrets
 from salmonn.data.annotations import Annotations
 from salmonn.data.dataset import SALMONNDataset
+from salmonn.data.loader import eval_loader, open_datasets
+from salmonn.evaluation.normalisers import words as normalise
+from salmonn.model.alignment import build_model
+from salmonn.model.meta_model import heard_seconds
+from salmonn.training.encoder_cache import open_cache
 from salmonn.training.readiness import require_all_ready
 from salmonn.training.runner import Runner
+from salmonn.training.validation import fixed_prompts
 
 CURVE = "curve.json"
 ENOUGH = "the end of the experiment"
+GREEDY = {"num_beams": 1, "max_new_tokens": 60}
 
 
 def measure(study: Study, name: str, seed: int, out: Path, options: Sequence[str] = ()) -> None:
@@ -32,15 +44,50 @@ def measure(study: Study, name: str, seed: int, out: Path, options: Sequence[str
     given = [*study.options, *recipe.options, *options]
     made_by = {"options": options_without_secrets(given), "tasks": recipe.tasks}
     made_by |= {"projection_scale": recipe.projection_scale, "llm_scale": recipe.llm_scale}
+    if recipe.stage0:
+        made_by |= {"stage0": recipe.stage0, "stage0_options": recipe.stage0_options}
     if (folder / CURVE).exists():
         if _read(folder / CURVE)["made_by"] != made_by:
             raise UserError(f"{folder} holds a run of another recipe: remove it, or choose another --out")
         return
-    where = [f"run.seed={seed}", f"run.output_dir={out}", f"run.exp_name={folder.name}", "run.overwrite=True"]
-    config = recipe_config(study, name, [*options, *where])
+    where = [f"run.seed={seed}", f"run.output_dir={out}", "run.overwrite=True"]
+    before, started_from = {}, []
+    if recipe.stage0:
+        of_stage0 = f"{folder.name}-stage0"
+        before = _align(stage0_config(recipe, [*_of_parts(options), *where, f"run.exp_name={of_stage0}"]))
+        started_from = [f"model.ckpt={out}/{of_stage0}/checkpoint_best.pth"]
+    config = recipe_config(study, name, [*options, *started_from, *where, f"run.exp_name={folder.name}"])
     _take_subsets(config.datasets, study, recipe.tasks, folder)
-    curve = _run(config, study.max_samples, recipe)
-    write_json(folder / CURVE, {"made_by": made_by, "seed": seed, "curve": curve})
+    curve = _run(config, study, recipe)
+    for point in curve:
+        point["cpu_seconds"] += before.get("cpu_seconds", 0.0)
+    write_json(folder / CURVE, {"made_by": made_by, "seed": seed, "stage0": before, "curve": curve})
+
+
+def _of_parts(options: Sequence[str]) -> list[str]:
+    """Those of the options for all runs that say where data and models are: stage 0 has rates of its own."""
+    return [option for option in options if option.startswith(("model.", "datasets."))]
+
+
+def fill_cache(study: Study, options: Sequence[str] = ()) -> None:
+    """Encode every clip once, so that no run pays for what the others find; nothing to do without a cache."""
+    first, recipes = next(iter(study.recipes)), study.recipes.values()
+    configs = [recipe_config(study, first, options)]
+    configs += [stage0_config(recipe, _of_parts(options)) for recipe in recipes if recipe.stage0]
+    filled = set()
+    for config in configs:
+        run, model = config.run, build_model(config.model, config.run, torch.device(config.run.device)).eval()
+        kept = (run.encoder_cache, model.config.only_filled_windows)
+        if not run.encoder_cache or kept in filled:
+            continue
+        filled.add(kept)
+        datasets = open_datasets(config, heard_seconds(config.model))
+        model.encoder_cache = open_cache(config, model, sum(map(len, datasets.values())))
+        for dataset in datasets.values():
+            batches = eval_loader(dataset, run.batch_size_eval, run.num_workers, 0, 1)
+            for samples in tqdm(batches, "filling the encoder cache", -(-len(dataset) // run.batch_size_eval)):
+                with torch.no_grad(), autocast(run, model.device):
+                    model.encode_clips(samples["raw_wav"], samples["padding_mask"])
 
 
 def read_curves(study: Study, out: Path) -> dict[str, dict[int, list[Point]]]:
@@ -62,20 +109,55 @@ def run_folder(out: Path | str, name: str, seed: int | str) -> Path:
     return Path(out) / f"{name}-{seed}"
 
 
-def _run(config: DictConfig, max_samples: int, recipe: Recipe) -> list[Point]:
+def _run(config: DictConfig, study: Study, recipe: Recipe) -> list[Point]:
     require_all_ready([config])
-    runner = ObservedRunner(config, max_samples, recipe)
+    runner = ObservedRunner(config, study, recipe)
     if not runner.run() and runner.stop_request.name != ENOUGH:
         raise KeyboardInterrupt
     return runner.curve
 
 
-class ObservedRunner(Runner):
+def _align(config: DictConfig) -> dict[str, float]:
+    """Stage 0: samples and CPU seconds of its training, and its word error rate by greedy CTC."""
+    require_all_ready([config])
+    runner = TimedRunner(config)
+    if not runner.run():
+        raise KeyboardInterrupt
+    best = runner.progress.best
+    return {
+        "samples": runner.progress.samples,
+        "cpu_seconds": runner.trained_seconds(),
+        "word_error_rate": best["word_error_rate"],
+        "word_error_rate_shuffled": best["word_error_rate_shuffled"],
+    }
+
+
+class TimedRunner(Runner):
+    """A run that counts the CPU seconds of its training: neither loading nor validations."""
+
+    def prepare(self) -> None:
+        """As usual."""
+        super().prepare()
+        self._began, self._aside = time.process_time(), 0.0
+
+    def trained_seconds(self) -> float:
+        """CPU seconds of training until now, of all threads of this process."""
+        return time.process_time() - self._began - self._aside
+
+    def validate(self, dataset: SALMONNDataset, epoch: int, step: int) -> dict[str, Any] | None:
+        """As usual; its time does not count."""
+        began = time.process_time()
+        result = super().validate(dataset, epoch, step)
+        self._aside += time.process_time() - began
+        return result
+
+
+class ObservedRunner(TimedRunner):
     """A run that remembers its validations and ends soon after the plateau is left."""
 
-    def __init__(self, config: DictConfig, max_samples: int, recipe: Recipe) -> None:
+    def __init__(self, config: DictConfig, study: Study, recipe: Recipe) -> None:
         super().__init__(config)
-        self.max_samples, self.recipe = max_samples, recipe
+        self.study, self.recipe = study, recipe
         self.curve: list[Point] = []
 
     def prepare(self) -> None:
@@ -88,11 +170,35 @@ class ObservedRunner(Runner):
         """As usual; asks the run to end when enough is known."""
         result = super().validate(dataset, epoch, step)
         if result is not None:
-            self.curve.append({"samples": self.progress.samples, **result})
-            is_late = self.progress.samples >= self.max_samples
-            if is_late or says_enough(self.curve):
+            samples, study = self.progress.samples, self.study
+            point = {"samples": samples, "cpu_seconds": self.trained_seconds(), **result}
+            if study.word_errors_every and samples % study.word_errors_every == 0:
+                point["word_error_rate"] = self._word_error_rate(dataset)
+            self.curve.append(point)
+            is_enough = samples >= study.min_samples and says_enough(self.curve, study.half_way_accuracy)
+            if is_enough or samples >= study.max_samples:
                 self.stop_request.name = ENOUGH
         return result
+
+    def _word_error_rate(self, dataset: SALMONNDataset) -> float:
+        """Of greedy transcripts of the validation clips; not in the training's time."""
+        began, errors, words = time.process_time(), 0, 0
+        loader = eval_loader(dataset, self.run_config.batch_size_eval, self.run_config.num_workers, 0, 1)
+        self.model.eval()
+        for samples in loader:
+            speech = [i for i, task in enumerate(samples["task"]) if task == "asr"]
+            if not speech:
+                continue
+            picked = {key: samples[key][speech] for key in ("raw_wav", "padding_mask")}
+            asked = fixed_prompts(self.model, samples)
+            chosen = None if asked is None else [asked[i] for i in speech]
+            with self.autocast():
+                said = self.model.generate(picked, GREEDY, prompts=chosen)
+            for i, text in zip(speech, said, strict=True):
+                expected = normalise(samples["text"][i]).split()
+                errors, words = errors + editdistance.eval(normalise(text).split(), expected), words + len(expected)
+        self._aside += time.process_time() - began
+        return errors / words if words else math.nan
 
 
 def residual_writers(llm: nn.Module) -> Iterator[nn.Parameter]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.samples_to_learn.criterion import HALF_WAY_ACCURACY
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, typed_section
 from salmonn.config.reading import read_yaml
@@ -20,6 +21,8 @@ class Recipe:
     tasks: list[str] = field(default_factory=list)  # trained on; none = all
     projection_scale: float = 1.0  # factor on the initial weights of speech_llama_proj
     llm_scale: float = 1.0  # factor on all that enters the LLM's residual stream; its function stays the same
+    stage0: str = ""  # config of a stage 0 whose checkpoint the run starts from
+    stage0_options: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -29,6 +32,9 @@ class Study:
     config: str = ""  # that all start from
     options: list[str] = field(default_factory=list)  # of all recipes
     max_samples: int = 4800  # where a run ends that has not learned to listen
+    min_samples: int = 0  # that each run takes at least
+    half_way_accuracy: float = HALF_WAY_ACCURACY
+    word_errors_every: int = 0  # samples; after so many the validation's speech is transcribed, too. 0 = never
     valid_clips: int = 48
     valid_every_samples: int = 96  # must be a multiple of each recipe's batch
     recipes: dict[str, Recipe] = field(default_factory=dict)
@@ -42,6 +48,8 @@ def load_study(path: Path) -> Study:
     for name, recipe in recipes.items():
         study.recipes[name] = OmegaConf.to_object(typed_section(recipe, Recipe, f"{path}: {name}"))
         recipe_config(study, name)
+        if study.recipes[name].stage0:
+            stage0_config(study.recipes[name])
     return study
 
 
@@ -51,5 +59,12 @@ def recipe_config(study: Study, name: str, options: Sequence[str] = ()) -> DictC
     batch = config.run.batch_size_train * config.run.accum_grad_iters
     if study.valid_every_samples % batch:
         raise UserError(f"{name}: a step of {batch} samples does not divide {study.valid_every_samples} samples")
+    if study.word_errors_every % study.valid_every_samples:
+        raise UserError(f"word_errors_every is no multiple of valid_every_samples = {study.valid_every_samples}")
     config.run.valid_every_steps = study.valid_every_samples // batch
     return config
+
+
+def stage0_config(recipe: Recipe, options: Sequence[str] = ()) -> DictConfig:
+    """The complete configuration of the stage 0 before a recipe; `options` come last."""
+    return load_config(recipe.stage0, [*recipe.stage0_options, *options])

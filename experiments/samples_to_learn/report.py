@@ -6,53 +6,100 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.samples_to_learn.criterion import CRITERION, Point, half_way, left_plateau
+from experiments.samples_to_learn.criterion import Point, at_samples, criterion, half_way, left_plateau
 from experiments.samples_to_learn.recipes import Study
 from salmonn.common.charts import BLUE, GREY, ORANGE, grid_shape, new_figure, style_panel, write_png
 from salmonn.evaluation.report.tables import table
 
 Curves = Mapping[str, Mapping[int, Sequence[Point]]]  # by recipe and seed
-MILESTONES = {
-    "left": left_plateau,
-    "left_asr": lambda curve: left_plateau(curve, "asr"),
-    "left_audiocaption": lambda curve: left_plateau(curve, "audiocaption"),
-    "half_way": half_way,
-}
 
 
 def summarise(study: Study, curves: Curves) -> dict[str, Any]:
-    """All that was found, for a JSON file; samples are None where a milestone was not reached."""
+    """All that was found, for a JSON file; samples and CPU seconds are None where a milestone was not reached."""
+    milestones = {
+        "left": left_plateau,
+        "left_asr": lambda curve: left_plateau(curve, "asr"),
+        "left_audiocaption": lambda curve: left_plateau(curve, "audiocaption"),
+        "half_way": lambda curve: half_way(curve, study.half_way_accuracy),
+    }
     recipes = {}
     for name, by_seed in curves.items():
-        samples = {key: {seed: of(curve) for seed, curve in by_seed.items()} for key, of in MILESTONES.items()}
+        samples = {
+            key: {seed: of(curve) for seed, curve in by_seed.items()}
+            for key, of in milestones.items()
+            if not key.startswith("left_") or _has_task(by_seed, key.removeprefix("left_"))
+        }
+        seconds = {f"{key}_cpu_seconds": _cpu_seconds(by_seed, samples[key]) for key in ("left", "half_way")}
+        found = samples | seconds
         recipes[name] = {
             "says": study.recipes[name].says,
             "options": study.recipes[name].options,
-            **{key: {seed: _or_none(value) for seed, value in of.items()} for key, of in samples.items()},
-            "median": {key: _or_none(statistics.median(of.values())) for key, of in samples.items()},
+            **{key: {seed: _or_none(value) for seed, value in of.items()} for key, of in found.items()},
+            "median": {key: _or_none(statistics.median(of.values())) for key, of in found.items()},
             "last_samples": {seed: curve[-1]["samples"] for seed, curve in by_seed.items()},
             "curves": by_seed,
         }
-    return {"criterion": CRITERION, "common_options": study.options, "recipes": recipes}
+    summary = {"criterion": criterion(study.half_way_accuracy), "common_options": study.options, "recipes": recipes}
+    return summary | {"word_errors": _word_errors(curves)}
+
+
+def _has_task(by_seed: Mapping[int, Sequence[Point]], task: str) -> bool:
+    return all(task in point["tasks"] for curve in by_seed.values() for point in curve)
+
+
+def _cpu_seconds(by_seed: Mapping[int, Sequence[Point]], samples: Mapping[int, float]) -> dict[int, float]:
+    """CPU seconds at which each seed had its samples, stage 0 counted; inf where it never had, or none was measured."""
+    found = {seed: at_samples(by_seed[seed], value, "cpu_seconds") for seed, value in samples.items()}
+    return {seed: math.inf if math.isnan(value) else value for seed, value in found.items()}
+
+
+def _word_errors(curves: Curves) -> dict[str, Any]:
+    """Median word error rates where all recipes can be compared: at equal samples and at equal CPU seconds."""
+    counted = {
+        name: [[point for point in curve if "word_error_rate" in point] for curve in by_seed.values()]
+        for name, by_seed in curves.items()
+    }
+    runs = [points for of_recipe in counted.values() for points in of_recipe]
+    if not runs or not all(runs):
+        return {}
+    found = {}
+    for by in ("samples", "cpu_seconds"):
+        at = min(points[-1][by] for points in runs)
+        rates = {
+            name: statistics.median(at_samples(points, at, "word_error_rate", by) for points in of_recipe)
+            for name, of_recipe in counted.items()
+        }
+        found[by] = {"at": at, "median": {name: None if math.isnan(rate) else rate for name, rate in rates.items()}}
+    return found
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """The criterion and one row per recipe; the first recipe is what the factors compare with."""
-    recipes = summary["recipes"]
+    recipes, word_errors = summary["recipes"], summary["word_errors"]
     first = next(iter(recipes.values()))
-    header = ["recipe", "differs in", "samples to leave the plateau, by seed", "median", "x", "ASR", "captions"]
-    header += ["half-way accuracy, by seed", "median", "x"]
+    parts = [key for key in ("left_asr", "left_audiocaption") if all(key in recipe for recipe in recipes.values())]
+    titles = {"left_asr": "ASR", "left_audiocaption": "captions"}
+    header = ["recipe", "differs in", "samples to leave the plateau, by seed", "median", "x", "CPU s", "x"]
+    header += [titles[key] for key in parts]
+    header += ["half-way accuracy, by seed", "median", "x", "CPU s", "x"]
+    header += [_at(by, of["at"]) for by, of in word_errors.items()]
     rows = []
     for name, recipe in recipes.items():
-        row = [name, recipe["says"]]
-        for key, parts in (("left", ("left_asr", "left_audiocaption")), ("half_way", ())):
-            last = recipe["last_samples"]
+        row, last = [name, recipe["says"]], recipe["last_samples"]
+        for key in ("left", "half_way"):
             row += [", ".join(_shown(value, last[seed]) for seed, value in recipe[key].items())]
-            row += [_shown(recipe["median"][key], min(last.values()))]
-            row += [_factor(recipe["median"][key], first["median"][key])]
-            row += [_shown(recipe["median"][part], min(last.values())) for part in parts]
-        rows.append(row)
-    return f"{summary['criterion']}\n\n{table(header, rows)}\n"
+            for value in (key, f"{key}_cpu_seconds"):
+                of, compared = recipe["median"][value], first["median"][value]
+                row += [_shown(of, min(last.values())) if value == key else _or_dash(of), _factor(of, compared)]
+            if key == "left":
+                row += [_shown(recipe["median"][part], min(last.values())) for part in parts]
+        rates = [of["median"][name] for of in word_errors.values()]
+        rows.append(row + ["-" if rate is None else f"{100 * rate:.1f} %" for rate in rates])
+    return f"{summary['criterion']} CPU seconds count stage 0.\n\n{table(header, rows)}\n"
+
+
+def _at(by: str, value: float) -> str:
+    return f"word errors at {value:.0f} {'samples' if by == 'samples' else 'CPU s'}"
 
 
 def plot(summary: Mapping[str, Any], out: Path) -> None:
@@ -83,8 +130,12 @@ def plot(summary: Mapping[str, Any], out: Path) -> None:
     write_png(figure, out)
 
 
-def _or_none(samples: float) -> float | None:
-    return round(samples) if math.isfinite(samples) else None
+def _or_none(value: float) -> float | None:
+    return round(value) if math.isfinite(value) else None
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
 
 
 def _shown(samples: float | None, last: int) -> str:

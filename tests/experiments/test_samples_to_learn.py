@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from experiments.samples_to_learn import experiment
-from experiments.samples_to_learn.criterion import ACCURACY, half_way, left_plateau
+from experiments.samples_to_learn.criterion import HALF_WAY_ACCURACY, at_samples, half_way, left_plateau
 from experiments.samples_to_learn.experiment import read_curves, residual_writers, scale_
 from experiments.samples_to_learn.recipes import load_study, recipe_config
 from salmonn.common.errors import UserError
@@ -62,23 +62,35 @@ def test_a_task_is_judged_by_its_own_losses():
 
 
 def test_half_of_the_accuracy_must_be_kept_too():
-    curve = curve_of(1, 1, 1, 1, accuracies=(0.5, ACCURACY + 0.1, ACCURACY - 0.1, ACCURACY + 0.1))
+    curve = curve_of(
+        1, 1, 1, 1, accuracies=(0.5, HALF_WAY_ACCURACY + 0.1, HALF_WAY_ACCURACY - 0.1, HALF_WAY_ACCURACY + 0.1)
+    )
     assert half_way(curve) == math.inf
     curve += [{**curve[-1], "samples": 500}]
     assert half_way(curve) == pytest.approx(350)
 
 
-def test_the_recipes_are_usable_and_differ_from_the_first_in_what_they_say():
-    study = load_study(RECIPES)
+def test_a_value_is_found_between_the_points_that_have_one_and_nowhere_else():
+    curve = [{"samples": 100, "cpu_seconds": 10, "rate": 0.8}, {"samples": 150, "cpu_seconds": 15}]
+    curve += [{"samples": 200, "cpu_seconds": 30, "rate": 0.4}]
+    assert at_samples(curve, 150, "rate") == pytest.approx(0.6)
+    assert at_samples(curve, 25, "rate", by="cpu_seconds") == pytest.approx(0.5)
+    assert math.isnan(at_samples(curve, 99, "rate"))
+    assert math.isnan(at_samples(curve, 201, "rate"))
+
+
+@pytest.mark.parametrize("recipes", [RECIPES, ROOT / "configs/small/recipes.yaml"])
+def test_the_recipes_are_usable_and_differ_from_the_first_in_what_they_say(recipes):
+    study = load_study(recipes)
     first, *others = study.recipes
-    assert len(others) >= 4
+    assert len(others) >= 2
     base = recipe_config(study, first)
     assert base.run.optims.lora_lr_factor == 1
     for name in others:
         recipe = study.recipes[name]
-        changes_data_or_scale = recipe.tasks or recipe.projection_scale != 1 or recipe.llm_scale != 1
+        changes = recipe.tasks or recipe.stage0 or recipe.projection_scale != 1 or recipe.llm_scale != 1
         assert recipe.says, name
-        assert changes_data_or_scale or recipe_config(study, name) != base, name
+        assert changes or recipe_config(study, name) != base, name
 
 
 @pytest.mark.parametrize(
@@ -112,14 +124,18 @@ def test_the_scale_of_the_residual_stream_changes_no_logit(mini_world):
 def test_recipes_are_run_once_and_reported(mini_world, tmp_path, monkeypatch):
     recipes, out = tmp_path / "recipes.yaml", tmp_path / "out"
     study = {"config": "configs/mini/stage1.yaml", "max_samples": 16, "valid_every_samples": 8, "valid_clips": 8}
-    study |= {"options": ["run.batch_size_train=4"], "recipes": {"asr_only": {"tasks": ["asr"]}}}
+    study |= {"word_errors_every": 16, "options": ["run.batch_size_train=4", "run.num_workers=0"]}
+    study |= {"recipes": {"asr_only": {"tasks": ["asr"]}}}
     recipes.write_text(json.dumps(study))
     options = [option for option in train_options(mini_world, tmp_path) if "output_dir" not in option]
     arguments = ["--recipes", str(recipes), "--out", str(out), "--seeds", "7", "--only", "asr_only"]
     result = run_command("util/samples_to_learn.py", *arguments, "--options", *options)
     assert result.returncode == 0, result.stderr
     assert "> 16" in result.stdout
-    report = json.loads((out / "report.json").read_text())["recipes"]["asr_only"]
+    summary = json.loads((out / "report.json").read_text())
+    assert summary["word_errors"]["samples"]["at"] == 16
+    assert summary["word_errors"]["samples"]["median"]["asr_only"] > 0.3  # it says nothing yet, or nonsense
+    report = summary["recipes"]["asr_only"]
     assert [point["samples"] for point in report["curves"]["7"]] == [8, 16]
     assert report["left"] == {"7": None}  # random weights: there is nothing to hear
     trained_on = json.loads((out / "asr_only-7" / "train.json").read_text())["annotation"]
@@ -132,6 +148,29 @@ def test_recipes_are_run_once_and_reported(mini_world, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="another recipe"):
         experiment.measure(load_study(recipes), "asr_only", 7, out, [*options, "run.seed=8"])
     assert read_curves(load_study(recipes), out) == {"asr_only": {7: report["curves"]["7"]}}
+
+
+def test_a_stage_0_counts_in_the_cpu_seconds_and_not_in_the_samples(mini_world, tmp_path):
+    recipes, out = tmp_path / "recipes.yaml", tmp_path / "out"
+    cached = [f"run.encoder_cache={tmp_path}/cache", "run.num_workers=0"]
+    study = {"config": "configs/mini/stage1.yaml", "max_samples": 16, "valid_every_samples": 8, "valid_clips": 8}
+    aligned = [*cached, "run.iters_per_epoch=2", "run.optims.max_epoch=1", "run.batch_size_train=4"]
+    study |= {"options": ["run.batch_size_train=4", *cached], "recipes": {"published": {}, "aligned": {}}}
+    study["recipes"]["aligned"] = {"says": "after it", "stage0": "configs/mini/stage0.yaml", "stage0_options": aligned}
+    recipes.write_text(json.dumps(study))
+    options = [option for option in train_options(mini_world, tmp_path) if "output_dir" not in option]
+    arguments = ["--recipes", str(recipes), "--out", str(out), "--seeds", "7", "--options", *options]
+    result = run_command("util/samples_to_learn.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "is of stage 0: the connector goes on from it, LoRA starts anew" in result.stderr
+    runs = {name: json.loads((out / f"{name}-7/curve.json").read_text()) for name in study["recipes"]}
+    assert runs["published"]["stage0"] == {}
+    assert runs["aligned"]["stage0"]["samples"] == 8
+    assert [point["samples"] for point in runs["aligned"]["curve"]] == [8, 16]
+    assert runs["aligned"]["curve"][0]["cpu_seconds"] > runs["aligned"]["stage0"]["cpu_seconds"] > 0
+    found = [line.partition("encoder cache: ")[2] for line in result.stderr.splitlines() if "clips found" in line]
+    assert found
+    assert all(", 0 encoded" in line for line in found)  # by no run: it was filled before
 
 
 def test_validations_inside_an_epoch_leave_the_training_as_it_is(mini_world, tmp_path, monkeypatch):
