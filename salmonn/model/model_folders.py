@@ -202,7 +202,9 @@ def require_finite_weights(key: str, model: DictConfig, unused: str | None = Non
     folder = Path(model[key])
     if not folder.is_dir():  # a name on the hub, whose files are in its cache now
         cached = try_to_load_from_cache(str(folder), "config.json")
-        folder = Path(cached).parent if isinstance(cached, str) else folder
+        if not isinstance(cached, str):
+            return
+        folder = Path(cached).parent
     for file in _weight_files(key, folder):
         with loading(f"model.{key}", str(file)):
             broken = [

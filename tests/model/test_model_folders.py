@@ -287,6 +287,15 @@ def test_weights_that_are_not_used_may_be_anything(tmp_path):
     assert "e.g. model.embed_tokens.weight: " in message_of(Aligner.from_config, llama_path=str(llm))
 
 
+def test_weights_of_a_name_on_the_hub_are_looked_at_in_its_cache(tmp_path, monkeypatch):
+    torch.save({"a.weight": torch.tensor([torch.nan])}, tmp_path / "pytorch_model.bin")
+    cached = {"org/name": str(tmp_path / "config.json")}
+    monkeypatch.setattr(model_folders, "try_to_load_from_cache", lambda name, _: cached.get(name))
+    with pytest.raises(UserError, match=rf"org/name: {tmp_path}/pytorch_model\.bin holds NaN"):
+        model_folders.require_finite_weights("llama_path", section(llama_path="org/name"))
+    model_folders.require_finite_weights("llama_path", section(llama_path="org/other"))
+
+
 def test_numbers_that_are_infinite_and_mean_a_mask_are_none_of_the_weights(tmp_path):
     torch.save({"a.masked_bias": torch.tensor(-torch.inf), "a.ids": torch.arange(3)}, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text("{}")
