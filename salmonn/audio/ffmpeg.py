@@ -2,16 +2,18 @@
 
 import errno
 import io
+import os
 import shlex
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from salmonn.audio.mp3 import TAG_HEAD, after_tags
+from salmonn.audio.mp3 import TAG_HEAD, after_tags, before_tags
 from salmonn.audio.sound import Sound
 
 if TYPE_CHECKING:
@@ -28,7 +30,10 @@ _MAGIC = {  # FFmpeg's name: (where, what); asking for it by name, nothing else 
     "amr": (0, (b"#!AMR",)),
     "asf": (0, (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",)),
     "wv": (0, (b"wvpk",)),
+    "caf": (0, (b"caff",)),  # of which libsndfile reads some codecs
 }
+_PARTS = {"mov": struct.Struct(">I4s"), "asf": struct.Struct("<16sQ")}  # how the parts in a row begin: name and size
+_HEADERS = (b"moov", bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"))  # the part of which a file has one
 
 
 def container_of(path: Path) -> str | None:
@@ -41,6 +46,15 @@ def container_of(path: Path) -> str | None:
 
 class _File(io.FileIO):
     """A file in which a damaged one may lead FFmpeg to places that cannot be: that is no error of the system."""
+
+    end: int | None = None  # byte at which it ends for FFmpeg, which takes tags behind a WavPack for damage
+
+    def read(self, size: int | None = -1) -> bytes:
+        """So many bytes, fewer at the end."""
+        if self.end is not None:
+            left = max(0, self.end - self.tell())
+            size = left if size is None or size < 0 else min(size, left)
+        return super().read(size)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a byte; -1, for FFmpeg, where there can be none."""
@@ -64,6 +78,11 @@ def open_with_ffmpeg(path: Path, container_name: str) -> Iterator[Sound]:
             f"pip install av, or convert it: {command}"
         ) from error
     with _File(path) as file:  # not by its path: so errors of the system come as they are
+        if container_name in _PARTS:
+            _require_one(file, _PARTS[container_name])
+        elif container_name == "wv":
+            file.end = before_tags(file)
+        file.seek(0)
         try:
             with av.open(file, "r", format=container_name) as container:
                 yield _sound(container)
@@ -71,6 +90,25 @@ def open_with_ffmpeg(path: Path, container_name: str) -> Iterator[Sound]:
             raise ValueError("undecodable: FFmpeg reads no streams of several rates or channels in a row") from error
         except av.FFmpegError as error:
             raise ValueError(f"undecodable: FFmpeg says {error.strerror}") from error
+
+
+def _require_one(file: BinaryIO, parts: struct.Struct) -> None:
+    """Raise ValueError where another file was put behind the first, which FFmpeg would pass over without a word."""
+    position, total, headers = 0, os.fstat(file.fileno()).st_size, 0
+    while position + parts.size <= total:
+        file.seek(position)
+        first, second = parts.unpack(file.read(parts.size))
+        name, size = (first, second) if isinstance(first, bytes) else (second, first)
+        headers += name in _HEADERS
+        if size == 1:  # it follows, for a box is large
+            size = int.from_bytes(file.read(8))
+        if size < parts.size:  # up to the end, or no part
+            break
+        position += size
+    if headers > 1:
+        raise ValueError(
+            "several files one behind the other, of which the first alone would be heard: decode and encode them once"
+        )
 
 
 def _sound(container: "InputContainer") -> Sound:
@@ -87,7 +125,7 @@ def _sound(container: "InputContainer") -> Sound:
     if kind != "ogg":  # where the pages tell what is missing, and a chain has times of its own
         all_frames = _without_gaps(all_frames)
     seconds = None  # elsewhere it is a guess
-    if kind == "mov" and stream.duration and stream.time_base:
+    if kind in ("mov", "caf") and stream.duration and stream.time_base:
         seconds = float(stream.duration * stream.time_base)
     elif kind == "matroska" and container.duration and len(container.streams) == 1:
         seconds = container.duration / 1e6

@@ -1,7 +1,8 @@
 """How long an mp3 is by its frames: libsndfile believes the tag in the first of them, or guesses."""
 
+import os
 from functools import lru_cache
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 _MPEG_1 = 3
 _RATES = (44_100, 48_000, 32_000)  # Hz, of MPEG 1; half of it in MPEG 2, a quarter in 2.5
@@ -83,6 +84,20 @@ def after_tags(data: bytes, position: int = 0) -> int:
         else:
             break
     return position
+
+
+def before_tags(file: BinaryIO) -> int:
+    """Where the tags at the end of a file (APE, then ID3) begin; its size where it has none."""
+    end = file.seek(0, os.SEEK_END)
+    start = max(0, end - _OLD_ID3 - TAG_HEAD)
+    file.seek(start)
+    tail = file.read()
+    if tail[-_OLD_ID3:].startswith(b"TAG"):
+        end, tail = end - _OLD_ID3, tail[:-_OLD_ID3]
+    foot = tail[-TAG_HEAD:]
+    if foot.startswith(b"APETAGEX"):  # the size is without the tag's own head, which it may have
+        end -= int.from_bytes(foot[12:16], "little") + (foot[23] >> 7) * TAG_HEAD
+    return max(0, end)
 
 
 def _resume(data: bytes, position: int, kind: _Kind | None = None) -> int:

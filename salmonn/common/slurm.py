@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from salmonn.common.errors import UserError
 
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # of restarts, by which a run goes on
+_LAST_PORT = 65_535
 
 _FIRST_PORT, _N_PORTS = 20_000, 10_000  # below the ports that systems give away by themselves
 
@@ -15,10 +17,23 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
 
     Only `srun` sets SLURM_STEP_NUM_TASKS: an sbatch script's own commands run once, however many
     tasks the job asks for. Rank 0 runs on the step's first node, SLURM_LAUNCH_NODE_IPADDR is where
-    srun was called. What the user has set of MASTER_ADDR and MASTER_PORT stays.
+    srun was called. What the user has set of MASTER_ADDR and MASTER_PORT stays. Raises UserError for a part of srun's
+    variables, as shells and containers leave it behind.
     """
-    if "RANK" in environ or int(environ.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+    if "RANK" in environ or environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":
         return {}
+    try:
+        return _of_step(environ)
+    except (KeyError, ValueError, IndexError) as error:
+        wrong = f"{error.args[0]} is not set" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"the environment is not that of srun: SLURM_STEP_NUM_TASKS = {environ['SLURM_STEP_NUM_TASKS']}, but "
+            f"{wrong}. Start the command by srun, or remove that variable: unset SLURM_STEP_NUM_TASKS"
+        ) from error
+
+
+def _of_step(environ: Mapping[str, str]) -> dict[str, str]:
+    """torchrun's variables from all of srun's."""
     # bound to one GPU each (--gpus-per-task), every task calls its own cuda:0
     one_gpu_each = "," not in environ.get("CUDA_VISIBLE_DEVICES", ",")
     port = _FIRST_PORT + (int(environ["SLURM_JOB_ID"]) + int(environ["SLURM_STEP_ID"])) % _N_PORTS
@@ -37,7 +52,14 @@ def require_whole(environ: Mapping[str, str], joins: bool) -> None:
 
     `joins`: whether this command is to be one of several processes.
     """
-    problems = [f"{name} = {environ[name]!r} is no number" for name in _NUMBERS if not environ.get(name, "0").isdigit()]
+    numbers = {name: environ[name] for name in (*_NUMBERS, *_COUNTS) if name in environ}
+    problems = [
+        f"{name} = {value!r} is no number" for name, value in numbers.items() if not re.fullmatch("[0-9]{1,9}", value)
+    ]
+    if not problems and int(environ.get("MASTER_PORT", 0)) > _LAST_PORT:
+        problems.append(f"MASTER_PORT = {environ['MASTER_PORT']} is above {_LAST_PORT}")
+    if not problems and int(environ.get("LOCAL_RANK", 0)) and "RANK" not in environ:  # it leaves checks to another one
+        problems.append(f"LOCAL_RANK = {environ['LOCAL_RANK']}, but RANK is not set")
     if joins and not problems and "RANK" in environ:
         missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in environ]
         if missing:
@@ -47,7 +69,7 @@ def require_whole(environ: Mapping[str, str], joins: bool) -> None:
     if problems:
         raise UserError(
             f"the environment is not that of torchrun or srun: {'; '.join(problems)}. Start the command by one of "
-            f"them, or remove these variables: unset {' '.join(name for name in _NUMBERS if name in environ)}"
+            f"them, or remove these variables: unset {' '.join(numbers)}"
         )
 
 

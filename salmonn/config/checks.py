@@ -86,8 +86,8 @@ BOUNDS: dict[str, tuple[float | str, float | str]] = {
 FORMS = {
     "run.device": (r"cpu|cuda(:\d{1,3})?", "choose cpu, cuda or cuda:N"),
     "run.dist_url": (
-        r"env://|tcp://\S+:\d{1,5}|file://\S+",
-        "choose env:// (torchrun, srun), tcp://HOST:PORT or file://FILE",
+        r"env://|tcp://\S+:([1-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])|file://\S+",
+        "choose env:// (torchrun, srun), tcp://HOST:PORT (up to 65535) or file://FILE",
     ),
 }
 # Text that names a file or a folder; ~ in front is the home folder.

@@ -187,7 +187,7 @@ def _scan(source: Path, chunks: Iterable[Chunk], end_symbols: Sequence[str]) -> 
 def _all_good(entries: Sequence[Entry], texts: str) -> bool:
     """Whether `_problems` would find nothing in these, told quickly."""
     return (
-        all(entry.path for entry in entries)
+        all(entry.path and "" not in (entry.expand_wav or ()) for entry in entries)
         and all(task is None or task.strip() for task in {entry.task for entry in entries})
         and not any(marker in texts for marker in SPEECH_MARKERS)
     )
@@ -258,6 +258,8 @@ def _problems(raw: msgspec.Raw) -> list[str]:
     clips = entry.get("expand_wav", [])
     if not isinstance(clips, list) or not all(isinstance(clip, str) for clip in clips):
         wrong.append("'expand_wav' must be a list of strings")
+    elif "" in clips:
+        wrong.append("'expand_wav' holds an empty name")
     return wrong or _doubled(raw)
 
 

@@ -4,6 +4,7 @@ Names are those of the published checkpoints, so `salmonn_v1.pth` loads here and
 """
 
 import logging
+import math
 import os
 import pickle
 import re
@@ -153,13 +154,21 @@ def require_finite(parameters: Mapping[str, Tensor], path: str | Path) -> None:
 
 def not_finite(parameters: Mapping[str, Tensor]) -> str:
     """What to say of tensors with NaN or infinite values; "" where there is none."""
-    broken = [name for name, value in parameters.items() if not value.is_meta and not value.isfinite().all()]
+    broken = [name for name, value in parameters.items() if not is_finite(value)]
     if not broken:
         return ""
     return (
         f"holds NaN or infinite values in {len(broken)} of {len(parameters)} tensors, e.g. {broken[0]}: what wrote it "
         "had failed, so take an earlier file"
     )
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; on the meta device nothing is known against it."""
+    if value.is_meta or not value.is_floating_point() or not value.numel():
+        return True
+    least, most = (value.float() if value.itemsize == 1 else value).aminmax()  # a tenth of the time of `isfinite`
+    return math.isfinite(least) and math.isfinite(most)
 
 
 @cache  # once: before the model is read, and as it is loaded

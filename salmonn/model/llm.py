@@ -20,7 +20,13 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from salmonn.common.errors import UserError
-from salmonn.model.model_folders import loading, require_all_weights, require_model_folder, require_weight_files
+from salmonn.model.model_folders import (
+    loading,
+    require_all_weights,
+    require_finite_weights,
+    require_model_folder,
+    require_weight_files,
+)
 
 if TYPE_CHECKING:  # these take their time: imported where they are used
     from transformers import BitsAndBytesConfig
@@ -50,6 +56,7 @@ def load_llm(config: DictConfig, device: torch.device) -> PreTrainedModel:
         if method in _GPTQMODEL:  # its fastest kernels are for answering only
             stored.quantization_config["backend"] = "auto_trainable"
     llm = read_llm(config, stored, device, **kwargs)
+    require_finite_weights("llama_path", config)
     llm.config.use_cache = False  # generation turns the cache on for itself
     llm.generation_config = GenerationConfig()  # decoding follows our settings, not the folder's
     return llm
@@ -63,7 +70,9 @@ def load_embeddings(config: DictConfig, device: torch.device) -> PreTrainedModel
         del stored.quantization_config
     if getattr(stored, "layer_types", None):
         stored.layer_types = []
-    return read_llm(config, stored, device)
+    llm = read_llm(config, stored, device)
+    require_finite_weights("llama_path", config, unused=_IN_LAYERS)
+    return llm
 
 
 def stored_config(config: DictConfig) -> PretrainedConfig:

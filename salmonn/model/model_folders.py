@@ -7,18 +7,22 @@ for minutes.
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import get_session
 from omegaconf import DictConfig
 from safetensors import safe_open
+from torch import Tensor
 
 from salmonn.common.errors import UserError, examples, reason
 from salmonn.common.files import is_lfs_pointer
+from salmonn.model.checkpoint import is_finite
 
 HUB_SECONDS = 10  # that the hub has for its first answer
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -188,6 +192,40 @@ def require_weight_files(key: str, model: DictConfig) -> None:
             f"model.{key} = {folder}: its weights have {len(found)} layers, its config.json says {said}: "
             "the two are of different models"
         )
+
+
+def require_finite_weights(key: str, model: DictConfig, unused: str | None = None) -> None:
+    """Raise UserError where a weight that was loaded is NaN or infinite: all that is computed with it would be, too.
+
+    The files are looked at, since quantising hides it. `unused`: as for `require_all_weights`.
+    """
+    folder = Path(model[key])
+    if not folder.is_dir():  # a name on the hub, whose files are in its cache now
+        cached = try_to_load_from_cache(str(folder), "config.json")
+        if not isinstance(cached, str):
+            return
+        folder = Path(cached).parent
+    for file in _weight_files(key, folder):
+        with loading(f"model.{key}", str(file)):
+            broken = [
+                name
+                for name, value in _stored_weights(file)
+                if not (unused and re.match(unused, name)) and value.ndim and not is_finite(value)
+            ]  # masks of old files are numbers by themselves, and infinite
+        if broken:
+            raise UserError(
+                f"model.{key} = {model[key]}: {file} holds NaN or infinite values in {len(broken)} tensors, e.g. "
+                f"{broken[0]}: it is damaged, or what wrote it had failed; get it anew from where the model is from"
+            )
+
+
+def _stored_weights(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of a file, each read when its turn comes."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as opened:
+            yield from ((name, opened.get_tensor(name)) for name in opened.keys())  # noqa: SIM118
+    else:
+        yield from torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)).items()
 
 
 def _weight_files(key: str, folder: Path) -> list[Path]:

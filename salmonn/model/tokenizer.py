@@ -18,7 +18,9 @@ _REMEDY = "get them from where the weights are from"
 # Ends of a text, of families whose instructed models have another end symbol for a turn of a conversation: with these
 # checkpoints are trained.
 _ENDS_OF_TEXT = ("<|end_of_text|>", "<eos>")
-_KNOWN_SHARE = 0.5  # of the LLM's tokens that its tokenizer has at least; the rest is padding, a few in a hundred
+_KNOWN_SHARE = 0.75  # of the LLM's tokens that its tokenizer has at least; the rest is padding, a few in a hundred
+_REACHED_SHARE = 0.95
+_TRIED = 1000  # tokens of vocab.json; of whole files all, but for a few in a thousand, are reached by merges.txt
 
 
 def load_tokenizer(config: DictConfig) -> PreTrainedTokenizerBase:
@@ -35,6 +37,7 @@ def load_tokenizer(config: DictConfig) -> PreTrainedTokenizerBase:
             f"model.llama_path = {path}: its tokenizer has {len(tokenizer)} tokens, its config.json says {n_llm}: "
             f"files of the tokenizer ({', '.join(_FILES)}) are missing or another model's; {_REMEDY}"
         )
+    _require_merges(tokenizer, path)
     tokenize_as_sentencepiece(tokenizer)
     end_id = tokenizer.get_vocab().get(config.end_sym)
     last_id = tokenizer(f"a{config.end_sym}", add_special_tokens=False).input_ids[-1]
@@ -61,6 +64,22 @@ def _require_files(folder: Path) -> None:
         missing = ["tokenizer.json or tokenizer.model (or vocab.json and merges.txt)"]
     if missing:
         raise UserError(f"model.llama_path = {folder} lacks its tokenizer's vocabulary, {missing[0]}; {_REMEDY}")
+
+
+def _require_merges(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Raise UserError where merges.txt does not lead to the tokens of vocab.json, as one that was cut: words break."""
+    file = Path(path) / "merges.txt"
+    if not file.is_file() or not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return
+    special = tokenizer.get_added_vocab()
+    tokens = sorted(token for token in tokenizer.get_vocab() if len(token) > 1 and token not in special)
+    tried = tokens[:: max(1, len(tokens) // _TRIED)]
+    whole = sum(len(tokenizer.backend_tokenizer.model.tokenize(token)) == 1 for token in tried)
+    if whole < _REACHED_SHARE * len(tried):
+        raise UserError(
+            f"model.llama_path = {path}: merges.txt leads to {whole} of {len(tried)} tokens of the vocabulary that "
+            f"were tried: it is cut or another model's; {_REMEDY}"
+        )
 
 
 def tokenize_as_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -8,7 +8,13 @@ from transformers import PreTrainedModel, WhisperConfig, WhisperFeatureExtractor
 
 from salmonn.common.errors import UserError
 from salmonn.model.features import LogMel
-from salmonn.model.model_folders import loading, require_all_weights, require_model_folder, require_weight_files
+from salmonn.model.model_folders import (
+    loading,
+    require_all_weights,
+    require_finite_weights,
+    require_model_folder,
+    require_weight_files,
+)
 from salmonn.model.qformer import WHISPER_FRAMES_PER_SECOND
 
 UNUSED = r"(model\.)?decoder\.|proj_out\."  # of its weights: what writes its own transcripts
@@ -17,6 +23,7 @@ UNUSED = r"(model\.)?decoder\.|proj_out\."  # of its weights: what writes its ow
 def load_whisper(config: DictConfig) -> tuple[LogMel, PreTrainedModel]:
     """The log-mel features and the encoder of `model.whisper_path`. Raises UserError where they cannot be loaded."""
     encoder = read_whisper(config)
+    require_finite_weights("whisper_path", config, UNUSED)
     with loading("model.whisper_path", config.whisper_path):
         features = WhisperFeatureExtractor.from_pretrained(config.whisper_path, token=config.token or None)
         return LogMel(features, config.max_seconds), encoder

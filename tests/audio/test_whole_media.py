@@ -344,6 +344,82 @@ def test_of_what_is_long_the_first_30_seconds_are_heard(tmp_path, name):
     assert decode_all(tmp_path / name).seconds == pytest.approx(40, abs=0.13)
 
 
+AMR_WB_BYTES = (17, 23, 32, 36, 40, 46, 50, 58, 60)  # of a frame in each mode
+
+
+def amr_wb(mode, seconds=SECONDS):
+    """AMR-WB whose speech is chance: PyAV has no encoder of it."""
+    rng, head = np.random.default_rng(0), bytes([mode << 3 | 4])
+    return b"#!AMR-WB\n" + b"".join(head + rng.bytes(AMR_WB_BYTES[mode]) for _ in range(50 * seconds))
+
+
+@pytest.mark.parametrize(("mode", "name"), [(0, "a.awb"), (2, "a.amr"), (8, "a.wav")])
+def test_wideband_amr_is_heard_whatever_it_is_called(tmp_path, mode, name):
+    assert heard(tmp_path / name, amr_wb(mode)) == SECONDS
+    assert decode_all(tmp_path / name).rate == 16_000
+
+
+@pytest.mark.parametrize(
+    "data", [amr_wb(2)[:-9], b"#!AMR-WB_MC1.0\n" + amr_wb(2)[9:], amr_wb(2) * 2], ids=["cut", "channels", "two"]
+)
+def test_wideband_amr_that_is_not_whole_is_refused(tmp_path, data):
+    (tmp_path / "a.awb").write_bytes(data)
+    for look in (load_audio, decode_all):
+        with pytest.raises(AudioError, match="undecodable: FFmpeg says"):
+            look(tmp_path / "a.awb")
+
+
+def test_apples_containers_are_heard_with_codecs_that_libsndfile_does_not_read(tmp_path):
+    data = encode_av(loud_then_quiet(), 16_000, "alac", "caf")
+    assert heard(tmp_path / "a.caf", data) == pytest.approx(SECONDS, abs=0.13)
+    (tmp_path / "a.caf").write_bytes(data[: len(data) // 2])
+    with pytest.raises(AudioError, match="truncated"):
+        load_audio(tmp_path / "a.caf")
+
+
+@pytest.mark.parametrize("name", ["phone.m4a", "streamed.m4a", "fragmented.mp4", "a.3gp", "a.wma"])
+def test_of_two_files_one_behind_the_other_the_second_is_not_lost_in_silence(tmp_path, name):
+    other = recorded("a.wma" if name == "a.wma" else "stereo.m4a")
+    for data in (recorded(name) * 2, recorded(name) + other):
+        (tmp_path / name).write_bytes(data)
+        for look in (load_audio, decode_all, inspect_header):
+            with pytest.raises(AudioError, match="several files one behind the other"):
+                look(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["browser.webm", "live.webm", "a.mka", "a.aac"])
+def test_of_two_files_one_behind_the_other_both_are_heard_where_the_format_allows_it(tmp_path, name):
+    (tmp_path / name).write_bytes(recorded(name) * 2)
+    assert decode_all(tmp_path / name).seconds == pytest.approx(2 * SECONDS, abs=0.26)
+
+
+ITEM = b"\4\0\0\0" + bytes(4) + b"Title\0abcd"
+
+
+def ape_tag(has_head):
+    """An APE tag as programs put it behind their WavPack files."""
+    part = struct.pack("<8sIIII8x", b"APETAGEX", 2000, len(ITEM) + 32, 1, has_head << 31)
+    return (struct.pack("<8sIIII8x", b"APETAGEX", 2000, len(ITEM) + 32, 1, 5 << 29) if has_head else b"") + ITEM + part
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [ape_tag(has_head=1), ape_tag(has_head=0), b"TAG" + bytes(125), ape_tag(has_head=1) + b"TAG" + bytes(125)],
+    ids=["APE", "APE without head", "ID3", "both"],
+)
+def test_a_wavpack_with_tags_behind_it_is_whole(tmp_path, tags):
+    without = recorded("a.wv").partition(b"APETAGEX")[0]
+    assert heard(tmp_path / "a.wv", without + tags) == SECONDS
+
+
+@pytest.mark.parametrize("behind", ["junk", "another"])
+def test_what_is_no_tag_behind_a_wavpack_is_told(tmp_path, behind):
+    data = recorded("a.wv") + (recorded("a.wv") if behind == "another" else bytes(5000))
+    (tmp_path / "a.wv").write_bytes(data)
+    with pytest.raises(AudioError, match="undecodable"):
+        decode_all(tmp_path / "a.wv")
+
+
 def test_the_name_does_not_matter(tmp_path):
     assert heard(tmp_path / "a.wav", recorded("phone.m4a")) == pytest.approx(SECONDS, abs=0.13)
 

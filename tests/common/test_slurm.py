@@ -73,6 +73,11 @@ def test_the_environment_of_a_launcher_and_of_none_is_whole(environ):
         ({**TORCHRUN, "RANK": "2"}, "RANK = 2 is not below WORLD_SIZE = 2"),
         ({"RANK": "one"}, "RANK = 'one' is no number"),
         ({"RANK": ""}, "RANK = '' is no number"),
+        ({"LOCAL_RANK": "2"}, "LOCAL_RANK = 2, but RANK is not set"),
+        ({"RANK": "²"}, "RANK = '²' is no number"),
+        ({"SLURM_RESTART_COUNT": "once"}, "SLURM_RESTART_COUNT = 'once' is no number"),
+        ({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": ""}, "TORCHELASTIC_RESTART_COUNT = '' is no number"),
+        ({**TORCHRUN, "MASTER_PORT": "70000"}, "MASTER_PORT = 70000 is above 65535"),
         ({"LOCAL_RANK": "-1"}, "LOCAL_RANK = '-1' is no number"),
         ({**TORCHRUN, "MASTER_PORT": "http"}, "MASTER_PORT = 'http' is no number"),
         ({name: value for name, value in TORCHRUN.items() if name != "MASTER_ADDR"}, "RANK is set, MASTER_ADDR not"),
@@ -81,6 +86,22 @@ def test_the_environment_of_a_launcher_and_of_none_is_whole(environ):
 def test_what_is_left_of_a_launchers_environment_is_told(environ, told):
     with pytest.raises(UserError, match="not that of torchrun or srun") as error:
         require_whole(environ, joins=True)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        *(({name: None}, f"{name} is not set") for name in STEP if name not in (
+            "SLURM_STEP_NUM_TASKS", "SLURM_NODELIST", "SLURM_LAUNCH_NODE_IPADDR")),
+        ({"SLURM_JOB_ID": "x"}, "'x'"), ({"SLURM_STEP_TASKS_PER_NODE": ""}, "index"), ({"SLURM_NODEID": "9"}, "index"),
+        ({"SLURM_STEP_NODELIST": ""}, "index"),
+    ],
+)  # fmt: skip
+def test_what_is_left_of_a_slurm_steps_environment_is_told(changes, told):
+    environ = {name: value for name, value in (STEP | changes).items() if value is not None}
+    with pytest.raises(UserError, match=r"not that of srun: SLURM_STEP_NUM_TASKS = 7, but .* Start the") as error:
+        environment(environ)
     assert told in str(error.value)
 
 

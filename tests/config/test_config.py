@@ -288,6 +288,7 @@ def test_every_number_has_bounds_and_every_text_is_a_choice_a_form_a_path_or_fre
         ("generate.repetition_penalty=nan", "generate.repetition_penalty = nan: must be more than 0"),
         ("evaluate.efficiency.runs=0", "evaluate.efficiency.runs = 0: must be at least 1"),
         ("run.dist_url=somewhere", "run.dist_url = somewhere: choose env://"),
+        ("run.dist_url=tcp://host:70000", "run.dist_url = tcp://host:70000: choose env://"),
         ("run.exp_name=" + "x" * 300, "run.exp_name = xxx"),
         ("run.seed=${", "--options run.seed=${: "),
         ("stages=[a.yaml]", "--options stages: write the list into a config file"),

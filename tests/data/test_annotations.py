@@ -51,6 +51,7 @@ def test_entries_come_back_with_defaults(tmp_path):
         ({"path": "x", "text": 3}, "entry 1: 'text' must be a string, got int"),
         ({"path": "", "text": "x"}, "entry 1: 'path' is empty"),
         ({"path": "x", "text": "x", "expand_wav": "y"}, "entry 1: 'expand_wav' must be a list"),
+        ({"path": "x", "text": "x", "expand_wav": ["y", ""]}, "entry 1: 'expand_wav' holds an empty name"),
         ("x", "entry 1: expected an object"),
     ],
 )

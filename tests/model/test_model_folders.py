@@ -18,6 +18,7 @@ from salmonn.common.errors import UserError
 from salmonn.config.loading import model_config
 from salmonn.config.missing_files import missing_model_files
 from salmonn.model import checkpoint, model_folders
+from salmonn.model.alignment import Aligner
 from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits
 from tests.fixtures.golden import golden_config
 from tests.fixtures.paths import GOLDEN, ROOT
@@ -203,6 +204,113 @@ def test_features_of_another_whisper_are_refused(tmp_path, load, extractor):
     folder = shutil.copytree(WHISPER, tmp_path / "it")
     WhisperFeatureExtractor(**extractor).save_pretrained(folder)
     assert "the two are of different Whispers" in message_of(load, whisper_path=str(folder))
+
+
+# ---- weights that are no numbers
+
+
+def weights_of(folder):
+    """A folder's weights, of one file, to be written anew."""
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file), file
+
+
+def in_shards(folder, weights):
+    """The weights in two files with their index."""
+    (folder / "model.safetensors").unlink()
+    names, parts = sorted(weights), {}
+    for name in names:
+        parts.setdefault(f"model-0000{1 + (name > names[len(names) // 2])}-of-00002.safetensors", {})[name] = weights[
+            name
+        ]
+    for file, part in parts.items():
+        save_file(part, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, part in parts.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "dtype", "value"),
+    [
+        ("llama_path", "model.layers.0.self_attn.q_proj.weight", torch.float16, float("nan")),
+        ("llama_path", "model.norm.weight", torch.bfloat16, float("inf")),
+        ("whisper_path", "encoder.conv1.bias", torch.float32, -float("inf")),
+    ],
+)
+def test_weights_that_are_no_numbers_are_told_with_tensor_and_file(tmp_path, key, name, dtype, value):
+    folder = shutil.copytree(LLM if key == "llama_path" else WHISPER, tmp_path / "it")
+    weights, file = weights_of(folder)
+    name = next(stored for stored in weights if stored.endswith(name))
+    weights = {stored: tensor.to(dtype) for stored, tensor in weights.items()}
+    weights[name].view(-1)[1] = value
+    save_file(weights, file, metadata={"format": "pt"})
+    message = message_of(SALMONN.from_config, **{key: str(folder)})
+    assert f"model.{key} = {folder}: {file} holds NaN or infinite values in 1 tensors, e.g. {name}: " in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "quantization"), [("shards", "none"), ("pickled", "8bit"), ("pickled before 1.6", "none"), ("", "nf4")]
+)
+def test_the_file_among_several_is_named_and_quantising_hides_nothing(tmp_path, kind, quantization):
+    if quantization != "none":
+        pytest.importorskip("bitsandbytes")
+    folder = shutil.copytree(LLM, tmp_path / "it")
+    weights, file = weights_of(folder)
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name][2, 1] = float("nan")
+    if kind == "shards":
+        in_shards(folder, weights)
+        file = next(part for part in folder.glob("model-*-of-*s") if name in load_file(part))
+    elif not kind:
+        save_file(weights, file, metadata={"format": "pt"})
+    else:
+        file.unlink()
+        file = folder / "pytorch_model.bin"
+        torch.save(weights, file, _use_new_zipfile_serialization=kind == "pickled")
+    message = message_of(SALMONN.from_config, llama_path=str(folder), llm_quantization=quantization)
+    assert f"{file} holds NaN or infinite values in 1 tensors, e.g. {name}: " in message
+
+
+def test_weights_that_are_not_used_may_be_anything(tmp_path):
+    llm, whisper = shutil.copytree(LLM, tmp_path / "llm"), shutil.copytree(WHISPER, tmp_path / "whisper")
+    weights, file = weights_of(whisper)
+    next(value for name, value in weights.items() if "decoder." in name).fill_(float("nan"))
+    save_file(weights, file, metadata={"format": "pt"})
+    SALMONN.from_config(section(whisper_path=str(whisper)))
+    weights, file = weights_of(llm)
+    weights["model.layers.0.self_attn.q_proj.weight"].fill_(float("nan"))
+    save_file(weights, file, metadata={"format": "pt"})
+    Aligner.from_config(section(llama_path=str(llm)))  # of the LLM it reads the embeddings
+    weights["model.embed_tokens.weight"].fill_(float("nan"))
+    save_file(weights, file, metadata={"format": "pt"})
+    assert "e.g. model.embed_tokens.weight: " in message_of(Aligner.from_config, llama_path=str(llm))
+
+
+def test_weights_of_a_name_on_the_hub_are_looked_at_in_its_cache(tmp_path, monkeypatch):
+    torch.save({"a.weight": torch.tensor([torch.nan])}, tmp_path / "pytorch_model.bin")
+    cached = {"org/name": str(tmp_path / "config.json")}
+    monkeypatch.setattr(model_folders, "try_to_load_from_cache", lambda name, _: cached.get(name))
+    with pytest.raises(UserError, match=rf"org/name: {tmp_path}/pytorch_model\.bin holds NaN"):
+        model_folders.require_finite_weights("llama_path", section(llama_path="org/name"))
+    model_folders.require_finite_weights("llama_path", section(llama_path="org/other"))
+
+
+def test_numbers_that_are_infinite_and_mean_a_mask_are_none_of_the_weights(tmp_path):
+    torch.save({"a.masked_bias": torch.tensor(-torch.inf), "a.ids": torch.arange(3)}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text("{}")
+    model_folders.require_finite_weights("llama_path", section(llama_path=str(tmp_path)))
+
+
+def test_every_kind_of_number_is_looked_at():
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
+        value = torch.ones(300, dtype=torch.float32)
+        assert checkpoint.is_finite(value.to(dtype))
+        value[[7, 299]] = float("nan")
+        assert not checkpoint.is_finite(value.to(dtype))
+    assert checkpoint.is_finite(torch.zeros(0))
+    assert checkpoint.is_finite(torch.arange(3))
+    assert checkpoint.is_finite(torch.full((2,), torch.nan, device="meta"))
 
 
 # ---- checkpoints

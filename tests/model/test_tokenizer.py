@@ -182,6 +182,29 @@ def test_an_llm_without_a_part_of_its_tokenizer_is_refused_before_weights_are_re
         assert any(each in message for each in gone), message
 
 
+@pytest.mark.parametrize("name", ["qwen in older files", "gpt2"])
+@pytest.mark.parametrize("share", [0, 0.5, 0.8])
+def test_merges_that_were_cut_are_refused(llama, tmp_path, name, share):
+    write_folder(tmp_path / "llm", name, llama)
+    load(tmp_path / "llm", end_sym=KINDS[name][1])
+    first, *merges = (tmp_path / "llm/merges.txt").read_text().splitlines()
+    (tmp_path / "llm/merges.txt").write_text("\n".join([first, *merges[: int(share * len(merges))]]))
+    with pytest.raises(UserError, match=r"merges\.txt leads to \d+ of \d+ tokens of the vocabulary"):
+        load(tmp_path / "llm", end_sym=KINDS[name][1])
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen"])
+def test_the_tokenizer_of_a_smaller_vocabulary_is_another_models(llama, tmp_path, name):
+    write_folder(tmp_path / "llm", name, llama)
+    config = json.loads((tmp_path / "llm/config.json").read_text())
+    for share in (0.5, 0.65):  # LLaMA's 32,000 beside a vocabulary of 64,000, or 49,152
+        grown = int(len(load(tmp_path / "llm", end_sym=KINDS[name][1])) / share)
+        (tmp_path / "llm/config.json").write_text(json.dumps({**config, "vocab_size": grown}))
+        with pytest.raises(UserError, match=rf"tokens, its config\.json says {grown}"):
+            load(tmp_path / "llm", end_sym=KINDS[name][1])
+        (tmp_path / "llm/config.json").write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_damaged_tokenizer_file_is_named(llama, tmp_path, name):
     write_folder(tmp_path / "llm", name, llama)
