@@ -107,12 +107,18 @@ def parse_arguments() -> Namespace:
     add(
         "--name",
         metavar="PATTERN",
-        help="names of clips by columns (audiocaps: {youtube_id}.wav, musiccaps: {ytid}.wav)",
+        help="names of clips by columns (audiocaps: {youtube_id}.wav, musiccaps: {ytid}.wav, muchomusic: "
+        "[{ytid}]-[{start_s}-{end_s}].wav)",
     )
     add("--lexicon", type=Path, nargs="+", metavar="FILE", help="pronunciations; the first file with a word counts")
     add("--librispeech", type=Path, metavar="DIR", help="transcripts for librimix (default: LibriSpeech beside --root)")
     add("--question", metavar="TEXT", help=f"of slurp, {{}} for the slot (default: {QUESTION!r})")
-    add("--cut-to", type=Path, metavar="DIR", help="of gigaspeech: write the segments as FLAC there, below --prefix")
+    add(
+        "--cut-to",
+        type=Path,
+        metavar="DIR",
+        help="write clips there, below --prefix: segments of gigaspeech as FLAC, what lies in parquet files as it is",
+    )
     add("--speech-only", action="store_true", help="of gigaspeech: leave out silence, music, noise, other")
     return parser.parse_args()
 

@@ -18,6 +18,7 @@ CHOICES = {
     "datasets.expand_cut": ("head", "share"),
     "datasets.integrity": ("off", "header", "decode", "verified"),
     "evaluate.judge.kind": ("containment", "openai", "local"),
+    "evaluate.efficiency.protocol": ("ours", "hackathon"),
 }
 _MANY = 10**9  # more of anything than a run can have
 _MORE, _BELOW = "more than 0", "below 1"

@@ -13,14 +13,15 @@ RENAMED = {
     "model.freeze_speech_gemma_proj": "model.freeze_speech_llama_proj",
     "abs_class.seed": "run.seed",
 }
-_NO_WANDB = "curves are written for TensorBoard"
 LEFT_OUT = {
     "model.only_preprocessor": "the whole model is loaded, whoever asks it",
     "generate.end_sym": "answers end at model.end_sym",
     "run.gpu": "torchrun gives each process its GPU; for one process write run.device=cuda:N",
     "run.save_freq": "run.save_every_steps and run.save_every_minutes say when a checkpoint is written",
-    "run.use_wandb": _NO_WANDB,
-    **{f"run.wandb_{name}": _NO_WANDB for name in ("project", "local_dir", "name", "entity")},
+    "run.use_wandb": "run.wandb_project names the project; without one nothing goes to wandb",
+    "run.wandb_local_dir": "wandb's files lie in the run's folder",
+    "run.wandb_name": "the run's folder is its name",
+    "run.wandb_entity": "wandb reads WANDB_ENTITY",
     "abs_class.model_name": "evaluate.name names results",
     "model_class.device": "run.device says where the model runs",
 }
@@ -44,6 +45,8 @@ def translate(values: dict[str, Any], where: str) -> list[str]:
         else:
             _set(values, RENAMED[key], value, f"{where}: {key}")
             told.append(f"{where}: {key} = {value!r} is taken for {RENAMED[key]}")
+        if key == "run.use_wandb" and value is False:
+            values["run"] = {**_section(values, "run"), "wandb_project": ""}
     optims = _section(_section(values, "run"), "optims")
     limit = optims.get("grad_clip_norm")
     if isinstance(limit, int | float) and limit < 0:

@@ -18,8 +18,9 @@ from salmonn.config.loading import generate_config
 from salmonn.data.dataset import SALMONNDataset
 from salmonn.data.loader import inference_loader
 from salmonn.evaluation.answer_store import AnswerStore
+from salmonn.evaluation.choice_answering import OptionLosses, generate_unheard, option_losses, picks_of
 from salmonn.evaluation.provenance import build_provenance, earlier_commits, fingerprint
-from salmonn.evaluation.requests import Outcome, Prediction, Request, shuffle_audio
+from salmonn.evaluation.requests import ChoiceAnswers, Outcome, Prediction, Request, shuffle_audio
 from salmonn.evaluation.sets import EvalSet
 from salmonn.model.salmonn import SALMONN
 
@@ -41,6 +42,7 @@ class AnsweredSet:
     provenance: dict[str, Any]
     folder: Path  # of its results
     report: dict[str, Any] = field(default_factory=dict)  # once the set is scored, on rank 0
+    choices: ChoiceAnswers | None = None  # of multiple choice
 
 
 def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -> AnsweredSet:
@@ -62,15 +64,31 @@ def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -
             f"{task.annotation}: none of the {len(one.clips)} clips can be read, e.g. {one.clips[0].path}: "
             f"{predictions[0].unreadable}; is datasets.prefix = {config.datasets.prefix!r} right?"
         )
-    shuffled, commits = None, store.commits
-    if config.evaluate.shuffled_control and task.is_scored:
-        exchanged = shuffle_audio(heard)  # who hears whom depends on which clips can be read
-        pairs = [f"{request.audio_index} {request.prompt}" for request in exchanged]
-        control = AnswerStore(folder / "answers", f"shuffled-{fingerprint(provenance, pairs)}", provenance["commit"])
-        shuffled = answer_all(ask, dataset, exchanged, config, f"{task.name}, shuffled audio", control)
-        commits = commits | control.commits
+    commits = store.commits
+
+    def asked(part: str, requests: Sequence[Request], ask: Ask, kind: type[Outcome] = Prediction) -> dict[int, Any]:
+        pairs = [f"{request.audio_index} {request.prompt}" for request in requests]
+        name = f"{part}-{fingerprint(provenance, pairs)}"
+        kept = AnswerStore(folder / "answers", name, provenance["commit"], kind)
+        answers = answer_all(ask, dataset, requests, config, f"{task.name}, {part.replace('_', ' ')}", kept)
+        commits.update(kept.commits)
+        return answers
+
+    is_controlled = config.evaluate.shuffled_control and task.is_scored
+    exchanged = shuffle_audio(heard) if is_controlled else []  # who hears whom depends on which clips can be read
+    shuffled = asked("shuffled", exchanged, ask) if is_controlled else None
+    choices = None
+    if task.has_choices:
+        hearing, unhearing = (partial(option_losses, model, config, one, hears) for hears in (True, False))
+        choices = ChoiceAnswers(picks_of(one, predictions, asked("likelihoods", heard, hearing, OptionLosses)))
+        if shuffled is not None:
+            losses = asked("shuffled_likelihoods", exchanged, hearing, OptionLosses)
+            choices.shuffled = picks_of(one, shuffled, losses)
+            choices.unheard = asked("no_audio", heard, partial(generate_unheard, model, config))
+            losses = asked("no_audio_likelihoods", heard, unhearing, OptionLosses)
+            choices.of_unheard = picks_of(one, choices.unheard, losses)
     provenance |= earlier_commits(provenance, commits)
-    return AnsweredSet(one, predictions, shuffled, config, provenance, folder)
+    return AnsweredSet(one, predictions, shuffled, config, provenance, folder, choices=choices)
 
 
 def answer_all(
@@ -137,4 +155,4 @@ def generate_batch(model: SALMONN, config: DictConfig, batch: Samples, heard: Se
         details = model.generate(
             batch, config.generate, prompts=[request.prompt for request in heard], return_details=True
         )
-    return [Prediction(detail["text"].strip(), len(detail["token_ids"]), detail["finished"]) for detail in details]
+    return [Prediction.of(detail) for detail in details]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from salmonn.common.errors import UserError, examples
-from salmonn.data.annotation_scan import DEFAULT_TASK
+from salmonn.data.annotation_scan import DEFAULT_TASK, SPEECH_MARKERS
+from salmonn.evaluation.choices import MOST_OPTIONS, with_options
 from salmonn.evaluation.tasks import EvalTask
 
 
@@ -21,6 +22,12 @@ class EvalExample:
     question: str
     references: tuple[str, ...]
     spoken: str = ""  # what is said in the clip, where the reference is something else
+    choices: tuple[str, ...] = ()  # of multiple choice, in the order in which they are asked
+
+    @property
+    def asked(self) -> str:
+        """The question, with its options where there are some."""
+        return with_options(self.question, self.choices) if self.choices else self.question
 
 
 def clips_of(entries: Sequence[Mapping[str, Any]], task: EvalTask, source: str) -> list[EvalExample]:
@@ -38,6 +45,9 @@ def clips_of(entries: Sequence[Mapping[str, Any]], task: EvalTask, source: str) 
     )
     if task.submission:
         _check_ids(entries, source)
+    if task.has_choices:
+        unusable = [(i, why) for i, e in enumerate(entries) if (why := _unusable(e.get("choices")))]
+        _refuse(source, f"have no options to choose from ({task.name})", unusable, "give each a list 'choices'")
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, entry in enumerate(entries):
         groups.setdefault(_identity(entry), []).append(index)
@@ -52,7 +62,18 @@ def _identity(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     """What makes entries the same clip: the testset_id, else all that the model is given."""
     if _testset_id(entry):
         return (_testset_id(entry),)
-    return _heard(entry), entry.get("task"), entry.get("Q") or ""
+    return _heard(entry), entry.get("task"), entry.get("Q") or "", str(entry.get("choices"))
+
+
+def _unusable(choices: Any) -> str:
+    """Why these are no options; "" if they are."""
+    if not isinstance(choices, list) or not all(isinstance(option, str) and option.strip() for option in choices):
+        return "no list of texts"
+    if not 2 <= len(choices) <= MOST_OPTIONS:
+        return f"{len(choices)} options, of 2 to {MOST_OPTIONS}"
+    if marked := [marker for marker in SPEECH_MARKERS if any(marker in option for option in choices)]:
+        return f"one holds {marked[0]}, where the audio stands in prompts"
+    return "one stands there twice" if len(set(choices)) < len(choices) else ""
 
 
 def _testset_id(entry: Mapping[str, Any]) -> str:
@@ -73,6 +94,7 @@ def _clip(entries: Sequence[Mapping[str, Any]], indices: Sequence[int], task: Ev
         task=task.prompt or first.get("task") or (task.accepts or [DEFAULT_TASK])[0],
         question=first.get("Q") or "",
         spoken=first.get("spoken") or "",
+        choices=tuple(first["choices"]) if task.has_choices else (),
         references=() if task.submission else tuple(entries[i]["text"] for i in indices if entries[i].get("text")),
     )
 

@@ -53,8 +53,11 @@ FORMER = {
     "--task": "--mode valid_asr or valid_aac; submission_asr or submission_aac for a submission.csv",
     "--skip_scoring": "--mode submission_asr or submission_aac answers without scoring, valid_asr and valid_aac score",
     "--device": "--options run.device=cuda:0",
-    **dict.fromkeys(("--num_it", "--num-it"), "--mode efficiency --options evaluate.efficiency.runs=100"),
-    "--num_warmup": "--mode efficiency --options evaluate.efficiency.warmup=10",
+    **dict.fromkeys(
+        ("--num_it", "--num-it"),
+        "--mode efficiency --options evaluate.efficiency.runs=100 evaluate.efficiency.protocol=hackathon",
+    ),
+    "--num_warmup": "--mode efficiency --options evaluate.efficiency.warmup=10 evaluate.efficiency.protocol=hackathon",
     "--dryrun": "python train.py --dry-run checks a configuration",
 }
 

@@ -142,7 +142,9 @@ def report_set(answered: AnsweredSet, judgement: Judgement | None = None) -> Non
         if task.submission:  # a set of one's own may go without ids
             check_submission(content, ids, "the submission")
         write_text(folder / "submission.csv", content)
-    lines = prediction_lines(clips, answered.set.requests, answered.predictions, answered.shuffled, judgement)
+    lines = prediction_lines(
+        clips, answered.set.requests, answered.predictions, answered.shuffled, judgement, answered.choices
+    )
     write_report(folder, report, lines)
     tell(f"{task.name}: {task.title}\n\n{summary(report)}", folder)
 
@@ -151,7 +153,8 @@ def score_set(answered: AnsweredSet, judgement: Judgement | None) -> dict[str, A
     """The complete report of a set: scores, counts, notes, and what they depend on."""
     task, clips, config, provenance = answered.set.task, answered.set.clips, answered.config, answered.provenance
     whisper_path = config.model.whisper_path
-    report = build_report(task, clips, answered.predictions, answered.shuffled, whisper_path, judgement)
+    choices = answered.choices
+    report = build_report(task, clips, answered.predictions, answered.shuffled, whisper_path, judgement, choices)
     notes = report["notes"]
     confused = confused_answers(clips, answered.set.requests, answered.predictions)
     notes += confusion_notes(confused, clips, answered.predictions, report["statistics"])

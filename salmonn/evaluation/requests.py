@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from salmonn.common.errors import UserError
 from salmonn.evaluation.clips import EvalExample
+from salmonn.evaluation.metrics.choices import Pick
 from salmonn.model.prompts import fill_question
 
 
@@ -32,13 +34,28 @@ class Prediction(Outcome):
     n_tokens: int = 0
     finished: bool = False  # the model ended the answer by itself
 
+    @classmethod
+    def of(cls, detail: Mapping[str, Any]) -> "Prediction":
+        """What the model's `generate` tells of an answer."""
+        return cls(detail["text"].strip(), len(detail["token_ids"]), detail["finished"])
+
+
+@dataclass
+class ChoiceAnswers:
+    """What the model chose by position in the set; the controls are None where they were not run."""
+
+    heard: Mapping[int, Pick]
+    shuffled: Mapping[int, Pick] | None = None  # hearing other clips
+    unheard: Mapping[int, Prediction] | None = None  # answers without any audio
+    of_unheard: Mapping[int, Pick] | None = None
+
 
 def plan_requests(clips: Sequence[EvalExample], prompts: Mapping[str, str], prompt_path: str) -> list[Request]:
     """One request per clip with its complete prompt. Raises UserError for a task without test prompt."""
     for task in sorted({clip.task for clip in clips} - set(prompts)):
         raise UserError(f"{prompt_path} has no prompt for the task {task} (it has {', '.join(prompts)})")
     return [
-        Request(position, clip.index, fill_question(prompts[clip.task], clip.question))
+        Request(position, clip.index, fill_question(prompts[clip.task], clip.asked))
         for position, clip in enumerate(clips)
     ]
 

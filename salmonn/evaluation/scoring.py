@@ -9,6 +9,7 @@ from typing import Any
 from salmonn.evaluation.clips import EvalExample
 from salmonn.evaluation.judge.judging import Judgement
 from salmonn.evaluation.metrics import METRICS, Texts, UnavailableError, measure
+from salmonn.evaluation.metrics.choices import Pick
 from salmonn.evaluation.normalisers import Normaliser
 from salmonn.evaluation.requests import Prediction
 from salmonn.evaluation.tasks import EvalTask
@@ -36,6 +37,7 @@ def score(
     predictions: Mapping[int, Prediction],
     normalise: Normaliser,
     judgement: Judgement | None = None,
+    picks: Mapping[int, Pick] | None = None,
 ) -> Scores:
     """Score {position: prediction} by the metrics of the task; unreadable clips are left out.
 
@@ -52,6 +54,9 @@ def score(
     scores = Scores(empty_references=len(silent), words_without_reference=sum(len(output.split()) for output in silent))
     compared_with = json.dumps([texts.references, texts.spoken]).encode()
     scores.references_sha256 = hashlib.sha256(compared_with).hexdigest()
+    if picks is not None:
+        known = [picks.get(position) if clips[position].references else None for position in heard]
+        texts = replace(texts, picks=known)
     names = list(task.metrics)
     if judgement and task.is_judged:
         texts = replace(texts, replies=[judgement.replies.get(position) for position in heard])

@@ -25,6 +25,7 @@ class EvalSet:
     annotations: Annotations
     clips: list[EvalExample]
     requests: list[Request]
+    prompts: Mapping[str, str]  # by task, before a question is filled in
 
     def open_clips(self, datasets: DictConfig, max_seconds: float) -> SALMONNDataset:
         """The clips by their entries' numbers, as far as a model hears them; an unreadable one says so."""
@@ -47,7 +48,7 @@ def _open_set(task: EvalTask, config: DictConfig, prompts: Mapping[str, str]) ->
     requests = plan_requests(clips, prompts, config.model.test_prompt_path)
     if config.evaluate.shuffled_control and task.is_scored:
         shuffle_audio(requests)  # a set that is too small is told before the model is loaded
-    return EvalSet(task, annotations, clips, requests)
+    return EvalSet(task, annotations, clips, requests, prompts)
 
 
 def _tell_missing_questions(clips: Sequence[EvalExample], prompts: Mapping[str, str], source: str) -> None:

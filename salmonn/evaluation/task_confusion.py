@@ -82,7 +82,7 @@ def confused_answers(
     found = {}
     for position, prediction in predictions.items():
         clip, instruction = clips[position], _instruction(requests[position].prompt)
-        found[position] = form_of(prediction.text, clip.references, clip.task, instruction)
+        found[position] = form_of(prediction.text, [*clip.references, *clip.choices], clip.task, instruction)
     return {position: form for position, form in found.items() if form}
 
 

@@ -49,6 +49,11 @@ class EvalTask:
         """Whether a judge is asked about the answers."""
         return "judged" in self.metrics
 
+    @property
+    def has_choices(self) -> bool:
+        """Whether its clips have options of which one is right."""
+        return any(METRICS[name].needs == "picks" for name in self.metrics if name in METRICS)
+
 
 _PUBLISHED = ("paper", "reproduced")
 _ASR, _AAC = ["asr"], ["audiocaption", "audiocaption_v2"]

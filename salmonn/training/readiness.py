@@ -15,6 +15,7 @@ from salmonn.preflight import find_problems, problem_of, refuse
 from salmonn.training.encoder_cache import folder_bytes
 from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_state import require_same_experiment
+from salmonn.training.wandb_log import require_wandb
 
 
 def require_all_ready(configs: Sequence[DictConfig]) -> None:
@@ -41,7 +42,7 @@ def run_problems(config: DictConfig, made_before: Sequence[str] = ()) -> list[st
     if not problems:  # else it need not be there
         problems += problem_of(require_same_experiment, folder)
     problems += find_problems(config, annotation_keys(config), unread, goes_on=folder.candidates())
-    return problems + problem_of(_require_cache_room, config.run)
+    return problems + problem_of(_require_cache_room, config.run) + problem_of(require_wandb, config)
 
 
 def shared_memory_problem(configs: Sequence[DictConfig], n_gpus: int = 1) -> str:

@@ -16,13 +16,14 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import UNFINISHED, clear_unfinished, existing_part, replacing
 from salmonn.config.loading import BEST, RESUME
 from salmonn.model import checkpoint
+from salmonn.training.wandb_log import WANDB_ID
 
 logger = logging.getLogger(__name__)
 
 LAST = "checkpoint_last.pth"
 _LOCK_SECONDS = 60  # for the ranks of a run whose launcher was killed to save and go
 _HOLDER = re.compile(r"process \d+ on [\w.-]+")
-_RUN_FILES = (BEST, "log.jsonl", "summary.json", "quarantine.jsonl", "training_curves.png", "not_finite.pth")
+_RUN_FILES = (BEST, "log.jsonl", "summary.json", "quarantine.jsonl", "training_curves.png", "not_finite.pth", WANDB_ID)
 
 
 class RunFolder:

@@ -15,9 +15,11 @@ from salmonn.common import distributed
 from salmonn.common.device import peak_memory
 from salmonn.common.files import GB, replacing, whole_lines
 from salmonn.training.step import StepResult
+from salmonn.training.wandb_log import scalars
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
+    from wandb import Run
 
 logger = logging.getLogger("salmonn")
 
@@ -26,11 +28,11 @@ class RunLog:
     """`log.jsonl` and TensorBoard in a run's folder; does nothing on ranks other than 0.
 
     `step`: where a run goes on; what its folder says of later steps was not kept and goes. So does a validation of
-    this one that the run is to make again: `is_validated` tells that it need not.
+    this one that the run is to make again: `is_validated` tells that it need not. `wandb`: draws the same curves there.
     """
 
-    def __init__(self, folder: Path, step: int = 0, is_validated: bool = True) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, step: int = 0, is_validated: bool = True, wandb: "Run | None" = None) -> None:
+        self.folder, self._wandb = folder, wandb
         self._lines: TextIO | None = None
         self._tensorboard: SummaryWriter | None = None
         self._told: set[str] = set()
@@ -53,17 +55,18 @@ class RunLog:
             self._lines.flush()
         except OSError as error:
             self._warn_once(f"a line of {self.folder / 'log.jsonl'} could not be written: {error}")
-        self._draw(self._tensorboard, kind, step, values)
+        curves = scalars(kind, values)
+        self._draw(self._tensorboard, curves, step)
+        if self._wandb and curves:
+            self._wandb.log({**curves, "step": step})
 
-    def _draw(self, tensorboard: "SummaryWriter", kind: str, step: int, values: dict[str, Any]) -> None:
+    def _draw(self, tensorboard: "SummaryWriter", curves: Mapping[str, float], step: int) -> None:
         # the library's thread dies of a full disk, and its queue then blocks whoever adds to it
         if not tensorboard.file_writer.event_writer._worker.is_alive():
             self._warn_once("TensorBoard's curves stop here: its files cannot be written (disk full?)")
             return
-        of_tasks = {f"{task}/{name}": v for task, of in values.get("tasks", {}).items() for name, v in of.items()}
-        for name, value in {**values, **of_tasks}.items():
-            if isinstance(value, int | float):
-                tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        for name, value in curves.items():
+            tensorboard.add_scalar(name, value, step)
 
     def _warn_once(self, message: str) -> None:
         if message not in self._told:
@@ -78,6 +81,8 @@ class RunLog:
             self._lines.close()
         if self._tensorboard.file_writer.event_writer._worker.is_alive():
             self._tensorboard.close()
+        if self._wandb:
+            self._wandb.finish()
 
 
 def _keep_until(path: Path, step: int, is_validated: bool) -> None:

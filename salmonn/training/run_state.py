@@ -177,7 +177,7 @@ def mend_best(folder: RunFolder, best: Mapping[str, Any]) -> str:
 # What may differ without making it another experiment.
 _NOT_OF_THE_RESULT = (
     "run.num_workers", "run.log_freq", "run.save_every", "run.keep_checkpoints", "run.timeout_minutes", "run.device",
-    "run.loader_timeout_minutes", "run.valid_every_steps", "run.output_dir", "run.exp_name",
+    "run.wandb_project", "run.loader_timeout_minutes", "run.valid_every_steps", "run.output_dir", "run.exp_name",
     "run.batch_size_eval", "run.resume", "run.overwrite", "run.world_size", "run.dist_url", "run.use_distributed",
     "generate.", "evaluate.", "run.encoder_cache", "run.compile", "model.device_8bit",
     "model.gradient_checkpointing", "model.test_prompt_path", "datasets.max_bad_fraction", "datasets.whisper_path",

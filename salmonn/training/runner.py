@@ -34,6 +34,7 @@ from salmonn.training.run_state import Content, Resumed, RunState, find_resumed,
 from salmonn.training.step import NotFiniteError, StepResult, TrainingStep
 from salmonn.training.stop_signal import StopRequest
 from salmonn.training.validation import report_listening, validate
+from salmonn.training.wandb_log import open_wandb
 
 logger = logging.getLogger(__name__)
 
@@ -309,7 +310,9 @@ class Runner:
             if self.config.datasets.quarantine and not self.resumed:
                 self.quarantine.take_over(self.config.datasets.quarantine)
         is_validated = self.progress.valid.get("step") == self.progress.iteration
-        self.log = RunLog(self.folder, self.progress.iteration, is_validated)
+        at_wandb = distributed.is_main() and self.run_config.wandb_project
+        wandb = open_wandb(self.folder, self.config) if at_wandb else None
+        self.log = RunLog(self.folder, self.progress.iteration, is_validated, wandb)
 
     # ---- parts of the loop
 

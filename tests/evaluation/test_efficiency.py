@@ -1,6 +1,7 @@
 """Time to first token, time per token and memory, through the real generate path of the golden tiny model."""
 
 import itertools
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 
 from salmonn.common import device
 from salmonn.common.errors import UserError
-from salmonn.config.loading import generate_config
+from salmonn.config.loading import generate_config, load_config
 from salmonn.evaluation import efficiency
+
+QUESTION = "USER: <Speech><SpeechHere></Speech> What?\nASSISTANT:"
 
 
 def of_length(new_tokens: int, **settings):
@@ -19,7 +22,7 @@ def of_length(new_tokens: int, **settings):
 @pytest.mark.parametrize("num_beams", [1, 4])
 def test_every_forced_token_has_its_time(golden, num_beams):
     model = golden("base").model
-    times = efficiency.time_tokens(model, of_length(17, num_beams=num_beams), 2.0)
+    times = efficiency.time_tokens(model, of_length(17, num_beams=num_beams), 2.0, QUESTION)
     assert len(times) == 17
     assert times[0] > 0
     assert all(later > earlier for earlier, later in itertools.pairwise(times))
@@ -37,7 +40,7 @@ def test_an_answer_that_would_end_early_is_made_to_go_on(golden):
         model.end_id = answer["token_ids"][1]  # now the free answer ends there
         [short] = model.generate({"raw_wav": noise}, free, [prompt], return_details=True)
         assert len(short["token_ids"]) < 8
-        assert len(efficiency.time_tokens(model, of_length(8, num_beams=1), 2.0)) == 8
+        assert len(efficiency.time_tokens(model, of_length(8, num_beams=1), 2.0, prompt)) == 8
     finally:
         model.end_id = ending
 
@@ -71,7 +74,9 @@ def test_time_is_booked_where_it_is_spent(golden, monkeypatch):
 def test_the_result_says_what_was_measured(golden, monkeypatch):
     model, calls = golden("base").model, []
     original = efficiency.time_tokens
-    monkeypatch.setattr(efficiency, "time_tokens", lambda *args: calls.append(original(*args)) or calls[-1])
+    monkeypatch.setattr(
+        efficiency, "time_tokens", lambda *args, **more: calls.append(original(*args, **more)) or calls[-1]
+    )
     with torch.autocast("cpu", torch.bfloat16):
         result = efficiency.measure(model, {"num_beams": 1}, seconds=1.5, runs=3, warmup=2, new_tokens=5)
     assert len(calls) == 5
@@ -85,8 +90,8 @@ def test_the_result_says_what_was_measured(golden, monkeypatch):
     assert weights < result["peak_memory_gib"]["resident"] < 64
     page = efficiency.comparison(result)
     assert f"{measured[1]:.3f} ({measured[0]:.3f} to {measured[2]:.3f})" in page
-    assert "9.18" in page
-    assert "another machine" in page
+    assert "9.18" not in page
+    assert "by another protocol: evaluate.efficiency.protocol=hackathon" in page
     assert len({line.count("|") for line in page.split("\n\n")[0].splitlines()}) == 1
 
 
@@ -97,3 +102,69 @@ def test_the_result_says_what_was_measured(golden, monkeypatch):
 def test_what_cannot_be_measured_is_refused(golden, wrong, told):
     with pytest.raises(UserError, match=told):
         efficiency.measure(golden("base").model, **wrong)
+
+
+@pytest.fixture
+def asked_for_a_transcript(golden, monkeypatch):
+    model = golden("base").model
+    monkeypatch.setattr(model, "test_prompts", {"asr": QUESTION})
+    return model
+
+
+def test_the_hackathons_protocol_times_one_step_without_the_log_mel(asked_for_a_transcript, monkeypatch):
+    model, delay, clock, heard = asked_for_a_transcript, 0.125, SimpleNamespace(now=0.0), []
+    monkeypatch.setattr(device, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    encode, log_mel = model.encode_clips, model.log_mel.forward
+
+    def slow_mel(wav):
+        clock.now += 1.0
+        return log_mel(wav)
+
+    def slow_encoders(*arguments):
+        heard.append(arguments[2])
+        clock.now += delay * len(heard)
+        return encode(*arguments)
+
+    monkeypatch.setattr(model.log_mel, "forward", slow_mel)
+    monkeypatch.setattr(model, "encode_clips", slow_encoders)
+    result = efficiency.measure(model, {"num_beams": 1}, seconds=2.0, runs=3, warmup=1, protocol="hackathon")
+    assert result["ttft_s"] == {"mean": 3 * delay, "min": 2 * delay, "max": 4 * delay}  # the first is not counted
+    assert result["tpot_s"]["mean"] == 0
+    assert all(mel is not None for mel in heard)
+    assert (result["new_tokens"], result["question"]) == (2, QUESTION)
+    page = efficiency.comparison(result)
+    assert "9.18" not in page
+    told = "No figures of the hackathon beside it: audio_seconds 2, not 10; runs 3, not 100; warmup 1, not 10."
+    assert told in page
+    alike = efficiency.comparison({**result, **efficiency.PROTOCOL})
+    assert "9.18" in alike
+    assert "hardware is not told" in alike
+    assert result["device"] in alike
+    assert "mean (min to max) of 100 runs after 10" in alike
+
+
+def test_the_hackathons_protocol_asks_the_test_prompt(golden, monkeypatch):
+    model = golden("base").model
+    monkeypatch.setattr(model, "test_prompts", {})
+    with pytest.raises(UserError, match="has no asr"):
+        efficiency.measure(model, seconds=2.0, runs=1, protocol="hackathon")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], (10, 2)),
+        (["protocol=hackathon"], (100, 10)),
+        (["protocol=hackathon", "runs=7"], (7, 10)),
+        (["warmup=0"], (10, 0)),
+    ],
+)
+def test_runs_are_those_of_the_protocol_where_none_are_given(golden, tmp_path, monkeypatch, options, expected):
+    called = {}
+    monkeypatch.setattr(efficiency, "session", lambda _config: nullcontext())
+    monkeypatch.setattr(efficiency, "load_model", lambda *_: golden("base").model)
+    monkeypatch.setattr(efficiency, "measure", lambda _model, _settings, **given: called.update(given) or {})
+    monkeypatch.setattr(efficiency, "comparison", lambda _result: "")
+    options = ["run.device=cpu", "run.amp=False", *(f"evaluate.efficiency.{option}" for option in options)]
+    efficiency.run_efficiency(load_config("configs/evaluate.yaml", options), tmp_path)
+    assert (called["runs"], called["warmup"]) == expected

@@ -1,5 +1,8 @@
 """Answers in another task's form are found, ordinary ones are left alone, and the score without them is told."""
 
+import json
+import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,12 @@ from salmonn.evaluation.clips import EvalExample
 from salmonn.evaluation.requests import Prediction
 from salmonn.evaluation.task_confusion import confusion_notes, form_of
 from tests.fixtures.eval_set_files import TRANSCRIPTS
-from tests.fixtures.stub_model import config_for, entry, results
+from tests.fixtures.paths import ROOT
+from tests.fixtures.stub_model import StubModel, config_for, entry, results
+
+sys.path.insert(0, str(ROOT))
+
+from util.mini_world import corpus, scenes
 
 SAID = ["he began a confused complaint against the wizard"]
 
@@ -81,3 +89,61 @@ def test_the_report_of_a_set_tells_it(stub_world: Path):
     report, _ = results(stub_world, "valid_asr")
     assert report["other_forms"] == {"a": "another script than Chinese, Japanese or Korean"}
     assert any(note.startswith("Task confusion: 1 of 2 answers") for note in report["notes"])
+
+
+def test_ordinary_answers_of_the_miniature_world_are_left_alone():
+    """Right ones, and wrong ones of the same task: what other clips would be answered. At most 1 % may be taken."""
+    prompts = json.loads((ROOT / "configs/prompts/test_prompt.json").read_text())
+    rng, texts = random.Random(1), {}
+    for clip in corpus.plan(train_clips=400, test_clips=400, broken=0, seed=5):
+        for task in scenes.tasks_of(clip.scene):
+            question, text = scenes.answer(clip.scene, task, rng)
+            texts.setdefault((task, question), []).append(text)
+    pairs = [
+        (answer, right, task, prompts[task].rpartition("</Speech>")[2].replace("{}", question))
+        for (task, question), said in texts.items()
+        for answers in (said, said[1:] + said[:1], said[7:] + said[:7])
+        for answer, right in zip(answers, said, strict=True)
+    ]
+    taken = [(form, *pair) for pair in pairs if (form := form_of(pair[0], [pair[1]], pair[2], pair[3]))]
+    assert len(pairs) > 5000
+    assert len({pair[2] for pair in pairs}) >= 12
+    assert len(taken) <= 0.01 * len(pairs), taken[:5]
+    for task in ("asr", "audiocaption", "QA", "translation_ec"):
+        of_task = [pair for pair in pairs if pair[2] == task]
+        assert sum(one[3] == task for one in taken) <= 0.01 * len(of_task), task
+
+
+def test_words_in_the_place_of_phones_and_phones_in_the_place_of_words_are_all_found():
+    """What the miniature world says, in the form of the other task."""
+    sentences = {
+        clip.scene for clip in corpus.plan(train_clips=200, test_clips=50, broken=0, seed=6)
+        if isinstance(clip.scene, scenes.Speech)
+    }  # fmt: skip
+    rng = random.Random(0)
+    for scene in sentences:
+        words, phones = (scenes.answer(scene, task, rng)[1] for task in ("asr", "phone_recognition"))
+        assert form_of(phones, [words], "asr") == "phonemes"
+
+
+@pytest.mark.usefixtures("stub_model")
+def test_a_model_asked_with_the_prompt_of_another_task_shows_it_in_its_report(stub_world: Path, monkeypatch):
+    from salmonn.evaluation.pipeline import evaluate
+
+    spelled = {"blue": "B L UW", "green": "G R IY N"}
+
+    def answer(_model, samples, _settings, prompts, return_details):
+        heard = [["zero", "red", "blue", "green"][round(10 * wav.max().item())] for wav in samples["raw_wav"]]
+        asks_phones = ["phones" in prompt for prompt in prompts]
+        texts = [f"{spelled[word]} D AO G" if p else f"{word} dog" for word, p in zip(heard, asks_phones, strict=True)]
+        return [{"text": text, "token_ids": [1], "finished": return_details} for text in texts]
+
+    monkeypatch.setattr(StubModel, "generate", answer)
+    entries = [entry(2, text="blue dog", testset_id="a"), entry(3, text="green dog", testset_id="b")]
+    for prompt, expected in (("Write the words.", {}), ("Write the phones.", {"a": "phonemes", "b": "phonemes"})):
+        config = config_for(stub_world, entries)
+        (stub_world / "prompts.json").write_text(json.dumps({"asr": f"<Speech><SpeechHere></Speech> {prompt}"}))
+        evaluate(config, "valid_asr")
+        report, _ = results(stub_world, "valid_asr")
+        assert report["other_forms"] == expected
+    assert any(note.startswith("Task confusion: 2 of 2 answers (100.00 %)") for note in report["notes"])

@@ -52,6 +52,7 @@ def _entries(item: Item, prefix: Path) -> tuple[Entry, ...]:
         "Q": item.question,
         "expand_wav": [_annotated(path, prefix, item) for path in item.expand],
         "spoken": item.spoken,
+        "choices": list(item.choices),
     }
     more = {key: value for key, value in optional.items() if value} | {"testset_id": item.id}
     path = _annotated(item.path, prefix, item)

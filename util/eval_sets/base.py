@@ -24,6 +24,7 @@ class Item:
     question: str = ""
     expand: tuple[Path, ...] = ()
     spoken: str = ""  # what is said, where the answer is something else (the following rate needs it)
+    choices: tuple[str, ...] = ()  # of multiple choice; the reference is one of them
 
 
 @dataclass

@@ -4,6 +4,7 @@ from functools import partial
 
 from util.eval_sets import (
     captions,
+    choices,
     covost2,
     gigaspeech,
     iemocap,
@@ -90,4 +91,25 @@ SETS = {
     "wikiqa": EvalSet(
         wikiqa.read, "WikiQACorpus with WikiQA-test.tsv; wav/QuestionID.wav by your text-to-speech", _WHERE
     ),
+    "mmau": EvalSet(
+        choices.read_mmau,
+        "mmau-test-mini.json (github.com/Sakshi113/MMAU) with test-mini-audios/; or parquet files in data/",
+        ("split", *_WHERE, "cut_to"),
+        "test-mini",
+    ),
+    "mmar": EvalSet(
+        choices.read_mmar,
+        "MMAR-meta.json (huggingface.co/datasets/BoJack/MMAR) with audio/; or parquet files in data/",
+        (*_WHERE, "cut_to"),
+    ),
+    "air_bench": EvalSet(
+        choices.read_air_bench, "AIR-Bench-Dataset (huggingface.co/datasets/qyang1021) with Foundation/", _WHERE
+    ),
+    "muchomusic": EvalSet(
+        choices.read_muchomusic,
+        "muchomusic.csv (zenodo.org/records/12709974), sdd/audio/, musiccaps/musiccaps-public.csv and musiccaps/audio/",
+        ("table", "name"),
+        name="[{ytid}]-[{start_s}-{end_s}].wav",
+    ),
+    "mini_choices": EvalSet(choices.read_mini, "the miniature world, output/mini/world"),
 }

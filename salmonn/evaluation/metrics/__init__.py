@@ -3,7 +3,7 @@
 Knows texts alone: no model, no file, no task. Tests: tests/evaluation/test_*_scores.py, test_metrics.py.
 """
 
-from salmonn.evaluation.metrics import answers, captions, stories, translation, word_errors
+from salmonn.evaluation.metrics import answers, captions, choices, stories, translation, word_errors
 from salmonn.evaluation.metrics.base import Measured, Metric, Texts, UnavailableError, measure
 
 METRICS: dict[str, Metric] = {
@@ -11,6 +11,7 @@ METRICS: dict[str, Metric] = {
     **translation.METRICS,
     **captions.METRICS,
     **answers.METRICS,
+    **choices.METRICS,
     **stories.METRICS,
 }
 

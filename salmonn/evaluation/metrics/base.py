@@ -26,11 +26,12 @@ class Texts:
     references: Sequence[Sequence[str]]  # only such as hold a word; none where the clip has none
     spoken: Sequence[str] = ()  # what is said in the clip; "" where it is not known; () where for none
     replies: Sequence[Any] = ()  # of a judge on the output: a JudgeReply, None where there is none
+    picks: Sequence[Any] = ()  # of multiple choice: a Pick, None where the right answer is not known
 
     def take(self, rows: Sequence[int]) -> "Texts":
         """These clips only."""
-        spoken, replies = ([values[i] for i in rows] if values else () for values in (self.spoken, self.replies))
-        return Texts([self.outputs[i] for i in rows], [self.references[i] for i in rows], spoken, replies)
+        others = ([values[i] for i in rows] if values else () for values in (self.spoken, self.replies, self.picks))
+        return Texts([self.outputs[i] for i in rows], [self.references[i] for i in rows], *others)
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
@@ -44,6 +45,7 @@ NEEDS = {
     "spoken": "the text that is spoken in it",
     "outputs": "an output",
     "replies": "a judge's verdict",
+    "picks": "options and a known answer",
 }
 
 

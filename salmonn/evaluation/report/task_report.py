@@ -4,24 +4,48 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from salmonn.common.errors import examples
 from salmonn.common.files import write_text
 from salmonn.evaluation.clips import EvalExample
 from salmonn.evaluation.judge.judging import Judgement
 from salmonn.evaluation.metrics import METRICS
-from salmonn.evaluation.normalisers import Normaliser, normaliser
+from salmonn.evaluation.normalisers import normaliser
 from salmonn.evaluation.report.pages import write_page
 from salmonn.evaluation.report.plots import confusion
 from salmonn.evaluation.report.tables import heard_clips, metrics_of, shown_interval, shown_score, table
-from salmonn.evaluation.requests import Prediction, Request
+from salmonn.evaluation.requests import ChoiceAnswers, Prediction, Request
 from salmonn.evaluation.scoring import Scores, score
 from salmonn.evaluation.tasks import EvalTask
 
 CONFUSION_PNG = "confusion.png"
 SAMPLES_SHOWN = 12
 UNREADABLE_SHOWN = 20
+COMPARED = ("references", "spoken", "picks")
+NAMING = (
+    "An answer names an option by its letter, alone, in front or told (the answer is B), or by the words of one option "
+    "alone, not behind a not; likelihoods are of the options' texts, mean over tokens and over the orders."
+)
+UNCONTROLLED = "asks once more with other clips' audio, and with none"
+
+
+class Control(NamedTuple):
+    """Answers to the same prompts in which what is heard cannot help."""
+
+    title: str
+    note: str
+    hearing: str
+
+
+CONTROLS = {
+    "shuffled": Control(
+        "shuffled audio",
+        "Shuffled audio: every prompt answered once more, hearing another clip of the set.",
+        "with other audio",
+    ),
+    "no_audio": Control("no audio", "No audio: every prompt answered once more with no audio in it.", "without audio"),
+}
 
 
 def build_report(
@@ -31,6 +55,7 @@ def build_report(
     shuffled: Mapping[int, Prediction] | None,
     whisper_path: str,
     judgement: Judgement | None = None,
+    choices: ChoiceAnswers | None = None,
 ) -> dict[str, Any]:
     """Counts, scores and notes; what is known only to the run (config, time) is added by the caller."""
     heard = [prediction for prediction in predictions.values() if not prediction.unreadable]
@@ -48,7 +73,7 @@ def build_report(
     scores, scoring = Scores(), {}
     if task.is_scored:
         normalise, normaliser_note, substitute = normaliser(task.normaliser, whisper_path)
-        scores = score(task, clips, predictions, normalise, judgement)
+        scores = score(task, clips, predictions, normalise, judgement, choices.heard if choices else None)
         scoring = {
             "metrics": {name: METRICS[name].title for name in scores.all},  # a title names the tokenizer
             "normaliser": task.normaliser,
@@ -81,8 +106,22 @@ def build_report(
         report["references"] = sum(len(clip.references) for clip in clips)
         report["empty_references"] = scores.empty_references
         if shuffled is not None:
-            _add_control(report, task, clips, shuffled, normalise)
+            picks = choices.shuffled if choices else None
+            _add_control(report, "shuffled", score(_compared(task), clips, shuffled, normalise, picks=picks))
+        if choices:
+            notes.append(NAMING)
+            if choices.unheard is not None:
+                unheard = score(_compared(task), clips, choices.unheard, normalise, picks=choices.of_unheard)
+                _add_control(report, "no_audio", unheard)
+            else:
+                notes.append(f"The options were asked without controls: evaluate.shuffled_control=True {UNCONTROLLED}.")
     return report
+
+
+def _compared(task: EvalTask) -> EvalTask:
+    """The task with the metrics that a control has: a judge is asked about real answers only, and what needs no truth
+    is the same for answers in another order."""
+    return replace(task, metrics=[name for name in task.metrics if METRICS[name].needs in COMPARED])
 
 
 def _notes_on(scores: Scores) -> list[str]:
@@ -97,30 +136,21 @@ def _notes_on(scores: Scores) -> list[str]:
     return notes
 
 
-def _add_control(
-    report: dict[str, Any],
-    task: EvalTask,
-    clips: Sequence[EvalExample],
-    shuffled: Mapping[int, Prediction],
-    normalise: Normaliser,
-) -> None:
-    """Scores of the answers to other clips' audio; says where they are as good."""
-    # a judge is asked about real answers only, and what needs no truth is the same for answers in another order
-    compared = [name for name in task.metrics if METRICS[name].needs in ("references", "spoken")]
-    control = score(replace(task, metrics=compared), clips, shuffled, normalise)
-    report["scores"] |= {f"{name}_shuffled": value for name, value in control.all.items()}
-    report["intervals"] |= {f"{name}_shuffled": edges for name, edges in control.intervals.items()}
-    report["notes"].append("Shuffled audio: every prompt answered once more, hearing another clip of the set.")
-    report["notes"] += filter(None, (_deafness(report, name) for name in control.all))
+def _add_control(report: dict[str, Any], kind: str, control: Scores) -> None:
+    """Scores of the answers to other clips' audio or to none, `kind` of CONTROLS; says where they are as good."""
+    report["scores"] |= {f"{name}_{kind}": value for name, value in control.all.items()}
+    report["intervals"] |= {f"{name}_{kind}": edges for name, edges in control.intervals.items()}
+    report["notes"].append(CONTROLS[kind].note)
+    report["notes"] += filter(None, (_deafness(report, name, kind) for name in control.all))
 
 
-def _deafness(report: Mapping[str, Any], name: str) -> str:
-    """A warning where other audio serves as well; "" where it does not, or where there is no telling."""
-    edges, shuffled = report["intervals"][name], report["scores"][f"{name}_shuffled"]
-    if not edges or shuffled is None or not edges[0] <= shuffled <= edges[1]:
+def _deafness(report: Mapping[str, Any], name: str, kind: str) -> str:
+    """A warning where the control serves as well; "" where it does not, or where there is no telling."""
+    edges, controlled = report["intervals"][name], report["scores"][f"{name}_{kind}"]
+    if not edges or controlled is None or not edges[0] <= controlled <= edges[1]:
         return ""
-    title = METRICS[name].title
-    return f"{title}: with other audio the score is within the interval: no sign that these answers depend on hearing."
+    title, hearing = METRICS[name].title, CONTROLS[kind].hearing
+    return f"{title}: {hearing} the score is within the interval: no sign that these answers depend on hearing."
 
 
 def prediction_lines(
@@ -129,6 +159,7 @@ def prediction_lines(
     predictions: Mapping[int, Prediction],
     shuffled: Mapping[int, Prediction] | None,
     judgement: Judgement | None = None,
+    choices: ChoiceAnswers | None = None,
 ) -> list[dict[str, Any]]:
     """One JSON object per clip, in the order of the set."""
     lines = []
@@ -139,6 +170,9 @@ def prediction_lines(
             line["text_shuffled"] = shuffled[position].text
         if judgement and (reply := judgement.replies.get(position)):
             line["verdict"] = {"correct": reply.correct, "raw": reply.raw}
+        if choices and (pick := choices.heard.get(position)):
+            named = None if pick.named is None else clip.choices[pick.named]
+            line |= {"choices": clip.choices, "named": named, "likeliest": clip.choices[pick.likeliest]}
         lines.append(line)
     return lines
 
@@ -184,23 +218,23 @@ def summary(report: Mapping[str, Any]) -> str:
 
 
 def score_table(report: Mapping[str, Any]) -> str:
-    """Scores over all answers, over the finished ones, and with the audio shuffled; "" without scores."""
+    """Scores over all answers, over the finished ones, and of the controls; "" without scores."""
     if not report["scores"]:
         return ""
     scores, finished = report["scores"], report["scores_finished"]
     header = ["metric", f"all ({heard_clips(report)})", "95 % interval"]
     header.append(f"finished ({report['finished']})")
-    shuffled = any(f"{name}_shuffled" in scores for name in METRICS)
+    controls = [kind for kind in CONTROLS if any(f"{name}_{kind}" in scores for name in METRICS)]
     rows = []
     for name in metrics_of(report):
         metric = METRICS[name]
         shown = [shown_score(metric, value) for value in (scores[name], finished[name])]
-        if shuffled:  # a judge is not asked about these answers
-            control = f"{name}_shuffled"
+        for kind in controls:  # a judge is not asked about these answers
+            control = f"{name}_{kind}"
             shown.append(shown_score(metric, scores[control]) if control in scores else "-")
         shown.insert(1, shown_interval(metric, report["intervals"][name]))
         rows.append([metric.title, *shown])
-    return table([*header, "shuffled audio"] if shuffled else header, rows)
+    return table([*header, *(CONTROLS[kind].title for kind in controls)], rows)
 
 
 def confusion_tables(report: Mapping[str, Any]) -> list[str]:
