@@ -139,7 +139,7 @@ def run(command: Sequence[str], typed: str = "", exit_code: int = 0) -> str:
         input=typed.encode(), check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, **ENVIRONMENT, "PYTHONUNBUFFERED": "1"},  # both streams in their order
     )  # fmt: skip
-    printed = re.sub(r"^.*\r.*\n?", "", done.stdout.decode(), flags=re.MULTILINE).replace(f"{ROOT}/", "")
+    printed = re.sub(r"^.*(\r|\d%\|.*\|).*\n?", "", done.stdout.decode(), flags=re.MULTILINE).replace(f"{ROOT}/", "")
     if done.returncode != exit_code:
         raise UserError(f"{shlex.join(command)}: exit code {done.returncode}\n{printed}")
     lines = iter(typed.splitlines())

@@ -40,7 +40,7 @@ class Visitor:
     def __init__(self, browser: "Chrome", address: str) -> None:
         self.browser = browser
         browser.get(address)
-        self.until(lambda: self.find("input[type=file]") and self.find("textarea"))
+        self.until(lambda: self.find("#clip input[type=file]") and self.find("textarea"))
 
     def find(self, selector: str) -> list:
         """The elements of a CSS selector."""
@@ -59,16 +59,15 @@ class Visitor:
 
     def upload(self, path: str | Path) -> None:
         """Give the page a clip, in the place of the one it has."""
-        if not self.find("input[type=file]"):
+        if not self.find("#clip input[type=file]"):
             self.find("#clip button[aria-label=Clear]")[0].click()
-            self.until(lambda: self.find("input[type=file]"))
-        self.find("input[type=file]")[0].send_keys(str(path))
+            self.until(lambda: self.find("#clip input[type=file]"))
+        self.find("#clip input[type=file]")[0].send_keys(str(path))
 
     def choose(self, example: str) -> None:
         """Choose a clip of those that the page offers."""
-        self.find("input[aria-label=Examples]")[0].click()
-        self.until(lambda: example in self.texts("[role=option]"))
-        next(option for option in self.find("[role=option]") if option.text == example).click()
+        self.until(lambda: example in self.texts("#examples button"))
+        next(card for card in self.find("#examples button") if card.text == example).click()
 
     def press(self, label: str) -> None:
         """Press a button."""

@@ -6,8 +6,8 @@
 
 Three panels on one axis of time: the log-mel spectrogram; where within its window the Q-Former looks (mean over
 its heads, queries and layers); and which windows the language model looks at before it writes each word (mean over
-the quarter of all its heads that attend most to the audio; each row sums to 1). The clip is cut to what the model
-hears.
+the quarter of all its heads that attend most to the audio; each row sums to 1). Where words are not parted by spaces,
+as in Chinese and Japanese, each token has a row. The clip is cut to what the model hears.
 """
 
 import os
@@ -26,7 +26,7 @@ import torch
 
 from salmonn.audio.decode import SAMPLE_RATE, AudioError, load_clip
 from salmonn.chat import require_audio
-from salmonn.common.charts import new_figure, png_path, write_png
+from salmonn.common.charts import name_bands, new_figure, png_path, write_png
 from salmonn.common.cli import argument_parser, run_cli
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
@@ -51,11 +51,13 @@ class Attention:
     seconds: float  # of the clip
     log_mel: np.ndarray  # [mels, frames], `log_mel_seconds` long
     log_mel_seconds: float
+    band_hertz: np.ndarray  # [mels] the middle of each band
     window: float
     stride: float
     frames: np.ndarray  # [W, F] sums over F are 1
     words: list[str]
     windows: np.ndarray  # [words, W] sums over W are 1
+    answer: str = ""
 
 
 def main() -> None:
@@ -70,7 +72,7 @@ def main() -> None:
         attention = look(engine, args.audio, question)
     title = f"{Path(args.audio).name}: {args.question or args.prompt or args.task}"
     write_png(draw(attention, title), args.out)
-    print(f"{' '.join(attention.words)}\n{args.out}")
+    print(f"{attention.answer}\n{args.out}")
 
 
 def parse_arguments() -> Namespace:
@@ -115,10 +117,12 @@ def look(engine: InferenceEngine, path: str, question: Question) -> Attention:
         seconds=len(wav) / SAMPLE_RATE,
         log_mel=model.log_mel(raw_wav.to(model.device))[0].cpu().numpy(),
         log_mel_seconds=model.max_seconds,
+        band_hertz=model.log_mel.band_hertz.numpy(),
         window=frames.shape[1] / WHISPER_FRAMES_PER_SECOND,
         stride=stride / WHISPER_FRAMES_PER_SECOND,
         frames=frames.cpu().numpy(),
         words=[word for word, _ in words],
+        answer=model.tokenizer.decode(details["token_ids"], skip_special_tokens=True).strip(),
         windows=(of_words / of_words.sum(dim=-1, keepdim=True)).cpu().numpy(),
     )
 
@@ -135,7 +139,7 @@ def draw(attention: Attention, title: str) -> "Figure":
 
     n_mels, n_mel_frames = attention.log_mel.shape
     _heat(mel, np.linspace(0, attention.log_mel_seconds, n_mel_frames + 1), np.arange(n_mels + 1), attention.log_mel)
-    mel.set(ylabel="mel band")
+    name_bands(mel, attention.band_hertz)
     _name(mel, "log-mel spectrogram")
     _heat(inside, starts, np.linspace(0, attention.window, n_frames + 1), attention.frames.T, "share")
     inside.set(ylabel="s in the window")

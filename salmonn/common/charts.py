@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from salmonn.common.errors import UserError
 from salmonn.common.files import replacing
+from salmonn.common.letters import show_letters
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
@@ -85,6 +87,17 @@ def percent_labels() -> "PercentFormatter":
     return PercentFormatter(xmax=1, symbol=" %")
 
 
+def name_bands(panel: "Axes", hertz: "Sequence[float] | np.ndarray") -> None:
+    """A vertical axis of mel bands, 1 high each, told in Hz; `hertz`: the middle of each band, rising."""
+    import numpy as np
+
+    shown = [f for f in (500, 1000, 2000, 4000, 8000, 16_000) if hertz[0] <= f <= hertz[-1]]
+    places = np.interp(shown, hertz, np.arange(len(hertz)) + 0.5)
+    labels = [f"{f / 1000:g}k" if f >= 1000 else f"{f}" for f in shown]
+    panel.set_yticks(places, labels)
+    panel.set_ylabel("Hz")
+
+
 def png_path(text: str) -> Path:
     """The value of an --out: pictures are PNG, in a folder that may still have to be made."""
     path = Path(text)
@@ -95,6 +108,7 @@ def png_path(text: str) -> Path:
 
 def write_png(figure: "Figure", out: Path) -> None:
     """Write the figure; the file is complete whenever it exists. Raises UserError where it cannot be."""
+    show_letters(figure)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as temporary:

@@ -70,6 +70,13 @@ class SALMONNDataset:
             return self.annotations.text_lengths[self.usable]
         return np.array([len(self.annotations[number]["text"]) for number in self.usable.tolist()])
 
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks of the annotation file."""
+        if isinstance(self.annotations, Annotations):
+            return list(self.annotations.tasks)
+        return sorted({self.annotations[number]["task"] for number in range(len(self.annotations))})
+
     def paths(self, positions: Sequence[int]) -> list[str]:
         """The annotated paths of samples."""
         return [self.annotations[int(self.usable[position])]["path"] for position in positions]

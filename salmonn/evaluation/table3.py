@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 HEADER = ["task", "metric", "n", "finished", "this run", "95 % interval", "finished only", "shuffled audio"]
 HEADER += ["paper", "reproduced"]
+ON_TERMINAL = ["task", "metric", "n", "this run", "95 % interval", "shuffled audio"]
 _COUNTS, _LISTS = ("n", "entries", "finished", "unfinished", "empty_outputs"), ("unreadable", "notes")
 _DICTIONARIES = ("scores", "scores_finished", "intervals", "scoring", "provenance")
 READING = (
@@ -34,12 +35,11 @@ READING = (
 
 
 def write_overview(folder: Path, tasks: Sequence[EvalTask], reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write report.json, report.md and overview.png; returns the table. Tasks without a report are named, too."""
+    """Write report.json, report.md and overview.png; returns what of it is for a terminal."""
     rows = [row for task in tasks for row in rows_of(task, reports.get(task.name))]
-    shown = table(HEADER, rows)
     found = {task.name: reports.get(task.name) for task in tasks}
     results = {name: report and without_statistics(report) for name, report in found.items()}
-    parts = [shown, READING]
+    parts = [table(HEADER, rows), READING]
     if figure := overview(tasks, found):
         parts.append("![scores](overview.png)")
     evaluated = [(task, report) for task in tasks if (report := reports.get(task.name))]
@@ -49,7 +49,25 @@ def write_overview(folder: Path, tasks: Sequence[EvalTask], reports: Mapping[str
         parts += [f"## {task.name}: {task.title}", summary(report), f"All of it: {task.name}/report.md"]
     provenances = [report["provenance"] for _, report in evaluated]
     write_page(folder, "All tasks", parts, results, {"overview.png": figure}, provenances)
-    return shown
+    return f"{terminal_summary(tasks, found)}\n\nAll columns, what they depend on and each task: {folder}/report.md"
+
+
+def terminal_summary(tasks: Sequence[EvalTask], reports: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """The scores in as many columns as a terminal has room for; tasks without a report are named below them."""
+    evaluated = [
+        (task, report, name) for task in tasks if (report := reports.get(task.name)) for name in metrics_of(report)
+    ]
+    columns = list(ON_TERMINAL)
+    if any(task.paper.get(name) for task, _, name in evaluated):
+        columns.append("paper")
+    rows = []
+    for task, report, name in evaluated:
+        cells = dict(zip(HEADER, _row(task, report, name), strict=True))
+        published = task.paper.get(name, [])
+        cells["paper"] = "; ".join(with_outputs(METRICS[name], one, published) for one in published) or "-"
+        rows.append([cells[column] for column in columns])
+    absent = [f"{task.name}: not evaluated, {_why_absent(task)}" for task in tasks if not reports.get(task.name)]
+    return "\n".join([table(columns, rows), *absent])
 
 
 def earlier_reports(folder: Path, tasks: Sequence[EvalTask]) -> dict[str, dict[str, Any]]:
@@ -75,9 +93,12 @@ def _read_report(path: Path) -> dict[str, Any]:
 def rows_of(task: EvalTask, report: Mapping[str, Any] | None) -> list[list[str]]:
     """A row per metric; one that names the absent file where the task was not evaluated."""
     if report is None:
-        why = "no clip could be read" if Path(task.annotation).is_file() else f"no {task.annotation}"
-        return [[task.name, "-", "-", "-", f"not evaluated: {why}", *["-"] * 5]]
+        return [[task.name, "-", "-", "-", f"not evaluated: {_why_absent(task)}", *["-"] * 5]]
     return [_row(task, report, name) for name in metrics_of(report)]
+
+
+def _why_absent(task: EvalTask) -> str:
+    return "no clip could be read" if Path(task.annotation).is_file() else f"no {task.annotation}"
 
 
 def _row(task: EvalTask, report: Mapping[str, Any], name: str) -> list[str]:

@@ -73,8 +73,10 @@ class InferenceEngine:
 
     # ---- audio
 
-    def hear(self, clips: Sequence[str | Path | np.ndarray]) -> EncodedAudio:
-        """Encode clips together: files, or waveforms [N] float32 at 16 kHz; of each what the model hears at once.
+    def hear(self, clips: Sequence[str | Path | np.ndarray | Sequence[str | Path]]) -> EncodedAudio:
+        """Encode clips together; of each what the model hears at once.
+
+        A clip is a file, several files that are heard one after the other, or a waveform [N] float32 at 16 kHz.
 
         Raises UserError that names every file that cannot be read.
         """
@@ -118,8 +120,9 @@ class InferenceEngine:
         spans, wavs = zip(*windows, strict=True)
         return EncodedAudio(self._encode(wavs), wavs[0], spans=list(spans))
 
-    def _load(self, path: str | Path) -> np.ndarray:
-        return load_clip(path, self.model.max_seconds + _BEYOND, self.config.datasets.channel)
+    def _load(self, paths: str | Path | Sequence[str | Path]) -> np.ndarray:
+        datasets = self.config.datasets
+        return load_clip(paths, self.model.max_seconds + _BEYOND, datasets.channel, datasets.expand_cut)
 
     @torch.no_grad()
     def _encode(self, wavs: Sequence[np.ndarray]) -> list[Tensor]:

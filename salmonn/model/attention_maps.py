@@ -3,6 +3,7 @@
 The fused attention that the model runs with keeps no weights, so they are computed again for one clip.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -76,17 +77,34 @@ def eager_attention(llm: PreTrainedModel) -> Iterator[None]:
         llm.set_attn_implementation(usual)
 
 
+# Thai, Lao, Burmese, Khmer, Chinese and Japanese, with their signs; Korean parts its words
+_WITHOUT_SPACES = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
+)
+_INCOMPLETE = "\ufffd"  # a letter of which some bytes are still to come
+
+
 def split_words(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[tuple[str, list[int]]]:
-    """The words of an answer, parted by spaces, with the places of their tokens; special tokens are of no word."""
+    """The words of an answer with the places of their tokens; special tokens are of no word.
+
+    Words are parted by spaces; in scripts that have none, each token is one, or those tokens that make a letter.
+    """
     places: list[list[int]] = []
-    before = ""
-    for place, token in enumerate(token_ids):
-        text = tokenizer.decode(token_ids[: place + 1], skip_special_tokens=True)
-        piece, before = text[len(before) :], text
+    before = piece = ""
+    letters: list[int] = []  # places of the tokens that are to be looked at together
+    last = max((place for place, token in enumerate(token_ids) if token not in tokenizer.all_special_ids), default=-1)
+    for place, token in enumerate(token_ids[: last + 1]):
         if token in tokenizer.all_special_ids:
             continue
-        if not places or piece[:1].isspace():
+        letters.append(place)
+        text = tokenizer.decode(token_ids[: place + 1], skip_special_tokens=True)
+        if text.endswith(_INCOMPLETE) and place < last:
+            continue
+        goes_on = not _WITHOUT_SPACES.match(piece[-1:])
+        piece, before = text[len(before) :], text
+        if not places or piece[:1].isspace() or not goes_on or _WITHOUT_SPACES.match(piece):
             places.append([])
-        places[-1].append(place)
+        places[-1] += letters
+        letters = []
     # decoded as a whole: a character may be several byte tokens
     return [(tokenizer.decode([token_ids[place] for place in word]).strip(), word) for word in places]

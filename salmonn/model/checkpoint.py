@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from salmonn.common.errors import UserError, examples
 from salmonn.common.files import is_lfs_pointer, replacing
+from salmonn.common.screen import counted
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +100,20 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
 
 
 def load_parameters(model: nn.Module, path: str | Path, partial: bool = False) -> None:
-    """Copy a checkpoint's parameters into the model; see `take_parameters`."""
-    take_parameters(model, read(path)["model"], path, partial)
+    """Copy a checkpoint's parameters into the model, and log what they are; see `take_parameters`."""
+    content = read(path)
+    take_parameters(model, content["model"], path, partial)
+    logger.info("starting from %s: %s", path, _described(content))
+
+
+def _described(content: Mapping[str, Any]) -> str:
+    """How many parameters a checkpoint holds and, as far as it tells, when which run wrote them."""
+    parameters = content["model"].values()
+    parts = [f"{sum(value.numel() for value in parameters):,} parameters in {counted(len(parameters), 'tensor')}"]
+    parts += [f"{key} {content[key]}" for key in ("epoch", "step") if isinstance(content.get(key), int)]
+    run = content["config"].get("run") if isinstance(content.get("config"), Mapping) else None
+    name = run.get("exp_name") if isinstance(run, Mapping) else None
+    return ", ".join(parts + ([f"of the run {name}"] if isinstance(name, str) and name else []))
 
 
 def take_parameters(model: nn.Module, parameters: dict[str, Tensor], path: str | Path, partial: bool = False) -> None:

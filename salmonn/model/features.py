@@ -49,6 +49,14 @@ class LogMel(nn.Module):
         """Length of audio that fits, in seconds."""
         return self.n_samples / self.sampling_rate
 
+    @property
+    def band_hertz(self) -> Tensor:
+        """[n_mels] the middle of each band in Hz, on the CPU; bands that hear nothing have that of the one before."""
+        hertz = torch.linspace(0, self.sampling_rate / 2, len(self.mel_filters))
+        weights = self.mel_filters.float().cpu()
+        middles = hertz @ weights / weights.sum(dim=0).clamp(min=1e-10)
+        return middles.cummax(dim=0).values
+
     @torch.no_grad()
     def forward(self, raw_wav: Tensor) -> Tensor:
         """[B, N] 16 kHz, zero where padded -> [B, n_mels, n_samples // hop], cut or zero-padded to n_samples."""

@@ -66,6 +66,13 @@ def model_section(folder: str | Path, overrides: Mapping[str, Any] | None = None
     return section
 
 
+def without_places(model: DictConfig) -> DictConfig:
+    """A `model` section for others: of absolute paths, which tell how this machine is laid out, the last part."""
+    values = OmegaConf.to_container(model)
+    kept = {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in values.items()}
+    return OmegaConf.create(kept)
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The content of the folder's config.json: model_type, model, training. Raises UserError for another folder."""
     path = Path(folder) / CONFIG

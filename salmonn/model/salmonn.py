@@ -1,5 +1,6 @@
 """SALMONN (paper section 3): Whisper and BEATs, window-level Q-Former, LLM with LoRA."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -15,14 +16,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from salmonn.audio.decode import MIN_SECONDS, SAMPLE_RATE
 from salmonn.common.device import device_of, own_precision, to_device
 from salmonn.common.errors import UserError
+from salmonn.common.files import write_text
 from salmonn.common.samples import Samples
 from salmonn.config.loading import generate_config, model_config
-from salmonn.model import checkpoint, pretrained, prompts
+from salmonn.model import checkpoint, hub, pretrained, prompts
 from salmonn.model.activation_memory import reduce_activation_memory, set_gradient_checkpointing
 from salmonn.model.beats import BEATs, load_beats
+from salmonn.model.card import model_card
 from salmonn.model.encoders import EncoderOutputCache, EncoderOutputs
 from salmonn.model.features import LogMel, fbank_lengths, kaldi_fbank
 from salmonn.model.generation import answer, prefill, search_settings
+from salmonn.model.lineage import LINEAGE, Training, read_lineage, written
 from salmonn.model.llm import hidden_at, load_llm
 from salmonn.model.llm_input import LLMInputs, build_llm_inputs, tokenize
 from salmonn.model.lora import add_lora, lora_layers, set_adapter_precision
@@ -132,17 +136,49 @@ class SALMONN(nn.Module):
         return load_llm(config, device)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu", **overrides: Any) -> "SALMONN":
-        """Load a folder of `save_pretrained` or util/convert.py; `overrides`: keys of the `model` section."""
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        **overrides: Any,
+    ) -> "SALMONN":
+        """Load a folder of `save_pretrained` or util/convert.py, or USER/NAME of the Hugging Face Hub.
+
+        `revision`: of the hub, a branch, tag or commit. `overrides`: keys of the `model` section. Raises UserError.
+        """
+        if hub.is_hub_name(folder):
+            folder = hub.fetched(str(folder), revision)
+        elif revision:
+            raise UserError(f"{folder} is not on the hub, so it has no revision {revision!r}")
         return cls.from_config(pretrained.model_section(folder, overrides), device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the trained parameters and the `model` section, the present LoRA scaling in it; no frozen backbones."""
+        pretrained.save(folder, checkpoint.own_parameters(self), self._section(), {LINEAGE: written(self._lineage())})
+
+    def push_to_hub(self, name: str, private: bool = True, licence: str = "") -> str:
+        """Publish what `save_pretrained` writes, and a card, as USER/NAME; returns its address. Raises UserError.
+
+        util/publish.py does so for a checkpoint, with its scores in the card.
+        """
+        hub.require_name(name)
+        section, lineage = pretrained.without_places(self._section()), self._lineage()
+        with tempfile.TemporaryDirectory(prefix="salmonn-publish-") as folder:
+            pretrained.save(folder, checkpoint.own_parameters(self), section, {LINEAGE: written(lineage)})
+            write_text(Path(folder) / hub.CARD, model_card(name, section, lineage, licence))
+            return hub.publish(folder, name, private)
+
+    def _section(self) -> DictConfig:
         section = self.config.copy()
         if section.lora:
             as_trained = section.lora_alpha / section.lora_rank
             section.lora_scaling = None if self.lora_scaling == as_trained else self.lora_scaling
-        pretrained.save(folder, checkpoint.own_parameters(self), section)
+        return section
+
+    def _lineage(self) -> list[Training]:
+        """The runs that its checkpoint names, if it is still there."""
+        return read_lineage(self.config.ckpt) if Path(self.config.ckpt).is_file() else []
 
     @property
     def device(self) -> torch.device:

@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from salmonn.common.charts import BLUE, GREY, ORANGE, distinct_colours, logarithmic, new_figure, style_panel, write_png
+from salmonn.common.charts import (
+    BLUE,
+    GREY,
+    ORANGE,
+    distinct_colours,
+    grid_shape,
+    logarithmic,
+    new_figure,
+    style_panel,
+    write_png,
+)
 from salmonn.common.errors import UserError
 from salmonn.common.files import whole_lines
 
@@ -40,40 +50,57 @@ def draw_curves(folder: Path) -> None:
 
 
 def plot_curves(lines: Sequence[dict[str, Any]], out: Path, title: str) -> None:
-    """Write one picture with six panels. The grey curves are the control with shuffled audio."""
+    """Write one picture, a panel for all that is logged yet. The grey curves are the control with shuffled audio."""
     train = [line for line in lines if line["kind"] == "train"]
     valid = [line for line in lines if line["kind"] == "valid"]
-    figure = new_figure(13, 7)
-    (loss, accuracy, tasks), (rate, norm, speed) = figure.subplots(2, 3)
-    figure.suptitle(title)
-
-    _curve(loss, train, "loss", "training", color=BLUE, alpha=0.5, linewidth=1.0)
-    _curve(loss, valid, "loss", "validation", color=ORANGE, marker="o")
-    _curve(loss, valid, "loss_shuffled", "validation, audio shuffled", color=GREY, marker="o", linestyle="--")
-    loss.set(ylabel="loss per target token", ylim=(0, None))
-    _curve(accuracy, valid, "accuracy", "validation", color=ORANGE, marker="o")
-    _curve(accuracy, valid, "accuracy_shuffled", "validation, audio shuffled", color=GREY, marker="o", linestyle="--")
-    accuracy.set(ylabel="token accuracy", ylim=(0, 1))
     names = sorted({task for line in valid for task in line.get("tasks", {})})
-    for task, colour in zip(names, distinct_colours(len(names)), strict=True):
-        of_task = [{"step": line["step"], **line["tasks"][task]} for line in valid if task in line.get("tasks", {})]
-        _curve(tasks, of_task, "accuracy", task, marker="o", color=colour)
-    tasks.set(ylabel="token accuracy per task", ylim=(0, 1))
-    for panel, key, label in (
-        (rate, "lr", "learning rate"),
-        (norm, "grad_norm", "norm of the gradients"),
-        (speed, "samples_per_second", "samples/s"),
-    ):
-        _curve(panel, train, key, label, color=BLUE)
-        panel.set(ylabel=label, ylim=(0, None))
+    drawn = {
+        "loss": _is_logged("loss", train, valid),
+        "accuracy": _is_logged("accuracy", valid),
+        "tasks": bool(names),
+        **{key: _is_logged(key, train) for key in ("lr", "grad_norm", "samples_per_second")},
+    }
+    columns, rows = grid_shape(max(sum(drawn.values()), 1), at_most=3)
+    figure = new_figure(0.4 + 4.2 * columns, 0.4 + 3.3 * rows)
+    figure.suptitle(title if any(drawn.values()) else f"{title}: nothing logged yet")
+    place = {name: 1 + i for i, name in enumerate(name for name, is_drawn in drawn.items() if is_drawn)}
+    panels = {name: figure.add_subplot(rows, columns, number) for name, number in place.items()}
 
+    if loss := panels.get("loss"):
+        _curve(loss, train, "loss", "training", color=BLUE, alpha=0.5, linewidth=1.0)
+        _curve_and_control(loss, valid, "loss")
+        loss.set(ylabel="loss per target token", ylim=(0, None))
+    if accuracy := panels.get("accuracy"):
+        _curve_and_control(accuracy, valid, "accuracy")
+        accuracy.set(ylabel="token accuracy", ylim=(0, 1))
+    if tasks := panels.get("tasks"):
+        for task, colour in zip(names, distinct_colours(len(names)), strict=True):
+            of_task = [{"step": line["step"], **line["tasks"][task]} for line in valid if task in line.get("tasks", {})]
+            _curve(tasks, of_task, "accuracy", task, marker="o", color=colour)
+        tasks.set(ylabel="token accuracy per task", ylim=(0, 1))
+    for panel in panels.values():
+        if panel.lines:
+            panel.legend(frameon=False, fontsize="small")
+    labels = {"lr": "learning rate", "grad_norm": "norm of the gradients", "samples_per_second": "samples/s"}
+    for key in labels.keys() & panels.keys():
+        _curve(panels[key], train, key, labels[key], color=BLUE)
+        panels[key].set(ylabel=labels[key], ylim=(0, None))
     for panel in figure.axes:
         panel.set(xlabel="step", xlim=(0, None))
         style_panel(panel)
-    for panel in (loss, accuracy, tasks):
-        if panel.lines:
-            panel.legend(frameon=False, fontsize="small")
     write_png(figure, out)
+
+
+def _is_logged(key: str, *kinds: Sequence[dict[str, Any]]) -> bool:
+    return any(line.get(key) is not None for lines in kinds for line in lines)
+
+
+def _curve_and_control(panel: Any, valid: Sequence[dict[str, Any]], key: str) -> None:
+    """A value of the validations, if there are any, and the same with the audio shuffled."""
+    if valid:
+        _curve(panel, valid, key, "validation", color=ORANGE, marker="o")
+        control = {"color": GREY, "marker": "o", "linestyle": "--"}
+        _curve(panel, valid, f"{key}_shuffled", "validation, audio shuffled", **control)
 
 
 def plot_runs(runs: Mapping[str, Sequence[dict[str, Any]]], out: Path) -> None:
@@ -120,5 +147,7 @@ def plot_runs(runs: Mapping[str, Sequence[dict[str, Any]]], out: Path) -> None:
 
 def _curve(panel: Any, lines: Sequence[dict[str, Any]], key: str, label: str, **style: Any) -> None:
     points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    if not points:
+        return
     style = {"markersize": 4, **style}
     panel.plot([step for step, _ in points], [value for _, value in points], label=label, **style)

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
+from salmonn.common.screen import counted
 from salmonn.model.parameter_counts import show_counts, trainable_parameters
 
 logger = logging.getLogger(__name__)
@@ -107,10 +108,12 @@ class Plan:
         return bool(steps) and math.ceil(iteration / self.accumulation) % steps == 0
 
     def __str__(self) -> str:
-        factors = f"{self.batch_size} x accumulation {self.accumulation} x {_counted(self.processes, 'process', 'es')}"
+        processes = counted(self.processes, "process", "processes")
+        factors = f"{self.batch_size} x accumulation {self.accumulation} x {processes}"
+        samples = f"{counted(self.samples, 'sample')}, {self.passes:.2f} passes over the data"
         return (
-            f"{_counted(self.epochs, 'epoch', 's')} of {_counted(self.steps_per_epoch, 'step', 's')}, effective batch "
-            f"{self.effective_batch} ({factors}): {self.samples} samples, {self.passes:.2f} passes over the data"
+            f"{counted(self.epochs, 'epoch')} of {counted(self.steps_per_epoch, 'step')}, effective batch "
+            f"{self.effective_batch} ({factors}): {samples}"
         )
 
 
@@ -151,7 +154,3 @@ def unusual_about(plan: Plan, config: DictConfig) -> list[str]:
             f"the ramp begins anew in each, as in the published code"
         )
     return sentences
-
-
-def _counted(n: int, name: str, plural: str) -> str:
-    return f"{n} {name}{plural if n > 1 else ''}"

@@ -18,6 +18,7 @@ from salmonn.config.schema import Config
 from salmonn.config.stored import require_literal, without_secrets, written_config
 from salmonn.data.quarantine import Quarantine
 from salmonn.model import checkpoint
+from salmonn.model.lineage import LINEAGE, Training, lineage_before, lineage_of, written
 from salmonn.model.parameter_counts import trainable_parameters
 from salmonn.model.salmonn import SALMONN
 from salmonn.training.progress import Progress
@@ -224,6 +225,19 @@ def changed_keys(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
     return changes
 
 
+def lineage_of_run(config: DictConfig, tasks: Sequence[str], content: Content | None) -> list[Training]:
+    """The runs that a run's parameters come from, itself the last; `content`: the checkpoint where it goes on."""
+    run, model = config.run, config.model
+    if run.objective == "ctc":
+        tasks = [task for task in tasks if task in run.ctc_tasks]
+    this = Training(run.exp_name, Path(config.datasets.train_ann_path).name, tuple(tasks))
+    starts = [path for path in (model.speech_llama_proj_model, model.ckpt) if path]
+    if content is None:
+        return [*(before for path in starts for before in lineage_before(path)), this]
+    known = lineage_of(content)  # what the run began from may be gone by now, and is not looked at
+    return [*(known[:-1] if known else [Training(Path(path).name) for path in starts]), this]
+
+
 # ---- saved and taken up
 
 
@@ -234,6 +248,7 @@ class RunState:
         self, folder: RunFolder, model: SALMONN, step: TrainingStep, progress: Progress, quarantine: Quarantine
     ) -> None:
         self.folder, self.model, self.step, self.progress, self.quarantine = folder, model, step, progress, quarantine
+        self.lineage: list[Training] = []  # the runs that the parameters come from, this one the last
         self.is_saved = False  # all that was done up to the last attempt
         self.started_at = self.saved_at = time.monotonic()
 
@@ -285,8 +300,10 @@ class RunState:
     def _write(self, epoch: int, is_best: bool) -> bool:
         tried, unreadable = self.quarantine.tried, self.quarantine.unreadable
         progress = replace(self.progress, seconds=self.seconds, tried=tried, unreadable=unreadable)
-        counts = {"epoch": epoch, "step": progress.iteration}
-        content = build_content(self.model, self.folder.config, progress, **self.step.state_dict(), **counts)
+        *before, this = self.lineage or [Training(self.folder.config.run.exp_name)]
+        lineage = written([*before, replace(this, step=progress.iteration)])
+        more = {"epoch": epoch, "step": progress.iteration, LINEAGE: lineage}
+        content = build_content(self.model, self.folder.config, progress, **self.step.state_dict(), **more)
         try:
             if progress.valid:
                 write_json(self.folder.path / "summary.json", self._summary(progress))

@@ -17,6 +17,7 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import write_json
 from salmonn.common.logging import setup_logging
 from salmonn.common.samples import Samples
+from salmonn.common.screen import counted
 from salmonn.config.stored import written_config
 from salmonn.data.dataset import SALMONNDataset
 from salmonn.data.loader import LoadingError, eval_loader, open_datasets, train_loader
@@ -30,7 +31,15 @@ from salmonn.training.optim import learning_rate
 from salmonn.training.progress import Progress, log_plan, make_plan
 from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_log import Meter, RunLog, shown_duration, shown_values
-from salmonn.training.run_state import Content, Resumed, RunState, find_resumed, mend_best, read_content
+from salmonn.training.run_state import (
+    Content,
+    Resumed,
+    RunState,
+    find_resumed,
+    lineage_of_run,
+    mend_best,
+    read_content,
+)
 from salmonn.training.step import NotFiniteError, StepResult, TrainingStep
 from salmonn.training.stop_signal import StopRequest
 from salmonn.training.validation import report_listening, validate
@@ -74,7 +83,7 @@ class Runner:
                 self.prepare()
                 if not self.train():
                     return False
-            logger.info("all %d epochs are done: %s", self.progress.epoch, self.folder)
+            logger.info("training is done, %s: %s", counted(self.progress.epoch, "epoch"), self.folder)
             if distributed.is_main():
                 draw_curves(self.folder)
             if problem := self._mend_best():
@@ -242,24 +251,27 @@ class Runner:
         self._load()
         self.step = TrainingStep(self.model, self.run_config, self.device)
         self.state = RunState(self.run_folder, self.model, self.step, self.progress, self.quarantine)
-        if self.resumed:
-            self.state.restore(self.resumed, self.content or read_content(self.resumed.path))
-            self.content = None  # its memory is needed
+        train_set = self.datasets["train_ann_path"]
+        content = self.content or read_content(self.resumed.path) if self.resumed else None
+        self.state.lineage = lineage_of_run(self.config, train_set.tasks, content)
+        if self.resumed and content:
+            self.state.restore(self.resumed, content)
+            self.content = content = None  # its memory is needed
             if problem := self._mend_best():
                 logger.warning("%s: the best of what comes is kept instead", problem)
                 self.progress.best = {}
         # an encoder that is trained drops layers, each rank others
         drops_layers = not (self.config.model.freeze_whisper and self.config.model.freeze_beats)
         self.ddp_model = distributed.wrap(self.model, self.device, find_unused_parameters=drops_layers)
-        train_set = self.datasets["train_ann_path"]
         self.plan = make_plan(self.run_config, len(train_set), distributed.world_size())
         self.batches = self._training_batches(train_set)
         self._open_log()
         self.first_sample, self.told_hours = self.progress.samples, False
-        n_valid, processes = len(self.datasets["valid_ann_path"]), distributed.world_size()
-        logger.info(
-            "%s: %d training and %d validation samples, %d processes", self.folder, len(train_set), n_valid, processes
-        )
+        samples = f"{len(train_set)} training and {len(self.datasets['valid_ann_path'])} validation samples"
+        logger.info("%s: %s, %s", self.folder, samples, counted(distributed.world_size(), "process", "processes"))
+        model = self.config.model
+        if not (self.resumed or model.ckpt or model.speech_llama_proj_model):
+            logger.info("   nothing trained to start from (model.ckpt is empty): connector and LoRA begin at random")
         log_plan(self.plan, self.config, self.model)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)

@@ -19,6 +19,7 @@ import threading
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -51,6 +52,7 @@ def show(args: Namespace, config: DictConfig, examples: dict[str, str]) -> None:
     """Load the model and serve the page."""
     from salmonn.common.logging import setup_logging  # gradio, torch and transformers load only now
     from salmonn.inference.engine import InferenceEngine, tell_if_untrained
+    from salmonn.model.lineage import read_lineage
     from salmonn.web.layout import build, close, serve
     from salmonn.web.page import Page
     from salmonn.web.request_queue import RequestQueue
@@ -58,7 +60,7 @@ def show(args: Namespace, config: DictConfig, examples: dict[str, str]) -> None:
     setup_logging()
     queue = RequestQueue(InferenceEngine.load(config))
     tell_if_untrained(config)
-    blocks = build(Page(queue, examples, args.max_minutes))
+    blocks = build(Page(queue, examples, args.max_minutes, read_lineage(config.model.ckpt)))
     try:
         url = serve(blocks, args.host, args.port, args.share, args.max_upload_mb, list(examples.values()))
         print(f"SALMONN is at {url} (Ctrl-C ends it)", flush=True)
@@ -83,7 +85,13 @@ def parse_arguments() -> Namespace:
     )
     add("--port", type=int, default=7860, metavar="NUMBER", help="default: 7860")
     add("--share", action="store_true", help="also a public address, through gradio's servers, for a week")
-    add("--examples", nargs="+", default=[], metavar="PATH", help="clips, or folders of clips, to choose from")
+    add(
+        "--examples",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="clips, each with a name if you like, or folders of clips, to choose from",
+    )
     add("--max-upload-mb", type=float, default=100, metavar="MB", help="largest file that is taken (default: 100)")
     add("--max-minutes", type=float, default=60, metavar="MINUTES", help="longest clip heard in windows (default: 60)")
     args = parser.parse_args()
@@ -99,10 +107,16 @@ def parse_arguments() -> Namespace:
 def find_examples(paths: Sequence[str]) -> dict[str, str]:
     """Clips by a short name: the files named, and all in the folders; what the page must not show is told and left out.
 
-    Raises UserError where a path leads to no clip.
+    A clip as NAME=FILE has that name. Of several folders each gives a clip in turn. Raises UserError where a path
+    leads to no clip.
     """
     found: list[Path] = []
-    for path in map(Path, paths):
+    names: dict[Path, str] = {}
+    for text in paths:
+        name, _, file = text.partition("=")
+        path = Path(file if file and Path(file).is_file() and not Path(text).exists() else text)
+        if str(path) == file:
+            names[path] = name
         named = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in _EXTENSIONS)
         inside = path.parent if path.is_file() else path
         problems = {clip: problem for clip in named if (problem := _why_not_shown(clip, inside))}
@@ -115,7 +129,15 @@ def find_examples(paths: Sequence[str]) -> dict[str, str]:
     if not found:
         return {}
     above = os.path.commonpath([path.parent for path in found])
-    return {os.path.relpath(path, above): str(path.absolute()) for path in found}
+    return {names.get(path) or os.path.relpath(path, above): str(path.absolute()) for path in _in_turns(found)}
+
+
+def _in_turns(clips: Sequence[Path]) -> list[Path]:
+    """The same clips, of each folder one after the other: the first ones are of all kinds."""
+    folders: dict[Path, list[Path]] = {}
+    for clip in clips:
+        folders.setdefault(clip.parent, []).append(clip)
+    return [clip for row in zip_longest(*folders.values()) for clip in row if clip is not None]
 
 
 def _why_not_shown(clip: Path, folder: Path) -> str:

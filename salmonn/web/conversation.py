@@ -18,6 +18,7 @@ class Hearing:
     """A clip that is being heard, or was."""
 
     heard: EncodedAudio | None = None
+    is_pair: bool = False  # it is two clips, one after the other
     stop: threading.Event = field(default_factory=threading.Event)  # ends it early
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -35,6 +36,7 @@ class Turn:
     hearing: Hearing  # of the clip that it is about
     answer: str = UNWRITTEN
     stop: threading.Event = field(default_factory=threading.Event)  # ends the answer, or keeps it from beginning
+    is_over: bool = False  # nothing more is written
 
 
 @dataclass
@@ -53,11 +55,19 @@ class Conversation:
             for role, text in (("user", turn.question), ("assistant", turn.answer))
         ]
 
-    def begin(self) -> Hearing:
-        """Another clip is heard from now on; all else is stopped and forgotten."""
+    @property
+    def is_busy(self) -> bool:
+        """A clip is being heard, or an answer written or waited for."""
+        with _changing:
+            hears = self.hearing is not None and not self.hearing.over.is_set()
+            return hears or not all(turn.is_over for turn in self.turns)
+
+    def begin(self, is_pair: bool = False, keeps_turns: bool = False) -> Hearing:
+        """Something is heard anew from now on; all else is stopped, and forgotten unless `keeps_turns`."""
         with _changing:
             self.stop()
-            self.hearing, self.turns = Hearing(), []
+            self.hearing = Hearing(is_pair=is_pair)
+            self.turns = self.turns if keeps_turns else []
             return self.hearing
 
     def ask(self, question: str) -> Turn:

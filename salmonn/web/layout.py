@@ -13,7 +13,7 @@ from salmonn.common.errors import UserError
 from salmonn.inference.engine import MOST_BEAMS
 from salmonn.web.conversation import Conversation
 from salmonn.web.gate import Gate, own_names
-from salmonn.web.page import LONGEST_QUESTION, Page, task_label
+from salmonn.web.page import LONGEST_QUESTION, TWO_CLIPS, Page, task_label
 
 _HOUR, _DAY = 3600, 24 * 3600  # s; an upload is kept for a day, and removed within the next hour
 
@@ -31,7 +31,8 @@ CSS = """
 .gradio-container .column { min-width: min(300px, 100%) !important; }
 #waveform { contain: inline-size; }  /* else it keeps the page as wide as it once was */
 #heading h1 { font-size: 1.6rem; letter-spacing: -0.01em; margin: 0; }
-#heading p { color: var(--body-text-color-subdued); margin: 0.2rem 0 0; }
+#heading p, #heading details { color: var(--body-text-color-subdued); margin: 0.2rem 0 0; overflow-wrap: anywhere; }
+#heading summary { cursor: pointer; }
 #heading > .html-container, #error > .html-container, #picture > .html-container,
 #tasks-label > .html-container, .aside > .html-container { padding: 0 !important; }
 #error { position: sticky; top: 8px; z-index: 20; }
@@ -45,13 +46,23 @@ CSS = """
 .message { word-break: keep-all; overflow-wrap: anywhere; }  /* Korean breaks between words, as it is printed */
 .note { color: var(--body-text-color-subdued); overflow-wrap: anywhere; margin: 0; }
 #tasks-label p { color: var(--block-label-text-color); margin: 0; }
-#tasks { gap: 6px; margin-top: -8px; }
-#tasks button { flex: 0 1 auto; min-width: 0; font-weight: 400; }
+#tasks, .tasks { gap: 6px; }
+#tasks { margin-top: -8px; }
+#tasks button, .tasks button { flex: 0 1 auto; min-width: 0; font-weight: 400; }
 #settings .form { border: 0; box-shadow: none; }
+.gradio-container:not(:has(.busy)) #stop { display: none; }
+.gradio-container:has(#picture img) #chat .without-clip, #chat .with-clip { display: none; }
+.gradio-container:has(#picture img) #chat .with-clip { display: inline; }
+#examples .gallery { max-height: 12rem; overflow-y: auto; }
 .toast-wrap, [data-testid=status-tracker]:has(> .error) { display: none !important; }
 @media (max-width: 640px) {
   .gradio-container .main { padding: 16px !important; }
   #chat { height: 340px !important; }
+  #parts { flex-direction: column; }
+  #parts > .column { display: contents; }  /* so that what is asked stands below the clip, its picture last */
+  #parts .later { order: 1; }
+  #parts .last { order: 2; }
+  .gradio-container:has(#picture img) #parts :is(#examples, #compare, .form:has(#in-windows)) { order: 2; }
 }
 """
 
@@ -81,6 +92,23 @@ _ICON = (
     "<path d='M7 13v6M13 8v16M19 11v10M25 14v4' stroke='white' stroke-width='3' stroke-linecap='round'/></svg>"
 )
 
+# Writes the conversation to a file in the browser: nothing of it is kept here.
+_DOWNLOAD = """(messages) => {
+  const text = message => [message.content].flat().map(part => part.text ?? part).join("");
+  const lines = messages.map(message => (message.role == "user" ? "? " : "") + text(message) + "\\n");
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([lines.join("\\n")], {type: "text/plain"}));
+  link.download = "conversation.txt";
+  link.click();
+  URL.revokeObjectURL(link.href);
+}"""
+
+_PLACEHOLDER = (
+    '<span class="without-clip">Choose a clip, then ask.</span>'
+    '<span class="with-clip">Ask about the clip, or press one of the tasks.</span>'
+)
+_CARDS = 8  # examples on a page
+
 HEAD = f'<link rel="icon" href="{_ICON}"><script>{_MOVE_NOTICES}</script>'
 
 
@@ -90,50 +118,63 @@ def build(page: Page) -> gr.Blocks:
     with gr.Blocks(title="SALMONN", analytics_enabled=False, delete_cache=(_HOUR, _DAY)) as blocks:
         conversation = gr.State(Conversation())
         gr.HTML(
-            "<h1>SALMONN</h1><p>Give it a clip of speech, sounds or music, and ask about what it hears.</p>",
+            "<h1>SALMONN</h1><p>Give it a clip of speech, sounds or music, and ask about what it hears.</p>"
+            + page.about(),
             elem_id="heading",
         )
         error = gr.HTML(elem_id="error")
-        with gr.Row():
+        with gr.Row(elem_id="parts"):
             with gr.Column(min_width=300):
                 clip = gr.Audio(
                     label="Clip", sources=["upload", "microphone"], type="filepath", buttons=[], elem_id="clip"
                 )
-                example = gr.Dropdown(
-                    list(page.examples), value=None, label="Examples", visible=bool(page.examples), interactive=True
-                )
+                example = gr.Dataset(
+                    components=["textbox"], samples=[[name] for name in page.examples], type="index",
+                    sample_labels=list(page.examples), samples_per_page=_CARDS, label="Examples",
+                    visible=bool(page.examples), elem_id="examples",
+                )  # fmt: skip
                 in_windows = gr.Checkbox(
                     False,
-                    label=f"Hear all of a clip over {engine.model.max_seconds:g} s, in windows",
+                    label=f"Hear all of a long clip, not only its first {engine.model.max_seconds:g} s",
                     elem_id="in-windows",
                 )
-                picture = gr.HTML(elem_id="picture")
                 clip_note = gr.HTML(elem_classes="aside")
+                with gr.Accordion(
+                    "A second clip, to compare", open=False, visible=TWO_CLIPS in page.tasks[0], elem_id="compare"
+                ):
+                    second = gr.Audio(
+                        label="Heard after the first", sources=["upload", "microphone"], type="filepath", buttons=[],
+                        elem_id="second",
+                    )  # fmt: skip
+                picture = gr.HTML(elem_id="picture", elem_classes="last")
             with gr.Column(min_width=300):
                 chat = gr.Chatbot(
                     label="Answers", height=400, buttons=[], feedback_options=None, layout="bubble",
-                    render_markdown=False, placeholder="Choose a clip, then ask.", elem_id="chat",
+                    render_markdown=False, placeholder=_PLACEHOLDER, elem_id="chat", elem_classes="later",
                 )  # fmt: skip
-                answer_note = gr.HTML(elem_classes="aside")
+                answer_note = gr.HTML(elem_classes=["aside", "later"])
                 question = gr.Textbox(
                     label="Question", placeholder="What is said?", max_length=LONGEST_QUESTION, lines=1
                 )
                 with gr.Row():
                     ask = gr.Button("Ask", variant="primary", min_width=100)
-                    stop = gr.Button("Stop", min_width=100, scale=0)
-                gr.HTML("<p>Or one of its tasks</p>", elem_id="tasks-label")
-                with gr.Row(elem_id="tasks"):
-                    tasks = {name: gr.Button(task_label(name), size="sm") for name in engine.model.test_prompts}
+                    stop = gr.Button("Stop", min_width=100, scale=0, elem_id="stop")
+                buttons = _task_buttons(page)
+                with gr.Row(elem_classes="last"):
+                    download = gr.Button("Save the conversation", size="sm")
                 settings = _settings(page)
 
         # Whoever asks waits for the model in `RequestQueue`, where it can be stopped; gradio's queue lets all in.
         served = {"api_visibility": "private", "concurrency_limit": None}
+        at_once = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
         hearing = {
-            "inputs": [conversation, clip, in_windows],
+            "inputs": [conversation, clip, in_windows, second],
             "outputs": [conversation, chat, picture, clip_note, answer_note, error],
         }
-        for event in (clip.change, in_windows.change):
-            event(page.listen, **hearing, **served, trigger_mode="multiple", show_progress="hidden")
+        again = partial(page.listen, keeps_turns=True)
+        for event, listen in ((clip.change, page.listen), (second.change, page.listen), (in_windows.change, again)):
+            heard = event(listen, **hearing, **served, trigger_mode="multiple", show_progress="hidden")
+            heard.then(page.drop_unheard, conversation, clip, **at_once)
         asking = {
             "inputs": [conversation, question, *settings],
             "outputs": [chat, question, answer_note, error],
@@ -141,30 +182,42 @@ def build(page: Page) -> gr.Blocks:
         }
         for event in (ask.click, question.submit):
             event(page.ask, **asking, **served, trigger_mode="multiple")
-        for name, button in tasks.items():
+        for name, button in buttons.items():
             button.click(partial(page.ask, task=name), **asking, **served)
 
-        at_once = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
         stop.click(Conversation.stop, conversation, None, **at_once)
         chat.clear(page.clear, conversation, [chat, answer_note], **at_once)
-        example.input(page.choose, example, clip, **at_once)
-        clip.upload(lambda: None, None, example, **at_once)
+        example.click(page.choose, example, clip, **at_once)
+        download.click(None, chat, None, js=_DOWNLOAD, **at_once)
     return blocks.queue()
+
+
+def _task_buttons(page: Page) -> dict[str, gr.Button]:
+    """A button for each task: those that the model was trained for in view, the others behind "more"."""
+    trained, others = page.tasks
+    gr.HTML("<p>Or one of its tasks</p>", elem_id="tasks-label")
+    with gr.Row(elem_id="tasks"):
+        buttons = {name: gr.Button(task_label(name), size="sm") for name in trained}
+    with (
+        gr.Accordion("More, for which this model was not trained", open=False, visible=bool(others)),
+        gr.Row(elem_classes="tasks"),
+    ):
+        return buttons | {name: gr.Button(task_label(name), size="sm") for name in others}
 
 
 def _settings(page: Page) -> list[gr.components.Component]:
     """Beams, sampling, temperature, top-p, LoRA scaling: what `Page.ask` takes."""
     generate, model = page.engine.config.generate, page.engine.model
     scaling = model.lora_scaling
-    with gr.Accordion("Settings", open=False, elem_id="settings"):
+    with gr.Accordion("Settings", open=False, elem_id="settings", elem_classes="last"):
         return [
             gr.Slider(
                 1, min(MOST_BEAMS, max(8, generate.num_beams)), generate.num_beams, step=1,
-                label="Beams", info="With 1 the answer appears word by word.",
+                label="Beams", info="Answers searched for at a time; with 1 the answer appears word by word.",
             ),
             gr.Checkbox(generate.do_sample, label="Sample", info="Draw words by chance, not the likeliest."),
-            gr.Slider(0.05, 2, generate.temperature, step=0.05, label="Temperature", info="Of sampling."),
-            gr.Slider(0.05, 1, generate.top_p, step=0.05, label="Top-p", info="Of sampling."),
+            gr.Slider(0.05, 2, generate.temperature, step=0.05, label="Temperature", info="Of sampling: how freely."),
+            gr.Slider(0.05, 1, generate.top_p, step=0.05, label="Top-p", info="Of sampling: from how many words."),
             gr.Slider(
                 0, max(8, 2 * scaling), scaling, step=0.1, label="LoRA scaling",
                 info=f"Weight of the adapters; {scaling:g} as loaded.", visible=model.config.lora,

@@ -3,7 +3,8 @@
 import base64
 import html
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from functools import partial, wraps
 from itertools import zip_longest
@@ -19,11 +20,13 @@ from salmonn.common.errors import UserError
 from salmonn.config.loading import generate_config
 from salmonn.inference.engine import Answer, EncodedAudio, Question, join_encoded
 from salmonn.inference.long_audio import clock
+from salmonn.model.lineage import Training, known_tasks
 from salmonn.model.prompts import asks_question
 from salmonn.web.conversation import NO_CLIP, UNWRITTEN, Conversation, Hearing, Turn
 from salmonn.web.pictures import picture_clip
 from salmonn.web.request_queue import RequestQueue
 
+TWO_CLIPS = "speaker_verification"  # the task that is about two clips
 LONGEST_QUESTION = 2000  # characters; each takes time and memory of the model
 _EVERY = 0.5  # s, between two looks at whether a clip is heard
 
@@ -71,14 +74,44 @@ def changes(rows: Callable[Arguments, Iterator[Row]]) -> Callable[Arguments, Ite
 class Page:
     """What the page does; every request ends with a message for the error box, "" for none."""
 
-    def __init__(self, queue: RequestQueue, examples: Mapping[str, str], max_minutes: float = 60) -> None:
+    def __init__(
+        self,
+        queue: RequestQueue,
+        examples: Mapping[str, str],
+        max_minutes: float = 60,
+        lineage: Sequence[Training] = (),
+    ) -> None:
         self.queue, self.engine = queue, queue.engine
         self.examples = examples
         self.max_minutes = max_minutes  # of a clip that is heard in windows
+        self.lineage = lineage  # the runs that the model comes from, as far as they are known
 
-    def choose(self, name: str | None) -> str | None:
+    @property
+    def tasks(self) -> tuple[list[str], list[str]]:
+        """The tasks that have a prompt: those that the model was trained for (all where nobody knows), and others."""
+        prompted, known = list(self.engine.model.test_prompts), known_tasks(self.lineage)
+        trained = prompted if known is None else [task for task in prompted if task in known]
+        return trained, [task for task in prompted if task not in trained]
+
+    def about(self) -> str:
+        """HTML that says which model it is, and what it was trained on."""
+        config = self.engine.config.model
+        loaded = {
+            "model": "/".join(Path(config.ckpt).parts[-2:]) or "without a checkpoint, its answers mean nothing",
+            "language model": Path(config.llama_path).name,
+            "hears with": " and ".join(Path(path).name for path in (config.whisper_path, config.beats_path) if path),
+        }
+        told = html.escape("; ".join(f"{what}: {name}" for what, name in loaded.items()))
+        if not config.ckpt:
+            return f"<p>{told}</p>"
+        runs = "".join(f"<li>{html.escape(_told_run(run))}</li>" for run in self.lineage)
+        trained = f"Trained, one after the other:<ul>{runs}</ul>" if runs else "What it was trained on is not known."
+        return f"<details><summary>{told}</summary>{trained}</details>"
+
+    def choose(self, number: int) -> str | None:
         """The file of an example."""
-        return self.examples.get(name or "")
+        files = list(self.examples.values())
+        return files[number] if isinstance(number, int) and 0 <= number < len(files) else None
 
     def clear(self, conversation: Conversation) -> tuple[list, str]:
         """Forget what was asked, and stop answering it: (chat, note)."""
@@ -88,35 +121,54 @@ class Page:
     # ---- hearing
 
     @changes
-    def listen(self, conversation: Conversation, path: str | None, in_windows: bool) -> Iterator[Row]:
-        """Hear another clip, or none: (conversation, chat, picture, note about it, note about answers, error)."""
-        hearing = conversation.begin()
+    def listen(
+        self,
+        conversation: Conversation,
+        path: str | None,
+        in_windows: bool,
+        second: str | None = None,
+        keeps_turns: bool = False,
+    ) -> Iterator[Row]:
+        """Hear a clip, or none: (conversation, chat, picture, note about it, note about answers, error).
+
+        `second`: heard after it. `keeps_turns`: it is the same one, heard in another way.
+        """
+        before = conversation.hearing
+        if path is None and before and before.is_empty:
+            yield (gr.skip(),) * 6  # the page has taken away what cannot be heard; why stays to be read
+            return
+        hearing = conversation.begin(second is not None, keeps_turns)
         picture, note, error = "", "Listening …" if path else "", ""
         try:
-            yield conversation, conversation.messages, picture, note_box(note), "", error
+            yield conversation, conversation.messages, picture, note_box(note, is_busy=True), "", error
             if path is not None:
                 self.queue.require_room()
-                hear = self._hear_in_windows if in_windows else self._hear_at_once
-                for news in hear(path, hearing):
+                hear = self._hear_in_windows if in_windows and not second else self._hear_at_once
+                for news in hear(path, hearing, *([second] if second else [])):
                     if conversation.hearing is not hearing:  # another clip was chosen: this one is of the past
                         return
                     picture, note = news or (picture, note)
-                    yield conversation, conversation.messages, picture, note_box(note), "", error
+                    yield conversation, conversation.messages, picture, note_box(note, is_busy=True), "", error
         except CancelledError:
             note = "Stopped before anything was heard."
         except Exception as problem:
-            picture, note, error = "", "", error_box(problem, path or "")
+            picture, note, error = "", "", error_box(problem, path, second)
         finally:
             hearing.over.set()
         if conversation.hearing is hearing:
             yield conversation, conversation.messages, picture, note_box(note), "", error
 
-    def _hear_at_once(self, path: str, hearing: Hearing) -> Iterator[tuple[str, str] | None]:
-        """Hear the beginning of a clip: (picture, note), or None while nothing is new."""
-        heard = yield from self.queue.take(partial(self.engine.hear, [path]), hearing.stop)
+    def _hear_at_once(self, path: str, hearing: Hearing, *more: str) -> Iterator[tuple[str, str] | None]:
+        """Hear the beginning of a clip, or of several in a row: (picture, note), or None while nothing is new."""
+        heard = yield from self.queue.take(partial(self.engine.hear, [[path, *more]]), hearing.stop)
         picture = yield from self.queue.take(partial(self._picture, path, heard), hearing.stop)
         hearing.heard = heard
         yield picture, f"Only the first {self.engine.model.max_seconds:g} s are heard." if any(heard.cut) else ""
+
+    def drop_unheard(self, conversation: Conversation) -> Any:
+        """What the player of the clip holds now: nothing where it could not be heard, which is not to look as if."""
+        hearing = conversation.hearing
+        return None if hearing and hearing.is_empty and not hearing.is_pair else gr.skip()
 
     def _hear_in_windows(self, path: str, hearing: Hearing) -> Iterator[tuple[str, str] | None]:
         """Hear a clip of any length: as above. Others have their turn in between; stopped, it keeps what it heard."""
@@ -152,13 +204,13 @@ class Page:
     def _too_long(self, path: str, minutes: str) -> UserError:
         return UserError(
             f"{path}: {minutes} minutes long; in windows, up to {self.max_minutes:g} minutes are heard here. "
-            "Choose a part of it, or start the page with a larger --max-minutes."
+            "Choose a part of it, or ask whoever runs this page for more (--max-minutes)."
         )
 
     def _picture(self, path: str, heard: EncodedAudio) -> str:
         log_mel = self.engine.model.log_mel
         bands = log_mel(torch.from_numpy(heard.wav)[None].to(self.engine.model.device))[0].float().cpu().numpy()
-        png = picture_clip(heard.wav, bands, log_mel.sampling_rate / log_mel.hop)
+        png = picture_clip(heard.wav, bands, log_mel.sampling_rate / log_mel.hop, log_mel.band_hertz.numpy())
         what = html.escape(f"Waveform and log-mel spectrogram of {Path(path).name}", quote=True)
         return f'<img alt="{what}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
@@ -176,10 +228,10 @@ class Page:
             yield conversation.messages, gr.skip(), "", error_box(problem)
             return
         left, note, error = "" if self._takes_text(task) else gr.skip(), "", ""
-        yield conversation.messages, left, note, error
+        yield conversation.messages, left, note_box("Answering …", is_busy=True), error
         try:
             for note in notes:
-                yield conversation.messages, left, note_box(note), error
+                yield conversation.messages, left, note_box(note, is_busy=True), error
         except CancelledError:
             note = "Stopped." if turn in conversation.turns else ""
             if turn.answer == UNWRITTEN:
@@ -187,7 +239,9 @@ class Page:
         except Exception as problem:
             note, error = "", error_box(problem)
             conversation.drop(turn)
-        yield conversation.messages, left, note_box(note), error
+        finally:
+            turn.is_over = True
+        yield conversation.messages, left, note_box(note, conversation.is_busy), error
 
     def _begin(self, conversation: Conversation, text: str, task: str, *settings: Any) -> tuple[Turn, Iterator[str]]:
         """A turn of the conversation, and what writes its answer. Raises UserError for what cannot be asked."""
@@ -195,6 +249,8 @@ class Page:
         question, shown = self._question(text, task)
         generate = answer_settings(self.engine.config.generate, *search)
         self.queue.require_room()
+        if task == TWO_CLIPS and conversation.hearing and not conversation.hearing.is_pair:
+            raise UserError("This is about two clips: give a second one first, below the first.")
         turn = conversation.ask(shown)
         return turn, self._write(turn, question, generate, scaling)
 
@@ -207,14 +263,14 @@ class Page:
             raise CancelledError
         if hearing.heard is None:
             raise UserError(NO_CLIP)
-        last = Answer("", finished=True)
+        last, asked = Answer("", finished=True), time.monotonic()
         for answer in self.queue.answer(hearing.heard, question, generate, scaling, turn.stop):
             last = answer or last
             turn.answer = last.text or turn.answer
-            yield "" if answer else "Waiting: the model is busy with other requests."
+            yield "Answering …" if answer else "Waiting: the model is busy with other requests."
         turn.answer = last.text or "(no words)"
-        n_tokens = self.engine.config.generate.max_new_tokens
-        yield "" if last.finished else f"The answer was cut off after {n_tokens} tokens (generate.max_new_tokens)."
+        took = f"Answered in {time.monotonic() - asked:.1f} s."
+        yield took if last.finished else f"{took} It was cut off: no answer is longer here."
 
     def _takes_text(self, task: str) -> bool:
         return not task or asks_question(self.engine.model.test_prompts[task])
@@ -248,15 +304,24 @@ def task_label(task: str) -> str:
     return TASK_LABELS.get(task, task.replace("_", " "))
 
 
-def note_box(text: str) -> str:
-    """A line that explains; "" for none."""
-    return f'<p class="note" role="status">{html.escape(text)}</p>' if text else ""
+def _told_run(run: Training) -> str:
+    """A run, for a person."""
+    data = f" on {run.data}" if run.data else ""
+    tasks = f": {', '.join(map(task_label, run.tasks))}" if run.tasks else ", of which nothing is known"
+    return f"{run.run}{data}{tasks}"
 
 
-def error_box(error: Exception, path: str = "") -> str:
-    """A message for the visitor; `path`, where an upload lies on this machine, is told as the file's name."""
+def note_box(text: str, is_busy: bool = False) -> str:
+    """A line that explains; "" for none. `is_busy`: something goes on that can be stopped."""
+    return f'<p class="note{" busy" * is_busy}" role="status">{html.escape(text)}</p>' if text else ""
+
+
+def error_box(error: Exception, *paths: str | None) -> str:
+    """A message for the visitor; of `paths`, where uploads lie on this machine, the files' names are told."""
     if isinstance(error, UserError):
-        text = str(error).replace(path, Path(path).name) if path else str(error)
+        text = str(error)
+        for path in filter(None, paths):
+            text = text.replace(path, Path(path).name)
     else:
         logging.getLogger(__name__).error("a request of the web page failed", exc_info=error)
         text = f"Something went wrong ({type(error).__name__}). The log of the server tells more."

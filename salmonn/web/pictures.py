@@ -5,16 +5,17 @@ from io import BytesIO
 import numpy as np
 
 from salmonn.audio.decode import SAMPLE_RATE
-from salmonn.common.charts import BLUE, new_figure
+from salmonn.common.charts import BLUE, name_bands, new_figure
 
 _PIXELS_PER_INCH = 210
 _GREY = "#72809a"  # of the axes: seen on a light page and on a dark one
 _COLUMNS = 1200  # of the waveform: more than the picture has pixels for
 
 
-def picture_clip(wav: np.ndarray, log_mel: np.ndarray, frames_per_second: float) -> bytes:
+def picture_clip(wav: np.ndarray, log_mel: np.ndarray, frames_per_second: float, band_hertz: np.ndarray) -> bytes:
     """Draw a clip: its wav [N] float32 at 16 kHz above its log_mel [bands, frames], which may be longer.
 
+    `band_hertz` [bands]: the middle of each band.
     Returns a PNG with a transparent ground.
     """
     seconds = len(wav) / SAMPLE_RATE
@@ -28,7 +29,8 @@ def picture_clip(wav: np.ndarray, log_mel: np.ndarray, frames_per_second: float)
     shown_seconds = log_mel.shape[1] / frames_per_second
     extent = (0, shown_seconds, 0, len(log_mel))
     below.imshow(log_mel, origin="lower", aspect="auto", extent=extent, cmap="magma", interpolation="nearest")
-    below.set(ylabel="mel band", xlabel="seconds", xlim=(0, seconds))
+    below.set(xlabel="seconds", xlim=(0, seconds))
+    name_bands(below, band_hertz)
     for axes in (above, below):
         axes.tick_params(colors=_GREY)
         for part in (axes.xaxis.label, axes.yaxis.label, *axes.spines.values()):

@@ -12,9 +12,10 @@ import pytest
 from tqdm import tqdm
 
 from salmonn import chat
+from salmonn.common import screen
 from salmonn.common.cli import run_cli
 from salmonn.common.errors import UserError
-from salmonn.common.screen import Screen, printable
+from salmonn.common.screen import Screen, counted, printable
 from salmonn.evaluation.report.tables import table
 from tests.fixtures.paths import ROOT
 
@@ -60,7 +61,7 @@ def test_whatever_way_a_command_writes_no_order_reaches_the_screen(ends, capsys)
     assert written.out == "\\x1b[31mred\\x1b[0m\n\\x9b1m\\x07a\n"
     assert not orders(written.err)
     assert written.err.count(r"\x1b[31mred") >= 3
-    assert "\r" in written.err  # the bar's own
+    assert "\r" not in written.err  # which is no terminal
 
 
 def test_nor_does_one_of_an_error_that_nobody_expected_or_of_an_option():
@@ -83,6 +84,72 @@ def test_a_message_for_torchrun_holds_none(monkeypatch, tmp_path):
     with pytest.raises(SystemExit):
         run_cli(main)
     assert not orders(json.loads((tmp_path / "error.json").read_text())["message"])
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def bar_in(stream: io.StringIO, monkeypatch, seconds: list[float], said: str = "") -> list[str]:
+    """The lines that a bar leaves whose states are written at these times, the last of them its end."""
+    now = iter(seconds)
+    monkeypatch.setattr(screen.time, "monotonic", lambda: next(now))
+    shown = Screen(stream)
+    for state in range(len(seconds)):
+        shown.write(f"\rclips: {state} of {len(seconds) - 1}   ")
+        if said and state == 1:
+            print(said, file=shown)
+    shown.write("\n")
+    return stream.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "states"),
+    [
+        ([0, 1, 2], [2]),
+        ([0, 29, 30, 31, 59, 61, 62], [2, 5, 6]),
+        ([100, 129, 131, 160, 161, 170], [2, 4, 5]),
+        ([0, 1000, 1001], [1, 2]),
+        ([5], [0]),
+    ],
+)
+def test_in_a_file_a_bar_is_a_line_now_and_then_and_its_last_state(monkeypatch, seconds, states):
+    lines = bar_in(io.StringIO(), monkeypatch, seconds)
+    assert lines == [f"clips: {state} of {len(seconds) - 1}" for state in states]
+
+
+def test_on_a_terminal_a_bar_overwrites_itself(monkeypatch):
+    stream = Terminal()
+    bar_in(stream, monkeypatch, [0, 100])
+    assert stream.getvalue() == "\rclips: 0 of 1   \rclips: 1 of 1   \n"
+
+
+@pytest.mark.parametrize("said", ["a message", "two\nlines", "50 %"])
+def test_messages_beside_a_bar_have_lines_of_their_own(monkeypatch, said):
+    lines = bar_in(io.StringIO(), monkeypatch, [0, 1, 40, 41], said)
+    assert lines == [*said.splitlines(), "clips: 2 of 3", "clips: 3 of 3"]
+
+
+def test_bars_of_the_library_in_a_file():
+    stream = io.StringIO()
+    with tqdm(total=3, desc="first", file=Screen(stream), mininterval=0) as bar:
+        for _ in range(3):
+            bar.update()
+            bar.set_postfix_str("loss 1.0")
+    for _ in tqdm(range(2), desc="gone", file=Screen(stream), leave=False):
+        pass
+    [line] = stream.getvalue().splitlines()
+    assert line.startswith("first: 100%")
+    assert "loss 1.0" in line
+
+
+@pytest.mark.parametrize(
+    ("n", "name", "plural", "shown"),
+    [(1, "process", "processes", "1 process"), (0, "step", "", "0 steps"), (2, "process", "processes", "2 processes")],
+)
+def test_what_is_counted_has_its_plural(n, name, plural, shown):
+    assert counted(n, name, plural) == shown
 
 
 def test_tables_hold_none():

@@ -21,6 +21,7 @@ from pathlib import Path
 Path(sys.argv[1]).mkdir()  # fails where it is there
 print("first\\n```\\nsecond\\nthird\\nlast")
 print("\\r 50 %", end="\\r100 %\\n", file=sys.stderr)
+print("clips: 100%|####| 2/2 [00:01<00:00]", file=sys.stderr)
 sys.exit(3)
 """
 PAGE = """# A page

@@ -66,6 +66,14 @@ def test_a_bar_for_this_run_its_control_and_each_published_score():
     assert panel.get_xlim()[1] > 0.05
 
 
+def test_each_panel_has_an_axis_in_its_unit():
+    words, shares = drawn(plots.overview([STORY], {"story": report(STORY)})).axes
+    of = {panel: [label.get_text() for label in panel.get_xticklabels()] for panel in (words, shares)}
+    assert all(2 <= len(labels) <= 6 for labels in of.values())
+    assert all(label.endswith(" %") for label in of[shares])
+    assert not any("%" in label for label in of[words])
+
+
 @pytest.mark.parametrize("change", [{"outputs": "finished"}, {"clips": 8}, {"tool": "another"}])
 def test_a_published_score_of_another_measure_has_no_bar(change):
     task = replace(ASR, reproduced={"wer": [replace(PUBLISHED["reproduced"]["wer"][0], **change)]})

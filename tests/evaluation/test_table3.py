@@ -18,7 +18,7 @@ from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.normalisers import NAMES
 from salmonn.evaluation.published import Published
 from salmonn.evaluation.requests import Prediction
-from salmonn.evaluation.table3 import earlier_reports, rows_of
+from salmonn.evaluation.table3 import earlier_reports, rows_of, terminal_summary
 from salmonn.evaluation.tasks import EvalTask, load_tasks, named_tasks
 from salmonn.model.prompts import load_test_prompts
 from salmonn.model.salmonn import SALMONN
@@ -120,7 +120,9 @@ def test_answers_of_other_settings_are_not_taken_for_these(command, whole):
 def test_without_a_choice_what_is_there_is_evaluated_and_what_is_not_is_named(command, tmp_path):
     result = run_command(*command(tmp_path, names=None))
     assert result.returncode == 0, result.stderr
-    assert "not evaluated: no nowhere.json" in result.stdout
+    shown = result.stdout[result.stdout.rindex("| task ") :]
+    assert "absent: not evaluated, no nowhere.json" in shown
+    assert f"{tmp_path}/table3/report.md" in shown
     page = (tmp_path / "table3/report.md").read_text()
     for name in load_tasks(ROOT / "configs/mini/eval_tasks.yaml"):
         assert f"| {name.name} " in page
@@ -178,6 +180,27 @@ def scored(n: int = 9, unfinished: int = 0, unread: int = 0, judge: str = "", **
         "intervals": {name: [0.02, 0.04] for name in both},
         "scoring": {"substitute": dict.fromkeys(both, ""), "judge": judge},
     }
+
+
+@pytest.mark.parametrize("name", ["asr_clean", "pr", "sqqa", "en2zh", "story"])
+def test_what_the_terminal_shows_fits_it(name):
+    """The real tasks with their published scores: no line above the width of a usual terminal window."""
+    [task] = load_tasks(ROOT / "configs/eval_tasks.yaml", [name])
+    n, unfinished, scores = REPRODUCTION[name]
+    report = scored(n, unfinished, judge="some judge", **scores)
+    report["scores"] |= {f"{metric}_shuffled": 1.2 for metric in scores}
+    shown = terminal_summary([task, EvalTask("gone", "g", "ann/none.json", ["wer"])], {name: report})
+    assert max(map(len, shown.splitlines())) <= 120
+    for metric, published in task.paper.items():
+        assert METRICS[metric].title in shown
+        assert METRICS[metric].show(published[0].value) in shown
+    assert "gone: not evaluated, no ann/none.json" in shown.splitlines()
+
+
+def test_a_summary_without_published_scores_has_no_column_for_them():
+    task = EvalTask("asr", "s", "a.json", metrics=["wer"])
+    assert "paper" not in terminal_summary([task], {"asr": scored(wer=0.03)})
+    assert terminal_summary([task], {}).endswith("asr: not evaluated, no a.json")
 
 
 def of_edits(value: float, outputs: str = "all", clips: int = 9) -> Published:

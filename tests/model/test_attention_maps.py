@@ -109,11 +109,44 @@ def test_an_answer_is_split_at_its_spaces_whatever_its_tokens_are(golden):
     assert split_words(tokenizer, [tokenizer.eos_token_id]) == []
 
 
+class Pieces:
+    """A tokenizer whose tokens are these bytes; the last one is special."""
+
+    def __init__(self, *pieces: str | bytes) -> None:
+        self.pieces = [piece.encode() if isinstance(piece, str) else piece for piece in pieces]
+        self.all_special_ids = [len(pieces)]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:  # noqa: ARG002
+        text = b"".join(self.pieces[i] for i in ids if i not in self.all_special_ids)
+        return text.decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "words"),
+    [
+        (["你好", "世界", "。"], ["你好", "世界", "。"]),
+        (["雨", b"\xe3\x81", b"\x8c", "降る"], ["雨", "が", "降る"]),  # が in two tokens
+        ([b"\xe4", b"\xbd", b"\xa0", b"\xe5", b"\xa5", b"\xbd"], ["你", "好"]),
+        (["배", "는", " 파란", "색"], ["배는", "파란색"]),  # Korean has spaces
+        (["a", " d", "og", " 狗", "叫", " runs"], ["a", "dog", "狗", "叫", "runs"]),
+        (["GPU", "很", "快"], ["GPU", "很", "快"]),
+        (["สวัสดี", "ครับ"], ["สวัสดี", "ครับ"]),
+        (["caf", b"\xc3", b"\xa9", " noir"], ["café", "noir"]),
+        (["half", b"\xe4"], ["half\ufffd"]),
+    ],
+)
+def test_scripts_without_spaces_have_a_row_for_each_token(pieces, words):
+    tokenizer, n = Pieces(*pieces), len(pieces)
+    found = split_words(tokenizer, [*range(n), n])
+    assert [word for word, _ in found] == words
+    assert [place for _, places in found for place in places] == list(range(n))
+
+
 def test_the_picture_has_every_weight_over_its_seconds():
     frames, windows = np.full((6, 17), 1 / 17), np.eye(2, 6)
     attention = Attention(
         seconds=1.1, log_mel=np.zeros((80, 200)), log_mel_seconds=2.04, window=0.34, stride=0.34,
-        frames=frames, words=["a", "dog"], windows=windows,
+        frames=frames, words=["a", "dog"], windows=windows, band_hertz=np.linspace(0, 8000, 80),
     )  # fmt: skip
     figure = draw(attention, "title")
     figure.draw_without_rendering()
@@ -123,6 +156,7 @@ def test_the_picture_has_every_weight_over_its_seconds():
     assert cells.get_coordinates()[0, :, 0].tolist() == pytest.approx([0.34 * i for i in range(7)])
     assert [label.get_text() for label in words.get_yticklabels()] == ["a", "dog"]
     assert words.yaxis_inverted()
+    assert mel.get_ylabel() == "Hz"
     assert {panel.get_xlim() for panel in (mel, inside, words)} == {(0, 1.1)}
     assert "0% behind" in words.get_title("left")
     late = Attention(**{**vars(attention), "windows": np.eye(2, 6, k=3)})  # the second word's begins at 1.36 s

@@ -32,6 +32,25 @@ def test_a_saved_checkpoint_loads_back_bit_identical(model, tmp_path):
     assert all(torch.equal(p, wanted[name]) for name, p in model.named_parameters())
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({}, ""),
+        ({"epoch": 3, "step": 900}, ", epoch 3, step 900"),
+        ({"epoch": 3, "config": {"run": {"exp_name": "stage1"}}}, ", epoch 3, of the run stage1"),
+        ({"epoch": "3", "config": {"run": None}}, ""),  # what others may have written there
+        ({"config": [1]}, ""),
+    ],
+)
+def test_what_a_model_starts_from_is_logged(model, tmp_path, caplog, more, told):
+    parameters = checkpoint.own_values(model)
+    torch.save({"model": parameters, **more}, tmp_path / "a.pth")
+    with caplog.at_level("INFO"):
+        checkpoint.load_parameters(model, tmp_path / "a.pth")
+    n = sum(value.numel() for value in parameters.values())
+    assert f"starting from {tmp_path}/a.pth: {n:,} parameters in {len(parameters)} tensors{told}" in caplog.messages
+
+
 @pytest.mark.parametrize("size", ["13b", "7b"])
 def test_published_extras_are_known(size):
     extras = json.loads((GOLDEN / "full_size_keys.json").read_text())[f"salmonn_{size}_non_trainable_extras"]

@@ -133,7 +133,7 @@ def test_a_finished_run_has_nothing_left_to_do(mini_world, tmp_path):
     assert (state["epoch"], state["progress"]["epoch"], state["progress"]["samples"]) == (0, 1, 8)
     second = train(mini_world, tmp_path, "run.optims.max_epoch=1")
     assert second.returncode == 0, second.stderr
-    assert "all 1 epochs are done" in second.stderr  # nothing left to do is no error
+    assert "training is done, 1 epoch:" in second.stderr  # nothing left to do is no error
     assert log_steps(tmp_path) == [1, 2, 3, 4]
     harmless = train(mini_world, tmp_path, "run.optims.max_epoch=1", "run.num_workers=1")
     assert harmless.returncode == 0, harmless.stderr

@@ -12,10 +12,11 @@ from salmonn.config.loading import load_config
 from salmonn.data.integrity import unreadable_verdict
 from salmonn.data.quarantine import Quarantine
 from salmonn.model import checkpoint
+from salmonn.model.lineage import LINEAGE, Training, known_tasks, written
 from salmonn.training import run_state
 from salmonn.training.progress import Progress
 from salmonn.training.run_folder import RunFolder
-from salmonn.training.run_state import RunState, find_resumed
+from salmonn.training.run_state import RunState, find_resumed, lineage_of_run
 from salmonn.training.step import NotFiniteError, TrainingStep
 
 VALID = {"loss": 1.5, "accuracy": 0.5, "loss_shuffled": 2.5}
@@ -234,3 +235,19 @@ def test_a_checkpoint_with_parts_of_another_kind_is_told_by_its_name(make_state,
     again = make_state(f"run.resume={path}", "run.exp_name=other")
     with pytest.raises(UserError, match=r"odd\.pth"):
         taken_up(again, find_resumed(again.folder))
+
+
+def test_a_run_knows_the_runs_that_its_parameters_come_from(tmp_path):
+    before = [Training("stage1", "one.json", ("asr", "audiocaption"), 30)]
+    torch.save({"model": {}, LINEAGE: written(before)}, tmp_path / "stage1.pth")
+    ckpt = f"model.ckpt={tmp_path}/stage1.pth"
+    config = load_config("configs/mini/stage2.yaml", [ckpt])
+    this = Training("stage2", "stage2_train.json", ("asr", "QA"))
+    assert lineage_of_run(config, ["asr", "QA"], None) == [*before, this]
+    (tmp_path / "stage1.pth").unlink()  # a run that goes on needs it no more
+    saved = {LINEAGE: written([*before, Training("stage2", "old.json", ("asr",), 7)])}
+    assert lineage_of_run(config, ["asr", "QA"], saved) == [*before, this]
+    assert lineage_of_run(config, ["asr", "QA"], {}) == [Training("stage1.pth"), this]  # of an earlier version
+    assert known_tasks(lineage_of_run(config, ["asr", "QA"], {})) is None
+    alone = load_config("configs/mini/stage1.yaml", ["run.objective=ctc", "run.ctc_tasks=[asr]"])
+    assert lineage_of_run(alone, ["asr", "audiocaption"], None)[-1].tasks == ("asr",)

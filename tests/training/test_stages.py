@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, load_stages
 from salmonn.model import checkpoint
+from salmonn.model.lineage import known_tasks, read_lineage
 from salmonn.model.salmonn import SALMONN
 from tests.fixtures.commands import run_command, torchrun
 from tests.fixtures.kill_runs import start
@@ -69,9 +70,15 @@ def test_stages_on_two_processes_the_last_on_one_then_nothing_is_left(mini_world
     assert result.returncode == 0, result.stderr
     ends = [checkpoint.read(stages / f"out/stage{stage}/checkpoint_last.pth")["progress"] for stage in (1, 2, 3)]
     assert [end["processes"] for end in ends] == [2, 2, 1]
+    runs = read_lineage(stages / "out/stage3/checkpoint_best.pth")
+    assert [(run.run, run.data, run.step) for run in runs] == [
+        (f"stage{stage}", f"stage{stage}_train.json", 2) for stage in (1, 2, 3)
+    ]
+    assert [set(run.tasks) for run in runs[::2]] == [{"asr", "audiocaption"}, {"audio_story_telling"}]
+    assert {"asr", "QA", "audio_story_telling"} <= known_tasks(runs)
     again = run_command(*arguments)
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count("all 1 epochs are done") == 3
+    assert again.stderr.count("training is done, 1 epoch:") == 3
     assert "trainable parameters" not in again.stderr  # no model was loaded to find nothing to do
 
 

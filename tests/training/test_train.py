@@ -123,6 +123,10 @@ def test_the_next_stage_starts_from_the_checkpoint_of_the_one_before(mini_world,
     before = checkpoint.read(one_process / "checkpoint_best.pth")["model"]
     after = checkpoint.read(tmp_path / "stage2" / "checkpoint_last.pth")["model"]
     assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert f"starting from {one_process}/checkpoint_best.pth: " in result.stderr
+    assert ", step 3, of the run stage1" in result.stderr or ", step 6, of the run stage1" in result.stderr
+    assert "validation samples, 1 process\n" in result.stderr
+    assert "nothing trained to start from" not in result.stderr
 
 
 @pytest.mark.parametrize("amp_dtype", ["bf16", "fp16"])

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -446,6 +447,27 @@ def test_absolute_paths_can_be_split(tmp_path: Path, monkeypatch, capsys):
     report = inspect_here(tmp_path, monkeypatch, capsys, *arguments)
     assert report["split"] == {"train": 16, "valid": 2, "test": 2}
     assert [row["corpus"] for row in report["corpora"]] == ["A"]
+
+
+@pytest.mark.parametrize(
+    ("options", "written"),
+    [
+        (["0.8", "0.1", "0.1"], {"a_train.json": 16, "a_valid.json": 2, "a_test.json": 2}),
+        (["0.95", "0.05", "0"], {"a_train.json": 19, "a_valid.json": 1}),
+        (["0", "0", "1", "--out", "made/here"], {"made/here/a_test.json": 20}),
+    ],
+)
+def test_a_split_names_each_file_that_it_wrote(tmp_path: Path, monkeypatch, capsys, options, written):
+    for i in range(20):
+        (tmp_path / f"{i}.wav").write_text("x")
+    annotate(tmp_path / "a.json", *((f"{i}.wav", "") for i in range(20)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["inspector", "--ann", "a.json", "--prefix", ".", "--split", *options])
+    anns_inspector.main()
+    printed = capsys.readouterr().out
+    told = dict(re.findall(r"^ +(\S+\.json): (\d+) entr(?:y|ies)$", printed, re.MULTILINE))
+    assert {name: int(n) for name, n in told.items()} == written
+    assert {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("a_*.json")} == written.keys()
 
 
 def test_clips_in_the_working_folder_and_in_the_prefix_itself_are_found(world: Path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ import pytest
 from salmonn.common.charts import distinct_colours
 from salmonn.common.errors import UserError
 from salmonn.training import curves as training_curves
-from salmonn.training.curves import plot_runs, read_log
+from salmonn.training.curves import plot_curves, plot_runs, read_log
 from salmonn.training.run_log import RunLog
 from util import plot_runs as command
 
@@ -63,6 +63,22 @@ def test_a_panel_without_a_value_says_so(figures, tmp_path):
     plot_runs({"a": [train(5, 3.0) | {"grad_norm": None}], "b": [train(5, 4.0) | {"grad_norm": None}]}, tmp_path)
     told = [[text.get_text() for text in panel.texts] for panel in figures[0].axes]
     assert told == [[], ["nothing logged yet"], ["nothing logged yet"], [], ["nothing logged yet"], []]
+
+
+def test_a_run_without_a_validation_has_no_empty_panels(figures, tmp_path):
+    loss, rate, norm, speed = "loss per target token", "learning rate", "norm of the gradients", "samples/s"
+    for lines, labels in (
+        ([train(5, 3.0), train(10, 2.0)], [loss, rate, norm, speed]),
+        ([train(5, 3.0) | {"grad_norm": None}], [loss, rate, speed]),
+        ([valid(5, 3.0)], [loss, "token accuracy"]),
+        ([], []),
+    ):
+        plot_curves(lines, tmp_path, "a run")
+        figures[-1].draw_without_rendering()
+        assert [panel.get_ylabel() for panel in figures[-1].axes] == labels
+        assert all(len(line.get_xdata()) for panel in figures[-1].axes for line in panel.lines)
+    assert figures[-1].get_suptitle() == "a run: nothing logged yet"
+    assert [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()] == ["training"]
 
 
 def test_the_line_that_a_run_is_writing_is_left_out(tmp_path):

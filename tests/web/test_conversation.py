@@ -37,7 +37,7 @@ def test_no_request_loses_the_question_of_another(change, monkeypatch):
     first_clip = conversation.begin()
     first, other = conversation.ask("Who?"), Other(conversation)
     if change == "begin":
-        monkeypatch.setattr(conversation_module, "Hearing", lambda: other.interfere() or Hearing())
+        monkeypatch.setattr(conversation_module, "Hearing", lambda **kinds: other.interfere() or Hearing(**kinds))
     else:
         conversation.turns = Interrupted([first])
         conversation.turns.other = other

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,13 +17,15 @@ from omegaconf import OmegaConf
 
 from dev import web_screenshot
 from dev.web_screenshot import Visitor, open_browser, served
+from salmonn.audio.decode import load_clip
 from salmonn.common.errors import UserError
 from salmonn.inference.engine import Answer, InferenceEngine
+from salmonn.model.lineage import Training
 from salmonn.web import __main__ as web
 from salmonn.web import layout
 from salmonn.web.conversation import Conversation
 from salmonn.web.layout import build
-from salmonn.web.page import Page, answer_settings
+from salmonn.web.page import TWO_CLIPS, Page, answer_settings
 from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG
 from tests.fixtures.web_rows import SEARCH, VERY_LONG, asked, heard, shown
@@ -96,7 +99,8 @@ def test_nothing_is_sent_to_the_browser_twice(page: Page, clip, monkeypatch):
     sent = [[value for value in part if value != gr.skip()] for part in zip(*rows, strict=True)]
     chats, questions, notes, errors = sent
     assert [chat[1]["content"] for chat in chats] == ["…", "a dog", "a dog runs"]
-    assert ["Waiting" in note for note in notes] == [False, True, False]
+    told = [re.search(r"Answering|Waiting|Answered", note)[0] for note in notes]
+    assert told == ["Answering", "Waiting", "Answering", "Answered", "Answered"]  # the last one can't be stopped
     assert (questions, errors) == ([""], [""])
 
 
@@ -155,8 +159,105 @@ def test_what_nobody_expected_is_told_without_a_traceback(page: Page, clip, monk
 def test_every_task_has_a_button(page: Page):
     parts = build(page).config["components"]
     buttons = [part["props"]["value"] for part in parts if part["type"] == "button"]
-    assert len(buttons) == len(set(buttons)) == len(page.engine.model.test_prompts) + 2
-    assert {"Ask", "Stop", "Transcribe", "Describe the music"} <= set(buttons)
+    assert len(buttons) == len(set(buttons)) == len(page.engine.model.test_prompts) + 3
+    assert {"Ask", "Stop", "Save the conversation", "Transcribe", "Describe the music"} <= set(buttons)
+
+
+RUNS = [Training("stage1", "one.json", ("asr", "audiocaption"), 3), Training("<b>", "two.json", ("QA", "dowsing"), 9)]
+
+
+@pytest.mark.parametrize(
+    ("lineage", "n_shown"),
+    [(RUNS, 3), (RUNS[:1], 2), ([], 26), ([Training("salmonn_v1.pth"), *RUNS], 26), ([Training("a", "", ("x",))], 0)],
+)
+def test_tasks_that_the_model_was_not_trained_for_stand_behind_the_others(page: Page, lineage, n_shown):
+    page.lineage = lineage
+    trained, others = page.tasks
+    n_tasks = len(page.engine.model.test_prompts)
+    assert len(trained) == min(n_shown, n_tasks)
+    assert sorted([*trained, *others]) == sorted(page.engine.model.test_prompts)
+    folded = [part for part in build(page).config["components"] if part["type"] == "accordion"]
+    [more] = [part["props"] for part in folded if part["props"]["label"].startswith("More")]
+    assert (more["open"], more["visible"]) == (False, bool(others))
+
+
+def test_the_page_says_which_model_it_is_and_what_it_was_trained_on(page: Page, monkeypatch):
+    config = OmegaConf.merge(page.engine.model.config, {"ckpt": "output/<i>/stage2/checkpoint_best.pth"})
+    monkeypatch.setattr(page.engine, "config", OmegaConf.merge(page.engine.config, {"model": config}))
+    page.lineage = RUNS
+    about = page.about()
+    assert "stage2/checkpoint_best.pth" in about
+    assert Path(config.llama_path).name in about
+    assert "stage1 on one.json: Transcribe, Describe the sound" in about
+    assert "&lt;b&gt; on two.json: Ask about it, dowsing" in about
+    assert str(Path(config.llama_path).parent) not in about  # where things lie on the server is nobody's business
+    page.lineage = []
+    assert "What it was trained on is not known." in page.about()
+
+
+def test_the_page_of_a_model_without_checkpoint_says_so(page: Page):
+    assert "without a checkpoint, its answers mean nothing" in page.about()
+
+
+# ---- two clips, the same clip in another way
+
+
+def test_a_second_clip_is_heard_after_the_first(page: Page, clip, tmp_path):
+    soundfile.write(tmp_path / "other.wav", np.zeros(16_000), 16_000)
+    conversation = Conversation()
+    rows = page.listen(conversation, clip, False, str(tmp_path / "other.wav"))
+    assert shown(rows)[-1] == ""
+    pair = load_clip([clip, tmp_path / "other.wav"], page.engine.model.max_seconds)
+    np.testing.assert_array_equal(conversation.hearing.heard.wav, pair)
+    assert asked(page, conversation, "", task=TWO_CLIPS)[-1] == ""
+
+
+def test_what_is_about_two_clips_asks_for_the_second(page: Page, clip):
+    conversation, _ = heard(page, clip)
+    assert "give a second one first" in asked(page, conversation, "", task=TWO_CLIPS)[-1]
+    assert conversation.turns == []
+
+
+def test_a_second_clip_that_cannot_be_heard_is_told_by_its_name(page: Page, clip, broken):
+    *_, error = shown(page.listen(Conversation(), clip, False, broken))
+    assert "broken &lt;b&gt;.wav: undecodable" in error
+    assert str(Path(broken).parent) not in error
+
+
+def test_hearing_a_clip_in_another_way_keeps_what_was_asked(page: Page, long_clip):
+    conversation, _ = heard(page, long_clip)
+    asked(page, conversation, "Who?")
+    before = conversation.messages
+    chat, *_, error = shown(page.listen(conversation, long_clip, True, None, keeps_turns=True))[1:]
+    assert (chat, conversation.messages, error) == (before, before, "")
+    assert len(conversation.hearing.heard.embeds) == 3
+    asked(page, conversation, "And who?")
+    assert len(conversation.turns) == 2
+
+
+def test_a_clip_that_cannot_be_heard_leaves_the_player_and_why_stays(page: Page, clip, broken):
+    conversation, _ = heard(page, broken)
+    assert page.drop_unheard(conversation) is None
+    assert shown(page.listen(conversation, None, False)) == [gr.skip()] * 6  # the player is empty now
+    conversation, _ = heard(page, clip)
+    assert page.drop_unheard(conversation) == gr.skip()
+    assert shown(page.listen(conversation, None, False))[1] == []
+
+
+def test_what_can_be_stopped_is_marked_while_it_goes_on(page: Page, clip):
+    conversation = Conversation()
+    busy = ["busy" in row[3] for row in page.listen(conversation, clip, False) if row[3] != gr.skip()]
+    assert (busy[0], busy[-1], conversation.is_busy) == (True, False, False)
+    notes = [row[2] for row in page.ask(conversation, "Who?", *SEARCH, None) if row[2] != gr.skip()]
+    assert ["busy" in note for note in notes] == [True] * (len(notes) - 1) + [False]
+    assert re.search(r"Answered in \d+\.\d s\.", notes[-1])
+
+
+@pytest.mark.parametrize("number", [-1, 1, 99, None, "0", "example.wav", 0.0, [0]])
+def test_an_example_that_is_none_gives_no_file(page: Page, clip, number):
+    page.examples = {"example.wav": clip}
+    assert page.choose(number) is None
+    assert page.choose(0) == clip
 
 
 # ---- the command
@@ -220,6 +321,19 @@ def test_examples_are_files_and_all_of_a_folder(tmp_path):
     assert list(found) == ["a/deep/y.FLAC", "a/x.wav", "b/z.mp3"]
     assert found["b/z.mp3"] == str(tmp_path / "b/z.mp3")
     assert web.find_examples([]) == {}
+
+
+def test_examples_may_have_names_and_come_from_each_folder_in_turn(tmp_path):
+    for name in ("a/1.wav", "a/2.wav", "a/3.wav", "b/1.wav", "a/x=y.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        soundfile.write(tmp_path / name, np.zeros(16_000), 16_000)
+    found = web.find_examples([str(tmp_path / "a"), f"A bell, then rain={tmp_path}/b/1.wav"])
+    assert list(found) == ["a/1.wav", "A bell, then rain", "a/2.wav", "a/3.wav", "a/x=y.wav"]
+    assert found["A bell, then rain"] == str(tmp_path / "b/1.wav")
+    assert list(web.find_examples([f"{tmp_path}/a/x=y.wav"])) == ["x=y.wav"]
+    for wrong in (f"name={tmp_path}/none.wav", "name=", "="):
+        with pytest.raises(UserError, match="does not exist"):
+            web.find_examples([wrong])
 
 
 def test_only_audio_inside_a_folder_is_an_example(tmp_path, capsys):

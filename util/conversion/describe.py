@@ -11,6 +11,7 @@ from torch import Tensor
 from salmonn.common.errors import UserError
 from salmonn.model import checkpoint
 from salmonn.model.beats import load_beats
+from salmonn.model.lineage import LINEAGE, lineage_of
 from salmonn.model.llm import llm_quantization
 from salmonn.model.parameter_counts import count_by_part
 from salmonn.model.pretrained import WEIGHTS
@@ -89,13 +90,15 @@ def _is_known(name: str) -> bool:
 def _run(source: Source) -> str:
     run, progress = source.config.get("run") or {}, source.rest.get("progress") or {}
     facts = [run["exp_name"]] if run.get("exp_name") else []
-    facts += [f"{key} {value}" for key, value in source.training.items()]
+    facts += [f"{key} {value}" for key, value in source.training.items() if key != LINEAGE]
     best = progress.get("best") or {}
     facts += [
         f"best validation {key} {best[key]:.4g}" for key in ("accuracy", "loss") if isinstance(best.get(key), float)
     ]
     data = (source.config.get("datasets") or {}).get("train_ann_path")
     facts += [f"trained on {data}"] if data else []
+    before = [run.run for run in lineage_of(source.training)[:-1]]
+    facts += [f"after {', '.join(before)}"] if before else []
     return ", ".join(facts) or "not recorded"
 
 

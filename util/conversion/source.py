@@ -11,9 +11,10 @@ from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, model_config
 from salmonn.config.stored import require_literal, without_secrets
 from salmonn.model import checkpoint, pretrained
+from salmonn.model.lineage import LINEAGE
 
 _SECTIONS = ("config.model", "config.run", "config.datasets", "progress.best")
-TRAINING_KEYS = ("epoch", "step")  # kept beside the configuration
+TRAINING_KEYS = ("epoch", "step", LINEAGE)  # kept beside the configuration
 _CONNECTOR = ("speech_query_tokens", "speech_Qformer.", "speech_llama_proj.", "ln_speech.", "ln_audio.")
 
 
@@ -22,7 +23,7 @@ class Source(NamedTuple):
 
     parameters: dict[str, Tensor]
     config: dict[str, Any]  # all sections that the run had; {} where the file does not say
-    training: dict[str, Any]  # epoch and step, as far as the file says
+    training: dict[str, Any]  # epoch, step and the runs before, as far as the file says
     rest: dict[str, Any]  # what a run goes on with: optimizer, scaler, progress, ...
 
 

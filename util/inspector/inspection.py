@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from salmonn.common.errors import UserError
+from salmonn.common.screen import counted
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths, FolderCache
 from salmonn.data.integrity import check_files, kind_of
@@ -169,19 +170,14 @@ class Inspection:
         return {"repeated": repeated, "texts": texts}
 
     def _split(self) -> dict[str, int]:
-        from util.inspector.split import split
+        from util.inspector.split import split, split_file
 
-        args = self.args
-        counts = split(
-            self.annotations,
-            self.usable,
-            args.split,
-            args.seed,
-            args.stratify,
-            args.out or self.path.parent,
-            args.force,
-        )
-        print(f"split by clips, seed {args.seed}: {', '.join(f'{name} {n}' for name, n in counts.items())} entries")
+        args, folder = self.args, self.args.out or self.path.parent
+        counts = split(self.annotations, self.usable, args.split, args.seed, args.stratify, folder, args.force)
+        print(f"split by clips, seed {args.seed}:")
+        for name, n in counts.items():
+            if n:
+                print(f"   {split_file(self.path, name, folder)}: {counted(n, 'entry', 'entries')}")
         return counts
 
     def _convert(self) -> dict[str, Any]:

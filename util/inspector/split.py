@@ -46,7 +46,7 @@ def split(
     a split without entries, and files that are there already unless `force`.
     """
     check_shares(shares)
-    files = [folder / f"{stem_of(annotations.path)}_{name}.json" for name in SPLITS]
+    files = [split_file(annotations.path, name, folder) for name in SPLITS]
     if (existing := [str(file) for file in files if file.exists()]) and not force:
         raise UserError(f"{', '.join(existing)} would be overwritten; move it away or force it")
     membership = assign(annotations, usable, shares, seed, stratify)
@@ -156,6 +156,11 @@ def clip_name(clip: str) -> str:
 
 def _digest(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def split_file(annotation: Path, name: str, folder: Path) -> Path:
+    """Where the part of an annotation file goes that is called train, valid or test."""
+    return folder / f"{stem_of(annotation)}_{name}.json"
 
 
 def stem_of(path: Path) -> str:

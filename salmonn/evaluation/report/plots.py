@@ -1,7 +1,7 @@
 """Pictures of evaluation reports: all tasks beside published scores, and confusion matrices.
 
 Each function returns a Figure, or None where there is nothing to draw; `charts.write_png` writes it.
-A score that is None is told as "no score". matplotlib's own font has no CJK glyphs: keep them out of titles.
+A score that is None is told as "no score".
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ def overview(tasks: Sequence[EvalTask], reports: Mapping[str, Mapping[str, Any] 
     lines = [_lines(*panel) for panel in panels]
     heights = [max(lines[row * columns : (row + 1) * columns]) for row in range(rows)]
     width = max(5.5, 3.6 * columns)
-    figure = new_figure(width, 1.0 + 0.75 * rows + 0.21 * sum(heights))
+    figure = new_figure(width, 1.0 + 0.95 * rows + 0.21 * sum(heights))
     grid = figure.add_gridspec(rows, columns, height_ratios=heights)
     for place, panel in enumerate(panels):
         _draw_bars(figure.add_subplot(grid[place]), *panel, heights[place // columns])
@@ -110,9 +110,12 @@ def _draw_bars(panel: "Axes", task: EvalTask, report: Mapping[str, Any], names: 
     panel.set_title(_wrapped(f"{task.name}: {task.title}", 42), loc="left", fontsize=9.5, fontweight="bold")
     if METRICS[names[0]].percent:
         furthest = max(furthest, 1.0)  # shares are drawn on one scale
-    panel.set(xlim=(0, 1.4 * furthest or 1), ylim=(lines - 0.4, -0.6), xticks=[], yticks=[])
-    panel.spines[["top", "right", "bottom"]].set_visible(False)
-    panel.spines["left"].set_color(GREY)
+        panel.xaxis.set_major_formatter(percent_labels())
+    panel.set(xlim=(0, 1.4 * furthest or 1), ylim=(lines - 0.4, -0.6), yticks=[])
+    panel.locator_params(axis="x", nbins=4)
+    panel.tick_params(axis="x", labelsize=7, color=GREY, labelcolor="dimgrey")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.spines[["left", "bottom"]].set_color(GREY)
 
 
 def _write(panel: "Axes", text: str, x: float, y: float, **style: Any) -> None:

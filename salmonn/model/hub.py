@@ -1,0 +1,71 @@
+"""A trained model on the Hugging Face Hub: fetched by its name, published as a folder with its card.
+
+The hub knows who is asking by `hf auth login` or HF_TOKEN; no token passes through here.
+"""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, constants, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+from salmonn.common.errors import UserError, reason
+from salmonn.model.pretrained import CONFIG, WEIGHTS
+
+CARD = "README.md"  # where the hub looks for it
+_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """Whether USER/NAME is to be asked for at the hub: it is no path that leads to something here."""
+    return bool(_NAME.fullmatch(str(name))) and not Path(name).exists() and not Path(name).parent.is_dir()
+
+
+def fetched(name: str, revision: str | None = None) -> Path:
+    """The folder of a model on the hub, in the hub's own cache; what is there already is not loaded again.
+
+    Raises UserError where there is no such model, or no way to it.
+    """
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, CONFIG, CARD]))
+    except Exception as error:  # the kinds are those of a library below the hub's
+        raise UserError(f"{name} is no folder here, and {_why_not(name, revision, error)}") from error
+
+
+def require_name(name: str) -> None:
+    """Raises UserError for what no model on the hub can be called."""
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{name}: a model on the hub is called USER/NAME, in letters, digits and . _ -")
+
+
+def publish(folder: str | Path, name: str, private: bool = True) -> str:
+    """Put a folder's weights, configuration and card on the hub, in one commit; returns the model's address.
+
+    Raises UserError where the hub does not take them.
+    """
+    require_name(name)
+    api, message = HfApi(), "Weights, configuration and card"
+    paths = [Path(folder) / file for file in (WEIGHTS, CONFIG, CARD)]
+    files = [CommitOperationAdd(path.name, path) for path in paths if path.exists()]
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        api.create_commit(name, files, commit_message=message)
+    except Exception as error:  # as above
+        raise UserError(f"{name} was not published: {_why_not(name, None, error)}") from error
+    return f"{constants.ENDPOINT}/{name}"
+
+
+def _why_not(name: str, revision: str | None, error: Exception) -> str:
+    """What stands between this machine and a model on the hub."""
+    login = "to be known there: `hf auth login`, or HF_TOKEN"
+    if isinstance(error, GatedRepoError):
+        return f"on the hub its terms have to be accepted first ({constants.ENDPOINT}/{name}; {login})"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"the hub ({constants.ENDPOINT}) has no such model, or not for you ({login})"
+    if isinstance(error, RevisionNotFoundError):
+        return f"on the hub it has no revision {revision!r}"
+    if isinstance(error, HFValidationError):
+        return f"it is no possible name on the hub ({reason(error)})"
+    if constants.HF_HUB_OFFLINE:
+        return f"the hub is not asked as HF_HUB_OFFLINE is set, nor is it in the hub's cache ({constants.HF_HUB_CACHE})"
+    return f"the hub ({constants.ENDPOINT}) does not give or take it: {reason(error).splitlines()[0]} ({login})"
