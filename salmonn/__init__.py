@@ -4,6 +4,8 @@ import getpass
 import os
 from typing import TYPE_CHECKING, Any
 
+from salmonn.common.version import __version__
+
 if TYPE_CHECKING:
     from salmonn.model.salmonn import SALMONN
 
@@ -12,8 +14,7 @@ try:
 except (KeyError, OSError):  # containers run under numbers without a name, and then PyTorch cannot be imported
     os.environ["USER"] = str(os.getuid())
 
-__version__ = "0.1.0"
-__all__ = ["SALMONN"]
+__all__ = ["SALMONN", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

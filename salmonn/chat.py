@@ -23,15 +23,15 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from salmonn.audio.decode import AudioError, inspect_header
-from salmonn.common.cli import argument_parser, run_cli, tell
+from salmonn.common.cli import argument_parser, run_cli, tell, tell_wait
 from salmonn.common.errors import UserError
 from salmonn.common.screen import printable
+from salmonn.config.installed import here_or_installed
 from salmonn.config.loading import load_config
 from salmonn.model.prompts import load_test_prompts, task_prompt
 
@@ -57,6 +57,7 @@ def main() -> None:
     require_audio(args.audio)  # a wrong path, or question, is known before the model is loaded
     require_task(config.model, args)
 
+    tell_wait(f"loading {config.model.ckpt or config.model.llama_path}")
     from salmonn.common.logging import setup_logging  # torch and transformers load only now
     from salmonn.inference.engine import InferenceEngine, tell_if_untrained
 
@@ -112,7 +113,7 @@ def require_audio(paths: Sequence[str]) -> None:
 
 def require_task(model: DictConfig, args: Namespace) -> None:
     """Raises UserError for a task whose test prompt does not fit --question, or that has none in the prompt file."""
-    if args.task and Path(model.test_prompt_path).is_file():  # else that is told with all else that is missing
+    if args.task and here_or_installed(model.test_prompt_path).is_file():  # else it is told as missing
         task_prompt(load_test_prompts(model.test_prompt_path, model.prompt_template), args.task, args.question)
 
 

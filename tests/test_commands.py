@@ -1,18 +1,22 @@
 """What a person types: every option is explained, and every command in the documents is one that there is."""
 
 import importlib
+import importlib.util
 import re
 import shlex
+import subprocess
 import sys
 from argparse import SUPPRESS, ArgumentParser, _SubParsersAction
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from salmonn.common.cli import program_name
+from salmonn.common.cli import program_name, tell_wait
 from tests.dev.test_docs import PAGES, commands
 from tests.fixtures.paths import ROOT
+from tests.fixtures.waiting import HANG
 
 # How it is typed, without python: the module with its `main`.
 MODULES = {"-m salmonn.chat": "salmonn.chat"} | {
@@ -67,6 +71,24 @@ def test_a_script_finds_the_project_before_it_imports_from_it(path):
     first = re.search(r"^(from|import) (salmonn|util|experiments|dev)\b", text, re.MULTILINE)
     if "__main__" in text and first:
         assert 0 <= text.find("sys.path.insert(") < first.start()
+
+
+@pytest.mark.parametrize("program", MODULES)
+def test_a_command_loads_nothing_heavy_before_it_has_said_something(program):
+    """PyTorch, transformers and gradio take seconds each: the command line is read before, or it is told."""
+    heavy = ("torch", "transformers", "gradio", "peft", "matplotlib")
+    code = f"import sys, {MODULES[program]}; print([name for name in {heavy} if name in sys.modules])"
+    file = importlib.util.find_spec(MODULES[program]).origin
+    if '    tell_wait("loading PyTorch")  # what is imported below' not in Path(file).read_text(encoding="utf-8"):
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=HANG)
+        assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_what_takes_seconds_is_told_at_a_terminal_alone(is_terminal, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    tell_wait("loading PyTorch")
+    assert capsys.readouterr().err == ("loading PyTorch ...\n" if is_terminal else "")
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from salmonn import preflight
 from salmonn.common import files
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
-from salmonn.model.beats import BEATs
+from salmonn.model.beats import PUBLISHED_SIZES, BEATs
 from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits
-from salmonn.model.random_model import BEATS_CPT2, VICUNA_7B, VICUNA_13B, WHISPER_LARGE
+from salmonn.model.random_model import VICUNA_7B, VICUNA_13B, WHISPER_LARGE
 from salmonn.training import readiness
 from tests.fixtures.checkpoints import write_weights_without_values
 from tests.fixtures.commands import run_command
@@ -53,9 +53,9 @@ def weights(tmp_path_factory):
     WhisperFeatureExtractor().save_pretrained(folder / "whisper")
     with torch.device("meta"):
         tensors = WhisperModel(whisper).state_dict()
-        beats = {name: list(value.shape) for name, value in BEATs(BEATS_CPT2).state_dict().items()}
+        beats = {name: list(value.shape) for name, value in BEATs(PUBLISHED_SIZES).state_dict().items()}
     write_weights_without_values(folder / "whisper/model.safetensors", tensors)
-    torch.save({"cfg": BEATS_CPT2, "model": without_values(beats)}, folder / "beats.pt")
+    torch.save({"cfg": PUBLISHED_SIZES, "model": without_values(beats)}, folder / "beats.pt")
     return folder
 
 
@@ -164,7 +164,7 @@ def test_a_checkpoint_with_wrong_names_or_shapes_is_refused(weights, tmp_path, c
 
 def test_a_beats_file_that_contradicts_its_own_configuration_is_refused(weights, tmp_path):
     content = torch.load(weights / "beats.pt", weights_only=True)
-    torch.save({**content, "cfg": {**BEATS_CPT2, "encoder_layers": 11}}, tmp_path / "beats.pt")
+    torch.save({**content, "cfg": {**PUBLISHED_SIZES, "encoder_layers": 11}}, tmp_path / "beats.pt")
     (message,) = problems(weights, f"model.beats_path={tmp_path}/beats.pt")
     assert "does not fit its own configuration" in message
     assert "unexpected: encoder.layers.11." in message

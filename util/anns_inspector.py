@@ -28,10 +28,9 @@ from salmonn.common.cli import run_cli
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.data.clip_paths import ClipPaths
-from util.inspector.inspection import Inspection, readiness_line
+from util.inspector.inspection import VERDICTS, Inspection, readiness_line
 
 ANN_FOLDER = Path("ann")
-VERDICTS = ANN_FOLDER / "verdicts.jsonl"
 BASE_CONFIG = Path(__file__).resolve().parent.parent / "configs/base.yaml"
 
 
@@ -103,7 +102,12 @@ def parse_arguments() -> Namespace:
     add("--list-missing", type=Path, metavar="FILE", help="write the paths of the clips that are not ready")
     add("--describe", action="store_true", help="show rates, channels, formats and hours of each corpus")
     add("--check-integrity", action="store_true", help="decode every clip that has no verdict yet; may be interrupted")
-    add("--verdicts", type=Path, metavar="FILE", help=f"the verdict file (default: {VERDICTS})")
+    add(
+        "--verdicts",
+        type=Path,
+        metavar="FILE",
+        help=f"the verdict file (default: {VERDICTS} beside the annotation file)",
+    )
     add("--stats", action="store_true", help="show quantiles of words, tokens and seconds per task")
     add("--plots", type=Path, metavar="DIR", help="with --stats: histograms as PNG")
     add("--duplicates", action="store_true", help="show repeated entries, empty and overlong texts")
@@ -147,7 +151,6 @@ def parse_arguments() -> Namespace:
         raise UserError(f"--jobs {args.jobs}: at least 1, or 0 for one per core")
     if args.verdicts and not args.check_integrity and not args.verdicts.is_file():
         raise UserError(f"--verdicts {args.verdicts} does not exist; --check-integrity writes it")
-    args.verdicts = args.verdicts or VERDICTS
     return args
 
 

@@ -24,9 +24,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from salmonn.common.cli import run_cli, tell_wait  # noqa: E402
+
+if __name__ == "__main__":
+    tell_wait("loading PyTorch")  # what is imported below takes seconds
+
 import torch  # noqa: E402
 
-from salmonn.common.cli import run_cli  # noqa: E402
 from salmonn.common.logging import setup_logging  # noqa: E402
 from util.benchmarks.annotation_files import bench_inspector  # noqa: E402
 from util.benchmarks.big_file import N_ENTRIES  # noqa: E402

@@ -21,31 +21,33 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from omegaconf import DictConfig
-from safetensors import SafetensorError
-
-from salmonn.common.cli import run_cli
+from salmonn.common.cli import run_cli, tell_wait
 from salmonn.common.errors import UserError
 from salmonn.common.files import clear_unfinished_of, making_folder, replacing
-from salmonn.model import checkpoint, pretrained
-from salmonn.model.llm import llm_quantization
-from util.conversion import fit, lora
-from util.conversion.describe import describe, shown
-from util.conversion.source import Source, model_section, read_source
+
+if TYPE_CHECKING:  # seconds, with torch or transformers: each command loads what it needs
+    from omegaconf import DictConfig
+
+    from util.conversion.source import Source
 
 PROBLEMS_SHOWN = 12
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def main() -> None:
     args = parse_arguments()
+    tell_wait(f"reading {args.source}")
     args.command(args)
 
 
 def to_folder(args: Namespace) -> None:
     """A checkpoint as a folder for SALMONN.from_pretrained."""
+    from salmonn.model import pretrained
+
     source, section = open_fitting(args)
     config = {key: value for key, value in source.config.items() if key != "model"}
     with writing(args.target), making_folder(args.target) as folder:
@@ -57,6 +59,9 @@ def to_folder(args: Namespace) -> None:
 
 def to_pth(args: Namespace) -> None:
     """A folder as a checkpoint again."""
+    from salmonn.model import checkpoint, pretrained
+    from util.conversion.source import read_source
+
     pretrained.read_config(args.source)  # refuses all but folders
     source = read_source(args.source)
     content = {"model": source.parameters, "config": source.config, **source.training}
@@ -67,6 +72,8 @@ def to_pth(args: Namespace) -> None:
 
 def export_lora(args: Namespace) -> None:
     """The LoRA adapters in PEFT's format."""
+    from util.conversion import lora
+
     source, section = open_fitting(args)
     section = lora.at_scaling(section, args.lora_scaling)
     with writing(args.target), making_folder(args.target) as folder:
@@ -79,6 +86,9 @@ def export_lora(args: Namespace) -> None:
 
 def export_merged(args: Namespace) -> None:
     """The language model with the adapters in its weights."""
+    from salmonn.config.loading import llm_quantization
+    from util.conversion import lora
+
     source, section = open_fitting(args)
     section = lora.at_scaling(section, args.lora_scaling)
     with writing(args.target), making_folder(args.target) as folder:
@@ -92,14 +102,19 @@ def export_merged(args: Namespace) -> None:
 
 def inspect(args: Namespace) -> None:
     """What a checkpoint, a folder or a BEATs file holds, and whether it would load."""
+    from util.conversion.describe import describe, shown
+
     rows, problems = describe(args.source)
     print(shown(rows))
     refuse(f"{args.source} would not load:", problems)
     print("complete: no key is missing, none is unexpected")
 
 
-def open_fitting(args: Namespace) -> tuple[Source, DictConfig]:
+def open_fitting(args: Namespace) -> "tuple[Source, DictConfig]":
     """The checkpoint with its `model` section. Raises UserError unless they fit each other."""
+    from util.conversion import fit
+    from util.conversion.source import model_section, read_source
+
     source = read_source(args.source)
     section = model_section(source, args.source, args.cfg_path)
     if getattr(args, "llama_path", None):
@@ -119,6 +134,8 @@ def refuse(heading: str, problems: list[str]) -> None:
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
     """Turn what the disk refuses into a UserError; `target` must be new. What a killed command has left goes."""
+    from safetensors import SafetensorError
+
     if target.exists():
         raise UserError(f"{target} exists already; choose another name, or remove it first")
     try:
@@ -155,9 +172,7 @@ def parse_arguments() -> Namespace:
             "--llama-path", metavar="DIR", help="the language model, if it is not where the checkpoint says"
         )
         sub.add_argument("--lora-scaling", type=float, metavar="S", help="weight of the adapters (default: as trained)")
-    exports[-1].add_argument(
-        "--dtype", choices=lora.DTYPES, help="precision of the weights (default: as the LLM is stored)"
-    )
+    exports[-1].add_argument("--dtype", choices=DTYPES, help="precision of the weights (default: as the LLM is stored)")
     add("inspect", inspect, "FILE")
     args, unknown = parser.parse_known_args()
     if unknown:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from salmonn.config.loading import known_keys, load_config
+from salmonn.config.keys import known_keys
+from salmonn.config.loading import load_config
 
 # Waiting threads must not spin where cores are shared; local model folders must not be looked up online.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -21,13 +21,17 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from salmonn.common.cli import argument_parser, run_cli, tell_wait
+
+if __name__ == "__main__":
+    tell_wait("loading PyTorch")  # what is imported below takes seconds
+
 import numpy as np
 import torch
 
 from salmonn.audio.decode import SAMPLE_RATE, AudioError, load_clip
 from salmonn.chat import require_audio
 from salmonn.common.charts import name_bands, new_figure, png_path, write_png
-from salmonn.common.cli import argument_parser, run_cli
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
 from salmonn.common.logging import setup_logging

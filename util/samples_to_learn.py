@@ -20,10 +20,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from salmonn.common.cli import run_cli, seed_number, tell_wait  # noqa: E402
+
+if __name__ == "__main__":
+    tell_wait("loading PyTorch")  # what is imported below takes seconds
+
 from experiments.samples_to_learn.experiment import fill_cache, measure, read_curves  # noqa: E402
 from experiments.samples_to_learn.recipes import load_study  # noqa: E402
 from experiments.samples_to_learn.report import markdown, plot, summarise  # noqa: E402
-from salmonn.common.cli import run_cli, seed_number  # noqa: E402
 from salmonn.common.errors import UserError  # noqa: E402
 from salmonn.common.files import write_json, write_text  # noqa: E402
 

@@ -1,5 +1,6 @@
 """What all commands share: how they end, what they are called, --cfg-path and --options."""
 
+import difflib
 import errno
 import io
 import json
@@ -13,11 +14,13 @@ from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO, cast
+from typing import NoReturn, TextIO, cast
 
 from salmonn.common.errors import UserError
 from salmonn.common.screen import Screen, printable
+from salmonn.common.version import __version__
 
+_UNKNOWN = "unrecognized arguments: "  # how argparse begins
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Of several ranks one speaks, and its launcher ends the others while they wait: rank 0 first, then
 # the others, which may have the same to say; last who only noticed that another rank is gone.
@@ -107,9 +110,20 @@ def program_name() -> str:
     return Path(sys.argv[0]).name
 
 
+class _Parser(ArgumentParser):
+    """One that says which option may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix(_UNKNOWN).split() if message.startswith(_UNKNOWN) else []
+        options = [option for action in self._actions for option in action.option_strings]
+        meant = [name for one in unknown for name in difflib.get_close_matches(one.partition("=")[0], options, n=1)]
+        super().error(message + (f" (did you mean {', '.join(meant)}?)" if meant else ""))
+
+
 def argument_parser(description: str, default_cfg_path: str | None = None) -> ArgumentParser:
     """The options shared by the commands: --cfg-path, with a default of "" for those that go without, and --options."""
-    parser = ArgumentParser(prog=program_name(), description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser = _Parser(prog=program_name(), description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"salmonn {__version__}")
     parser.add_argument(
         "--cfg-path",
         required=default_cfg_path is None,
@@ -124,7 +138,7 @@ def argument_parser(description: str, default_cfg_path: str | None = None) -> Ar
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="set single keys of it, e.g. run.device=cpu model.ckpt=last.pth; configs/base.yaml has them all",
+        help="set single keys of it, e.g. run.device=cpu model.ckpt=last.pth; python train.py --keys shows them all",
     )
     return parser
 
@@ -142,6 +156,12 @@ def refuse_former(former: Mapping[str, str], arguments: Sequence[str]) -> None:
     if given:
         lines = [f"{option}: {former[option]}" for option in given]
         raise UserError("\n  ".join(["these options have another form here (docs/migrating.md):", *lines]))
+
+
+def tell_wait(what: str) -> None:
+    """What takes the next seconds, to the person at a terminal; what is kept in a file is as if nothing was said."""
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        tell(f"{what} ...")
 
 
 def tell(message: str) -> None:

@@ -4,11 +4,10 @@ A config file may start from another one (`base: base.yaml`, relative to the fil
 the later win; `--options a.b=c` come last. Unknown keys and wrong types are collected and told together.
 """
 
-import difflib
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -18,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from salmonn.common.errors import UserError
 from salmonn.config.checks import PATHS, impossible_values
 from salmonn.config.foreign import translate
+from salmonn.config.keys import nearest, section_of
 from salmonn.config.reading import read_options, read_yaml
 from salmonn.config.schema import Config, GenerateConfig, ModelConfig
 from salmonn.config.stored import SECRETS, is_reference
@@ -124,6 +124,11 @@ def model_config(values: Mapping[str, Any] | DictConfig | ModelConfig) -> DictCo
     return _foreign_section(plain, ModelConfig, "model")
 
 
+def llm_quantization(model: DictConfig) -> str:
+    """What loading does to the LLM's weights: none | 8bit | nf4."""
+    return "8bit" if model.low_resource else model.llm_quantization
+
+
 def generate_config(values: Mapping[str, Any] | DictConfig | GenerateConfig | None) -> DictConfig:
     """Complete a `generate` section with the defaults, as `model_config`; None gives the published settings."""
     if isinstance(values, GenerateConfig):
@@ -159,38 +164,11 @@ def _unknown_keys(values: Any, schema: type, prefix: str, where: str, problems: 
         return
     for key, value in values.items():
         if key not in known:
-            problems.append(f"{where}: {prefix}{key}{_nearest(prefix, str(key), list(known))}")
-        elif section := _section(known[key]):
+            problems.append(f"{where}: {prefix}{key}{nearest(prefix, str(key), list(known))}")
+        elif section := section_of(known[key]):
             _unknown_keys(value, section, f"{prefix}{key}.", where, problems)
         elif isinstance(value, dict) and get_origin(known[key].type) is not dict:
             problems.append(f"{where}: {prefix}{key} takes a value, not a section")
-
-
-def _nearest(prefix: str, key: str, known: Sequence[str]) -> str:
-    """What may have been meant: a key of the same section, else one of any section of a configuration."""
-    same_section = [prefix + name for name in known]
-    everywhere = list(known_keys()) if set(known) <= {k.rpartition(".")[2] for k in known_keys()} else []
-    for pool in (same_section, everywhere):
-        by_name = {k.rpartition(".")[2].lower(): k for k in reversed(pool)}
-        match = difflib.get_close_matches(key.lower(), by_name, n=1, cutoff=0.6)
-        if match:
-            return f" (did you mean {by_name[match[0]]}?)"
-    return f" (known here: {', '.join(k.rpartition('.')[2] for k in same_section)})"
-
-
-def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
-    """Every dotted key of the schema, sections before their keys."""
-    keys = []
-    for f in fields(schema):
-        keys.append(prefix + f.name)
-        if section := _section(f):
-            keys += known_keys(section, f"{prefix}{f.name}.")
-    return keys
-
-
-def _section(field: Field) -> type | None:
-    """The schema of a key that is a section; None for one that takes a value."""
-    return field.type if isinstance(field.type, type) and is_dataclass(field.type) else None
 
 
 def _merge_typed(config: DictConfig, values: DictConfig, where: str, problems: list[str]) -> DictConfig:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from salmonn.config.installed import here_or_installed
+
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # org/name, unless a folder `org` lies here
 
 _REPOSITORY = Path(__file__).parents[2]
@@ -44,7 +46,7 @@ def _missing(wanted: Sequence[tuple[str, str, bool]]) -> list[str]:
 
 
 def _is_there(key: str, path: str) -> bool:
-    if not path or Path(path).exists():
+    if not path or here_or_installed(path).exists():
         return bool(path)
     hub = key in ("model.llama_path", "model.whisper_path")  # transformers finds a name in its cache or downloads it
     return hub and bool(_HUB_NAME.fullmatch(path)) and not Path(path).parent.exists()

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from salmonn.common.errors import UserError
+from salmonn.config.installed import CONFIGS, here_or_installed
 from salmonn.config.schema import Config
 from salmonn.config.stored import DEEPEST, SECRETS
 
@@ -28,13 +29,10 @@ _MOST_VALUES = 100_000
 
 def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
     """The keys of a YAML file over those of its `base`. Raises UserError for anything else."""
+    given, path = path, here_or_installed(path)
     if not os.path.isfile(path):
         problem = "is a folder" if os.path.isdir(path) else "does not exist"
-        if Path("configs").is_dir():
-            remedy = "the ready ones are in configs/"
-        else:
-            remedy = f"{Path.cwd()} has no configs/: run this in the root of the repository, where all paths begin"
-        raise UserError(f"config file {path} {problem}; {remedy}")
+        raise UserError(f"config file {given} {problem}; the ready ones are in {here_or_installed(CONFIGS)}/")
     if path.resolve() in seen:
         raise UserError(f"{path}: `base` leads back to the same file")
     try:

@@ -18,7 +18,6 @@ _TAIL = 4096  # bytes in which the key of a value is looked for
 _BEGINNINGS = (
     (b"\x1f\x8b", "it is compressed by gzip: its name has to end in .json.gz"),
     (b"PK\x03\x04", "it is a zip archive: unpack it first"),
-    (b"PAR1", "it is a Parquet file"),
     (b"version https://git-lfs", "it is a Git LFS pointer and not the file itself: git lfs pull fetches that"),
     (b"<", "it is a web page or XML, perhaps because a download had to be confirmed: download it again"),
     (b"{'", "it is written with single quotes, as Python's print does; json.dump writes JSON"),
@@ -43,16 +42,19 @@ def foreign_kind(source: Path, data: bytes) -> str:
     for beginning, what in _BEGINNINGS:
         if start.startswith(beginning):
             return what
+    converted = f"python util/make_annotations.py {source} --to ann/own.json makes an annotation file of it"
     if start.startswith(b"["):
-        return f"it is the list alone: jq '{{annotation: .}}' {source} > new.json"
+        return f"it is the list alone: jq '{{annotation: .}}' {source} > new.json; where it has other keys, {converted}"
+    if start.startswith(b"PAR1"):
+        return f"it is a Parquet file: {converted}"
     first, _, rest = start.partition(b"\n")
     if start.startswith(b"{"):
         is_lines = rest.lstrip().startswith(b"{") and _is_json(first)
-        how = f"jq -s '{{annotation: .}}' {source} > new.json"
+        how = f"jq -s '{{annotation: .}}' {source} > new.json; where it has other keys, {converted}"
         return f"it is JSON Lines, an entry on each line: {how}" if is_lines else ""
     line = first.decode(errors="replace").strip()
     kind = "a table (TSV)" if "\t" in line else "a table (CSV)" if re.search("[,;|]", line) else "no JSON"
-    return f"it is {kind} and begins with {line[:_SHOWN]!r}"
+    return f"it is {kind} and begins with {line[:_SHOWN]!r}: {converted} if it lists recordings"
 
 
 def keys_of(data: bytes) -> str:

@@ -43,7 +43,7 @@ def main() -> None:
     args = argument_parser(__doc__, default_cfg_path="").parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # what it says as it loads is not a finding
-    print("```")
+    print("```", flush=True)
     found: Counter[str] = Counter()
     for finding in examine(args.cfg_path, args.options):
         found[finding.state] += 1

@@ -32,7 +32,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from salmonn.common import slurm
-from salmonn.common.cli import argument_parser, refuse_former, run_cli
+from salmonn.common.cli import argument_parser, refuse_former, run_cli, tell_wait
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.evaluation.tasks import MODES, load_tasks, named_tasks
@@ -83,21 +83,23 @@ def run_mode(args: argparse.Namespace, config: DictConfig) -> None:
 
         print(validate_submission(Path(args.csv), config.datasets, args.ann))
         return
-    from salmonn.evaluation import pipeline  # torch and transformers load only now
+    # a wrong name is known before torch and transformers are loaded
+    chosen = named_tasks(config, args.tasks) if "tasks" in OPERANDS[args.mode] else []
+    tell_wait(f"{args.cfg_path}: loading PyTorch")
+    from salmonn.evaluation import pipeline
 
     folder = pipeline.results_folder(config, args.mode)
     if args.mode == "table3":
-        chosen = named_tasks(config, args.tasks)
         pipeline.evaluate_tasks(config, chosen, folder, others=load_tasks(config.evaluate.tasks_file))
     elif args.mode == "lora_sweep":
         from salmonn.evaluation.lora_sweep import SCALINGS, sweep
 
-        sweep(config, named_tasks(config, args.tasks), args.scalings or SCALINGS, folder)
+        sweep(config, chosen, args.scalings or SCALINGS, folder)
     elif args.mode == "perplexity":
         from salmonn.evaluation.perplexity import measure_perplexity, points_of
 
         points = points_of(config, args.checkpoints, args.scalings)
-        measure_perplexity(config, named_tasks(config, args.tasks), points, folder)
+        measure_perplexity(config, chosen, points, folder)
     elif args.mode == "efficiency":
         from salmonn.evaluation.efficiency import run_efficiency
 

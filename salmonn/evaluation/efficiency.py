@@ -14,12 +14,11 @@ from salmonn.audio.decode import MIN_SECONDS, SAMPLE_RATE
 from salmonn.common.device import autocast, now, peak_memory
 from salmonn.common.errors import UserError
 from salmonn.common.samples import Samples
-from salmonn.config.loading import generate_config
+from salmonn.config.loading import generate_config, llm_quantization
 from salmonn.evaluation.pipeline import load_model, session
 from salmonn.evaluation.report.pages import tell, write_page
 from salmonn.evaluation.report.tables import table
 from salmonn.model.generation import TokenClock, of_length
-from salmonn.model.llm import llm_quantization
 from salmonn.model.salmonn import SALMONN
 
 INSTRUCTION = "<Speech><SpeechHere></Speech> Please describe the audio."

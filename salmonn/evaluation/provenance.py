@@ -10,7 +10,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from salmonn.common import distributed
 from salmonn.config.stored import SECRETS
 
 _OF_THE_MODEL = ("torch", "transformers", "peft", "bitsandbytes")
@@ -21,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def build_provenance(config: DictConfig, annotation: str, lora_scaling: float) -> dict[str, Any]:
     """The provenance of one set's result, to be printed and compared; JSON."""
+    from salmonn.common import distributed  # with torch; what a commit is, the doctor asks before it loads that
+
     return {
         "commit": commit(),
         "checkpoint": config.model.ckpt,

@@ -17,6 +17,11 @@ from salmonn.common.errors import UserError
 from salmonn.model import checkpoint
 from salmonn.model.features import FBANK_BINS
 
+PUBLISHED_SIZES: dict[str, Any] = {  # of BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt, the published SALMONN's
+    "encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072, "encoder_attention_heads": 12,
+    "embed_dim": 512, "input_patch_size": 16, "conv_pos": 128, "conv_pos_groups": 16, "num_buckets": 320,
+    "max_distance": 800, "deep_norm": True, "gru_rel_pos": True, "relative_position_embedding": True,
+}  # fmt: skip
 # Settings of the published fine-tuned files that this encoder relies on.
 _REQUIRED = ("encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads", "encoder_layers", "embed_dim")
 QUERIES = 256  # of a clip that attend at a time

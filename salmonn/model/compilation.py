@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from salmonn.common.errors import BROKEN, reason
-from salmonn.model.llm import llm_quantization, quantised_by
+from salmonn.config.loading import llm_quantization
+from salmonn.model.llm import quantised_by
 
 if TYPE_CHECKING:  # it says which blocks it has
     from salmonn.model.salmonn import SALMONN

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from salmonn.common.errors import UserError
+from salmonn.config.loading import llm_quantization
 from salmonn.model.model_folders import (
     loading,
     require_all_weights,
@@ -99,11 +100,6 @@ def read_llm(config: DictConfig, stored: PretrainedConfig, device: torch.device,
         )
         require_all_weights(info, config.llama_path, _IN_LAYERS if stored.num_hidden_layers == 0 else None)
     return llm.requires_grad_(False)
-
-
-def llm_quantization(config: DictConfig) -> str:
-    """What loading does to the LLM's weights: none | 8bit | nf4."""
-    return "8bit" if config.low_resource else config.llm_quantization
 
 
 def quantised_by(stored: PretrainedConfig) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from salmonn.common.errors import UserError
 from salmonn.common.files import read_json
+from salmonn.config.installed import here_or_installed
 
 SPEECH_MARKER = "<SpeechHere>"  # replaced by the audio tokens
 
@@ -83,7 +84,7 @@ def split_prompt(prompt: str) -> tuple[str, str]:
 
 
 def _read_tasks(path: str | Path) -> dict[str, list[str]]:
-    tasks = read_json(Path(path), "prompt file ")
+    tasks = read_json(here_or_installed(path), "prompt file ")
     if not isinstance(tasks, dict) or not tasks:
         raise UserError(f"prompt file {path}: expected {{task: prompt or [prompt, ...]}}")
     pools = {task: [prompts] if isinstance(prompts, str) else prompts for task, prompts in tasks.items()}

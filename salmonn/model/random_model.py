@@ -50,11 +50,6 @@ LLAMA_3B = llama_shape(  # Llama 3.2
     3072, 28, 24, 8192, vocab_size=128_256, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True
 )
 WHISPER_LARGE = whisper_shape(1280, 32, 20, 5120)
-BEATS_CPT2: Shape = {  # BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt, which the published SALMONN was trained with
-    "encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072, "encoder_attention_heads": 12,
-    "embed_dim": 512, "input_patch_size": 16, "conv_pos": 128, "conv_pos_groups": 16, "num_buckets": 320,
-    "max_distance": 800, "deep_norm": True, "gru_rel_pos": True, "relative_position_embedding": True,
-}  # fmt: skip
 
 
 def random_llm(shape: Shape, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -4,6 +4,7 @@
   torchrun --nproc_per_node=4 train.py --cfg-path configs/all_stages.yaml
   python train.py --cfg-path configs/stage1.yaml --dry-run
   python train.py --cfg-path configs/mini/stage1.yaml --options run.batch_size_train=4
+  python train.py --keys run.optims                     all keys that begin so, with their defaults
 
 Stopped in any way, the same command goes on where it was. Without weights and data: `make quickstart`
 runs all stages on a miniature world.
@@ -13,7 +14,8 @@ import os
 import sys
 
 from salmonn.common import slurm
-from salmonn.common.cli import argument_parser, refuse_former, run_cli
+from salmonn.common.cli import argument_parser, refuse_former, run_cli, tell_wait
+from salmonn.config.listing import ShowKeys
 from salmonn.config.loading import load_stages
 
 FORMER = {"--dryrun": "--dry-run", "--device": "--options run.device=cuda:0"}
@@ -27,12 +29,20 @@ def main() -> None:
         action="store_true",
         help="check files, prompts, checkpoints, disk and one step of a tiny model; train nothing",
     )
+    parser.add_argument(
+        "--keys",
+        nargs="?",
+        action=ShowKeys,
+        metavar="PREFIX",
+        help="show every key of a configuration, or those that begin so: type, default and meaning",
+    )
     refuse_former(FORMER, sys.argv[1:])
     args = parser.parse_args()
     os.environ.update(slurm.environment(os.environ))
     configs = load_stages(args.cfg_path, args.options)
     slurm.require_whole(os.environ, joins=any(config.run.use_distributed for config in configs))
 
+    tell_wait(f"{args.cfg_path}: loading PyTorch")
     if args.dry_run:
         from salmonn.training.dry_run import dry_run
 

@@ -13,11 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from salmonn.common.files import GB
 from salmonn.common.logging import setup_logging
-from salmonn.config.loading import best_checkpoint
+from salmonn.config.loading import best_checkpoint, llm_quantization
 from salmonn.config.missing_files import annotation_keys
 from salmonn.data.annotations import Annotations
 from salmonn.model.alignment import Aligner, model_class
-from salmonn.model.llm import llm_quantization
 from salmonn.model.meta_model import build_meta_model
 from salmonn.model.parameter_counts import show_counts, trainable_parameters
 from salmonn.model.random_model import write_tiny_parts

@@ -25,7 +25,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from salmonn.audio.decode import AudioError, inspect_header
-from salmonn.common.cli import argument_parser, run_cli, tell
+from salmonn.common.cli import argument_parser, run_cli, tell, tell_wait
 from salmonn.common.errors import UserError
 from salmonn.common.files import existing_part
 from salmonn.config.loading import load_config
@@ -43,6 +43,7 @@ def main() -> None:
         config = OmegaConf.merge(config, {"model": {"ckpt": args.ckpt}})
     examples = find_examples(args.examples)
     require_port(args.host, args.port)  # all that is wrong is known before the model is loaded
+    tell_wait(f"loading the page and {config.model.ckpt or config.model.llama_path}")
     with uploads_folder():
         require_gradio()
         show(args, config, examples)

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 from salmonn.common.errors import UserError
 from salmonn.config.checks import BOUNDS, CHOICES, FORMS, PATHS
-from salmonn.config.loading import known_keys, leaves, load_config, model_config
+from salmonn.config.keys import known_keys
+from salmonn.config.loading import leaves, load_config, model_config
 from salmonn.config.schema import Config, ModelConfig
 from tests.fixtures.paths import ROOT
 

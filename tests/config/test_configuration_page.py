@@ -7,7 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from salmonn.config.checks import CHOICES
-from salmonn.config.loading import known_keys, leaves
+from salmonn.config.keys import known_keys
+from salmonn.config.loading import leaves
 from salmonn.config.schema import Config
 from tests.fixtures.paths import ROOT
 

@@ -6,7 +6,8 @@ import pytest
 
 from salmonn.common.errors import UserError
 from salmonn.config.foreign import LEFT_OUT, RENAMED
-from salmonn.config.loading import generate_config, known_keys, load_config, model_config
+from salmonn.config.keys import known_keys
+from salmonn.config.loading import generate_config, load_config, model_config
 from tests.fixtures.paths import ROOT
 
 # Keys of the published training and decoding files (github.com/bytedance/SALMONN, configs/), as facts.

@@ -3,6 +3,9 @@
 import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,8 @@ import soundfile
 
 from dev import readme_outputs
 from salmonn.config.foreign import LEFT_OUT, RENAMED
-from salmonn.config.loading import known_keys, load_config
+from salmonn.config.keys import known_keys
+from salmonn.config.loading import load_config
 from salmonn.data.annotations import Annotations
 from salmonn.evaluation import METRICS, EvalTask
 from salmonn.evaluation.tasks import check_names, load_tasks
@@ -20,9 +24,8 @@ from salmonn.model import prompts
 from salmonn.model.tokenizer import load_tokenizer
 from tests.fixtures.lightweight import write_llm
 from tests.fixtures.paths import ROOT
-from util import prepare_eval_sets
+from tests.fixtures.waiting import HANG
 from util.benchmarks.memory import Case, largest_batch, longest, model_without_values, predicted
-from util.eval_sets.base import EvalSet
 
 PAGES = [ROOT / name for name in ("README.md", "README.ko.md", "ann/README.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
@@ -193,26 +196,28 @@ def test_the_task_of_the_example_has_prompts_data_and_a_score(here: Path):
     assert "word_count" in prompts.load_test_prompts(here / "output/mine/test_prompt.json", "{}")
 
 
-def test_the_reader_of_the_example_makes_an_annotation_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_corpus_of_the_example_works_as_printed(tmp_path: Path):
+    for name in ("configs", "salmonn"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "util", tmp_path / "util", ignore=shutil.ignore_patterns("__pycache__"))
     reader, entry = blocks("docs/extending.md", "python")[1:3]
-    made: dict = {}
-    exec(reader, made)
-    sets = dict(prepare_eval_sets.SETS)
-    exec(
-        entry,
-        {"SETS": sets, "EvalSet": EvalSet, "mycorpus": type("mycorpus", (), {"read": staticmethod(made["read"])})},
-    )
-    monkeypatch.setattr(prepare_eval_sets, "SETS", sets)
-    root = tmp_path / "data/MyCorpus"
-    (root / "clips").mkdir(parents=True)
-    soundfile.write(root / "clips/1.wav", np.zeros(16_000), 16_000)
-    (root / "test.csv").write_text("file,text\n1.wav,hello\n2.wav,there\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["prepare_eval_sets.py", "mycorpus", "--root", "data/MyCorpus"])
-    prepare_eval_sets.main()
-    (first, second) = json.loads((tmp_path / "ann/mycorpus.json").read_text())["annotation"]
-    assert first == {"path": "/MyCorpus/clips/1.wav", "text": "hello", "task": "asr", "testset_id": "1.wav"}
-    assert second["text"] == "there"
+    (tmp_path / "util/eval_sets/mycorpus.py").write_text(reader)
+    with (tmp_path / "util/eval_sets/catalogue.py").open("a") as catalogue:
+        catalogue.write(f"\n{entry}")
+    clips = tmp_path / "data/MyCorpus/clips"
+    clips.mkdir(parents=True)
+    soundfile.write(clips / "1.wav", 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000)
+    for name in ("test", "train"):
+        (clips.parent / f"{name}.csv").write_text("file,text\n1.wav,hello\n2.wav,there\n")
+    for line in blocks("docs/extending.md", "bash")[1].splitlines():
+        words = shlex.split(line)[1:]
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=HANG)
+        assert done.returncode == 0, (words, done.stderr)
+    for name in ("mycorpus", "mycorpus_train"):
+        (first, second) = json.loads((tmp_path / f"ann/{name}.json").read_text())["annotation"]
+        assert first == {"path": "/MyCorpus/clips/1.wav", "text": "hello", "task": "asr", "testset_id": "1.wav"}
+        assert second["text"] == "there"
+    assert len((tmp_path / "ann/verdicts.jsonl").read_text().splitlines()) == 1
 
 
 def test_the_llm_of_the_example_is_one_that_can_be_loaded(tmp_path: Path):

@@ -15,10 +15,10 @@ from transformers import AutoTokenizer
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
 from salmonn.config.loading import model_config
-from salmonn.model.beats import load_beats
+from salmonn.model.beats import PUBLISHED_SIZES, load_beats
 from salmonn.model.lora import lora_layers
 from salmonn.model.qformer import split_windows, window_frames
-from salmonn.model.random_model import BEATS_CPT2, VICUNA_7B, VICUNA_13B, WHISPER_LARGE, random_llm, random_model
+from salmonn.model.random_model import VICUNA_7B, VICUNA_13B, WHISPER_LARGE, random_llm, random_model
 from tests.fixtures.golden import golden_config, golden_sample
 from tests.fixtures.paths import GOLDEN
 from util.benchmarks.sizes import build, make_batch
@@ -30,7 +30,7 @@ FULL = json.loads((GOLDEN / "full_size_keys.json").read_text())
 def test_full_size_names_and_shapes_are_the_published(size, llm):
     tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "base/llama")
     with torch.device("meta"):
-        model = random_model(model_config({}), random_llm(llm), WHISPER_LARGE, BEATS_CPT2, tokenizer)
+        model = random_model(model_config({}), random_llm(llm), WHISPER_LARGE, PUBLISHED_SIZES, tokenizer)
     shapes = {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     assert shapes == FULL[f"salmonn_{size}"]
     assert (

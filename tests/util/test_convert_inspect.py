@@ -128,10 +128,9 @@ def test_inspect_tells_of_values_that_are_no_numbers(tmp_path):
 
 
 def test_beats_of_the_published_size_is_recognised(command, tmp_path):
-    from salmonn.model.beats import BEATs
-    from salmonn.model.random_model import BEATS_CPT2
+    from salmonn.model.beats import PUBLISHED_SIZES, BEATs
 
     with torch.device("meta"):
-        parameters = BEATs(BEATS_CPT2).state_dict()
-    output = command("inspect", written(tmp_path / "BEATs_iter3_plus.pt", parameters, cfg=BEATS_CPT2))
+        parameters = BEATs(PUBLISHED_SIZES).state_dict()
+    output = command("inspect", written(tmp_path / "BEATs_iter3_plus.pt", parameters, cfg=PUBLISHED_SIZES))
     assert "yes, every size" in output

@@ -182,6 +182,18 @@ def test_integrity_decodes_each_clip_once_and_again_only_when_it_changes(tmp_pat
     assert len(verdicts(tmp_path)) == 9
 
 
+def test_verdicts_on_a_private_corpus_stay_beside_its_annotation_file(tmp_path: Path):
+    (tmp_path / "repository/ann").mkdir(parents=True)
+    (tmp_path / "private/ann").mkdir(parents=True)
+    clips(tmp_path / "private", 2)
+    command = ("--ann", "../private/ann/a.json", "--prefix", "../private/media", "--check-integrity")
+    first = inspect(tmp_path / "repository", *command)
+    assert "2 clips, 2 of them decoded now; verdicts: ../private/ann/verdicts.jsonl" in first.stdout
+    assert "datasets.verdicts=../private/ann/verdicts.jsonl" in first.stderr
+    assert list((tmp_path / "repository/ann").iterdir()) == []
+    assert "2 clips, 0 of them decoded now" in inspect(tmp_path / "repository", *command).stdout
+
+
 # The inspector on a machine that needs half a minute for the clips below: time to stop it on the way.
 SLOW = """
 import runpy, sys, time

@@ -12,13 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 from salmonn.audio.decode import SAMPLE_RATE
 from salmonn.common.errors import UserError
 from salmonn.common.files import GB
-from salmonn.config.loading import load_config
+from salmonn.config.loading import llm_quantization, load_config
 from salmonn.config.schema import RunConfig
-from salmonn.model.llm import llm_dtype, llm_quantization
+from salmonn.model.beats import PUBLISHED_SIZES
+from salmonn.model.llm import llm_dtype
 from salmonn.model.llm_input import build_llm_inputs, tokenize
 from salmonn.model.meta_model import build_meta_model
 from salmonn.model.random_model import (
-    BEATS_CPT2,
     LLAMA_3B,
     VICUNA_7B,
     VICUNA_13B,
@@ -43,7 +43,7 @@ PUBLISHED = {  # shapes of published models, by the names of their folders and f
     "vicuna-7b-v1.5": VICUNA_7B,
     "Llama-3.2-3B-Instruct": LLAMA_3B,
     "whisper-large-v2": WHISPER_LARGE,
-    "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt": BEATS_CPT2,
+    "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt": PUBLISHED_SIZES,
 }
 CPU, META = torch.device("cpu"), torch.device("meta")
 PARTS = ("weights", "trained", "optimiser", "gradients", "LLM", "Q-Former", "logits", "encoders", "backward", "margin")

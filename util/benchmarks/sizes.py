@@ -17,10 +17,10 @@ from salmonn.audio.decode import SAMPLE_RATE
 from salmonn.common.errors import UserError
 from salmonn.common.samples import Samples
 from salmonn.config.loading import model_config
+from salmonn.model.beats import PUBLISHED_SIZES
 from salmonn.model.llm import quantization_config
 from salmonn.model.lora import lora_layers
 from salmonn.model.random_model import (
-    BEATS_CPT2,
     VICUNA_7B,
     VICUNA_13B,
     WHISPER_LARGE,
@@ -44,7 +44,7 @@ class Size:
 
     llm: Shape
     whisper: Shape = field(default_factory=lambda: WHISPER_LARGE)
-    beats: Shape = field(default_factory=lambda: BEATS_CPT2)
+    beats: Shape = field(default_factory=lambda: PUBLISHED_SIZES)
     model: dict[str, Any] = field(default_factory=dict)
     seconds: int = 30  # that Whisper hears
     needs_gpu: bool = False

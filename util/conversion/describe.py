@@ -9,13 +9,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from salmonn.common.errors import UserError
+from salmonn.config.loading import llm_quantization
 from salmonn.model import checkpoint
-from salmonn.model.beats import load_beats
+from salmonn.model.beats import PUBLISHED_SIZES, load_beats
 from salmonn.model.lineage import LINEAGE, lineage_of
-from salmonn.model.llm import llm_quantization
 from salmonn.model.parameter_counts import count_by_part
 from salmonn.model.pretrained import WEIGHTS
-from salmonn.model.random_model import BEATS_CPT2
 from util.conversion import fit
 from util.conversion.source import Source, as_source, is_salmonn, model_section, read_content
 
@@ -143,7 +142,7 @@ def _describe_beats(path: Path, content: Mapping[str, Any]) -> tuple[list[Row], 
     cfg, parameters = content["cfg"], content["model"]
     different = [
         f"{key} {cfg.get(key, 'not given')} (published {value})"
-        for key, value in BEATS_CPT2.items()
+        for key, value in PUBLISHED_SIZES.items()
         if cfg.get(key) != value
     ]
     counts = [value.numel() for name, value in parameters.items() if not name.startswith("predictor.")]
@@ -151,7 +150,7 @@ def _describe_beats(path: Path, content: Mapping[str, Any]) -> tuple[list[Row], 
         ("file", f"{path}: BEATs, {_size(path)}"),
         ("variant", _variant(path.name)),
         ("head", _head(content)),
-        ("sizes", ", ".join(f"{key} {cfg[key]}" for key in BEATS_CPT2 if key in cfg)),
+        ("sizes", ", ".join(f"{key} {cfg[key]}" for key in PUBLISHED_SIZES if key in cfg)),
         ("as in cpt2", "yes, every size" if not different else f"no: {', '.join(different)}"),
         ("in all", f"{sum(counts):,} parameters in {len(counts)} tensors, {_precisions(parameters)}, without the head"),
         ("fits", f"SALMONN checkpoints whose ln_audio is {cfg.get('encoder_embed_dim')} wide"),

@@ -32,7 +32,7 @@ def read_text(path: Path, errors: str = "strict") -> str:
     except FileNotFoundError as error:
         raise MissingError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: no UTF-8 text ({error})") from error
+        raise UserError(f"{path}: no UTF-8 text ({error}): iconv -f LATIN1 (or UTF-16) -t UTF-8 makes it so") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
 

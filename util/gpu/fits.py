@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 from salmonn.common.device import autocast
 from salmonn.common.files import GB
 from salmonn.common.samples import Samples
-from salmonn.config.loading import load_config
+from salmonn.config.loading import llm_quantization, load_config
 from salmonn.model.activation_memory import set_gradient_checkpointing
-from salmonn.model.llm import llm_dtype, llm_quantization
+from salmonn.model.llm import llm_dtype
 from salmonn.model.llm_input import tokenize
 from salmonn.model.salmonn import SALMONN
 from salmonn.training.step import TrainingStep

@@ -12,12 +12,14 @@ from tqdm import tqdm
 
 from salmonn.common.errors import UserError
 from salmonn.common.screen import counted
+from salmonn.config.schema import DatasetsConfig
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths, FolderCache
 from salmonn.data.integrity import check_files, kind_of
 from salmonn.data.unreadable import distinct_files, entries_left_out, unusable_files, unverified_files
 from util.inspector.readiness import Folders, Key, Readiness, count_ready
 
+VERDICTS = "verdicts.jsonl"
 _FAILED_SHOWN = 5  # clips that are broken, or could not be converted
 
 
@@ -30,6 +32,8 @@ class Inspection:
         self.path, self.clip_paths, self.args = path, clip_paths, args
         self.max_txt_len, self.end_sym = max_txt_len, end_sym
         self.exists = FolderCache().exists
+        # beside the annotation file: the paths of a private corpus do not land in the repository's ann/
+        self.verdicts: Path = args.verdicts or path.parent / VERDICTS
 
     def run(self) -> dict[str, Any]:
         """Everything that is asked for, in this order. Raises UserError for bad input."""
@@ -102,20 +106,22 @@ class Inspection:
         from util.inspector.check import check_integrity, passing_line, verdict_table
         from util.inspector.statistics import format_table
 
-        looked_at, passing = check_integrity(list(self.files), self.args.verdicts, self.args.jobs)
+        looked_at, passing = check_integrity(list(self.files), self.verdicts, self.args.jobs)
         made = looked_at - len(passing)
-        bad = unverified_files(self.files, self.args.verdicts) | passing
+        bad = unverified_files(self.files, self.verdicts) | passing
         rows = verdict_table(self.files, bad)
         print("Ready means that the file is there. Decoded to the end, each file once:")
-        print(f"{len(self.files)} clips, {made} of them decoded now; verdicts: {self.args.verdicts}")
+        print(f"{len(self.files)} clips, {made} of them decoded now; verdicts: {self.verdicts}")
         print(format_table(rows))
         if passing:
             print(passing_line(passing))
+        if self.verdicts != Path(DatasetsConfig().verdicts):
+            print(f"note: training finds this list by datasets.verdicts={self.verdicts}", file=sys.stderr)
         for file in list(bad)[:_FAILED_SHOWN]:
             print(f"   {file}: {bad[file]}")
         if len(bad) > _FAILED_SHOWN:
-            print(f'   ... {len(bad)} in all: the lines with "ok":false in {self.args.verdicts}')
-        return {"verdicts": str(self.args.verdicts), "decoded": made, "unreadable_now": len(passing), "files": rows}
+            print(f'   ... {len(bad)} in all: the lines with "ok":false in {self.verdicts}')
+        return {"verdicts": str(self.verdicts), "decoded": made, "unreadable_now": len(passing), "files": rows}
 
     def _describe(self) -> list[dict[str, Any]]:
         from util.inspector.describe import corpus_rows, describe_text
@@ -129,7 +135,7 @@ class Inspection:
         """{corpus: its clips}, from verdicts or headers."""
         from util.inspector.describe import describe_corpora
 
-        return describe_corpora(self.files, self.args.verdicts, self.args.jobs)
+        return describe_corpora(self.files, self.verdicts, self.args.jobs)
 
     def _statistics(self) -> dict[str, Any]:
         from util.inspector.statistics import (
@@ -201,7 +207,7 @@ class Inspection:
     @cached_property
     def usable(self) -> np.ndarray:
         """[entries] which of them are ready, not too long and, where there is a verdict file, verified."""
-        usable, verdicts, limit = self.readiness.is_ready.copy(), self.args.verdicts, self.args.max_clip_seconds
+        usable, verdicts, limit = self.readiness.is_ready.copy(), self.verdicts, self.args.max_clip_seconds
         bad: dict[str, str] = {}
         if verdicts.exists():
             bad = unverified_files(self.files, verdicts, limit)

@@ -1,0 +1,238 @@
+"""Turn recordings of your own, however they are listed, into an annotation file to train and evaluate on.
+
+  python util/make_annotations.py recordings.csv --to ann/own.json --split 0.9 0.1 0
+  python util/make_annotations.py recordings/ --to ann/own.json               NAME.txt beside NAME.wav
+  python util/make_annotations.py metadata.csv --to ann/own.json --columns path=1 text=3      without a header
+  python util/make_annotations.py train/*.parquet --to ann/own.json --task audiocaption
+
+What is read: CSV, TSV and other tables; JSON Lines or a JSON list, NeMo's manifests and lhotse's cuts among them, also
+.gz; a list with a clip a line, or a folder, with .txt files beside the clips; Kaldi folders (wav.scp, text, segments);
+folders of Hugging Face's datasets (Parquet, save_to_disk, metadata.csv). Columns are found by the usual names (path,
+file, audio, audio_filepath ...; text, transcript, sentence, caption ...; task; question), or by --columns.
+
+Paths begin at the list's own folder, its clips/, wavs/, wav/ or audio/, or here; else at --audio. Pieces of recordings
+and recordings inside tables are written to --clips. What has no clip that can be read, or no text, is left out and
+told. The paths in the annotation file are below the prefix that is printed: it is your datasets.prefix. Exit code 2
+where nothing is left or something in the input is wrong.
+"""
+
+import difflib
+import json
+import os
+import re
+import shlex
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from salmonn.common.cli import run_cli
+from salmonn.common.errors import UserError
+from salmonn.common.files import write_text
+from salmonn.config.loading import load_config
+from salmonn.data.annotation_scan import DEFAULT_TASK, SPEECH_MARKERS, list_problems
+from salmonn.data.annotations import Annotations
+from salmonn.model.prompts import asks_question, load_train_prompts
+from util.inspector.split import SPLITS, check_shares, split
+from util.own_data.base import NAMES, Reading, Row
+from util.own_data.clips import Collection, collect
+from util.own_data.formats import read
+
+ROOT = Path(__file__).resolve().parent.parent
+_SHOWN = 5  # of what was left out
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def main() -> None:
+    args = parse_arguments()
+    base = load_config(ROOT / "configs/base.yaml")
+    parts = [args.to.with_name(f"{args.to.stem}_{name}.json") for name in SPLITS] if args.split else []
+    if (there := [str(path) for path in (args.to, *parts) if path.exists()]) and not args.force:
+        raise UserError(f"{', '.join(there)} would be written and is there already; --force replaces it")
+    made = args.clips or Path("data") / args.to.stem
+    collection = collect(read_all(args), args.audio, made, not args.without_text)
+    if not collection.files:
+        lines = left_out(collection) or ["there is no entry in it"]
+        raise UserError("\n  ".join(["nothing is left of what was read, and nothing was written:", *lines]))
+    files = [file for _, files in collection.files for file in files]
+    prefix = args.prefix or prefix_of(files, base.datasets.prefix)
+    entries = [entry_of(row, files, prefix, args) for row, files in collection.files]
+    require_plain(entries, collection, base.model.end_sym)
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
+    try:
+        write_text(args.to, f'{{"annotation": [\n{lines}\n]}}\n')
+    except OSError as error:
+        raise UserError(f"--to {args.to}: {error}") from error
+    annotations = Annotations(args.to, need_text=not args.without_text, end_sym=base.model.end_sym)
+    print("\n  ".join([f"{args.to}: {counted(annotations, collection)}", *left_out(collection)]))
+    for note in notes(entries, collection, base.model):
+        print(f"note: {note}")
+    written = [args.to]
+    if args.split:
+        everything = np.ones(len(annotations), bool)
+        counts = split(annotations, everything, args.split, args.seed, False, args.to.parent, args.force)
+        print(f"split by clips, seed {args.seed}: {', '.join(f'{name} {n}' for name, n in counts.items())} entries")
+        written = [path for path in parts if path.exists()]
+    print(how_to_go_on(written, prefix))
+
+
+def read_all(args: Namespace) -> Iterator[tuple[Row, Path]]:
+    """The rows of all that was given, each with the folder of its list."""
+    for source in args.sources:
+        folder = source if source.is_dir() else source.parent
+        for row in read(Reading(source, args.columns, not args.without_text)):
+            yield row, folder
+
+
+def prefix_of(files: Sequence[str], usual: str) -> str:
+    """The folder above all clips: the usual one where they lie there, else the one above the folder that they share."""
+    shared = os.path.commonpath([os.path.dirname(file) for file in files])
+    usual = os.path.abspath(usual)
+    return usual if f"{shared}/".startswith(f"{usual}/") and shared != usual else os.path.dirname(shared)
+
+
+def entry_of(row: Row, files: Sequence[str], prefix: str, args: Namespace) -> dict[str, Any]:
+    """An entry of the annotation file. Raises UserError for a clip outside the prefix."""
+    clip, *more = (_below(file, prefix, row) for file in files)
+    entry: dict[str, Any] = {"path": clip}
+    if not args.without_text:
+        entry["text"] = row.text
+    entry["task"] = row.task or args.task
+    return entry | ({"Q": row.question} if row.question else {}) | ({"expand_wav": more} if more else {})
+
+
+def _below(file: str, prefix: str, row: Row) -> str:
+    clip, folder = Path(file), Path(os.path.abspath(prefix))
+    if not clip.is_relative_to(folder):
+        raise UserError(f"{row.source}: its clip {clip} is not below --prefix {prefix}; give a folder above all clips")
+    return f"/{clip.relative_to(folder).as_posix()}"
+
+
+def require_plain(entries: Sequence[dict[str, Any]], collection: Collection, end_sym: str) -> None:
+    """Raise UserError for texts that hold what prompts and answers are marked with, and for what is no UTF-8."""
+    given = [(entry, row.source) for entry, (row, _) in zip(entries, collection.files, strict=True)]
+    problems = [
+        f"{source}: {key!r} holds {symbol!r}: take it out"
+        for entry, source in given
+        for key in ("text", "Q")
+        for symbol in (*SPEECH_MARKERS, end_sym)
+        if symbol in (entry.get(key) or "")
+    ]
+    problems += [
+        f"{source}: {value!r} holds what is no UTF-8: change it, or rename the file"
+        for entry, source in given
+        for value in (entry["path"], entry.get("text"), entry["task"], entry.get("Q"), *entry.get("expand_wav", ()))
+        if value and _SURROGATE.search(value)
+    ]
+    if problems:
+        raise UserError(list_problems("that would be written", problems, len(problems)))
+
+
+def counted(annotations: Annotations, collection: Collection) -> str:
+    """Entries by task, hours, shortest and longest clip."""
+    tasks = ", ".join(f"{task} {n}" for task, n in annotations.task_counts().items())
+    seconds = list(collection.seconds.values())
+    known = [length for length in seconds if length]
+    span = f", {min(known):.1f} to {max(known):.1f} s" if known else ""
+    total = sum(seconds)
+    time = f"{total / 3600:.1f} hours" if total > 3600 else f"{total / 60:.1f} minutes"
+    return f"{len(annotations)} entries ({tasks}), {len(seconds)} clips, {time}{span}"
+
+
+def left_out(collection: Collection) -> list[str]:
+    """What was left out, the first few with their reasons."""
+    found = collection.left_out
+    lines = [f"left out: {source}: {reason}" for source, reason in found[:_SHOWN]]
+    return lines + ([f"... {len(found)} left out in all"] if len(found) > _SHOWN else [])
+
+
+def notes(entries: Sequence[dict[str, Any]], collection: Collection, model: Any) -> Iterator[str]:
+    """What may not be as it was meant."""
+    prompts = load_train_prompts(ROOT / model.prompt_path, "{}")
+    for task, n in Counter(entry["task"] for entry in entries).items():
+        if task not in prompts:
+            near = difflib.get_close_matches(task, prompts, n=1)
+            meant = f"did you mean {near[0]}? " if near else f"known: {', '.join(prompts)}; "
+            yield f"{n} entries have the task {task!r}, which has no prompt: {meant}docs/extending.md makes a new one"
+        elif all(map(asks_question, prompts[task])):
+            asked = sum(entry["task"] == task and not entry.get("Q", "").strip() for entry in entries)
+            if asked:
+                yield f"{asked} entries of the task {task} ask nothing: it needs a column question (or Q)"
+    long = [file for file, seconds in collection.seconds.items() if seconds > model.max_seconds]
+    if long:
+        yield f"{len(long)} clips are longer than the {model.max_seconds:g} s that are heard, such as {long[0]}"
+    repeated = len(entries) - len({json.dumps(entry) for entry in entries})
+    if repeated:
+        yield f"{repeated} entries stand twice"
+
+
+def how_to_go_on(written: Sequence[Path], prefix: str) -> str:
+    """The keys that a command needs to read the files."""
+    by_name = {path.stem.rpartition("_")[2]: path for path in written}
+    train = by_name.get("train", written[0])
+    keys = {"prefix": prefix, "train_ann_path": train, "valid_ann_path": by_name.get("valid", "")}
+    options = [shlex.quote(f"datasets.{key}={value}") for key, value in keys.items() if value]
+    return "to train on it, see docs/own-data.md: --options " + " ".join(options)
+
+
+def columns_given(given: Sequence[str]) -> dict[str, str]:
+    """{field: column} of `--columns FIELD=COLUMN ...`. Raises UserError."""
+    columns = {}
+    for text in given:
+        wanted, equals, column = text.partition("=")
+        wanted = "Q" if wanted == "question" else wanted
+        if not (equals and column) or wanted not in NAMES:
+            raise UserError(f"--columns {text}: write it as FIELD=COLUMN, FIELD one of path, text, task, question")
+        columns[wanted] = column
+    if len({column.isdecimal() for column in columns.values()}) > 1:
+        raise UserError("--columns: names of columns, or numbers where the first line is no header, and not both")
+    return columns
+
+
+def parse_arguments() -> Namespace:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("sources", nargs="+", type=Path, metavar="FILE", help="lists or folders of recordings")
+    add("--to", type=Path, required=True, metavar="FILE.json", help="the annotation file to write")
+    add("--task", default=DEFAULT_TASK, metavar="NAME", help="of entries that name none (default: %(default)s)")
+    add(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="FIELD=COLUMN",
+        help="where path, text, task and question stand; numbers from 1 where the first line is no header",
+    )
+    add("--audio", type=Path, metavar="DIR", help="where the paths in a list begin (default: the folder of the list)")
+    add("--clips", type=Path, metavar="DIR", help="for clips that are cut or taken out of tables (default: data/NAME)")
+    add("--prefix", metavar="DIR", help="paths in the file are below it (default: data, or the folder above all clips)")
+    add("--without-text", action="store_true", help="write no texts: a file for evaluate.py --mode generate")
+    add(
+        "--split",
+        nargs=3,
+        type=float,
+        metavar=("TRAIN", "VALID", "TEST"),
+        help="also write NAME_{train,valid,test}.json with these shares, no clip in two of them",
+    )
+    add("--seed", type=int, default=42, metavar="N", help="of --split (default: %(default)s)")
+    add("--force", action="store_true", help="replace files that are there")
+    args = parser.parse_args()
+    if args.to.suffix != ".json":
+        raise UserError(f"--to {args.to}: the name of an annotation file ends in .json")
+    if not args.task.strip():
+        raise UserError("--task is empty: name one, such as asr")
+    if args.audio and not args.audio.is_dir():
+        raise UserError(f"--audio {args.audio} is no folder")
+    if args.split:
+        check_shares(args.split)
+    args.columns = columns_given(args.columns)
+    return args
+
+
+if __name__ == "__main__":
+    run_cli(main)

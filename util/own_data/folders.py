@@ -1,0 +1,28 @@
+"""A folder of recordings, each with its text in a file beside it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from salmonn.common.errors import UserError
+from salmonn.data.clip_paths import OTHER_EXTENSIONS
+from util.eval_sets.tables import read_text
+from util.own_data.base import Reading, Row
+
+_RARER = (".aac", ".webm", ".mp4", ".mka", ".amr", ".wma", ".aiff", ".aif", ".au", ".sph")
+EXTENSIONS = (".wav", *OTHER_EXTENSIONS, *_RARER)
+_TEXTS = (".txt", ".lab")
+
+
+def read_folder(reading: Reading) -> Iterator[Row]:
+    """Every clip in it and in the folders below, with the text in NAME.txt (or .lab) beside NAME.wav."""
+    clips = sorted(path for path in reading.source.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    if not clips:
+        raise UserError(f"{reading.source}: no recording in this folder, such as *.wav, *.flac or *.mp3")
+    for clip in clips:
+        yield Row(str(clip), str(clip.absolute()), text_beside(clip))
+
+
+def text_beside(clip: Path) -> str | None:
+    """What the text file of the clip's name holds, in one line; None where there is none."""
+    found = next((path for path in (clip.with_suffix(ending) for ending in _TEXTS) if path.is_file()), None)
+    return " ".join(read_text(found).split()) if found else None

@@ -1,0 +1,94 @@
+"""Folders of Hugging Face's `datasets`: Parquet, or Arrow as save_to_disk writes it, with the recordings inside."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from salmonn.common.errors import UserError
+from util.own_data.base import Reading, Row
+
+SUFFIXES = (".parquet", ".arrow")
+_AT_ONCE = 32  # rows, with their recordings
+_KINDS = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3"}
+
+
+def data_files(source: Path) -> list[Path]:
+    """The files of a folder, or the file itself. Raises UserError where a folder holds several splits."""
+    if source.is_file():
+        return [source]
+    files = sorted(path for path in source.rglob("*") if path.suffix in SUFFIXES and not path.name.startswith("cache-"))
+    splits = {_split_of(path, source): path for path in reversed(files)}
+    if len(splits) > 1:
+        example = min(splits.values())
+        one = example.parent if example.parent != source else f"{source}/{min(splits)}-*{example.suffix}"
+        raise UserError(f"{source} holds the splits {', '.join(sorted(splits))}: name one of them, as {one}")
+    return files
+
+
+def _split_of(path: Path, root: Path) -> str:
+    """train of train-00000-of-00002.parquet; of save_to_disk's data-*.arrow and of plain numbers the folder."""
+    name = path.stem.partition("-")[0].partition("_")[0]
+    folder = str(path.parent.relative_to(root))
+    return folder if name in ("data", "part", "") or name.isdecimal() else f"{folder}/{name}".removeprefix("./")
+
+
+def read_huggingface(reading: Reading) -> Iterator[Row]:
+    """A row per clip; its recording is in the row, or a file beside."""
+    for path in data_files(reading.source):
+        yield from _read_file(reading, path)
+
+
+def _read_file(reading: Reading, path: Path) -> Iterator[Row]:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise UserError(f"{path}: to read it install pyarrow: pip install pyarrow ({error})") from error
+    number = 0
+    try:
+        schema, batches = _open(path)
+        columns = Reading(path, reading.columns, reading.needs_text).columns_of(schema.names)
+        labels = _labels(schema, columns.get("text", ""))
+        for batch in batches(list(dict.fromkeys(columns.values()))):
+            for values in batch.to_pylist():
+                number += 1
+                given = {wanted: values[column] for wanted, column in columns.items()}
+                yield _row(path, number, given, labels)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}, after row {number}: cannot be read: {error}") from error
+
+
+def _open(path: Path) -> tuple[Any, Any]:
+    """The schema, and a function that gives the named columns in batches."""
+    if path.suffix == ".parquet":
+        from pyarrow.parquet import ParquetFile
+
+        file = ParquetFile(path)
+        return file.schema_arrow, lambda names: file.iter_batches(_AT_ONCE, columns=names)
+    from pyarrow import ipc, memory_map
+
+    stream = ipc.open_stream(memory_map(str(path)))
+    return stream.schema, lambda names: (batch.select(names) for batch in stream)
+
+
+def _labels(schema: Any, column: str) -> list[str]:
+    """Names of the numbers in a column of classes, as `datasets` stores them beside the columns."""
+    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    feature = told.get("info", {}).get("features", {}).get(column) or {}
+    return feature.get("names") or [] if feature.get("_type") == "ClassLabel" else []
+
+
+def _row(path: Path, number: int, given: dict[str, Any], labels: list[str]) -> Row:
+    where, clip, text = f"{path}, row {number}", given["path"], given.get("text")
+    if labels and isinstance(text, int):
+        if not 0 <= text < len(labels):
+            raise UserError(f"{where}: class {text} has no name (there are {len(labels)})")
+        text = labels[text]
+    named, content = (clip.get("path") or "", clip.get("bytes")) if isinstance(clip, dict) else (clip, None)
+    if not isinstance(named, str) or not (named or content):
+        raise UserError(f"{where}: {str(clip)[:60]!r} is no recording: the column must hold sound files, or paths")
+    kinds = (kind for magic, kind in _KINDS.items() if content and content.startswith(magic))
+    ending = Path(named).suffix or next(kinds, ".wav")
+    words = {key: "" if given.get(key) is None else str(given[key]) for key in ("task", "Q")}
+    name = f"{path.stem}-{number:06}{ending}"
+    return Row(where, named, None if text is None else str(text), words["task"], words["Q"], name=name, content=content)
