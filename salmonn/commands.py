@@ -34,6 +34,13 @@ def web() -> None:
     run_cli(main)
 
 
+def serve() -> None:
+    """salmonn-serve, and python -m salmonn.serve."""
+    from salmonn.serve.__main__ import main
+
+    run_cli(main)
+
+
 def doctor() -> None:
     """salmonn-doctor, and python -m salmonn.doctor."""
     from salmonn.doctor.__main__ import main

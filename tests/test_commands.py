@@ -20,7 +20,7 @@ from tests.fixtures.waiting import HANG
 
 # How it is typed, without python: the module with its `main`.
 MODULES = {"-m salmonn.chat": "salmonn.chat"} | {
-    f"-m salmonn.{name}": f"salmonn.{name}.__main__" for name in ("web", "doctor")
+    f"-m salmonn.{name}": f"salmonn.{name}.__main__" for name in ("web", "serve", "doctor")
 }
 MODULES |= {"train.py": "salmonn.training.command", "evaluate.py": "salmonn.evaluation.command"}
 MODULES |= {

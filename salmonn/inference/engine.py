@@ -23,6 +23,7 @@ from salmonn.common.errors import UserError
 from salmonn.data.collate import pad_wavs
 from salmonn.inference.long_audio import Span, cut_windows, join_transcripts, list_answers
 from salmonn.model import prompts
+from salmonn.model.llm_input import build_llm_inputs
 from salmonn.model.salmonn import SALMONN, load_for_inference
 from salmonn.preflight import find_problems, refuse
 
@@ -85,14 +86,29 @@ class InferenceEngine:
         wavs, problems = [], []
         for clip in clips:
             try:
-                wavs.append(clip if isinstance(clip, np.ndarray) else self._load(clip))
+                wavs.append(clip if isinstance(clip, np.ndarray) else self.read_clip(clip))
             except AudioError as error:
                 problems.append(str(error))
         if problems:
             raise UserError("\n".join(problems))
-        limit = int(self.model.max_seconds * SAMPLE_RATE)
-        heard = [wav[:limit] for wav in wavs]
-        return EncodedAudio(self._encode(heard), heard[0], [len(wav) > limit for wav in wavs])
+        heard = [wav[: self._limit] for wav in wavs]
+        return EncodedAudio(self._encode(heard), heard[0], [self.is_cut(wav) for wav in wavs])
+
+    def read_clip(self, paths: str | Path | Sequence[str | Path]) -> np.ndarray:
+        """A clip as `hear` takes it, [N] float32 at 16 kHz: what is heard, and a bit more where it goes on.
+
+        Needs no model. Raises AudioError for a file that cannot be read.
+        """
+        datasets = self.config.datasets
+        return load_clip(paths, self.model.max_seconds + _BEYOND, datasets.channel, datasets.expand_cut)
+
+    def is_cut(self, wav: np.ndarray) -> bool:
+        """Whether a clip [N] goes on after what the model hears at once."""
+        return len(wav) > self._limit
+
+    @property
+    def _limit(self) -> int:
+        return int(self.model.max_seconds * SAMPLE_RATE)
 
     def hear_long(self, path: str | Path, overlap: float | None = None) -> EncodedAudio:
         """Encode a file of any length, window by window; `overlap` in seconds, by default a sixth of a window.
@@ -119,10 +135,6 @@ class InferenceEngine:
         """Encode some windows of a long clip; `join_encoded` puts all of it together."""
         spans, wavs = zip(*windows, strict=True)
         return EncodedAudio(self._encode(wavs), wavs[0], spans=list(spans))
-
-    def _load(self, paths: str | Path | Sequence[str | Path]) -> np.ndarray:
-        datasets = self.config.datasets
-        return load_clip(paths, self.model.max_seconds + _BEYOND, datasets.channel, datasets.expand_cut)
 
     @torch.no_grad()
     def _encode(self, wavs: Sequence[np.ndarray]) -> list[Tensor]:
@@ -182,13 +194,27 @@ class InferenceEngine:
         step = self.config.run.batch_size_eval if heard.spans else len(heard.embeds)
         details: list[dict[str, Any]] = []
         for embeds in _batches(heard.embeds, step):
-            try:
-                with autocast(self.config.run, self.model.device):
-                    chosen = [question.prompt] * len(embeds)
-                    details += self.model.answer_embeds(embeds, chosen, settings, streamer=streamer, **library)
-            except torch.OutOfMemoryError as error:
-                raise UserError("out of GPU memory: try fewer beams, a shorter answer or fewer clips") from error
+            details += self.answer_rows(embeds, [question] * len(embeds), settings, streamer=streamer, **library)
             yield _answers(details, heard.spans, question)
+
+    def answer_rows(
+        self, embeds: Sequence[Tensor], questions: Sequence[Question], settings: DictConfig, **library: Any
+    ) -> list[dict[str, Any]]:
+        """Answer each clip's [A, H] a question of its own, in one batch: details as of `SALMONN.generate`.
+
+        Raises UserError when the memory does not suffice.
+        """
+        try:
+            with autocast(self.config.run, self.model.device):
+                chosen = [question.prompt for question in questions]
+                return self.model.answer_embeds(embeds, chosen, settings, **library)
+        except torch.OutOfMemoryError as error:
+            raise UserError("out of GPU memory: try fewer beams, a shorter answer or fewer clips") from error
+
+    def count_prompt_tokens(self, embeds: Tensor, question: Question) -> int:
+        """Tokens that the language model reads before it answers, those of the audio [A, H] included."""
+        inputs = build_llm_inputs(self.model.tokenizer, [len(embeds)], [question.prompt], [[]])
+        return int(inputs.is_used.sum())
 
 
 def join_encoded(parts: Sequence[EncodedAudio]) -> EncodedAudio:
@@ -215,6 +241,7 @@ def _batches(items: Iterable, size: int) -> Iterator[list]:
 
 
 MOST_BEAMS = 64  # each takes the memory of an answer of its own
+LONGEST_QUESTION = 2000  # characters of a stranger's; each takes time and memory of the model
 
 
 def tell_if_untrained(config: DictConfig) -> None:

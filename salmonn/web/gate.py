@@ -1,4 +1,4 @@
-"""Who may ask the page for something, and how much: checked before gradio sees a request.
+"""Who may ask a page or a server for something, and how much: checked before gradio or FastAPI sees a request.
 
 A web site that somebody looks at can send requests to a page of this machine, and by a name of its own that leads
 here (DNS rebinding) read the answers. So the name by which the page was asked has to be one of its own.
@@ -7,6 +7,7 @@ here (DNS rebinding) read the answers. So the name by which the page was asked h
 import ipaddress
 import socket
 import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_UPLOADS, LARGEST_SUM = 200, 10  # of a visitor within KEPT: files, and bytes as a multiple of the largest file
 KEPT = 25 * 3600  # s that an upload is kept
-_LARGEST_FORM = 2**20  # bytes of any other request; they hold a question, settings and names
+LARGEST_FORM = 2**20  # bytes of any other request; they hold a question, settings and names
 _FILE = b"filename="  # begins each file of an upload
 
 
@@ -27,10 +28,22 @@ def own_names(host: str) -> set[str]:
 
 
 class Gate:
-    """ASGI middleware that answers what is refused itself; `names` may grow while it serves. `largest_file`: bytes."""
+    """ASGI middleware that answers what is refused itself; `names` may grow while it serves.
 
-    def __init__(self, app: ASGIApp, names: set[str], largest_file: int) -> None:
-        self.app, self.names, self.largest_file = app, names, largest_file
+    `largest_file`: bytes of an upload; `largest_form`: of any other request. `refusal` makes an answer of words and a
+    status.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        names: set[str],
+        largest_file: int,
+        largest_form: int = LARGEST_FORM,
+        refusal: Callable[[str, int], ASGIApp] = PlainTextResponse,
+    ) -> None:
+        self.app, self.names, self.refusal = app, names, refusal
+        self.largest_file, self.largest_form = largest_file, largest_form
         self._uploads: dict[str, list[tuple[float, int]]] = {}  # (time, bytes) of each, by visitor
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,15 +59,15 @@ class Gate:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "reason": problem})
         else:
-            await PlainTextResponse(problem, status)(scope, receive, send)
+            await self.refusal(problem, status)(scope, receive, send)
 
     def _foreign(self, headers: Headers) -> str:
         """Why a request is not one of this page's own; "" where it is."""
         asked, origin = headers.get("host", ""), headers.get("origin")
         if not self._is_own(host := _place(f"//{asked}")):
-            return f"This page is not served as {asked!r}. Open it by its address, or start it with --host NAME."
+            return f"This is not served as {asked!r}. Ask for it by its address, or start it with --host NAME."
         if origin is not None and not (self._is_own(other := _place(origin)) and other[1] == host[1]):
-            return f"{origin!r} may not use this page."
+            return f"{origin!r} may not use this."
         return ""
 
     def _is_own(self, place: tuple[str, int | None]) -> bool:
@@ -68,7 +81,7 @@ class Gate:
             return 411, "The request does not say how long it is."
         n_bytes = int(length)
         if not _is_upload(scope):
-            return 413, "The request is too long." if n_bytes > _LARGEST_FORM else ""
+            return 413, "The request is too long." if n_bytes > self.largest_form else ""
         now, visitor = time.monotonic(), _visitor(scope)
         kept = {other: [u for u in uploads if now - u[0] < KEPT] for other, uploads in self._uploads.items()}
         self._uploads = {other: uploads for other, uploads in kept.items() if uploads}

@@ -10,10 +10,10 @@ from gradio.themes import Base, colors, sizes
 from starlette.middleware import Middleware
 
 from salmonn.common.errors import UserError
-from salmonn.inference.engine import MOST_BEAMS
+from salmonn.inference.engine import LONGEST_QUESTION, MOST_BEAMS
 from salmonn.web.conversation import Conversation
 from salmonn.web.gate import Gate, own_names
-from salmonn.web.page import LONGEST_QUESTION, TWO_CLIPS, Page, task_label
+from salmonn.web.page import TWO_CLIPS, Page, task_label
 
 _HOUR, _DAY = 3600, 24 * 3600  # s; an upload is kept for a day, and removed within the next hour
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from salmonn.audio.decode import AudioError, inspect_header
 from salmonn.common.errors import UserError
 from salmonn.config.loading import generate_config
-from salmonn.inference.engine import Answer, EncodedAudio, Question, join_encoded
+from salmonn.inference.engine import LONGEST_QUESTION, Answer, EncodedAudio, Question, join_encoded
 from salmonn.inference.long_audio import clock
 from salmonn.model.lineage import Training, known_tasks
 from salmonn.model.prompts import asks_question
@@ -27,7 +27,6 @@ from salmonn.web.pictures import picture_clip
 from salmonn.web.request_queue import RequestQueue
 
 TWO_CLIPS = "speaker_verification"  # the task that is about two clips
-LONGEST_QUESTION = 2000  # characters; each takes time and memory of the model
 _EVERY = 0.5  # s, between two looks at whether a clip is heard
 
 # What a task is called on its button; others by their name

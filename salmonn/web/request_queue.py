@@ -31,7 +31,7 @@ class RequestQueue:
         self.engine = engine
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._jobs: set[Future] = set()  # the one under way, and those that wait
-        self._closed = threading.Event()
+        self.closed = threading.Event()
 
     def require_room(self) -> None:
         """Raises UserError while too many wait for the model."""
@@ -40,11 +40,11 @@ class RequestQueue:
 
     def run(self, job: Callable[[], Result]) -> Result:
         """Do something with the model when it is free, and wait for it."""
-        return self._submit(job).result()
+        return self.submit(job).result()
 
     def take(self, job: Callable[[], Result], stop: threading.Event) -> Generator[None, None, Result]:
         """As `run`, but yields every `HEARTBEAT`, and `stop` raises CancelledError without waiting for the model."""
-        taken, last = self._submit(job), time.monotonic()
+        taken, last = self.submit(job), time.monotonic()
         for now in _looks(taken, stop):
             if now - last > HEARTBEAT:
                 last = now
@@ -67,7 +67,7 @@ class RequestQueue:
         the model at its next token; so does `stop`, which raises CancelledError here.
         """
         left, begun = threading.Event(), threading.Event()
-        leaving = _Leaving(left, self._closed)
+        leaving = _Leaving(left, self.closed)
         stopping = StoppingCriteriaList([leaving])
         written = _Written(self.engine.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
         streamer = written if settings.num_beams == 1 and len(heard.embeds) == 1 else None
@@ -82,7 +82,7 @@ class RequestQueue:
         told, last = so_far, -math.inf
         try:
             while so_far is None or len(so_far.parts) not in (0, len(heard.spans)):
-                writing = self._submit(write)
+                writing = self.submit(write)
                 for now in _looks(writing, stop or left):
                     leaving.last_look = now
                     if begun.is_set() and (streamer or so_far is None):
@@ -97,14 +97,15 @@ class RequestQueue:
 
     def close(self) -> None:
         """End: the answer under way stops at its next token, those that wait do not begin."""
-        self._closed.set()
+        self.closed.set()
         self._thread.shutdown(cancel_futures=True)
 
-    def _submit(self, job: Callable[[], Result]) -> "Future[Result]":
+    def submit(self, job: Callable[[], Result]) -> "Future[Result]":
+        """Do something with the model when it is free. Raises CancelledError once the queue is closed."""
         try:
             future = self._thread.submit(job)
         except RuntimeError as error:
-            if self._closed.is_set():
+            if self.closed.is_set():
                 raise CancelledError from error
             raise
         self._jobs.add(future)

@@ -159,7 +159,7 @@ def test_what_waits_when_the_page_ends_does_not_begin(
 ):
     answers = queue.answer(engine.hear([clip]), engine.question("What is said?"), engine.config.generate)
     assert next(answers) is None
-    threading.Thread(target=lambda: queue._closed.wait() and busy.set()).start()
+    threading.Thread(target=lambda: queue.closed.wait() and busy.set()).start()
     queue.close()
     with pytest.raises(CancelledError):
         list(answers)

@@ -216,7 +216,7 @@ def test_ctrl_c_ends_the_server_whatever_it_does(engine: InferenceEngine, clip, 
             rows = page.listen(conversation, long_clip, True)
             before = shown([next(rows), next(rows)])
         signal.pthread_kill(main_thread, signal.SIGINT)
-        wait_until(page.queue._closed.is_set)  # whenever the main thread hears it
+        wait_until(page.queue.closed.is_set)  # whenever the main thread hears it
         left.append((shown(rows, before), conversation))
 
     visitors = []
