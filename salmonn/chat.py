@@ -58,17 +58,22 @@ def main() -> None:
     require_task(config.model, args)
 
     tell_wait(f"loading {config.model.ckpt or config.model.llama_path}")
-    from salmonn.common.logging import setup_logging  # torch and transformers load only now
+    from salmonn.common import distributed  # torch and transformers load only now
+    from salmonn.common.logging import setup_logging
     from salmonn.inference.engine import InferenceEngine, tell_if_untrained
 
     setup_logging()
     logging.getLogger().setLevel(logging.WARNING)
+    distributed.init(config)
     engine = InferenceEngine.load(config)
-    tell_if_untrained(config)
-    if args.task or args.prompt is not None:
-        answer_once(engine, args)
-    else:
-        converse(Chat(engine, args.long, args.overlap), args.audio)
+    with engine.model.lending():
+        if distributed.is_main():  # the others hold their shares of the LLM
+            tell_if_untrained(config)
+            if args.task or args.prompt is not None:
+                answer_once(engine, args)
+            else:
+                converse(Chat(engine, args.long, args.overlap), args.audio)
+    distributed.shutdown()
 
 
 def parse_arguments() -> Namespace:

@@ -32,6 +32,7 @@ if __name__ == "__main__":
 import torch  # noqa: E402
 
 from salmonn.common.logging import setup_logging  # noqa: E402
+from salmonn.config.checks import CHOICES  # noqa: E402
 from util.benchmarks.annotation_files import bench_inspector  # noqa: E402
 from util.benchmarks.big_file import N_ENTRIES  # noqa: E402
 from util.benchmarks.generation import BEAMS, bench_generate  # noqa: E402
@@ -51,6 +52,7 @@ BENCHMARKS = {
     "gpu": bench_gpu,
 }
 DEFAULT = ("load",)
+QUANTISATIONS = CHOICES["model.llm_quantization"]
 OF_A_BATCH = ("train", "memory")  # the others have none, or several of their own
 
 
@@ -104,7 +106,7 @@ def parse_arguments() -> argparse.Namespace:
         "--dtype", choices=("float32", "bfloat16"), default="float32",
         help="frozen weights and autocast; train on a CPU also tells the published step in float32 (default float32)",
     )  # fmt: skip
-    add("--quant", choices=("none", "8bit", "nf4"), default="none", help="how the LLM is quantised (default none)")
+    add("--quant", choices=QUANTISATIONS, default="none", help="how the LLM is quantised (default none)")
     add("--recompute", action="store_true", help="train: ours with model.gradient_checkpointing=True")
     add(
         "--batch",

@@ -62,8 +62,13 @@ def _meeting_point(dist_url: str, timeout: datetime.timedelta) -> tuple[dist.Sto
     return store, rank, world_size
 
 
-def wrap(model: nn.Module, device: torch.device, find_unused_parameters: bool = False) -> nn.Module:
-    """The model with gradients averaged over all ranks; the model itself when there is one only."""
+def wrap(
+    model: nn.Module, device: torch.device, find_unused_parameters: bool = False, is_sharded: bool = False
+) -> nn.Module:
+    """The model with gradients averaged over all ranks; the model itself when there is one only.
+
+    `is_sharded`: some of its frozen parameters are shares, of which no rank has what the others have.
+    """
     if world_size() == 1:
         return model
     return DistributedDataParallel(
@@ -72,6 +77,7 @@ def wrap(model: nn.Module, device: torch.device, find_unused_parameters: bool = 
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
         find_unused_parameters=find_unused_parameters,
+        init_sync=not is_sharded,
     )
 
 

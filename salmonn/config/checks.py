@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 CHOICES = {
-    "model.llm_quantization": ("none", "8bit", "nf4"),
+    "model.llm_quantization": ("none", "8bit", "nf4", "int8"),
     "model.llm_dtype": ("auto", "float16", "bfloat16", "float32"),
     "model.llm_attention": ("auto", "sdpa", "eager"),
     "model.encoder_dtype": ("float32", "float16", "bfloat16"),
@@ -135,6 +135,8 @@ def impossible_values(config: DictConfig) -> list[str]:
             for key in ("freeze_whisper", "freeze_beats")
             if not config.model[key]
         ]
+    if OmegaConf.select(config, "run.shard_llm"):
+        problems += _impossible_shares(config)
     if OmegaConf.select(config, "run.objective") == "ctc":
         problems += _impossible_alignment(config)
     if OmegaConf.select(config, "run.ctc_weight"):
@@ -192,9 +194,21 @@ def _impossible_model(model: DictConfig) -> list[str]:
         problems.append(
             "model.only_filled_windows = True does not go with model.window_level_Qformer = False: there are no windows"
         )
-    if model.low_resource and model.llm_quantization == "nf4":
-        problems.append("model.low_resource = True means 8bit, model.llm_quantization says nf4: drop one of them")
+    if model.low_resource and model.llm_quantization not in ("none", "8bit"):
+        other = model.llm_quantization
+        problems.append(f"model.low_resource = True means 8bit, model.llm_quantization says {other}: drop one of them")
     return problems
+
+
+def _impossible_shares(config: DictConfig) -> list[str]:
+    quantised = "8bit" if config.model.low_resource else config.model.llm_quantization
+    reasons = {
+        f"model.llm_quantization = {quantised}: bitsandbytes keeps a part of its weights where it is not shared; "
+        "int8 can be": quantised in ("8bit", "nf4"),
+        "run.objective = ctc: it does not run the LLM's blocks": config.run.objective == "ctc",
+        "run.compile = True": config.run.compile,
+    }
+    return [f"run.shard_llm = True does not go with {reason}" for reason, is_so in reasons.items() if is_so]
 
 
 def _impossible_alignment(config: DictConfig) -> list[str]:

@@ -125,7 +125,7 @@ def model_config(values: Mapping[str, Any] | DictConfig | ModelConfig) -> DictCo
 
 
 def llm_quantization(model: DictConfig) -> str:
-    """What loading does to the LLM's weights: none | 8bit | nf4."""
+    """What loading does to the LLM's weights: none | 8bit | nf4 | int8."""
     return "8bit" if model.low_resource else model.llm_quantization
 
 

@@ -44,7 +44,7 @@ class ModelConfig:
     max_txt_len: int = 300  # tokens of a target, end symbol included
     end_sym: str = "</s>"  # token that ends an answer
     low_resource: bool = False  # published name of llm_quantization: 8bit
-    llm_quantization: str = "none"  # none | 8bit | nf4
+    llm_quantization: str = "none"  # none | 8bit | nf4 | int8 (8 bits both ways)
     llm_dtype: str = "auto"  # auto (float16 on GPU as published, bfloat16 with bf16 AMP; float32 on CPU) | ...
     llm_attention: str = "auto"  # auto (the library's choice, mostly sdpa) | sdpa (less memory) | eager
     gradient_checkpointing: bool = False  # of the LLM: memory for time
@@ -123,6 +123,7 @@ class RunConfig:
     encoder_cache_gb: float = 20.0  # that it may take; 30 s of audio take 12 MB in float32, 10 s 9 MB
     device: str = "cuda"  # cpu | cuda | cuda:N
     use_distributed: bool = True  # False: ignore the environment of torchrun and Slurm
+    shard_llm: bool = False  # True: each process holds a share of the LLM, for one that a card cannot hold
     timeout_minutes: float = 30.0  # that ranks wait for each other: one that hangs ends the run after this
     amp: bool = True  # mixed precision
     amp_dtype: str = "fp16"  # fp16 (with loss scaling) | bf16

@@ -1,7 +1,7 @@
 """The model's answers to a set, or to a list of requests: batched, shared among the ranks, each exactly once."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -57,7 +57,7 @@ def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -
     name = f"answers-{fingerprint(provenance, [request.prompt for request in requests])}"
     store = AnswerStore(folder / "answers", name, provenance["commit"])
     ask = partial(generate_batch, model, config)
-    predictions = answer_all(ask, dataset, requests, config, task.name, store)
+    predictions = answer_all(ask, dataset, requests, config, task.name, store, model.lending())
     heard = [request for request in requests if not predictions[request.position].unreadable]
     if not heard:
         raise NothingHeardError(
@@ -70,7 +70,8 @@ def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -
         pairs = [f"{request.audio_index} {request.prompt}" for request in requests]
         name = f"{part}-{fingerprint(provenance, pairs)}"
         kept = AnswerStore(folder / "answers", name, provenance["commit"], kind)
-        answers = answer_all(ask, dataset, requests, config, f"{task.name}, {part.replace('_', ' ')}", kept)
+        description = f"{task.name}, {part.replace('_', ' ')}"
+        answers = answer_all(ask, dataset, requests, config, description, kept, model.lending())
         commits.update(kept.commits)
         return answers
 
@@ -98,12 +99,13 @@ def answer_all(
     config: DictConfig,
     description: str,
     store: AnswerStore | None = None,
+    lending: AbstractContextManager[None] | None = None,
 ) -> dict[int, Any]:
     """{position: answer} of all requests in their order, of the kind that `ask` gives, the same on every rank.
 
     What `store` holds is not asked again. The longest clips come first: too little memory shows
-    at once, and batches hold clips of like length. Raises RuntimeError if a request has no answer or
-    several: loader and model must account for each.
+    at once, and batches hold clips of like length. `lending`: of the model that is asked. Raises
+    RuntimeError if a request has no answer or several: loader and model must account for each.
     """
     done: dict[int, Outcome] = distributed.from_main(store.read() if store and distributed.is_main() else {})
     left = sorted(
@@ -112,7 +114,8 @@ def answer_all(
     )
     mine = left[distributed.rank() :: distributed.world_size()]
     answers: list[tuple[int, Outcome]] = []
-    with tqdm(total=len(mine), desc=description, unit="clip", disable=not distributed.is_main()) as progress:
+    progress = tqdm(total=len(mine), desc=description, unit="clip", disable=not distributed.is_main())
+    with progress, lending or nullcontext():
         for batch_answers in answer_batches(ask, dataset, mine, config):
             answers += batch_answers
             if store:

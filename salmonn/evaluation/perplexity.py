@@ -118,7 +118,7 @@ def _measure_set(model: SALMONN, config: DictConfig, folder: Path, label: str, o
     name = fingerprint(provenance, [request.prompt for request in one.requests])
     store = AnswerStore(folder / "answers" / one.task.name, name, provenance["commit"], Likelihood)
     ask = partial(likelihoods, model, config)
-    answers = answer_all(ask, dataset, one.requests, config, f"{one.task.name}, {label}", store)
+    answers = answer_all(ask, dataset, one.requests, config, f"{one.task.name}, {label}", store, model.lending())
     heard = [answer for answer in answers.values() if not answer.unreadable]
     longest = sum(answer.n_tokens == config.model.max_txt_len for answer in heard)
     result: dict[str, Any] = {"n": len(answers), "heard": len(heard), "as_long_as_max_txt_len": longest}

@@ -24,6 +24,7 @@ from salmonn.config.schema import RunConfig
 from salmonn.model.llm import load_embeddings
 from salmonn.model.llm_input import tokenize
 from salmonn.model.salmonn import SALMONN
+from salmonn.model.sharding import is_shared
 
 INITIAL_SCALE = 4.0  # of the logits
 _MEASURED_ROWS = 4096  # of the embeddings, for their size
@@ -148,7 +149,7 @@ def model_class(run: DictConfig) -> type[SALMONN]:
 
 def build_model(model: DictConfig, run: DictConfig, device: torch.device) -> SALMONN:
     """Load the model of a `model` section that a `run` section trains. Raises UserError as `SALMONN.from_config`."""
-    built = model_class(run).from_config(model, device)
+    built = model_class(run).from_config(model, device, is_shared(run.shard_llm))
     if isinstance(built, Speller):
         built.n_negatives, built.ctc_tasks = run.ctc_negatives, list(run.ctc_tasks)
     return built

@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from salmonn.common.errors import UserError
 from salmonn.config.loading import llm_quantization
+from salmonn.model.int8 import quantise_llm
 from salmonn.model.model_folders import (
     loading,
     require_all_weights,
@@ -49,8 +50,8 @@ def load_llm(config: DictConfig, device: torch.device) -> PreTrainedModel:
     """Load the LLM frozen, in the precision that `llm_dtype` and `llm_quantization` (or its own files) say."""
     stored = stored_config(config)
     require_loadable(stored, config)
-    kwargs = {}
-    if llm_quantization(config) != "none":
+    kwargs, how = {}, llm_quantization(config)
+    if how in ("8bit", "nf4"):
         kwargs = {"quantization_config": quantization_config(config, device), "device_map": {"": device}}
     elif method := quantised_by(stored):
         kwargs = {"device_map": {"": device}}
@@ -58,6 +59,8 @@ def load_llm(config: DictConfig, device: torch.device) -> PreTrainedModel:
             stored.quantization_config["backend"] = "auto_trainable"
     llm = read_llm(config, stored, device, **kwargs)
     require_finite_weights("llama_path", config)
+    if how == "int8":
+        quantise_llm(llm, device)
     llm.config.use_cache = False  # generation turns the cache on for itself
     llm.generation_config = GenerationConfig()  # decoding follows our settings, not the folder's
     return llm

@@ -55,9 +55,12 @@ def _decoder_gives(llm: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
     decoder = llm.get_decoder()
     own = decoder.__dict__.get("forward")  # some libraries put one there
     decoder.forward = lambda *_args, **_kwargs: BaseModelOutputWithPast(last_hidden_state=hidden)
+    hooks = decoder._forward_pre_hooks, decoder._forward_hooks  # of a sharded LLM: to them this would be a pass
+    decoder._forward_pre_hooks, decoder._forward_hooks = type(hooks[0])(), type(hooks[1])()
     try:
         yield
     finally:
+        decoder._forward_pre_hooks, decoder._forward_hooks = hooks
         del decoder.forward
         if own is not None:
             decoder.forward = own

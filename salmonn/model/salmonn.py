@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -32,6 +33,7 @@ from salmonn.model.llm_input import LLMInputs, build_llm_inputs, tokenize
 from salmonn.model.lora import add_lora, lora_layers, set_adapter_precision
 from salmonn.model.loss import target_loss
 from salmonn.model.qformer import Connector
+from salmonn.model.sharding import is_shared, lending, shard_blocks
 from salmonn.model.tokenizer import load_tokenizer
 from salmonn.model.whisper import load_whisper, require_features_fit
 
@@ -99,9 +101,12 @@ class SALMONN(nn.Module):
         self.__dict__["connector"] = connector
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any] | DictConfig, device: str | torch.device = "cpu") -> "SALMONN":
+    def from_config(
+        cls, config: Mapping[str, Any] | DictConfig, device: str | torch.device = "cpu", shard_llm: bool = False
+    ) -> "SALMONN":
         """Load every part that a `model` section names, and its checkpoint if there is one.
 
+        `shard_llm`: each process of the group holds a share of the LLM's blocks.
         Raises UserError for unknown keys and for checkpoints that do not fit.
         """
         config = model_config(config)
@@ -123,6 +128,8 @@ class SALMONN(nn.Module):
         if config.ckpt:
             checkpoint.load_parameters(model, config.ckpt)
             model.tell_other_vicuna()
+        if shard_llm:
+            shard_blocks(model._causal_lm(), device)
         return model.to(device)
 
     def tell_other_vicuna(self) -> None:
@@ -357,6 +364,10 @@ class SALMONN(nn.Module):
     def _causal_lm(self) -> PreTrainedModel:
         return self.llama_model.get_base_model() if self.config.lora else self.llama_model
 
+    def lending(self) -> AbstractContextManager[None]:
+        """Inside, ranks may answer as much as each likes, also with a sharded LLM: see `sharding.lending`."""
+        return lending(self._causal_lm())
+
     # ---- embeddings -> text
 
     @torch.no_grad()
@@ -424,4 +435,4 @@ def load_for_inference(config: DictConfig) -> SALMONN:
     """
     torch.manual_seed(config.run.seed)
     asked = OmegaConf.merge(config.model, {"prompt_path": ""})
-    return SALMONN.from_config(asked, device=device_of(config)).eval()
+    return SALMONN.from_config(asked, device_of(config), is_shared(config.run.shard_llm)).eval()

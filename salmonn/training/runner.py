@@ -25,6 +25,7 @@ from salmonn.data.quarantine import Quarantine
 from salmonn.model.alignment import build_model, set_ctc_weight
 from salmonn.model.compilation import compile_blocks
 from salmonn.model.meta_model import heard_seconds
+from salmonn.model.sharding import is_sharded
 from salmonn.training.curves import draw_curves
 from salmonn.training.encoder_cache import open_cache
 from salmonn.training.optim import learning_rate
@@ -262,7 +263,7 @@ class Runner:
                 self.progress.best = {}
         # an encoder that is trained drops layers, each rank others
         drops_layers = not (self.config.model.freeze_whisper and self.config.model.freeze_beats)
-        self.ddp_model = distributed.wrap(self.model, self.device, find_unused_parameters=drops_layers)
+        self.ddp_model = distributed.wrap(self.model, self.device, drops_layers, is_sharded(self.model))
         self.plan = make_plan(self.run_config, len(train_set), distributed.world_size())
         self.batches = self._training_batches(train_set)
         self._open_log()

@@ -39,16 +39,17 @@ def validate(model: SALMONN, batches: Iterable[Samples], quarantine: Quarantine)
     """
     model.eval()
     sums: dict[str, np.ndarray] = defaultdict(_zeros)  # by task
-    for samples in batches:
-        quarantine.add(samples, judged=False)
-        if not samples["text"]:
-            continue
-        score = _spelling_scores(model, samples) if isinstance(model, Aligner) else _answer_scores(model, samples)
-        everything = range(len(samples["text"]))
-        _add(sums, samples["task"], score(everything, everything))
-        rows, partners = shuffle_partners(samples["id"])
-        if rows:
-            _add(sums, [samples["task"][i] for i in rows], score(rows, partners), shuffled=True)
+    with model.lending():  # a rank may have a batch more than others
+        for samples in batches:
+            quarantine.add(samples, judged=False)
+            if not samples["text"]:
+                continue
+            score = _spelling_scores(model, samples) if isinstance(model, Aligner) else _answer_scores(model, samples)
+            everything = range(len(samples["text"]))
+            _add(sums, samples["task"], score(everything, everything))
+            rows, partners = shuffle_partners(samples["id"])
+            if rows:
+                _add(sums, [samples["task"][i] for i in rows], score(rows, partners), shuffled=True)
     everywhere: dict[str, np.ndarray] = defaultdict(_zeros)
     for share in distributed.gather_objects(dict(sums)):
         for task, of_task in share.items():

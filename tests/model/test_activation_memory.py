@@ -29,7 +29,7 @@ def gradients(model, samples):
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("quantization", ["none", "8bit", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", "8bit", "nf4", "int8"])
 def test_loss_and_gradients_have_the_same_bits_as_if_all_was_kept(quantization, dtype, recompute, monkeypatch):
     recomputing = build("mini", CPU, dtype, quantization, gradient_checkpointing=recompute).train()
     monkeypatch.setattr("salmonn.model.salmonn.reduce_activation_memory", lambda _: None)

@@ -261,7 +261,7 @@ def test_the_meta_model_has_the_real_models_names_and_shapes(section, build, nam
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("quantization", ["8bit", "nf4"])
+@pytest.mark.parametrize("quantization", ["8bit", "nf4", "int8"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_quantised_llms_run_and_train(section, name, quantization):
     model = SALMONN.from_config(section(name, llm_quantization=quantization)).train()

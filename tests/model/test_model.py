@@ -282,7 +282,7 @@ def test_prompts_are_chosen_from_the_pool_of_each_task(tmp_path):
     assert model.generate(samples, {"max_new_tokens": 3}) == model.generate(chosen, {"max_new_tokens": 3})
 
 
-@pytest.mark.parametrize("quantization", ["8bit", "nf4"])
+@pytest.mark.parametrize("quantization", ["8bit", "nf4", "int8"])
 def test_a_quantised_llm_trains(quantization):
     config = {**OmegaConf.to_container(golden_config("base")), "llm_quantization": quantization}
     model = SALMONN.from_config(config).train()

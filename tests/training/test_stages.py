@@ -45,7 +45,7 @@ def command(world, stages, *options, processes=1):
     return [*launcher, *arguments, *mini_options(world, stages / "out"), *SHORT, *options]
 
 
-@pytest.mark.parametrize("quantization", ["8bit", "nf4"])
+@pytest.mark.parametrize("quantization", ["8bit", "nf4", "int8"])
 def test_three_stages_through_a_quantised_llm(mini_world, stages, quantization):
     result = run_command(*command(mini_world, stages, f"model.llm_quantization={quantization}"))
     assert result.returncode == 0, result.stderr
@@ -61,7 +61,7 @@ def test_three_stages_through_a_quantised_llm(mini_world, stages, quantization):
     assert any(not torch.equal(moved[name], value) for name, value in first.items())
     llm = SALMONN.from_config(load_config(folders[2] / "config.yaml").model).llama_model
     kinds = {type(module).__name__ for module in llm.modules()}
-    assert {"8bit": "Linear8bitLt", "nf4": "Linear4bit"}[quantization] in kinds
+    assert {"8bit": "Linear8bitLt", "nf4": "Linear4bit", "int8": "Int8Linear"}[quantization] in kinds
 
 
 def test_stages_on_two_processes_the_last_on_one_then_nothing_is_left(mini_world, stages):

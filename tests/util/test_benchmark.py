@@ -308,7 +308,7 @@ def test_peak_memory_is_that_of_the_work_alone():
     assert small < floats
 
 
-@pytest.mark.parametrize("quantization", ["8bit", "nf4"])
+@pytest.mark.parametrize("quantization", ["8bit", "nf4", "int8"])
 def test_quantised_random_weights_are_those_that_loading_makes(quantization):
     model = build("mini", CPU, quantization=quantization)
     layer = model.llama_model.get_base_model().get_decoder().layers[0]

@@ -74,8 +74,8 @@ def test_autograd_keeps_what_the_formula_says(dtype, checkpointing):
     assert llm == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize("quantization", ["8bit", "nf4"])
-def test_quantised_weights_take_what_bitsandbytes_stores(quantization):
+@pytest.mark.parametrize("quantization", ["8bit", "nf4", "int8"])
+def test_quantised_weights_take_what_is_stored(quantization):
     case = Case("cpu", 4, quantization)
     stored = 0
     llm = build("mini", CPU, quantization=quantization).llama_model.get_base_model()
@@ -84,6 +84,7 @@ def test_quantised_weights_take_what_bitsandbytes_stores(quantization):
             constants = getattr(weight, "SCB", None) if quantization == "8bit" else getattr(weight, "quant_state", None)
             constants = getattr(constants, "absmax", constants)
             stored += weight.nbytes + (0 if constants is None else constants.nbytes)
+    stored += sum(buffer.nbytes for name, buffer in llm.named_buffers() if name.endswith(".scale"))
     assert llm_weights(build("mini", META).llama_model.get_base_model(), case) == stored
 
 

@@ -31,7 +31,7 @@ class Case:
 
     device: str  # cpu | cuda
     llm_bytes: int  # of a weight that is not quantised
-    quantization: str = "none"  # none | 8bit | nf4
+    quantization: str = "none"  # none | 8bit | nf4 | int8
     amp: bool = False
     checkpointing: bool = False
     gradients_stay: bool = False  # between micro-batches: accumulated, or in DDP's buckets
@@ -78,13 +78,13 @@ def frozen_weights(model: SALMONN, case: Case) -> dict[str, float]:
 
 
 def llm_weights(llm: nn.Module, case: Case) -> float:
-    """Bytes of an LLM without its adapters; bitsandbytes leaves embeddings, norms and the vocabulary as they are."""
+    """Bytes of an LLM without its adapters; embeddings, norms and the vocabulary are not quantised."""
     everything = sum(p.numel() for name, p in llm.named_parameters() if "lora_" not in name)
     if case.quantization == "none":
         return case.llm_bytes * everything
     linear = [m for m in _frozen_linear(llm) if m is not llm.get_output_embeddings()]
     weights = sum(m.weight.numel() for m in linear)
-    if case.quantization == "8bit":
+    if case.quantization in ("8bit", "int8"):
         small = weights + FLOAT * sum(m.out_features for m in linear)
     else:
         small = weights / 2 + FLOAT * weights / NF4_BLOCK
@@ -178,10 +178,15 @@ def target_gradients(model: SALMONN, case: Case, batch: Batch) -> float:
 
 
 def block_backward(model: SALMONN, case: Case, batch: Batch) -> float:
-    """Bytes of the gradients at a block's widest point, the two factors and their product; of a weight made whole."""
+    """Bytes of the gradients at a block's widest point, the two factors and their product, and what quantisation adds.
+
+    That is a weight made whole, or with int8 the scaled gradient, it divided by its rows' scales, and its 8 bits.
+    """
     widths = _block_widths(model)
-    whole = case.llm_compute * widths.hidden * widths.mlp if case.quantization != "none" else 0
-    return batch.clips * batch.tokens * case.llm_compute * 3 * widths.mlp + whole
+    wide = batch.clips * batch.tokens * widths.mlp
+    whole = case.llm_compute * widths.hidden * widths.mlp
+    added = {"none": 0, "int8": wide * (2 * FLOAT + 1)}.get(case.quantization, whole)
+    return 3 * case.llm_compute * wide + added
 
 
 # ---- Q-Former and what is before it

@@ -18,6 +18,7 @@ from salmonn.common.errors import UserError
 from salmonn.common.samples import Samples
 from salmonn.config.loading import model_config
 from salmonn.model.beats import PUBLISHED_SIZES
+from salmonn.model.int8 import quantise_llm
 from salmonn.model.llm import quantization_config
 from salmonn.model.lora import lora_layers
 from salmonn.model.random_model import (
@@ -88,7 +89,9 @@ def build(
     torch.manual_seed(0)
     with device:
         llm = random_llm(size.llm, getattr(torch, dtype))
-        if quantization != "none":
+        if quantization == "int8":
+            quantise_llm(llm, device)
+        elif quantization != "none":
             _quantise(llm, quantization_config(config, device))
         model = random_model(config, llm, size.whisper, size.beats, make_tokenizer(), size.seconds)
         for layer in lora_layers(model.llama_model):  # zero at first: then A would have no gradient
