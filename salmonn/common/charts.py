@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from salmonn.common.errors import UserError
-from salmonn.common.files import replacing
+from salmonn.common.files import make_folder, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +96,7 @@ def png_path(text: str) -> Path:
 def write_png(figure: "Figure", out: Path) -> None:
     """Write the figure; the file is complete whenever it exists. Raises UserError where it cannot be."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         with replacing(out) as temporary:
             figure.savefig(temporary, dpi=110, format="png")
     except OSError as error:

@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, TextIO
 
-# Control characters but for tab and line breaks; a progress bar begins with a return, which overwrites its own line.
-_CONTROLS = re.compile(r"(?!\A\r|\r\n)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROLS = re.compile(r"(?!\r\n)[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for tab and line breaks
 
 
 def printable(text: str) -> str:
@@ -14,14 +13,18 @@ def printable(text: str) -> str:
 
 
 class Screen:
-    """A stream in the place of stdout or stderr to which only printable text passes."""
+    """A stream in the place of stdout or stderr to which only printable text passes.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    `takes_bars`: a return, with which progress bars begin, stays where it is the first of what is written at once.
+    """
+
+    def __init__(self, stream: TextIO, takes_bars: bool = False) -> None:
+        self._stream, self._takes_bars = stream, takes_bars
 
     def write(self, text: str) -> int:
         """Write printable text."""
-        return self._stream.write(printable(text))
+        start = "\r" if self._takes_bars and text.startswith("\r") else ""
+        return self._stream.write(start + printable(text.removeprefix(start)))
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Write each."""
