@@ -20,7 +20,7 @@ from typing import TextIO, cast
 from salmonn.common.errors import UserError
 from salmonn.common.screen import Screen, printable
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # also by a quota, or by ulimit -f
 # Of several ranks one speaks, and its launcher ends the others while they wait: rank 0 first, then
 # the others, which may have the same to say; last who only noticed that another rank is gone.
 _OTHERS_WAIT = 5  # s
