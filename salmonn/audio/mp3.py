@@ -4,6 +4,8 @@ import os
 from functools import lru_cache
 from typing import BinaryIO, NamedTuple
 
+from salmonn.audio.view import Bytes
+
 _MPEG_1 = 3
 _RATES = (44_100, 48_000, 32_000)  # Hz, of MPEG 1; half of it in MPEG 2, a quarter in 2.5
 _KBITS = {  # by (is it MPEG 1, layer)
@@ -15,6 +17,7 @@ _KBITS = {  # by (is it MPEG 1, layer)
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _TAG_WITHIN = 64  # bytes of the first frame
+_CHECKED = 6  # bytes of a frame's header and checksum; up to the tag all others are 0
 TAG_HEAD = 32  # bytes by which a tag is known, and its size
 _OLD_ID3 = 128  # bytes
 
@@ -42,7 +45,7 @@ class _Header(NamedTuple):
     kind: _Kind
 
 
-def read_mp3(data: bytes) -> Mp3 | None:
+def read_mp3(data: bytes | Bytes) -> Mp3 | None:
     """Walk over the frames of an mp3; None for what is none. Raises ValueError where the kind of frames changes."""
     position = after_tags(data)
     if not position and not _header(data[:4]):
@@ -72,7 +75,7 @@ def read_mp3(data: bytes) -> Mp3 | None:
     return Mp3(parts, frames - 1, first.samples, frames - 2 <= told)  # some count one less
 
 
-def after_tags(data: bytes, position: int = 0) -> int:
+def after_tags(data: bytes | Bytes, position: int = 0) -> int:
     """Where the tags (ID3, APE) that begin at a byte end."""
     while head := data[position : position + TAG_HEAD]:
         if head.startswith(b"ID3"):  # the size has 7 bits a byte
@@ -100,7 +103,7 @@ def before_tags(file: BinaryIO) -> int:
     return max(0, end)
 
 
-def _resume(data: bytes, position: int, kind: _Kind | None = None) -> int:
+def _resume(data: bytes | Bytes, position: int, kind: _Kind | None = None) -> int:
     """The byte at which frames (of this kind) go on: where two stand in a row."""
     while (position := data.find(b"\xff", position + 1)) >= 0:
         if found := _two_in_a_row(data, position):
@@ -110,7 +113,7 @@ def _resume(data: bytes, position: int, kind: _Kind | None = None) -> int:
     return len(data)
 
 
-def _two_in_a_row(data: bytes, position: int) -> _Kind | None:
+def _two_in_a_row(data: bytes | Bytes, position: int) -> _Kind | None:
     """The kind of the frame at a byte, if another follows."""
     header = _header(data[position : position + 4])
     following = header and _header(data[position + header.size : position + header.size + 4])
@@ -122,6 +125,8 @@ def _told_frames(head: bytes) -> int | None:
     at = max(head.find(b"Xing"), head.find(b"Info"))
     if at < 0:
         return None if b"VBRI" not in head else 0  # which libmpg123 does not read
+    if any(head[_CHECKED:at]):  # damaged: to libmpg123 it is a frame like any other, and it guesses the length
+        return None
     return int.from_bytes(head[at + 8 : at + 12]) if head[at + 7] & 1 else 0
 
 
