@@ -59,9 +59,10 @@ def show(args: Namespace, config: DictConfig, examples: dict[str, str]) -> None:
     from salmonn.web.request_queue import RequestQueue
 
     setup_logging()
-    queue = RequestQueue(InferenceEngine.load(config))
+    engine = InferenceEngine.load(config)
+    queue = RequestQueue(engine)
     tell_if_untrained(config)
-    blocks = build(Page(queue, examples, args.max_minutes, read_lineage(config.model.ckpt)))
+    blocks = build(Page(queue, examples, args.max_minutes, read_lineage(engine.config.model.ckpt)))
     try:
         url = serve(blocks, args.host, args.port, args.share, args.max_upload_mb, list(examples.values()))
         print(f"SALMONN is at {url} (Ctrl-C ends it)", flush=True)
