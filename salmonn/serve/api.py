@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -25,6 +26,7 @@ from salmonn.web.gate import Gate
 
 _EVERY = 0.05  # s, between two looks at whether something new is written
 _SLOWEST_BODY = 60.0  # s, in which a request is sent
+_NOT_SURE = re.compile(r"[^\x00-\x7f]+$")  # letters of several bytes: bytes that follow may make others of them
 _FORM = 2**16  # bytes of a request besides its clip
 
 
@@ -147,7 +149,7 @@ class Api:
                 {**head, "choices": [_choice(i, {"role": "assistant", "content": ""}) for i in range(asked.n)]}
             )
             async for _ in self._looks(asked, request):
-                if new := _news(sent, [text.rstrip("\ufffd") for text in asked.written]):  # half a letter
+                if new := _news(sent, [_NOT_SURE.sub("", text) for text in asked.written]):
                     yield _event({**head, "choices": new})
             answered = _answered(asked)
             if new := _news(sent, [detail["text"] for detail in answered.details]):
