@@ -63,7 +63,7 @@ def train(plain_options, tmp_path):
 def outcome(folder: Path) -> tuple[list[float], torch.Tensor, set[str]]:
     """Losses of training and validation, the averaged gradients, and the names in the checkpoint."""
     lines = json_lines(folder / "log.jsonl")
-    losses = [line[key] for line in lines for key in ("loss", "loss_shuffled") if key in line]
+    losses = [line["loss"] for line in lines if "loss" in line]  # the control's partners depend on the ranks
     content = checkpoint.read(folder / "checkpoint_last.pth")
     gradients = [values["exp_avg"].flatten() for values in content["optimizer"]["state"].values()]
     return losses, torch.cat(gradients).double(), set(content["model"])
