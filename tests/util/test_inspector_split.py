@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import random
 from pathlib import Path
 
@@ -119,6 +120,42 @@ def test_it_overwrites_only_when_forced(tmp_path):
     assert len(entries_of(tmp_path / "a_valid.json")) == 2
     assert not list(tmp_path.glob("*.tmp"))
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("n_renamed", [0, 1, 2, 3])
+def test_killed_between_its_files_the_same_command_goes_on(tmp_path, monkeypatch, n_renamed):
+    annotations = annotate(tmp_path / "a.json", [{"path": f"{i}.wav"} for i in range(20)])
+    whole = tmp_path / "whole"
+    counts = split_all(annotations, whole)
+    left, replace = [n_renamed], Path.replace
+
+    def killed_after(self, target):
+        if self.suffix == ".tmp":
+            left[0] -= 1
+            if left[0] < 0:
+                os._exit(9)
+        return replace(self, target)
+
+    process = os.fork()  # which leaves what kill -9 leaves
+    if not process:
+        monkeypatch.setattr(Path, "replace", killed_after)
+        split_all(annotations, tmp_path)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == (9 if n_renamed < 3 else 0)
+    assert len(list(tmp_path.glob("a_*.json"))) == n_renamed
+    assert split_all(annotations, tmp_path) == counts
+    assert all((tmp_path / file.name).read_bytes() == file.read_bytes() for file in whole.iterdir())
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_of_another_split_no_file_is_overwritten_and_none_is_added(tmp_path):
+    annotations = annotate(tmp_path / "a.json", [{"path": f"{i}.wav"} for i in range(20)])
+    split_all(annotations, tmp_path)
+    (tmp_path / "a_test.json").unlink()
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=r"a_train\.json, .*a_valid\.json would be overwritten"):
+        split_all(annotations, tmp_path, (0.5, 0.3, 0.2))
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.4, 0.2), (1.2, -0.1, -0.1), (1.0,), (float("nan"), 0.5, 0.5)])

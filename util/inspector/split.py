@@ -8,6 +8,7 @@ would meet them by chance only. The price: when entries are added, groups near a
 sides (thresholds would keep them), all others stay where they were unless groups merge.
 """
 
+import filecmp
 import hashlib
 import logging
 import math
@@ -43,12 +44,10 @@ def split(
     met within each task; a group belongs to the task that most of its entries have. A group that is
     larger than the smallest share (speaker verification chains clips into large ones) comes first,
     that is into training as far as that reaches, and is warned of. Raises UserError for bad shares,
-    a split without entries, and files that are there already unless `force`.
+    a split without entries, and files that hold something else already unless `force`.
     """
     check_shares(shares)
     files = [split_file(annotations.path, name, folder) for name in SPLITS]
-    if (existing := [str(file) for file in files if file.exists()]) and not force:
-        raise UserError(f"{', '.join(existing)} would be overwritten; move it away or force it")
     membership = assign(annotations, usable, shares, seed, stratify)
     counts = {name: int((membership == k).sum()) for k, name in enumerate(SPLITS)}
     written = {k: files[k] for k, share in enumerate(shares) if share > 0}
@@ -57,7 +56,7 @@ def split(
             raise UserError(f"{file} would have no entries with a share of {shares[k]}; give it a larger one, or 0")
         if k not in written and file.exists():
             logging.warning("%s is of an earlier split; it may share clips with the new files", file)
-    _write_files(annotations, membership, written)
+    _write_files(annotations, membership, written, force)
     return counts
 
 
@@ -177,13 +176,22 @@ def write_entries(file: Path, entries: Iterable[bytes | msgspec.Raw]) -> None:
         output.write(b"\n]}\n")
 
 
-def _write_files(annotations: Annotations, membership: np.ndarray, files: dict[int, Path]) -> None:
-    """Write the entries of each split to its file: all of the files, or none."""
+def _write_files(annotations: Annotations, membership: np.ndarray, files: dict[int, Path], force: bool) -> None:
+    """Write the entries of each split to its file: all of the files, or none.
+
+    Killed between the files, the same command finds some of them there: as they shall be, so they may be.
+    """
     try:
         with ExitStack() as stack:  # which renames them when all are written
+            others = []
             for k, file in files.items():
                 clear_unfinished_of(file)
                 entries = zip(annotations.raw_entries(), (membership == k).tolist(), strict=True)
-                write_entries(stack.enter_context(replacing(file)), (raw for raw, chosen in entries if chosen))
+                new = stack.enter_context(replacing(file))
+                write_entries(new, (raw for raw, chosen in entries if chosen))
+                if not force and file.exists() and not filecmp.cmp(new, file, shallow=False):
+                    others.append(str(file))
+            if others:
+                raise UserError(f"{', '.join(others)} would be overwritten; move it away or force it")
     except OSError as error:
         raise UserError(f"split of {annotations.path} cannot be written: {error}") from error
