@@ -36,7 +36,7 @@ from omegaconf import DictConfig
 from salmonn.audio.decode import AudioError
 from salmonn.common.cli import argument_parser
 from salmonn.common.errors import UserError, examples
-from salmonn.common.files import write_json
+from salmonn.common.files import make_folder, write_json
 from salmonn.config.loading import load_config
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths, FolderCache
@@ -146,7 +146,7 @@ def check_inputs(args: Namespace, config: DictConfig) -> None:
     }
     refuse([problem for problem, is_wrong in wrong.items() if is_wrong] + find_problems(config, (), training=False))
     try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(args.out.parent)
     except OSError as error:
         raise UserError(f"--out {args.out}: {error}") from error
 

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from salmonn.common.cli import run_cli
 from salmonn.common.errors import UserError
+from salmonn.common.files import make_folder
 from salmonn.config.loading import load_config
 from salmonn.data.clip_paths import ClipPaths
 from util.inspector.inspection import VERDICTS, Inspection, readiness_line
@@ -53,7 +54,7 @@ def main() -> None:
     if args.json:
         content = {"prefix": prefix, "files": reports}
         try:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(args.json.parent)
             args.json.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--json {args.json}: {error}") from error

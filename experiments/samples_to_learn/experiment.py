@@ -17,7 +17,7 @@ from experiments.samples_to_learn.criterion import Point, says_enough
 from experiments.samples_to_learn.recipes import Recipe, Study, recipe_config, stage0_config
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
-from salmonn.common.files import write_json
+from salmonn.common.files import make_folder, write_json
 from salmonn.config.stored import options_without_secrets
 from salmonn.data.annotations import Annotations
 from salmonn.data.dataset import SALMONNDataset
@@ -222,7 +222,7 @@ def scale_(parameters: Iterable[nn.Parameter], factor: float) -> None:
 
 def _take_subsets(datasets: DictConfig, study: Study, tasks: Sequence[str], folder: Path) -> None:
     """Put smaller annotation files in place: some validation clips of every task, training clips of some tasks."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     valid = _entries(datasets.valid_ann_path)
     step = max(1, len(valid) // study.valid_clips)
     datasets.valid_ann_path = _write(valid[::step], folder / "valid.json")

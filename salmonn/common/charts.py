@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from salmonn.common.errors import UserError
-from salmonn.common.files import replacing
+from salmonn.common.files import make_folder, replacing
 from salmonn.common.letters import show_letters
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def write_png(figure: "Figure", out: Path) -> None:
     """Write the figure; the file is complete whenever it exists. Raises UserError where it cannot be."""
     show_letters(figure)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         with replacing(out) as temporary:
             figure.savefig(temporary, dpi=110, format="png")
     except OSError as error:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ import traceback
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import NoReturn, TextIO, cast
 
@@ -27,6 +29,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _OTHERS_WAIT = 5  # s
 _WITNESSES_WAIT = 15  # s
 _LOOK = 1.0  # s between looks whether torchrun is still there
+_ANSWER = 10.0  # s that its port has for an answer
 
 
 def run_cli(main: Callable[[], None]) -> None:
@@ -39,7 +42,7 @@ def run_cli(main: Callable[[], None]) -> None:
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if isinstance(sys.stdout, io.TextIOWrapper):  # an answer that a terminal has no letters for is shown all the same
         sys.stdout.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = _screen(sys.stdout), _screen(sys.stderr)
+    sys.stdout, sys.stderr = _screen(sys.stdout), _screen(sys.stderr, takes_bars=True)
     try:
         main()
     except UserError as error:
@@ -52,24 +55,43 @@ def run_cli(main: Callable[[], None]) -> None:
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             _tell(f"error: the disk is full ({error}): make room; what was finished until then is kept")
             sys.exit(2)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            _tell(f"error: {str(error.filename)[:60]}...: longer than the name of a file can be")
+            sys.exit(2)
         if "RANK" not in os.environ:
             raise
         _tell(_lost_contact(error) or traceback.format_exc())
         sys.exit(1)
 
 
-def _screen(stream: TextIO) -> TextIO:
-    return stream if isinstance(stream, Screen) else cast(TextIO, Screen(stream))
+def _screen(stream: TextIO, takes_bars: bool = False) -> TextIO:
+    return stream if isinstance(stream, Screen) else cast(TextIO, Screen(stream, takes_bars))
 
 
 def _end_with(launcher: int) -> None:
     """Once torchrun is gone, also by a kill of which it could tell nobody, end by SIGTERM: training saves first."""
-    while os.getppid() == launcher:
+    while os.getppid() == launcher and not _is_unanswered():
         time.sleep(_LOOK)
     with suppress(OSError):  # what torchrun's output went to may be gone, too
         if os.environ.get("LOCAL_RANK", "0") == "0":
             tell("torchrun has ended: so do its processes here; a run in training saves first")
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+@cache  # asked once: from the first look on, another parent tells
+def _is_unanswered() -> bool:
+    """Whether torchrun was killed before this process could look whose child it is: its port is closed."""
+    environment = os.environ
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return False
+    try:
+        address = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+        socket.create_connection(address, timeout=_ANSWER).close()
+    except ConnectionRefusedError:
+        return True
+    except (OSError, KeyError, ValueError):  # no word from there is no refusal
+        return False
+    return False
 
 
 def _lost_contact(error: Exception) -> str:

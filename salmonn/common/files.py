@@ -38,6 +38,13 @@ def existing_part(folder: Path) -> Path:
     return next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where they are not there; thousands in each other, too. Raises OSError."""
+    missing = [part for part in (folder, *folder.parents) if not part.is_dir()]
+    for part in reversed(missing):
+        part.mkdir(exist_ok=True)
+
+
 def free_bytes(folder: Path) -> int:
     """What its disk has left, also where the folder is still to be made."""
     return shutil.disk_usage(existing_part(folder)).free
@@ -78,7 +85,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Its folder is made. What is written is on the disk before it takes the place of what was there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = _beside(path)
     try:
         temporary.touch()
@@ -94,7 +101,7 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def making_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, to be filled; it takes that name when all went well, and else goes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = _beside(path)
     try:
         temporary.mkdir()
@@ -176,7 +183,7 @@ def read_json(path: Path, what: str = "") -> Any:
 
 def appending(path: Path) -> BinaryIO:
     """Open a file of lines for appending, after the last whole line: a kill may have left half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     file = path.open("ab")
     size = file.tell()
     if size:

@@ -23,10 +23,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from queue import SimpleQueue
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO, cast
 
 from salmonn.common.errors import UserError
 from salmonn.common.files import OpenFile
+from salmonn.common.screen import Screen
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ONE_CORE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -230,6 +231,7 @@ def serve() -> None:
     except Exception as error:
         begun = _failed(error)
     _send(asking, begun)
+    sys.stdout, sys.stderr = cast(TextIO, Screen(sys.stdout)), cast(TextIO, Screen(sys.stderr))
     if quiet:  # decoders write their complaints to stderr, where a result says it better
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     calls: SimpleQueue[list[_Part]] = SimpleQueue()

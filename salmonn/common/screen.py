@@ -5,8 +5,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, TextIO
 
-# Control characters but for tab and line breaks; a progress bar begins with a return, which overwrites its own line.
-_CONTROLS = re.compile(r"(?!\A\r|\r\n)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROLS = re.compile(r"(?!\r\n)[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for tab and line breaks
 
 
 LINE_EVERY = 30.0  # s, between two lines of a progress bar in a file
@@ -26,20 +25,23 @@ class Screen:
     """A stream in the place of stdout or stderr to which only printable text passes.
 
     Where it is no terminal but a file, of a progress bar it takes a line every LINE_EVERY s and the last state: a bar
-    begins each state with a return, which overwrites nothing there.
+    begins each state with a return, which overwrites nothing there. `takes_bars`: whether bars are written to it;
+    elsewhere a return is a sign as any other.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, takes_bars: bool = False) -> None:
+        self._stream, self._takes_bars = stream, takes_bars
         self._overwrites = stream.isatty()
         self._is_line_open = False  # something is written in it that was no bar's
         self._state, self._last = "", 0.0  # of the bar that is under way; when a line of it was written, or it began
 
     def write(self, text: str) -> int:
         """Write printable text; returns its length, as a stream does."""
+        is_bar = self._takes_bars and text.startswith("\r")
         if self._overwrites:
-            return self._stream.write(printable(text))
-        if text.startswith("\r"):
+            start = "\r" if is_bar else ""
+            return self._stream.write(start + printable(text.removeprefix(start)))
+        if is_bar:
             self._hold(text.strip())
         elif text == "\n" and self._state and not self._is_line_open:  # the bar ends
             self._stream.write(f"{printable(self._state)}\n")

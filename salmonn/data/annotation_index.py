@@ -29,6 +29,7 @@ from salmonn.common.files import (
     checksum,
     clear_unfinished_of,
     home_folder,
+    make_folder,
     replacing,
     sealed,
     unsealed,
@@ -143,7 +144,7 @@ def _places(source: Path) -> list[Path]:
 
 def _writable(folder: Path) -> bool:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError:

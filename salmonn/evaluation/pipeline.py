@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from salmonn.common import distributed
 from salmonn.common.errors import UserError
-from salmonn.common.files import UNFINISHED, clear_unfinished, write_text
+from salmonn.common.files import UNFINISHED, clear_unfinished, make_folder, write_text
 from salmonn.common.logging import setup_logging
 from salmonn.evaluation.answering import AnsweredSet, NothingHeardError, answer_set
 from salmonn.evaluation.judge.judging import Judgement, judge_answers
@@ -213,7 +213,7 @@ def session(config: DictConfig, annotations: Sequence[str] = ()) -> Iterator[Non
 def load_model(config: DictConfig, folder: Path) -> SALMONN:
     """The model on this rank's device. Raises UserError where `folder` for the results cannot be made."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)  # one that cannot be written is known at once
+        make_folder(folder)  # one that cannot be written is known at once
         if distributed.is_main():
             clear_unfinished(folder.rglob(UNFINISHED))
     except OSError as error:

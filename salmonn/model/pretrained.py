@@ -14,7 +14,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from salmonn.common.errors import UserError
-from salmonn.common.files import read_json, replacing, write_json
+from salmonn.common.files import make_folder, read_json, replacing, write_json
 from salmonn.config.loading import model_config
 from salmonn.config.missing_files import missing_model_files
 from salmonn.config.stored import require_literal, without_secrets
@@ -34,7 +34,7 @@ def save(
     folder = Path(folder)
     if (folder / CONFIG).exists():
         read_config(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # Copies, for the file format knows neither views nor two names of the same memory.
     tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in parameters.items()}
     content = {

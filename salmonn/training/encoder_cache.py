@@ -29,7 +29,7 @@ from torch import Tensor
 from salmonn.common import distributed
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
-from salmonn.common.files import GB, UNFINISHED, clear_unfinished, replacing
+from salmonn.common.files import GB, UNFINISHED, clear_unfinished, make_folder, replacing
 from salmonn.model.encoders import EncoderOutputs, Row, RunEncoders
 from salmonn.model.qformer import clip_frames
 from salmonn.model.salmonn import SALMONN
@@ -58,7 +58,7 @@ def open_cache(config: DictConfig, model: SALMONN, n_samples: int) -> "EncoderCa
     frames_beyond = model.connector.window[0] if model.config.only_filled_windows else None
     cache = EncoderCache(folder, fingerprint(model), bound, distributed.world_size(), frames_beyond)
     try:
-        cache.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(cache.folder)
     except OSError as error:
         raise UserError(f"run.encoder_cache = {folder}: {error}") from error
     if distributed.is_main():
@@ -142,7 +142,8 @@ class EncoderCache:
         try:
             with safe_open(path, "pt") as file:
                 row = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no mapping
-                if (file.metadata() or {}).get("crc32") == _checksum(row):
+                is_row = row.keys() in ({"speech"}, {"speech", "audio"}) and all(v.ndim == 2 for v in row.values())
+                if is_row and (file.metadata() or {}).get("crc32") == _checksum(row):
                     return row
             problem = "wrong checksum"
         except FileNotFoundError:
@@ -157,7 +158,7 @@ class EncoderCache:
     def _write(self, path: Path, row: Row) -> None:
         row = {name: values.cpu() for name, values in row.items()}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             with replacing(path) as temporary:
                 save_file(row, temporary, {"crc32": _checksum(row)})
         except (OSError, SafetensorError) as error:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from salmonn.common import distributed
 from salmonn.common.errors import UserError
-from salmonn.common.files import UNFINISHED, clear_unfinished, existing_part, replacing
+from salmonn.common.files import UNFINISHED, clear_unfinished, existing_part, make_folder, replacing
 from salmonn.config.loading import BEST, RESUME
 from salmonn.model import checkpoint
 from salmonn.training.wandb_log import WANDB_ID
@@ -103,7 +103,7 @@ class RunFolder:
         Raises UserError where that cannot be.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             self._lock()
             if distributed.is_main():
                 self._holder_file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from argparse import ArgumentTypeError
@@ -197,3 +199,38 @@ def test_a_rank_ends_with_the_torchrun_that_was_killed_and_training_saves_first(
     _, said = process.communicate(timeout=HANG)  # the rank has both pipes until it ends
     assert said.startswith("torchrun has ended")
     assert (tmp_path / "saved").exists() == (does == "trains")
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_rank_whose_torchrun_was_killed_before_it_could_look_for_it_ends_too(is_there):
+    with socket.create_server(("127.0.0.1", 0)) as agent:
+        port = agent.getsockname()[1]
+        if not is_there:
+            agent.close()
+        environment = {**os.environ, "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        process = subprocess.Popen(
+            [sys.executable, "-c", RANK, "something else"], cwd=ROOT, env=environment, stdout=subprocess.PIPE
+        )
+        try:
+            if is_there:
+                agent.settimeout(HANG)
+                agent.accept()[0].close()
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(3)
+            else:
+                assert process.wait(HANG) == -signal.SIGTERM
+        finally:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize("value", [{}, {"MASTER_ADDR": "127.0.0.1"}, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}])
+def test_an_environment_that_names_no_port_ends_nothing(monkeypatch, value):
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in {"TORCHELASTIC_USE_AGENT_STORE": "True", **value}.items():
+        monkeypatch.setenv(name, text)
+    cli._is_unanswered.cache_clear()
+    assert not cli._is_unanswered()
+    cli._is_unanswered.cache_clear()

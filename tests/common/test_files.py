@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from salmonn.common.files import (
     clear_unfinished,
     existing_part,
     free_bytes,
+    make_folder,
     making_folder,
     read_json,
     read_json_lines,
@@ -224,3 +226,24 @@ def test_of_a_folder_still_to_be_made_the_disk_is_that_of_the_nearest_above(tmp_
     assert free_bytes(tmp_path / "a/b/c") > 0
     monkeypatch.chdir(tmp_path)
     assert existing_part(Path("a/b")) == tmp_path
+
+
+@pytest.mark.parametrize("name", ["a", "한"])
+def test_thousands_of_folders_in_each_other_are_made(tmp_path, name):
+    deep = tmp_path.joinpath(*[name] * 1200) / "file"
+    if len(os.fsencode(deep)) > 4000:
+        with pytest.raises(OSError, match="too long"):
+            make_folder(deep.parent)
+        return
+    try:
+        write_text(deep, "whole")
+        assert deep.read_text() == "whole"
+    finally:
+        subprocess.run(["rm", "-r", str(tmp_path / name)], check=True)  # pytest's own way calls itself
+
+
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        make_folder(tmp_path / "file/below")
+    make_folder(tmp_path)  # is there

@@ -29,7 +29,8 @@ RED = "\x1b[31mred\x1b[0m"
         ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
         ("\x9b31m\x90q\x7f\x00\x08", r"\x9b31m\x90q\x7f\x00\x08"),
         ("right\rwrong", r"right\x0dwrong"),
-        ("\r 50%|###  | bar", "\r 50%|###  | bar"),
+        ("\rwrong", r"\x0dwrong"),
+        ("a\r\rb\r\n", "a\\x0d\\x0db\r\n"),
         ("one\r\ntwo\tthree\n", "one\r\ntwo\tthree\n"),
         ("배는 é 😀 \u200f\u00a0", "배는 é 😀 \u200f\u00a0"),
     ],
@@ -62,6 +63,30 @@ def test_whatever_way_a_command_writes_no_order_reaches_the_screen(ends, capsys)
     assert not orders(written.err)
     assert written.err.count(r"\x1b[31mred") >= 3
     assert "\r" not in written.err  # which is no terminal
+
+
+def test_a_return_with_which_an_answer_goes_back_over_its_line_is_shown_a_bars_own_stays(capsys):
+    def main() -> None:
+        for piece in ("no", "\r", "\ryes"):  # as chat shows an answer while it comes
+            print(piece, end="", flush=True)
+        sys.stderr.write("\r 50%|###  | bar\rmore")
+
+    run_cli(main)
+    assert capsys.readouterr() == (r"no\x0d\x0dyes", "\r 50%|###  | bar\\x0dmore")
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+    logging.getLogger("worker").warning("clip %s", text)
+
+
+def test_nor_does_one_that_a_process_of_the_loader_writes():
+    code = "from salmonn.common.processes import Parcel, Worker; from tests.common.test_screen import RED, say\n"
+    code += "worker = Worker(Parcel(say)); worker.send(RED); worker.receive(); worker.finish()"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "\\x1b[31mred\\x1b[0m\n"
+    assert result.stderr == "clip \\x1b[31mred\\x1b[0m\n"
 
 
 def test_nor_does_one_of_an_error_that_nobody_expected_or_of_an_option():

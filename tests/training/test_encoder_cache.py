@@ -146,6 +146,23 @@ def test_a_damaged_entry_is_encoded_again_told_once_and_replaced(cached, caplog,
     assert cache.heard == [3, 2]
 
 
+def test_no_bit_of_an_entrys_head_can_be_flipped_into_another_row(cached):
+    salmonn, cache = cached()
+    embeds(salmonn, 0)
+    [path] = entries(cache)
+    content, whole = path.read_bytes(), cache._read(path)
+    head = 8 + int.from_bytes(content[:8], "little")
+    for at in range(head):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[at] ^= 1 << bit
+            path.write_bytes(damaged)
+            row = cache._read(path)
+            assert row is None or (
+                row.keys() == whole.keys() and all(torch.equal(row[name], whole[name]) for name in whole)
+            ), (at, bit)
+
+
 def test_the_bound_holds_and_what_is_there_is_found(cached, caplog, tmp_path):
     (tmp_path / "of_another_encoder").mkdir()
     (tmp_path / "of_another_encoder" / "entry").write_bytes(bytes(100_000))

@@ -502,3 +502,28 @@ def test_names_in_another_spelling_are_ready(tmp_path: Path, monkeypatch, capsys
     prefix = str(tmp_path) if prefixed else ""
     report = inspect_here(tmp_path, monkeypatch, capsys, "--ann", "a.json", "--prefix", prefix)
     assert report["total"] == {"ready": 8, "not_ready": 0, "total": 8, "ready_rate": 1.0}
+
+
+@pytest.mark.parametrize("n_folders", [1200, 3000])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--split", ".5", ".5", "0", "--out", "{}"],
+        ["--json", "{}/a.json"],
+        ["--convert", "{}"],
+        ["--check-integrity", "--verdicts", "{}/verdicts.jsonl"],
+        ["--stats", "--plots", "{}"],
+        ["--list-missing", "{}/list"],
+        ["--prefix", "{}"],
+    ],
+)
+def test_folders_in_each_other_without_end_are_made_or_told(world: Path, options: list[str], n_folders: int):
+    annotate(world / "ann/a.json", ("/A/1.wav", "asr"), ("/A/2.wav", "asr"))
+    deep = "/".join(["d"] * n_folders)
+    given = ["--prefix", "media", *(option.format(deep) for option in options)]
+    result = inspect(world, "--ann", "ann/a.json", *given)
+    subprocess.run(["rm", "-rf", str(world / "d")], check=True)  # pytest's own way calls itself
+    assert "Traceback" not in result.stderr
+    assert result.returncode in (0, 2)
+    if n_folders > 2048:
+        assert len(result.stderr) < 9000

@@ -18,7 +18,7 @@ import soundfile
 
 from salmonn.audio.decode import AudioError, inspect_header
 from salmonn.common.errors import UserError
-from salmonn.common.files import replacing
+from salmonn.common.files import make_folder, replacing
 from util.eval_sets.base import Item, MissingError, Request, folder
 from util.eval_sets.tables import csv_rows, lines, source
 
@@ -103,7 +103,7 @@ def _decode(metadata: Path) -> list[_Audio]:
 def _cut_recording(recording: Path, segments: list[tuple[_Segment, Path]]) -> None:
     try:
         rate = inspect_header(recording).rate  # refuses what is damaged
-        segments[0][1].parent.mkdir(parents=True, exist_ok=True)
+        make_folder(segments[0][1].parent)
         with soundfile.SoundFile(recording) as file:
             for segment, clip in segments:
                 begin, end = round(segment.begin_time * rate), round(segment.end_time * rate)

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from salmonn.audio.decode import AudioError
 from salmonn.common.charts import BLUE, ORANGE, new_figure, write_png
 from salmonn.common.errors import UserError
+from salmonn.common.files import make_folder
 from salmonn.data.annotation_scan import DEFAULT_TASK
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths, FolderCache, corpus_of
@@ -128,7 +129,7 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def plot_histograms(quantities: Mapping[str, Groups], folder: Path) -> list[Path]:
     """Write a picture per quantity ({"words": {task: [texts]}, "seconds": ...}), a panel per task."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise UserError(f"pictures cannot be written to {folder}: {error}") from error
     written = []
