@@ -6,6 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from salmonn.config.stored import SECRETS
+
 CHOICES = {
     "model.llm_quantization": ("none", "8bit", "nf4", "int8"),
     "model.llm_dtype": ("auto", "float16", "bfloat16", "float32"),
@@ -141,6 +143,11 @@ def impossible_values(config: DictConfig) -> list[str]:
         problems += _impossible_alignment(config)
     if OmegaConf.select(config, "run.ctc_weight"):
         problems += _impossible_spelling(config)
+    problems += [
+        f"{key}: holds spaces, a line break or other characters that no token has"  # not which: it is a secret
+        for key, value in _given(config, SECRETS)
+        if not re.fullmatch("[!-~]*", value)
+    ]
     for _, model in _given(config, ["model"]):
         problems += _impossible_model(model)
     for _, judge in _given(config, ["evaluate.judge"]):

@@ -160,7 +160,8 @@ def _unknown_keys(values: Any, schema: type, prefix: str, where: str, problems: 
     if values is None:
         return
     if not isinstance(values, dict):
-        problems.append(f"{where}: {prefix.rstrip('.')} must be a section of keys, got {values!r}")
+        what = "a list" if isinstance(values, list) else "one value"  # not which: it may be a secret
+        problems.append(f"{where}: {prefix.rstrip('.')} must be a section of keys, not {what}")
         return
     for key, value in values.items():
         if key not in known:

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from salmonn.common.errors import UserError
 from salmonn.config.installed import CONFIGS, here_or_installed
 from salmonn.config.schema import Config
-from salmonn.config.stored import DEEPEST, SECRETS
+from salmonn.config.stored import DEEPEST, sets_secret
 
 # ValueError: a tag that its value does not fit. RecursionError: an anchor inside itself.
 _NOT_YAML = (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError)
@@ -41,7 +41,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
     except OSError as error:
         raise UserError(f"config file {path} cannot be read: {error.strerror}") from error
     except _NOT_YAML as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
+        raise UserError(f"{path} is not valid YAML: {_said(error)}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{path}: expected keys at the top level, as the files in configs/ have them")
     base = config.pop("base", [])
@@ -56,16 +56,29 @@ def read_options(options: Sequence[str]) -> DictConfig:
     read = OmegaConf.create()
     for option in options:
         key, equals, value = option.partition("=")
+        shown = "(a secret)" if sets_secret(option) else option
         if not (equals and key):
-            raise UserError(f"--options {option}: write it as key=value, e.g. run.batch_size_train=4")
+            raise UserError(f"--options {shown}: write it as key=value, e.g. run.batch_size_train=4")
         if key.count(".") > DEEPEST:
             raise UserError(f"--options {key[:60]}...: there is no such key")
         try:
             OmegaConf.update(read, key, _value(value, _type_of(key)))
         except _NOT_YAML as error:
-            shown = f"{key}: cannot be read" if key in SECRETS else f"{option}: {error}"
-            raise UserError(f"--options {shown}") from error
+            why = "it cannot be read" if sets_secret(option) else _said(error)
+            raise UserError(f"--options {shown}: {why}") from error
     return read
+
+
+def _said(error: Exception) -> str:
+    """What is wrong and where, without the lines of the file that the library quotes: they may hold a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error)
+    marks = {error.context: error.context_mark, error.problem: error.problem_mark}
+    return ", ".join(
+        what + (f" (line {mark.line + 1}, column {mark.column + 1})" if mark else "")
+        for what, mark in marks.items()
+        if what
+    )
 
 
 def _value(value: str, kind: Any) -> Any:

@@ -1,7 +1,7 @@
 """Configurations inside files: those that we write hold no secret, and those of others are taken literally."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,6 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from salmonn.common.errors import UserError
 
 SECRETS = ("model.token",)  # the one list of keys whose values no file and no message holds
+# What other programs call theirs: a file of theirs may hold them, and none of ours takes them over.
+_FOREIGN = re.compile(r"(.*[_.-])?(token|password|passwd|secret|api_?key|(secret|access|wandb|auth)_key)", re.I)
 _REFERENCE = re.compile(r"\$\{oc\.env:\w+\}")  # without a default: that would be a secret itself
 DEEPEST = 16  # sections inside sections; ours have three
 
@@ -19,12 +21,29 @@ def is_reference(value: Any) -> bool:
 
 
 def without_secrets(config: Mapping[str, Any], keep_references: bool = False) -> dict[str, Any]:
-    """Plain values of a configuration with its secrets emptied; `keep_references`: but for `${oc.env:NAME}`."""
-    kept = dict(config)
-    for section, _, key in (secret.rpartition(".") for secret in SECRETS):
-        values = kept.get(section)
-        if isinstance(values, dict) and key in values and not (keep_references and is_reference(values[key])):
-            kept[section] = {**values, key: ""}
+    """Plain values of a configuration with its secrets emptied; `keep_references`: but for `${oc.env:NAME}`.
+
+    What is nested deeper than a configuration is left as it is: see `require_shallow`.
+    """
+    return _emptied(config, "", keep_references)
+
+
+def _emptied(values: Any, place: str, keep_references: bool) -> Any:
+    if place.count(".") > DEEPEST:
+        return values
+    if isinstance(values, list | tuple):
+        return [_emptied(value, f"{place}.", keep_references) for value in values]
+    if not isinstance(values, Mapping):
+        return values
+    kept = {}
+    for key, value in values.items():
+        where = f"{place}.{key}" if place else str(key)
+        is_text = not isinstance(value, bool | int | float | None)
+        is_secret = where in SECRETS or (is_text and _FOREIGN.fullmatch(str(key)))
+        if is_secret and not (keep_references and is_reference(value)):
+            kept[key] = ""
+        else:
+            kept[key] = _emptied(value, where, keep_references)
     return kept
 
 
@@ -33,9 +52,17 @@ def written_config(config: DictConfig) -> dict[str, Any]:
     return without_secrets(OmegaConf.to_container(config), keep_references=True)
 
 
+def sets_secret(option: str) -> bool:
+    """Whether `key=value` of a command line sets a secret, in any of the forms in which a key may be written."""
+    key, _, value = option.partition("=")
+    names = [name for name in re.split(r"[^\w-]+", key) if name]
+    paths = [secret.split(".") for secret in SECRETS]
+    return any(names[: len(path)] == path or (path[: len(names)] == names and path[-1] in value) for path in paths)
+
+
 def options_without_secrets(options: Sequence[str]) -> list[str]:
     """`key=value` of a command line as they may be written down: without those that set a secret."""
-    return [option for option in options if option.partition("=")[0] not in SECRETS]
+    return [option for option in options if not sets_secret(option)]
 
 
 def require_literal(values: Any, where: str) -> None:
@@ -43,11 +70,23 @@ def require_literal(values: Any, where: str) -> None:
 
     `${...}` would be filled in here, and what it stood for would end up in the next file.
     """
+    for value in _inside(values, where):
+        if isinstance(value, str) and "${" in value:
+            raise UserError(f"{where} holds {value[:60]!r}: ${{...}} is not filled in from the file of others")
+
+
+def require_shallow(values: Any, where: str) -> None:
+    """Raise UserError where a configuration is nested deeper than any is."""
+    for _ in _inside(values, where):
+        pass
+
+
+def _inside(values: Any, where: str) -> Iterator[Any]:
+    """All values and keys. Raises UserError where they are nested without end."""
     left = [(values, 0)]
     while left:
         value, depth = left.pop()
-        if isinstance(value, str) and "${" in value:
-            raise UserError(f"{where} holds {value[:60]!r}: ${{...}} is not filled in from the file of others")
+        yield value
         if depth > DEEPEST:
             raise UserError(f"{where} is nested more than {DEEPEST} deep: it is no configuration")
         inside = [*value, *value.values()] if isinstance(value, Mapping) else value

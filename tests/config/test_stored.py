@@ -41,9 +41,18 @@ def test_a_token_that_the_environment_lacks_is_told_when_the_config_is_read(tmp_
         config_with(tmp_path, "${oc.env:NOT_THERE}")
 
 
-@pytest.mark.parametrize("option", ["model.token=hf_planted${", "model.token='hf_planted${'"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "model.token=hf_planted${", "model.token='hf_planted${'", "model={token: hf_planted", "model.token hf_planted",
+        "model[token]=hf_planted${", "model=[{token: hf_planted}]", "model=[token, hf_planted]",
+        "model.token.a=hf_planted",
+        "model.token=[hf_planted]", "model.token={a: hf_planted}", "model.token='hf_planted\n'",
+        "model.token=hf_planted é",
+    ],
+)  # fmt: skip
 def test_no_message_repeats_a_token(option):
-    with pytest.raises(UserError, match=r"model\.token") as caught:
+    with pytest.raises(UserError) as caught:
         load_config("configs/mini/stage1.yaml", [option])
     assert "hf_planted" not in str(caught.value)
     with pytest.raises(UserError, match="token") as caught:
@@ -51,9 +60,57 @@ def test_no_message_repeats_a_token(option):
     assert "hf_planted" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'model:\n  token: "hf_planted\n  ckpt: x',
+        "model:\n  token: hf_planted: x",
+        "model:\n  token: [hf_planted",
+        "model:\n\ttoken: hf_planted",
+        "model: hf_planted",
+        "model:\n - token: hf_planted",
+        "model:\n  tokne: hf_planted",
+        "token: hf_planted",
+        "model: {token: hf_planted, token: hf_planted}",
+    ],
+)
+def test_no_message_about_a_file_quotes_a_line_of_it(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"c\.yaml") as caught:
+        load_config(tmp_path / "c.yaml")
+    assert "hf_planted" not in str(caught.value)
+
+
+def test_where_a_file_is_no_yaml_is_told_by_line_and_column(tmp_path):
+    (tmp_path / "c.yaml").write_text("run:\n  seed: [1\nmodel:\n")
+    with pytest.raises(UserError, match=r"\(line 3, column "):
+        load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    "name", ["token", "hf_token", "api_key", "wandb.api_key", "WANDB_API_KEY", "wandb_key", "password", "client-secret"]
+)
+def test_secrets_of_other_programs_in_files_of_others_are_not_taken_over(name):
+    config = {"run": {name: "hf_planted", "more": [{"deep": {name: ["hf_planted"]}}], "max_tokens": 3, "seed": 1}}
+    kept = without_secrets(config, keep_references=True)
+    assert kept["run"][name] == kept["run"]["more"][0]["deep"][name] == ""
+    assert (kept["run"]["max_tokens"], kept["run"]["seed"]) == (3, 1)
+    assert config["run"][name] == "hf_planted"  # what was read stays as it was
+
+
+def test_no_other_key_of_ours_is_taken_for_a_secret():
+    plain = OmegaConf.to_container(load_config("configs/mini/stage1.yaml"))
+    assert without_secrets(plain) == plain
+
+
 def test_options_that_are_written_down_hold_no_secret():
     given = ["model.token=hf_planted", "run.seed=1", f"model.token={REFERENCE}", "model.token"]
-    assert options_without_secrets(given) == ["run.seed=1"]
+    given += ["model={token: hf_planted, ckpt: x}", "model[token]=hf_planted", " model.token =hf_planted"]
+    given += ["model={'token': hf_planted}", "model.token.x=hf_planted", "model.token hf_planted", "model.num_beams=2"]
+    given += ["model.num_speech_query_token=2", "model={lora: false}"]
+    assert options_without_secrets(given) == [
+        "run.seed=1", "model.num_beams=2", "model.num_speech_query_token=2", "model={lora: false}",
+    ]  # fmt: skip
 
 
 def test_every_secret_is_a_key_of_the_schema():
