@@ -11,13 +11,15 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_UPLOADS, LARGEST_SUM = 200, 10  # of a visitor within KEPT: files, and bytes as a multiple of the largest file
 KEPT = 25 * 3600  # s that an upload is kept
 LARGEST_FORM = 2**20  # bytes of any other request; they hold a question, settings and names
-_FILE = b"filename="  # begins each file of an upload
+_FILE = b"filename"  # in the head of each file of an upload, as filename= or filename*=
+_TOO_MUCH = "You have uploaded as much as one visitor may; what you have sent goes after a day."
 
 
 def own_names(host: str) -> set[str]:
@@ -87,12 +89,12 @@ class Gate:
         self._uploads = {other: uploads for other, uploads in kept.items() if uploads}
         uploads = self._uploads.setdefault(visitor, [])
         if len(uploads) >= MOST_UPLOADS or sum(size for _, size in uploads) + n_bytes > LARGEST_SUM * self.largest_file:
-            return 429, "You have uploaded as much as one visitor may; what you have sent goes after a day."
+            return 429, _TOO_MUCH
         uploads.append((now, n_bytes))
         return 0, ""
 
     def _counting(self, scope: Scope, receive: Receive) -> Receive:
-        """Count an upload's files, beyond the first, while they come."""
+        """Count an upload's files, beyond the first, while they come; too many end it."""
         if not _is_upload(scope):
             return receive
         visitor, end, n_files = _visitor(scope), b"", 0
@@ -100,12 +102,15 @@ class Gate:
         async def counted() -> Message:
             nonlocal end, n_files
             message = await receive()
-            body = end + message.get("body", b"")
+            body = end + message.get("body", b"").lower()
             end = body[1 - len(_FILE) :]
+            uploads = self._uploads.setdefault(visitor, [])
             for _ in range(body.count(_FILE)):
                 n_files += 1
+                if n_files > 1 and len(uploads) >= MOST_UPLOADS:
+                    raise HTTPException(429, _TOO_MUCH)
                 if n_files > 1:
-                    self._uploads.setdefault(visitor, []).append((time.monotonic(), 0))
+                    uploads.append((time.monotonic(), 0))
             return message
 
         return counted

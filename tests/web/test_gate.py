@@ -82,6 +82,19 @@ def test_many_files_in_one_upload_count_each():
     assert upload(visitor).status_code == 429
 
 
+@pytest.mark.parametrize("name", ["filename=", "filename*=utf-8''", "FileName="])
+def test_one_upload_brings_no_more_files_than_many_may(name):
+    def body(files: int) -> bytes:
+        head = f'--b\r\nContent-Disposition: form-data; name="files"; {name}"a.wav"\r\n\r\na\r\n'
+        return (head * files + "--b--\r\n").encode()
+
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    for files, status in ((gate.MOST_UPLOADS, 200), (gate.MOST_UPLOADS + 1, 429), (900, 429)):
+        visitor = client(largest_file=10**6)
+        assert visitor.post("/gradio_api/upload", content=body(files), headers=headers).status_code == status
+        assert upload(visitor).status_code == 429
+
+
 def test_other_requests_are_short_and_say_how_long_they_are():
     visitor = client()
     assert visitor.post("/gradio_api/queue/join", content=b"a" * 10**6).text == str(10**6)
