@@ -14,7 +14,7 @@ from salmonn.audio.containers import STREAMED_SIZE, SampleBytes, find_samples
 from salmonn.audio.mp3 import TAG_HEAD, after_tags, read_mp3
 from salmonn.audio.quiet import no_prints_of_c
 from salmonn.audio.sound import Sound
-from salmonn.audio.view import View
+from salmonn.audio.view import Bytes, View
 
 _UNKNOWN = 1 << 62  # libsndfile's frames of a FLAC without a length
 _CLAIMS = 1000  # times the frames of an mp3: more than the largest frame is larger than the smallest
@@ -50,8 +50,7 @@ def open_with_libsndfile(path: Path) -> Iterator[Sound]:
 def _shown(path: Path, raw: BinaryIO) -> _Shown:
     if samples := find_samples(path):
         if samples.is_mpeg:
-            raw.seek(samples.start)
-            return _shown_mp3(path, raw, raw.read(samples.size), samples.start)
+            return _shown_mp3(path, raw, Bytes(raw, samples.start, samples.size), samples.start)
         return _shown_unfinished(raw, samples) if samples.is_unfinished else _Shown(str(path))
     head = raw.read(TAG_HEAD)
     start = after_tags(head)
@@ -60,8 +59,7 @@ def _shown(path: Path, raw: BinaryIO) -> _Shown:
     if flac.startswith(b"fLaC") and len(flac) == _STREAMINFO.stop:
         return _shown_flac(raw, start, flac[_STREAMINFO])
     if start or head[:1] == b"\xff":
-        raw.seek(0)
-        return _shown_mp3(path, raw, raw.read())
+        return _shown_mp3(path, raw, Bytes(raw))
     return _Shown(str(path))
 
 
@@ -81,7 +79,7 @@ def _shown_flac(raw: BinaryIO, start: int, info: bytes) -> _Shown:
     return _Shown(view, frames or None, is_told=False, md5=info[5:])
 
 
-def _shown_mp3(path: Path, raw: BinaryIO, data: bytes, start: int = 0) -> _Shown:
+def _shown_mp3(path: Path, raw: BinaryIO, data: Bytes, start: int = 0) -> _Shown:
     """An mp3, which begins at byte `start` of the file; without its tag where that cannot be believed."""
     mp3 = read_mp3(data)
     if mp3 and (start or not mp3.is_told):
@@ -136,7 +134,9 @@ def _goes_on(path: Path, read: Callable[[int], np.ndarray]) -> bool:
     try:
         return len(read(1)) > 0
     except soundfile.LibsndfileError:  # something else was put behind it, if not another FLAC
-        return b"fLaC" in path.read_bytes()[len(b"fLaC") :]
+        with path.open("rb") as raw:
+            data = Bytes(raw)
+            return data.find(b"fLaC", data.find(b"fLaC") + 1) >= 0
 
 
 def _raise_system_error(source: str | View) -> None:

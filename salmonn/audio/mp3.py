@@ -4,6 +4,8 @@ import os
 from functools import lru_cache
 from typing import BinaryIO, NamedTuple
 
+from salmonn.audio.view import Bytes
+
 _MPEG_1 = 3
 _RATES = (44_100, 48_000, 32_000)  # Hz, of MPEG 1; half of it in MPEG 2, a quarter in 2.5
 _KBITS = {  # by (is it MPEG 1, layer)
@@ -42,7 +44,7 @@ class _Header(NamedTuple):
     kind: _Kind
 
 
-def read_mp3(data: bytes) -> Mp3 | None:
+def read_mp3(data: bytes | Bytes) -> Mp3 | None:
     """Walk over the frames of an mp3; None for what is none. Raises ValueError where the kind of frames changes."""
     position = after_tags(data)
     if not position and not _header(data[:4]):
@@ -72,7 +74,7 @@ def read_mp3(data: bytes) -> Mp3 | None:
     return Mp3(parts, frames - 1, first.samples, frames - 2 <= told)  # some count one less
 
 
-def after_tags(data: bytes, position: int = 0) -> int:
+def after_tags(data: bytes | Bytes, position: int = 0) -> int:
     """Where the tags (ID3, APE) that begin at a byte end."""
     while head := data[position : position + TAG_HEAD]:
         if head.startswith(b"ID3"):  # the size has 7 bits a byte
@@ -100,7 +102,7 @@ def before_tags(file: BinaryIO) -> int:
     return max(0, end)
 
 
-def _resume(data: bytes, position: int, kind: _Kind | None = None) -> int:
+def _resume(data: bytes | Bytes, position: int, kind: _Kind | None = None) -> int:
     """The byte at which frames (of this kind) go on: where two stand in a row."""
     while (position := data.find(b"\xff", position + 1)) >= 0:
         if found := _two_in_a_row(data, position):
@@ -110,7 +112,7 @@ def _resume(data: bytes, position: int, kind: _Kind | None = None) -> int:
     return len(data)
 
 
-def _two_in_a_row(data: bytes, position: int) -> _Kind | None:
+def _two_in_a_row(data: bytes | Bytes, position: int) -> _Kind | None:
     """The kind of the frame at a byte, if another follows."""
     header = _header(data[position : position + 4])
     following = header and _header(data[position + header.size : position + header.size + 4])

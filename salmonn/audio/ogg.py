@@ -4,6 +4,8 @@ import struct
 import zlib
 from pathlib import Path
 
+from salmonn.audio.view import Bytes
+
 _HEADER = struct.Struct("<4sBBqII4sB")  # capture, version, flags, granule position, serial, page, crc, segments
 _FIRST_PAGE, _LAST_PAGE = 2, 4  # flags of the pages that begin and end a stream
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -21,7 +23,7 @@ def is_plain_ogg(path: str | Path) -> bool:
     with Path(path).open("rb") as file:
         while head := file.read(_HEADER.size):
             if not head.startswith(b"OggS"):
-                if flags & _LAST_PAGE and b"OggS" not in head + file.read():
+                if flags & _LAST_PAGE and Bytes(file, file.tell() - len(head)).find(b"OggS") < 0:
                     break  # something else was put behind the stream
                 raise ValueError("damaged: a page of the Ogg stream does not begin where it should")
             if len(head) < _HEADER.size:

@@ -1,12 +1,44 @@
-"""A file as libsndfile shall see it: where what a header says would make it stop before the end."""
+"""A file of which little is in memory: as its bytes, and as libsndfile shall see it."""
 
 import os
 from collections.abc import Sequence
 from typing import BinaryIO
 
+_BLOCK, _BEHIND = 1 << 20, 1 << 13  # bytes that are read at once, and of them those before the one that is asked for
+
+
+class Bytes:
+    """The bytes of a file from one on, for slices that move forward. Raises OSError where it cannot be read."""
+
+    def __init__(self, file: BinaryIO, start: int = 0, size: int | None = None) -> None:
+        """`size`: how many of them; None: up to its end."""
+        self._descriptor, self._start = file.fileno(), start
+        self._size = os.fstat(self._descriptor).st_size - start if size is None else size
+        self._at, self._block = 0, b""  # what is in memory
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        first, last, _ = part.indices(self._size)
+        if not self._at <= first <= last <= self._at + len(self._block):
+            self._at = max(0, first - _BEHIND)
+            self._block = os.pread(self._descriptor, max(_BLOCK, last - self._at), self._start + self._at)
+        return self._block[first - self._at : last - self._at]
+
+    def find(self, what: bytes, position: int = 0) -> int:
+        """The first byte from `position` on at which it stands; -1 for nowhere."""
+        while len(self[position : position + len(what)]) == len(what):  # which brings what follows into memory
+            if (at := self._block.find(what, position - self._at)) >= 0:
+                return self._at + at
+            position = self._at + len(self._block) - len(what) + 1
+        return -1
+
 
 class View:
     """Parts of a file and other bytes in a row, as long as it claims to be; what soundfile takes for a file.
+
+    So libsndfile goes on where what a header says would make it stop before the end.
 
     An error of the system is kept in `error`, for libsndfile would take it for the end of the file.
     """

@@ -1,5 +1,6 @@
 """A small file takes no large memory, and what libraries in C print reaches neither answers nor logs."""
 
+import os
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from salmonn.audio import view
 from salmonn.audio.decode import AudioError, decode_all, inspect_header, load_audio, stream_audio
 from tests.fixtures.damaged_media import KINDS, make_damaged
 from tests.fixtures.paths import ROOT
@@ -102,3 +104,43 @@ def test_only_what_c_prints_meanwhile_is_dropped():
     result = run(code)
     assert result.stdout == "Python\nC\n"
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["Python", "C"]
+
+
+def test_of_a_long_mp3_or_of_what_follows_a_stream_little_is_in_memory(tmp_path):
+    """Of the file, that is: 60 MB each."""
+    tone = (0.3 * np.sin(np.arange(16_000 * 60) / 9)).astype(np.float32)
+    soundfile.write(tmp_path / "a.mp3", tone, 16_000)
+    minute = (tmp_path / "a.mp3").read_bytes()
+    (tmp_path / "a.mp3").write_bytes(minute * (60_000_000 // len(minute)))
+    for name, kind in (("a.flac", {}), ("a.ogg", {"subtype": "VORBIS"})):
+        soundfile.write(tmp_path / name, tone[:16_000], 16_000, **kind)
+        with (tmp_path / name).open("ab") as file:
+            file.write(b"more" * 15_000_000)
+    for name in ("a.mp3", "a.flac", "a.ogg"):
+        code = "import resource, sys; from salmonn.audio.decode import load_audio, AudioError; import soxr, soundfile\n"
+        code += "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\ntry: load_audio(sys.argv[1])\n"
+        code += "except AudioError as error: print(error)\n"
+        code += "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+        result = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / name)], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert int(result.stdout.splitlines()[-1]) < 40, f"{name}: {result.stdout}"
+
+
+@pytest.mark.parametrize("size", [None, 5000])
+def test_bytes_of_a_file_are_those_that_are_there(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(view, "_BLOCK", 97)
+    monkeypatch.setattr(view, "_BEHIND", 10)
+    content = np.random.default_rng(0).integers(0, 4, 6000, np.uint8).tobytes()
+    (tmp_path / "a").write_bytes(content)
+    with (tmp_path / "a").open("rb") as file:
+        for start in (0, 300):
+            there = content[start:][:size]
+            data = view.Bytes(file, start, size)
+            assert len(data) == len(there)
+            for first in (0, 1, 96, 97, 98, 2000, 1990, 0, 4690, 9999):
+                assert data[first : first + 40] == there[first : first + 40]
+                for what in (b"\x01", bytes([1, 2, 3, 0, 1, 2]), bytes(12), b"\xff"):
+                    assert data.find(what, first) == there.find(what, first)
+        os.truncate(tmp_path / "a", 100)
+        assert view.Bytes(file, 0, 5000).find(b"\xff") == -1

@@ -202,6 +202,7 @@ def test_flac_in_ogg_is_heard(tmp_path):
 
 def test_a_flac_with_tags_around_it_is_heard(tmp_path):
     assert heard(tmp_path / "a.flac", ID3 + flac()) == SECONDS
+    assert heard(tmp_path / "a.flac", ID3 + flac() + b"TAG" + b"a" * 125) == SECONDS
     assert heard(tmp_path / "a.flac", flac() + b"TAG" + b"a" * 125) == SECONDS
     assert heard(tmp_path / "a.flac", copy_packets([flac()], "flac")) == SECONDS
 
