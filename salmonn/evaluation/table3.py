@@ -76,17 +76,22 @@ def earlier_reports(folder: Path, tasks: Sequence[EvalTask]) -> dict[str, dict[s
     for task in tasks:
         if (path := folder / task.name / "report.json").is_file():
             try:
-                found[task.name] = _read_report(path)
+                found[task.name] = _read_report(path, task)
             except UserError as error:
                 logger.warning("%s; it is left out of the page: evaluate %s again", error, task.name)
     return found
 
 
-def _read_report(path: Path) -> dict[str, Any]:
+def _read_report(path: Path, task: EvalTask) -> dict[str, Any]:
+    """A report that can be shown. Raises UserError for anything else."""
     report = read_json(path)
     kinds = ((_COUNTS, int), (_LISTS, list), (_DICTIONARIES, dict))
     if not isinstance(report, dict) or any(not isinstance(report.get(k), kind) for keys, kind in kinds for k in keys):
         raise UserError(f"{path} is no report of evaluate.py")
+    try:
+        rows_of(task, report), _stands_on(task, report), summary(report)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is no report of evaluate.py, or was damaged ({error!r})") from error
     return report
 
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from salmonn.common.errors import UserError
@@ -41,13 +41,17 @@ def build_optimizer(model: nn.Module, optims: DictConfig) -> AdamW:
 
 
 def restore_optimizer(optimizer: AdamW, state: dict) -> None:
-    """Take up moments and step counts; rates and decay stay as configured now. Raises ValueError if groups differ."""
+    """Take up moments and step counts; rates and decay stay as configured now. Raises ValueError if they do not fit."""
     kept = ("weight_decay", "lr_factor", "betas")
     configured = [{key: group[key] for key in kept} for group in optimizer.param_groups]
     how = {key: optimizer.param_groups[0][key] for key in _IMPLEMENTATION}  # decides where the step counts must be
     optimizer.load_state_dict({**state, "param_groups": [{**group, **how} for group in state["param_groups"]]})
     for group, values in zip(optimizer.param_groups, configured, strict=True):
         group.update(values)
+    for parameter, moments in optimizer.state.items():
+        for name, values in moments.items():
+            if not isinstance(values, Tensor) or values.shape not in (parameter.shape, ()):
+                raise ValueError(f"{name} of a parameter of shape {list(parameter.shape)} is of another one")
 
 
 def learning_rate(optims: DictConfig, iters_per_epoch: int, epoch: int, step: int) -> float:

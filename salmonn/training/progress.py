@@ -38,6 +38,9 @@ class Progress:
             value = getattr(progress, name)
             if not isinstance(value, int | float if isinstance(default, float) else type(default)):
                 raise TypeError(f"{name} = {value!r} in its progress")
+        for name, validation in (("best", progress.best), ("valid", progress.valid)):
+            if validation and not isinstance(validation.get("accuracy"), int | float):
+                raise TypeError(f"{name} in its progress is no validation")
         return progress
 
     def go_on(self, before: Mapping[str, Any], run: DictConfig, processes: int) -> None:

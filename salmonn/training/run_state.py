@@ -323,8 +323,8 @@ class RunState:
             "tried": progress.tried,
             "bad": progress.unreadable,
             "bad_files": len(self.quarantine.files),
-            "valid_loss": progress.valid["loss"],
-            "valid_loss_shuffled": progress.valid["loss_shuffled"],
+            "valid_loss": progress.valid.get("loss"),
+            "valid_loss_shuffled": progress.valid.get("loss_shuffled"),
             "best": progress.best,
         }
 

@@ -364,3 +364,26 @@ def test_what_stands_in_the_place_of_an_earlier_report_is_told_and_left_out(tmp_
     assert earlier_reports(tmp_path, tasks) == {"er": whole}
     assert f"{tmp_path}/sv/report.json is" in caplog.text
     assert "it is left out of the page: evaluate sv again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"scores": {"wer": "x"}}, {"scores": {"wer": [1]}}, {"scores": {"wer": {}}}, {"scores_finished": {}},
+        {"scores": {"wer": 0.5, "wer_shuffled": "x"}}, {"intervals": {}}, {"intervals": {"wer": 3}},
+        {"intervals": {"wer": ["a", "b"]}}, {"intervals": {"wer": {"a": 1}}},
+    ],
+)  # fmt: skip
+def test_an_earlier_report_whose_scores_are_none_is_told_and_left_out(tmp_path, caplog, damaged):
+    [task] = tasks = [EvalTask("asr", "asr", "asr.json")]
+    whole = {name: 1 for name in ("n", "entries", "finished", "unfinished", "empty_outputs")}
+    whole |= {"unreadable": [], "notes": [], "annotation": "asr.json", "scoring": {}, "provenance": {}}
+    whole |= {"scores": {"wer": 0.5}, "scores_finished": {"wer": 0.5}, "intervals": {"wer": [0.4, 0.6]}}
+    (tmp_path / "asr").mkdir()
+    path = tmp_path / "asr/report.json"
+    path.write_text(json.dumps(whole))
+    assert earlier_reports(tmp_path, tasks) == {"asr": whole}
+    assert rows_of(task, whole)
+    path.write_text(json.dumps(whole | damaged))
+    assert earlier_reports(tmp_path, tasks) == {}
+    assert "it is left out of the page: evaluate asr again" in caplog.text

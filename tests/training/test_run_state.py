@@ -220,7 +220,9 @@ def nested(depth: int) -> dict:
     [
         ("config", []), ("config", "x"), ("config", {"run": 3}), ("config", {"run": {"batch_size_train": "8"}}),
         ("config", {"run": {"optims": None}}), ("config", {"model": {"a": nested(100)}}), ("progress", None),
-        ("progress", {"epoch": "1"}), ("progress", {"best": 0.5}), ("progress", {"seconds": []}), ("scaler", 1),
+        ("progress", {"best": {"loss": 1.0}}), ("progress", {"valid": {"accuracy": "high"}}),
+        ("progress", {"epoch": "1"}),
+        ("progress", {"best": 0.5}), ("progress", {"seconds": []}), ("scaler", 1),
         ("optimizer", torch.ones(2)), ("optimizer", {}), ("optimizer", {"state": [], "param_groups": 3}),
         ("optimizer", {"state": {}, "param_groups": [{"params": 5}, 2]}),
     ],
@@ -251,3 +253,18 @@ def test_a_run_knows_the_runs_that_its_parameters_come_from(tmp_path):
     assert known_tasks(lineage_of_run(config, ["asr", "QA"], {})) is None
     alone = load_config("configs/mini/stage1.yaml", ["run.objective=ctc", "run.ctc_tasks=[asr]"])
     assert lineage_of_run(alone, ["asr", "audiocaption"], None)[-1].tasks == ("asr",)
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(3), torch.ones(1, 8, 8), "x", [1.0]])
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "step"])
+def test_moments_of_another_shape_are_told_before_a_step_is_made_with_them(make_state, tmp_path, name, wrong):
+    state = make_state()
+    train(state)
+    state.save(0)
+    path = tmp_path / "odd.pth"
+    content = checkpoint.read(state.folder.path / "checkpoint_last.pth")
+    content["optimizer"]["state"][0][name] = wrong
+    checkpoint.save(path, content)
+    again = make_state(f"run.resume={path}", "run.exp_name=other")
+    with pytest.raises(UserError, match=r"odd\.pth"):
+        taken_up(again, find_resumed(again.folder))
