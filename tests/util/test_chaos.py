@@ -38,3 +38,24 @@ def test_damage_changes_a_file_and_neither_its_time_nor_the_input(tmp_path):
         assert {path: path.stat().st_mtime_ns for path in times} == times
     assert hit <= {"ann/.a.json.index", "b.pth"}
     assert (tmp_path / "ann/a.json").read_text() == "{}"
+
+
+def test_a_blow_that_hits_nothing_is_not_counted(monkeypatch):
+    def blow(how, *command, seconds=0.0):
+        monkeypatch.setattr(chaos, "DISTURBANCES", {how: chaos.DISTURBANCES[how]})
+        monkeypatch.setattr(chaos.random.Random, "choice", lambda _, among: among[0])
+        return chaos.disturb(command, seconds, random.Random(0))
+
+    assert blow("a worker killed", "sleep", "0.5") == ""  # it has none
+    monkeypatch.undo()
+    assert blow("all killed", "sleep", "60") == "all killed"
+    monkeypatch.undo()
+    assert blow("all killed", "true", seconds=60) == ""  # over before
+
+
+def test_every_kind_of_blow_and_of_job_is_there(tmp_path):
+    assert {"all killed", "a rank killed", "the first alone killed", "a worker killed", "one stopped"} == set(
+        chaos.DISTURBANCES
+    )
+    names = {job.name for job in chaos.jobs(tmp_path, tmp_path)}
+    assert {"training", "table3", "inspector", "convert", "split", "to-folder", "export-lora", "export-merged"} == names
