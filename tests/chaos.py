@@ -46,6 +46,7 @@ from util.mini_world.use import mini_options
 ANNOTATION = "stage1_train.json"
 TASKS = {"asr": "test_asr.json", "gr": "test_gender_recognition.json"}  # of table3, and their annotation files
 CLIPS = 6  # of each
+LAUNCHER = "torch.distributed.run"
 TOLD = ("none of the checkpoints in", "No other checkpoint in")  # nothing is left that could be gone on with
 _INPUT = "ann"  # folder of which the product wrote the indices alone
 _FROZEN = 5.0  # s
@@ -217,7 +218,7 @@ FULL_DISK = "disk full"
 def disturb(command: Sequence[str], seconds: float, rng: random.Random) -> str:
     """Start a command and disturb it at a moment of the `seconds` that it takes; returns how, once all has ended.
 
-    "" where it ended before, or there was no such process.
+    "" where it ended before, or there was no such process. Raises AssertionError where a full disk was no message.
     """
     how = rng.choice([*DISTURBANCES, FULL_DISK])
     if how == FULL_DISK:  # files that grow beyond a size are refused, as by a disk without room
@@ -230,7 +231,9 @@ def disturb(command: Sequence[str], seconds: float, rng: random.Random) -> str:
             how = ""
         except subprocess.TimeoutExpired:
             how = how if DISTURBANCES[how](process.pid, rng) else ""
-    _end(process)
+    message = _end(process)
+    if how == FULL_DISK and "Traceback" in message and LAUNCHER not in command:  # which shows one of its own
+        raise AssertionError(f"a full disk gave a traceback: {message[-2000:]}")
     return how
 
 
@@ -290,10 +293,13 @@ def run_round(job: Job, world: Path, whole: Path, seconds: float, rng: random.Ra
         for _ in range(rng.randint(1, 3)):
             if job.is_done(folder):
                 break
-            done.append(disturb(job.command(folder), seconds, rng))
+            try:
+                done.append(disturb(job.command(folder), seconds, rng))
+            except AssertionError as error:
+                return f"WRONG: {error}", [*done, FULL_DISK]
             if rng.random() < 0.5 and not job.is_done(folder):
                 done.append(damage(folder, rng))
-        done = list(filter(None, done))
+        done = [what for what in done if what]
         if not job.is_done(folder):
             process = start(job.command(folder))
             message = _end(process)

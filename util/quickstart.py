@@ -11,7 +11,6 @@ Started again, it goes on where it stopped, and does nothing anew that is done; 
 Exit code 0 if the model has learned to listen (the bars of the report), 1 if not or if a part fails.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from salmonn.common.cli import run_cli, seed_number
 from salmonn.common.errors import UserError
-from salmonn.common.files import write_json
+from salmonn.common.files import read_json, write_json
 from salmonn.config.loading import load_config
 from util.jobs import moved, run_command
 from util.quickstart_report import EVALUATED_STAGES, MODES, STAGES, Recipe, check_bars, summarise, write_report
@@ -119,10 +118,13 @@ def parts(out: str, recipe: Recipe) -> list[Part]:
 def seconds_of_done(out: Path, recipe: Recipe) -> dict[str, float]:
     """What each part took that is done, and whose file is there, up to the first that is not.
 
-    Raises UserError where another seed or the other recipe was run there.
+    Raises UserError where another seed or the other recipe was run there, and where what tells it is damaged.
     """
     written = [path for path in (out / STATE, out / "summary.json") if path.exists()]
-    state = json.loads(written[0].read_text(encoding="utf-8")) if written else {}
+    state = read_json(written[0]) if written else {}
+    known = isinstance(state, dict) and isinstance(state.get("seconds", {}), dict)
+    if not known or (state and not isinstance(state.get("seed"), int)):
+        raise UserError(f"{written[0]} is damaged: remove it, or add --fresh")
     # before there was stage 0, all were published
     found = Recipe(state["seed"], state.get("published", True)) if state else recipe
     if found != recipe:

@@ -23,7 +23,7 @@ from salmonn.common.screen import Screen, printable
 from salmonn.common.version import __version__
 
 _UNKNOWN = "unrecognized arguments: "  # how argparse begins
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # also by a quota, or by ulimit -f
 # Of several ranks one speaks, and its launcher ends the others while they wait: rank 0 first, then
 # the others, which may have the same to say; last who only noticed that another rank is gone.
 _OTHERS_WAIT = 5  # s

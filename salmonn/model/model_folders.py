@@ -182,8 +182,11 @@ def require_weight_files(key: str, model: DictConfig) -> None:
         if file.suffix == ".safetensors":
             with loading(f"model.{key}", str(file)), safe_open(file, "pt") as opened:
                 names.update(opened.keys())
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    said = config.get("encoder_layers" if key == "whisper_path" else "num_hidden_layers")
+    with loading(f"model.{key}", str(folder)):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        said = config.get("encoder_layers" if key == "whisper_path" else "num_hidden_layers")
+        if said is not None and not isinstance(said, int):
+            raise ValueError(f"its config.json says that it has {said!r} layers")
     pattern = r"(model\.)?encoder\.layers\.(\d+)\." if key == "whisper_path" else r"(model\.)?layers\.(\d+)\."
     found = {int(match[2]) for match in map(re.compile(pattern).match, names) if match}
     beside = config.get("num_nextn_predict_layers") or 0  # of some families, which the library leaves out

@@ -175,3 +175,10 @@ def test_the_published_quickstart_has_no_stage_0_and_its_stage_1_does_not_start_
     assert "model.ckpt" not in commands["published"]["stage1"]
     same = [name for name, command in commands["published"].items() if command == commands["fast"][name]]
     assert same == [name for name in commands["published"] if name != "stage1"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"seed": 42, "seconds": 3}'])
+def test_a_damaged_note_of_what_is_done_is_told(tmp_path, content):
+    (tmp_path / "quickstart.json").write_text(content)
+    with pytest.raises(UserError, match=r"quickstart\.json"):
+        seconds_of_done(tmp_path, FAST)
