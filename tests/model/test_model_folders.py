@@ -168,6 +168,14 @@ def test_weights_of_other_layers_than_the_configuration_says_are_refused(tmp_pat
     assert f"its config.json says {next(iter(changes.values()))}" in message_of(load, **{key: str(folder)})
 
 
+@pytest.mark.parametrize("layers", ["2", [2], {}])
+def test_a_number_of_layers_that_is_none_is_one_message(tmp_path, layers):
+    folder = shutil.copytree(LLM, tmp_path / "it")
+    change_config(folder, num_hidden_layers=layers)
+    with pytest.raises(UserError, match=r"model\.llama_path"):
+        model_folders.require_weight_files("llama_path", OmegaConf.create({"llama_path": str(folder)}))
+
+
 @pytest.mark.parametrize("key", ["whisper_path", "llama_path"])
 def test_weights_that_are_left_over_are_refused(tmp_path, key):
     folder = shutil.copytree(LLM if key == "llama_path" else WHISPER, tmp_path / "it")

@@ -49,6 +49,7 @@ def test_no_byte_of_a_run_of_its_results_and_of_its_exports_holds_the_token(
     assert "going on with" in told
     old = torch.load(best, weights_only=True)
     old["config"]["model"]["token"] = "hf_planted_secret"  # as earlier versions wrote it
+    old["config"]["run"] |= {"wandb_api_key": "hf_planted_secret", "hub": [{"hf_token": "hf_planted_secret"}]}
     torch.save(old, tmp_path / "old.pth")
     told += command("inspect", tmp_path / "old.pth") + command("to-folder", tmp_path / "old.pth", tmp_path / "folder")
     told += command("to-pth", tmp_path / "folder", tmp_path / "back.pth")
