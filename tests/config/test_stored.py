@@ -47,7 +47,7 @@ def test_a_token_that_the_environment_lacks_is_told_when_the_config_is_read(tmp_
         "model.token=hf_planted${", "model.token='hf_planted${'", "model={token: hf_planted", "model.token hf_planted",
         "model[token]=hf_planted${", "model=[{token: hf_planted}]", "model=[token, hf_planted]",
         "model.token.a=hf_planted",
-        "model.token=[hf_planted]", "model.token={a: hf_planted}", "model.token='hf_planted\n'",
+        "model.token='hf_planted\n'",
         "model.token=hf_planted é",
     ],
 )  # fmt: skip
