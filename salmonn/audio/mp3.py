@@ -17,6 +17,7 @@ _KBITS = {  # by (is it MPEG 1, layer)
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _TAG_WITHIN = 64  # bytes of the first frame
+_CHECKED = 6  # bytes of a frame's header and checksum; up to the tag all others are 0
 TAG_HEAD = 32  # bytes by which a tag is known, and its size
 _OLD_ID3 = 128  # bytes
 
@@ -124,6 +125,8 @@ def _told_frames(head: bytes) -> int | None:
     at = max(head.find(b"Xing"), head.find(b"Info"))
     if at < 0:
         return None if b"VBRI" not in head else 0  # which libmpg123 does not read
+    if any(head[_CHECKED:at]):  # damaged: to libmpg123 it is a frame like any other, and it guesses the length
+        return None
     return int.from_bytes(head[at + 8 : at + 12]) if head[at + 7] & 1 else 0
 
 

@@ -496,3 +496,19 @@ def test_an_error_of_the_system_is_told_as_such(tmp_path, monkeypatch, name):
         monkeypatch.setattr(os, "pread", fail)
     with pytest.raises(AudioError, match=r"unreadable: Input/output error"):
         load_audio(tmp_path / name)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_flipped_bit_before_the_length_tag_of_an_mp3_takes_nothing_away(tmp_path, channels):
+    wav = np.stack([0.3 * np.sin(np.arange(48_000) / 7)] * channels, 1)
+    soundfile.write(tmp_path / "a.mp3", wav, 16_000)
+    content = (tmp_path / "a.mp3").read_bytes()
+    whole = decode_all(tmp_path / "a.mp3").seconds
+    for at in range(4, 40):
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << at % 8
+        (tmp_path / "a.mp3").write_bytes(damaged)
+        try:
+            assert decode_all(tmp_path / "a.mp3").seconds >= whole - 0.05, at
+        except AudioError:
+            continue
