@@ -46,6 +46,7 @@ def write_adapter(folder: Path, parameters: dict[str, Tensor], section: DictConf
     }
     config = lora_config(section)
     config.base_model_name_or_path, config.inference_mode = section.llama_path, True
+    config.target_modules = sorted(section.lora_target_modules)  # as a set, in another order each time
     config.save_pretrained(str(folder))
     (folder / ADAPTER_WEIGHTS).write_bytes(safetensors.save(adapter, metadata={"format": "pt"}))
     return len(adapter)
