@@ -29,7 +29,7 @@ class Screen:
     elsewhere a return is a sign as any other.
     """
 
-    def __init__(self, stream: TextIO, takes_bars: bool = False) -> None:
+    def __init__(self, stream: TextIO, takes_bars: bool = True) -> None:
         self._stream, self._takes_bars = stream, takes_bars
         self._overwrites = stream.isatty()
         self._is_line_open = False  # something is written in it that was no bar's
