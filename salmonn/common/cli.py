@@ -42,7 +42,7 @@ def run_cli(main: Callable[[], None]) -> None:
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if isinstance(sys.stdout, io.TextIOWrapper):  # an answer that a terminal has no letters for is shown all the same
         sys.stdout.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = _screen(sys.stdout), _screen(sys.stderr, takes_bars=True)
+    sys.stdout, sys.stderr = _screen(sys.stdout, takes_bars=False), _screen(sys.stderr)
     try:
         main()
     except UserError as error:
@@ -64,7 +64,7 @@ def run_cli(main: Callable[[], None]) -> None:
         sys.exit(1)
 
 
-def _screen(stream: TextIO, takes_bars: bool = False) -> TextIO:
+def _screen(stream: TextIO, takes_bars: bool = True) -> TextIO:
     return stream if isinstance(stream, Screen) else cast(TextIO, Screen(stream, takes_bars))
 
 

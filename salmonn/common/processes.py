@@ -231,7 +231,7 @@ def serve() -> None:
     except Exception as error:
         begun = _failed(error)
     _send(asking, begun)
-    sys.stdout, sys.stderr = cast(TextIO, Screen(sys.stdout)), cast(TextIO, Screen(sys.stderr))
+    sys.stdout, sys.stderr = cast(TextIO, Screen(sys.stdout, takes_bars=False)), cast(TextIO, Screen(sys.stderr))
     if quiet:  # decoders write their complaints to stderr, where a result says it better
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     calls: SimpleQueue[list[_Part]] = SimpleQueue()

@@ -24,11 +24,12 @@ def counted(n: int, name: str, plural: str = "") -> str:
 class Screen:
     """A stream in the place of stdout or stderr to which only printable text passes.
 
-    `takes_bars`: a return, with which progress bars begin, counts as such where it is the first of what is written at
-    once; on a terminal it overwrites. A file takes a line every LINE_EVERY s of a bar, and its last state.
+    Where it is no terminal but a file, of a progress bar it takes a line every LINE_EVERY s and the last state: a bar
+    begins each state with a return, which overwrites nothing there. `takes_bars`: whether bars are written to it;
+    elsewhere a return is a sign as any other.
     """
 
-    def __init__(self, stream: TextIO, takes_bars: bool = False) -> None:
+    def __init__(self, stream: TextIO, takes_bars: bool = True) -> None:
         self._stream, self._takes_bars = stream, takes_bars
         self._overwrites = stream.isatty()
         self._is_line_open = False  # something is written in it that was no bar's

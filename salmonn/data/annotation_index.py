@@ -224,7 +224,7 @@ def _build(source: Path, status: os.stat_result, place: Path, end_symbols: Seque
         clear_unfinished_of(place)
         with replacing(place) as temporary, temporary.open("w+b") as file:
             file.seek(_aligned(len(line)))
-            found.records.tofile(file)
+            file.write(found.records.data)  # tofile does not say that the disk is full
             if compressed:
                 file.seek(header.text_offset)
                 text.seek(0)

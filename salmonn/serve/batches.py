@@ -1,5 +1,6 @@
 """Requests of several clients: those that wait for the model and search alike are answered in one batch."""
 
+import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
@@ -10,11 +11,13 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from salmonn.inference.engine import InferenceEngine, Question
 from salmonn.model.generation import answer
 from salmonn.web.request_queue import RequestQueue
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token that is part of a letter
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,14 @@ class _Watching(StoppingCriteria):
             model = self.engine.model
             for row, ((asked, i), ids) in enumerate(zip(self.rows, input_ids.tolist(), strict=True)):
                 if asked.is_told:
-                    asked.written[i] = answer(ids, model.tokenizer, model.end_id)["text"]
+                    asked.written[i] = answer(sure_ids(ids, model.tokenizer), model.tokenizer, model.end_id)["text"]
                 is_over[row] = asked.left.is_set()
         return is_over
+
+
+def sure_ids(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids without bytes at the end, which SentencePiece spells together with those that follow: none may be a letter."""
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    while tokens and (_BYTE.fullmatch(tokens[-1]) or tokens[-1] in tokenizer.all_special_tokens):
+        tokens.pop()
+    return ids[: len(tokens)]

@@ -479,3 +479,18 @@ def test_entries_that_ask_nothing_are_known_by_task(tmp_path):
     assert annotations.without_question("QA").tolist() == [1, 2, 3, 5]
     assert annotations.without_question("asr").tolist() == [4]
     assert annotations.without_question("absent").tolist() == []
+
+
+def test_an_index_that_a_full_disk_cuts_is_none(tmp_path):
+    """Numpy's own writer said nothing, and the index was believed: it fitted the checksum of what was there."""
+    entries = [{"path": f"{i}.wav", "text": "x"} for i in range(200)]
+    (tmp_path / "a.json").write_text(json.dumps({"annotation": entries}))
+    code = "import resource, sys; from pathlib import Path; from salmonn.common.errors import UserError\n"
+    code += "from salmonn.data.annotations import Annotations\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"  # behind the first line, amid the records
+    code += "try: print(len(Annotations(Path(sys.argv[1]))))\nexcept UserError as error: print(error)"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code, str(tmp_path / "a.json")]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "no room for the index" in result.stdout, result.stderr
+    assert len(Annotations(tmp_path / "a.json")) == 200

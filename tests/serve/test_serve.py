@@ -1,5 +1,6 @@
 """The server, asked by OpenAI's own client: answers, streams, batches, limits, and who is let in."""
 
+import itertools
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from salmonn.common.errors import UserError
 from salmonn.inference.engine import InferenceEngine
 from salmonn.serve import __main__ as command
 from salmonn.serve import api as api_module
-from salmonn.serve.batches import Asked, Batches
+from salmonn.serve.batches import Asked, Batches, sure_ids
 from tests.fixtures.mini_world import mini_options
 from tests.fixtures.paths import ROOT
 from tests.fixtures.served import QUESTION, free_port, in_base64, message
@@ -101,6 +102,17 @@ def test_a_stream_gives_the_answer_bit_by_bit(serve, engine, clip, beams, monkey
     assert ends == [whole.choices[0].finish_reason]
     assert chunks[-1].usage == whole.usage
     assert len({chunk.id for chunk in chunks}) == 1
+
+
+@pytest.mark.parametrize(
+    "spelled", [["▁a", "<0x42>", "<0xFF>", "b"], ["<0xEB>", "<0xB0>", "<0xB0>", "▁a"], ["</s>", "<0x41>"]]
+)
+def test_letters_that_stand_in_bytes_are_told_once_no_byte_can_follow(engine, spelled):
+    tokenizer = engine.model.tokenizer
+    ids = tokenizer.convert_tokens_to_ids(spelled)
+    texts = [tokenizer.decode(sure_ids(ids[:n], tokenizer), skip_special_tokens=True) for n in range(len(ids) + 1)]
+    assert all(after.startswith(before) for before, after in itertools.pairwise(texts))
+    assert tokenizer.decode(ids, skip_special_tokens=True).startswith(texts[-1])
 
 
 def test_how_to_search_is_the_clients_choice(serve, clip):
@@ -294,7 +306,7 @@ def test_an_answer_that_takes_too_long_is_given_up(serve, clip):
     assert refused.value.status_code == 503
     with pytest.raises(openai.APIError, match=r"no answer within 0\.2 s"):
         list(ask(served, clip, stream=True))
-    assert all(asked.left.is_set() for asked in served.batches._waiting)
+    wait_until(lambda: all(asked.left.is_set() for asked in served.batches._waiting))
 
 
 @pytest.mark.parametrize("problem", [UserError("out of GPU memory: try fewer beams"), ValueError("a secret")])
