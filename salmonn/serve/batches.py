@@ -134,7 +134,7 @@ class _Watching(StoppingCriteria):
 
 
 def sure_ids(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids without bytes at the end, which SentencePiece spells together with those that follow: none may be a letter."""
+    """The ids without the bytes at their end: only with those that follow is it known whether they are letters."""
     tokens = tokenizer.convert_ids_to_tokens(ids)
     while tokens and (_BYTE.fullmatch(tokens[-1]) or tokens[-1] in tokenizer.all_special_tokens):
         tokens.pop()

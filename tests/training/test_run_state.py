@@ -268,18 +268,3 @@ def test_a_run_knows_the_runs_that_its_parameters_come_from(tmp_path):
     assert known_tasks(lineage_of_run(config, ["asr", "QA"], {})) is None
     alone = load_config("configs/mini/stage1.yaml", ["run.objective=ctc", "run.ctc_tasks=[asr]"])
     assert lineage_of_run(alone, ["asr", "audiocaption"], None)[-1].tasks == ("asr",)
-
-
-@pytest.mark.parametrize("wrong", [torch.ones(3), torch.ones(1, 8, 8), "x", [1.0]])
-@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "step"])
-def test_moments_of_another_shape_are_told_before_a_step_is_made_with_them(make_state, tmp_path, name, wrong):
-    state = make_state()
-    train(state)
-    state.save(0)
-    path = tmp_path / "odd.pth"
-    content = checkpoint.read(state.folder.path / "checkpoint_last.pth")
-    content["optimizer"]["state"][0][name] = wrong
-    checkpoint.save(path, content)
-    again = make_state(f"run.resume={path}", "run.exp_name=other")
-    with pytest.raises(UserError, match=r"odd\.pth"):
-        taken_up(again, find_resumed(again.folder))
