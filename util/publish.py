@@ -19,7 +19,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.cli import run_cli
+from salmonn.common.cli import run_cli, tell_wait
+
+if __name__ == "__main__":
+    tell_wait("loading PyTorch")  # what is imported below takes seconds
+
 from salmonn.common.errors import UserError
 from salmonn.common.files import making_folder, read_json, write_text
 from salmonn.evaluation.metrics import METRICS

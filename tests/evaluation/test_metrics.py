@@ -12,6 +12,7 @@ from salmonn.evaluation.clips import EvalExample
 from salmonn.evaluation.judge.judging import JudgeReply
 from salmonn.evaluation.metrics import METRICS, Metric, Texts, measure
 from salmonn.evaluation.metrics.base import interval_of
+from salmonn.evaluation.metrics.choices import Pick
 from salmonn.evaluation.normalisers import each, normaliser
 from salmonn.evaluation.report.task_report import build_report, page_parts
 from salmonn.evaluation.requests import Prediction
@@ -149,5 +150,7 @@ def test_every_metric_gives_one_row_of_statistics_per_clip(name: str):
     texts = replace(
         texts, replies=[JudgeReply(str(i), correct, "", "j") for i, correct in enumerate((True, False, None))]
     )
+    picks = [Pick(n_options=2, right=0, named=named, likeliest=1, places=(1, 0)) for named in (0, 1, None)]
+    texts = replace(texts, picks=picks)
     assert np.asarray(METRICS[name].statistics(texts)).shape[0] == 3
     assert measure(METRICS[name], texts, [True, True, False]).value is not None

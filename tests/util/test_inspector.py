@@ -313,7 +313,7 @@ def test_split_and_convert_take_what_is_ready_and_verified(tmp_path: Path):
         for entry in json.loads((tmp_path / f"ann/a_{name}.json").read_text())["annotation"]
     ]
     assert sorted(entries) == sorted(f"/A/{i}.flac" for i in range(2, 40))
-    assert inspect(tmp_path, "--prefix", "media", "--ann", "ann/a.json", "--split", "0.8", "0.1", "0.1").returncode == 2
+    assert inspect(tmp_path, "--prefix", "media", "--ann", "ann/a.json", "--split", "0.6", "0.2", "0.2").returncode == 2
     assert "all tasks | ready: 38" in inspect(tmp_path, "--prefix", "small", "--ann", "small/a.json").stdout
 
 
