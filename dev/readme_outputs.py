@@ -6,7 +6,7 @@
 A block of output stands below a block of bash or Python, behind `<!-- output -->`. In that marker may follow, in this
 order: `, exit 2`, the exit code if it is not 0; `, first 9` and `, last 2`, the lines that are shown of a long output;
 `, without PATH PATH`, what is removed before, for commands that make it; and what is to be typed, a line each:
-`, typed:` LINES `-->`. Progress bars are left out.
+`, typed:` LINES `-->`. Progress bars are left out, and which checkpoint is started from, with its time of day.
 
 Below `<!-- scores: KEY KEY -->` stands a table with a row per score of the quickstart; header and first column stay as
 they are, so that they can be in any language. `<!-- minutes -->` stands before the number of minutes that the
@@ -140,6 +140,7 @@ def run(command: Sequence[str], typed: str = "", exit_code: int = 0) -> str:
         env={**os.environ, **ENVIRONMENT, "PYTHONUNBUFFERED": "1"},  # both streams in their order
     )  # fmt: skip
     printed = re.sub(r"^.*(\r|\d%\|.*\|).*\n?", "", done.stdout.decode(), flags=re.MULTILINE).replace(f"{ROOT}/", "")
+    printed = re.sub(r"^\d\d:\d\d:\d\d starting from .*\n\n?", "", printed, flags=re.MULTILINE)
     if done.returncode != exit_code:
         raise UserError(f"{shlex.join(command)}: exit code {done.returncode}\n{printed}")
     lines = iter(typed.splitlines())

@@ -141,6 +141,7 @@ def main() -> None:
     os.chdir(ROOT)
     from salmonn.config.loading import load_config
     from salmonn.inference.engine import InferenceEngine
+    from salmonn.model.lineage import read_lineage
     from salmonn.web.page import Page
     from salmonn.web.request_queue import RequestQueue
 
@@ -148,7 +149,8 @@ def main() -> None:
     examples = {name: str(ROOT / "output/mini/world/audio" / name) for name in EXAMPLES}
     scheme = {"features": [{"name": "prefers-color-scheme", "value": "dark" if args.dark else "light"}]}
     try:
-        with served(Page(queue, examples), max_upload_mb=100) as address, open_browser() as browser:
+        page = Page(queue, examples, lineage=read_lineage(queue.engine.config.model.ckpt))
+        with served(page, max_upload_mb=100) as address, open_browser() as browser:
             browser.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
             visitor = Visitor(browser, address)
             visitor.resize(args.width)

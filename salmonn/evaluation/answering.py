@@ -114,7 +114,7 @@ def answer_all(
     )
     mine = left[distributed.rank() :: distributed.world_size()]
     answers: list[tuple[int, Outcome]] = []
-    progress = tqdm(total=len(mine), desc=description, unit="clip", disable=not distributed.is_main())
+    progress = tqdm(total=len(mine), desc=description, unit="clip", disable=not (mine and distributed.is_main()))
     with progress, lending or nullcontext():
         for batch_answers in answer_batches(ask, dataset, mine, config):
             answers += batch_answers
