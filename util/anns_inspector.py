@@ -30,6 +30,7 @@ from salmonn.common.files import make_folder
 from salmonn.config.loading import load_config
 from salmonn.data.clip_paths import ClipPaths
 from util.inspector.inspection import VERDICTS, Inspection, readiness_line
+from util.inspector.split import add_split
 
 ANN_FOLDER = Path("ann")
 BASE_CONFIG = Path(__file__).resolve().parent.parent / "configs/base.yaml"
@@ -119,14 +120,7 @@ def parse_arguments() -> Namespace:
         metavar="N",
         help="tokens above which --duplicates calls a text overlong (default: model.max_txt_len)",
     )
-    add(
-        "--split",
-        nargs=3,
-        type=float,
-        metavar=("TRAIN", "VALID", "TEST"),
-        help="write the ready entries as three files with these shares",
-    )
-    add("--seed", type=int, default=42, metavar="N", help="of --split (default: %(default)s)")
+    add_split(add, "write the ready entries as three files with these shares")
     add("--stratify", action="store_true", help="--split each task by itself")
     add("--out", type=Path, metavar="DIR", help="folder for the files of --split (default: that of the annotation)")
     add("--force", action="store_true", help="--split may replace files")

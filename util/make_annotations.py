@@ -39,7 +39,7 @@ from salmonn.config.loading import load_config
 from salmonn.data.annotation_scan import DEFAULT_TASK, SPEECH_MARKERS, list_problems
 from salmonn.data.annotations import Annotations
 from salmonn.model.prompts import asks_question, load_train_prompts
-from util.inspector.split import SPLITS, check_shares, split
+from util.inspector.split import SPLITS, add_split, check_shares, split
 from util.own_data.base import NAMES, Reading, Row
 from util.own_data.clips import Collection, collect
 from util.own_data.formats import read
@@ -212,14 +212,7 @@ def parse_arguments() -> Namespace:
     add("--clips", type=Path, metavar="DIR", help="for clips that are cut or taken out of tables (default: data/NAME)")
     add("--prefix", metavar="DIR", help="paths in the file are below it (default: data, or the folder above all clips)")
     add("--without-text", action="store_true", help="write no texts: a file for evaluate.py --mode generate")
-    add(
-        "--split",
-        nargs=3,
-        type=float,
-        metavar=("TRAIN", "VALID", "TEST"),
-        help="also write NAME_{train,valid,test}.json with these shares, no clip in two of them",
-    )
-    add("--seed", type=int, default=42, metavar="N", help="of --split (default: %(default)s)")
+    add_split(add, "also write NAME_{train,valid,test}.json with these shares, no clip in two of them")
     add("--force", action="store_true", help="replace files that are there")
     args = parser.parse_args()
     if args.to.suffix != ".json":

@@ -25,7 +25,7 @@ from salmonn.common.cli import run_cli, seed_number, tell_wait  # noqa: E402
 if __name__ == "__main__":
     tell_wait("loading PyTorch")  # what is imported below takes seconds
 
-from experiments.samples_to_learn.experiment import fill_cache, measure, read_curves  # noqa: E402
+from experiments.samples_to_learn.experiment import fill_cache, is_measured, measure, read_curves  # noqa: E402
 from experiments.samples_to_learn.recipes import load_study  # noqa: E402
 from experiments.samples_to_learn.report import markdown, plot, summarise  # noqa: E402
 from salmonn.common.errors import UserError  # noqa: E402
@@ -66,10 +66,12 @@ def main() -> None:
     if unknown := set(args.only) - set(study.recipes):
         raise UserError(f"--only {' '.join(sorted(unknown))}: {recipes} has {', '.join(study.recipes)}")
     if not args.report_only:
-        fill_cache(study, args.options)
-        for seed in args.seeds:  # seed by seed: what is there when it is stopped can be compared
-            for name in args.only or study.recipes:
-                measure(study, name, seed, out, args.options)
+        # seed by seed: what is there when it is stopped can be compared
+        runs = [(name, seed) for seed in args.seeds for name in args.only or study.recipes]
+        if not all(is_measured(name, seed, out) for name, seed in runs):
+            fill_cache(study, args.options)
+        for name, seed in runs:
+            measure(study, name, seed, out, args.options)
     curves = read_curves(study, out)
     if not curves:
         raise UserError(f"{out} holds no finished run of {recipes}")

@@ -46,7 +46,7 @@ def measure(study: Study, name: str, seed: int, out: Path, options: Sequence[str
     made_by |= {"projection_scale": recipe.projection_scale, "llm_scale": recipe.llm_scale}
     if recipe.stage0:
         made_by |= {"stage0": recipe.stage0, "stage0_options": recipe.stage0_options}
-    if (folder / CURVE).exists():
+    if is_measured(name, seed, out):
         if _read(folder / CURVE)["made_by"] != made_by:
             raise UserError(f"{folder} holds a run of another recipe: remove it, or choose another --out")
         return
@@ -76,11 +76,12 @@ def fill_cache(study: Study, options: Sequence[str] = ()) -> None:
     configs += [stage0_config(recipe, _of_parts(options)) for recipe in recipes if recipe.stage0]
     filled = set()
     for config in configs:
-        run, model = config.run, build_model(config.model, config.run, torch.device(config.run.device)).eval()
-        kept = (run.encoder_cache, model.config.only_filled_windows)
+        run = config.run
+        kept = (run.encoder_cache, config.model.only_filled_windows or run.objective == "ctc")
         if not run.encoder_cache or kept in filled:
             continue
         filled.add(kept)
+        model = build_model(config.model, run, torch.device(run.device)).eval()
         datasets = open_datasets(config, heard_seconds(config.model))
         model.encoder_cache = open_cache(config, model, sum(map(len, datasets.values())))
         for dataset in datasets.values():
@@ -88,6 +89,11 @@ def fill_cache(study: Study, options: Sequence[str] = ()) -> None:
             for samples in tqdm(batches, "filling the encoder cache", -(-len(dataset) // run.batch_size_eval)):
                 with torch.no_grad(), autocast(run, model.device):
                     model.encode_clips(samples["raw_wav"], samples["padding_mask"])
+
+
+def is_measured(name: str, seed: int, out: Path) -> bool:
+    """Whether a run is there."""
+    return (run_folder(out, name, seed) / CURVE).exists()
 
 
 def read_curves(study: Study, out: Path) -> dict[str, dict[int, list[Point]]]:

@@ -49,18 +49,15 @@ class Speller(SALMONN):
         self.ctc_blank = nn.Parameter(torch.zeros(width))
         self.ctc_log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
 
-    def forward(self, samples: Samples, verbose: bool = False) -> dict[str, Tensor]:
+    def loss_of_batch(self, embeds: Sequence[Tensor], samples: Samples) -> dict[str, Tensor]:
         """As SALMONN's, with `ctc_weight` times the CTC loss of the clips of `ctc_tasks` in "loss"."""
-        clips = self.encode_clips(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
-        chosen = samples.get("prompts") or self.choose_prompts(samples)
-        result = self.answer_loss(clips, chosen, samples["text"])
+        result = super().loss_of_batch(embeds, samples)
         # no parameter may be without a gradient: DDP waits for each of them
         spelled = 0.0 * (self.ctc_blank.sum() + self.ctc_log_scale)
         rows = [i for i, task in enumerate(samples["task"]) if task in self.ctc_tasks]
         if rows and self.ctc_weight > 0:
-            spelled = self.spelling_loss([clips[i] for i in rows], [samples["text"][i] for i in rows])["loss"]
-        loss = result["loss"] + self.ctc_weight * spelled
-        return {**result, "loss": loss} if verbose else {"loss": loss}
+            spelled = self.spelling_loss([embeds[i] for i in rows], [samples["text"][i] for i in rows])["loss"]
+        return {**result, "loss": result["loss"] + self.ctc_weight * spelled}
 
     def spelling_loss(self, clips: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
         """CTC loss of B clips' audio tokens [A, H], per target token of the transcripts that fit into them.
@@ -133,11 +130,9 @@ class Aligner(Speller):
     def _load_llm(cls, config: DictConfig, device: torch.device) -> PreTrainedModel:
         return load_embeddings(config, device)
 
-    def forward(self, samples: Samples, verbose: bool = False) -> dict[str, Tensor]:
-        """`spelling_loss` of a batch; with `verbose` also what it counts."""
-        clips = self.encode_clips(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
-        result = self.spelling_loss(clips, samples["text"])
-        return result if verbose else {"loss": result["loss"]}
+    def loss_of_batch(self, embeds: Sequence[Tensor], samples: Samples) -> dict[str, Tensor]:
+        """`spelling_loss` of a batch."""
+        return self.spelling_loss(embeds, samples["text"])
 
 
 def model_class(run: DictConfig) -> type[SALMONN]:

@@ -300,9 +300,13 @@ class SALMONN(nn.Module):
         With `verbose` also what `answer_loss` counts.
         """
         embeds = self.encode_clips(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
-        chosen = samples.get("prompts") or self.choose_prompts(samples)
-        result = self.answer_loss(embeds, chosen, samples["text"])
+        result = self.loss_of_batch(embeds, samples)
         return result if verbose else {"loss": result["loss"]}
+
+    def loss_of_batch(self, embeds: Sequence[Tensor], samples: Samples) -> dict[str, Tensor]:
+        """`answer_loss` of a batch whose clips are encoded."""
+        chosen = samples.get("prompts") or self.choose_prompts(samples)
+        return self.answer_loss(embeds, chosen, samples["text"])
 
     def choose_prompts(self, samples: Samples, rng: Random | None = None) -> list[str] | None:
         """A random training prompt per sample; None without prompt_path (then no prompt, as published)."""

@@ -272,7 +272,8 @@ def test_the_loss_beside_the_answer_is_that_of_stage_0_on_the_clips_whose_text_f
     )
     first = {key: value[:1] for key, value in samples.items()}
     with torch.no_grad():
-        answers = SALMONN.forward(speller, samples, verbose=True)
+        clips = speller.encode_clips(samples["raw_wav"], samples["padding_mask"])
+        answers = speller.answer_loss(clips, samples["prompts"], samples["text"])
         spelled = aligner(first)["loss"]
         speller.ctc_weight = 0.25
         both = speller(samples, verbose=True)

@@ -228,26 +228,23 @@ def nested(depth: int) -> dict:
     ],
 )  # fmt: skip
 def test_a_checkpoint_with_parts_of_another_kind_is_told_by_its_name(make_state, tmp_path, key, wrong):
-    state = make_state()
-    train(state)
-    state.save(0)
-    path = tmp_path / "odd.pth"
-    content = checkpoint.read(state.folder.path / "checkpoint_last.pth")
-    checkpoint.save(path, content | {key: wrong})
-    again = make_state(f"run.resume={path}", "run.exp_name=other")
-    with pytest.raises(UserError, match=r"odd\.pth"):
-        taken_up(again, find_resumed(again.folder))
+    require_told_by_name(make_state, tmp_path, lambda content: content.update({key: wrong}))
 
 
 @pytest.mark.parametrize("wrong", [torch.ones(3), torch.ones(1, 8, 8), "x", [1.0]])
 @pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "step"])
 def test_moments_of_another_shape_are_told_before_a_step_is_made_with_them(make_state, tmp_path, name, wrong):
+    require_told_by_name(make_state, tmp_path, lambda content: content["optimizer"]["state"][0].update({name: wrong}))
+
+
+def require_told_by_name(make_state, folder, change):
+    """A run from a checkpoint whose content was changed is refused, and the file named."""
     state = make_state()
     train(state)
     state.save(0)
-    path = tmp_path / "odd.pth"
+    path = folder / "odd.pth"
     content = checkpoint.read(state.folder.path / "checkpoint_last.pth")
-    content["optimizer"]["state"][0][name] = wrong
+    change(content)
     checkpoint.save(path, content)
     again = make_state(f"run.resume={path}", "run.exp_name=other")
     with pytest.raises(UserError, match=r"odd\.pth"):

@@ -15,9 +15,10 @@ import math
 import os
 import unicodedata
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -58,6 +59,12 @@ def split(
             logging.warning("%s is of an earlier split; it may share clips with the new files", file)
     _write_files(annotations, membership, written, force)
     return counts
+
+
+def add_split(add: Callable[..., Any], how: str) -> None:
+    """The options --split and --seed of a command whose parser this `add` is of."""
+    add("--split", nargs=3, type=float, metavar=("TRAIN", "VALID", "TEST"), help=how)
+    add("--seed", type=int, default=42, metavar="N", help="of --split (default: %(default)s)")
 
 
 def check_shares(shares: Sequence[float]) -> None:
