@@ -60,7 +60,8 @@ class Visitor:
     def upload(self, path: str | Path) -> None:
         """Give the page a clip, in the place of the one it has."""
         if not self.find("#clip input[type=file]"):
-            self.find("#clip button[aria-label=Clear]")[0].click()
+            script = "document.querySelector('#clip button[aria-label=Clear]').click()"  # at once: it may be redrawn
+            self.browser.execute_script(script)
             self.until(lambda: self.find("#clip input[type=file]"))
         self.find("#clip input[type=file]")[0].send_keys(str(path))
 

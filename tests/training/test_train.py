@@ -210,6 +210,10 @@ def test_readme_is_complete_and_its_links_resolve():
     assert "@@" not in text
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     assert "docs/mini_curves.png" in links
-    assert all((ROOT / link).exists() for link in links if not link.startswith("#"))
-    headings = {"#" + heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
-    assert {link for link in links if link.startswith("#")} <= headings
+    for link in links:
+        page, _, heading = link.partition("#")
+        assert (ROOT / page).exists(), link
+        if heading:
+            page_text = (ROOT / (page or "README.md")).read_text(encoding="utf-8")
+            headings = re.findall(r"^#+ (.+)$", page_text, re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings}, link
