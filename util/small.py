@@ -65,7 +65,7 @@ def parse_arguments() -> Namespace:
         default="packages",
         help="real people to test on: Debian's packages (default) or none",
     )
-    add("--clips", type=int, default=16_000, metavar="N", help="to be spoken for training (default: %(default)s)")
+    add("--clips", type=int, default=24_000, metavar="N", help="to be spoken for training (default: %(default)s)")
     add("--stories", type=int, default=12, metavar="N", help="for stage 3, as in the paper (default: %(default)s)")
     add("--min-story-words", type=int, default=20, metavar="N", help="of stage 3's stories (default: %(default)s)")
     add("--processes", type=int, default=2, metavar="N", help="that speak and train (default: %(default)s)")
