@@ -317,4 +317,4 @@ def test_the_whole_job_on_a_corpus_in_librispeechs_layout_and_again(tmp_path, li
     assert "===" not in again.stdout  # nothing was trained again
     other = subprocess.run([*command, "--clips", "5"], capture_output=True, text=True, check=False)
     assert other.returncode == 2
-    assert "was made with --clips 16000" in other.stderr
+    assert "was made with --clips 24000" in other.stderr
