@@ -24,8 +24,8 @@ from salmonn.data.dataset import SALMONNDataset
 from salmonn.data.loader import eval_loader, open_datasets
 from salmonn.evaluation.normalisers import words as normalise
 from salmonn.model.alignment import build_model
+from salmonn.model.encoder_cache import open_cache
 from salmonn.model.meta_model import heard_seconds
-from salmonn.training.encoder_cache import open_cache
 from salmonn.training.readiness import require_all_ready
 from salmonn.training.runner import Runner
 from salmonn.training.validation import fixed_prompts

@@ -11,8 +11,8 @@ from salmonn.common.files import GB, existing_part, free_bytes
 from salmonn.common.shared_memory import shared_memory
 from salmonn.config.loading import best_checkpoint
 from salmonn.config.missing_files import annotation_keys
+from salmonn.model.encoder_cache import folder_bytes
 from salmonn.preflight import find_problems, problem_of, refuse
-from salmonn.training.encoder_cache import folder_bytes
 from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_state import require_same_experiment
 from salmonn.training.wandb_log import require_wandb

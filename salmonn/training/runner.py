@@ -24,10 +24,10 @@ from salmonn.data.loader import LoadingError, eval_loader, open_datasets, train_
 from salmonn.data.quarantine import Quarantine
 from salmonn.model.alignment import build_model, set_ctc_weight
 from salmonn.model.compilation import compile_blocks
+from salmonn.model.encoder_cache import open_cache
 from salmonn.model.meta_model import heard_seconds
 from salmonn.model.sharding import is_sharded
 from salmonn.training.curves import draw_curves
-from salmonn.training.encoder_cache import open_cache
 from salmonn.training.optim import learning_rate
 from salmonn.training.progress import Progress, log_plan, make_plan
 from salmonn.training.run_folder import RunFolder

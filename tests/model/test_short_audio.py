@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, model_config
+from salmonn.model.encoder_cache import EncoderCache, fingerprint
 from salmonn.model.meta_model import build_meta_model, heard_seconds
-from salmonn.training.encoder_cache import EncoderCache, fingerprint
 from tests.fixtures.golden import golden_config
 from tests.fixtures.lightweight import samples_of
 from tests.model.test_batch_invariance import make_batch

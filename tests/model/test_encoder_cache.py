@@ -8,11 +8,11 @@ import torch
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.data.collate import pad_wavs
+from salmonn.model import encoder_cache
 from salmonn.model import salmonn as model
+from salmonn.model.encoder_cache import EncoderCache, fingerprint, folder_bytes
 from salmonn.model.encoders import EncoderOutputs
-from salmonn.training import encoder_cache
 from salmonn.training.dry_run import tiny_step
-from salmonn.training.encoder_cache import EncoderCache, fingerprint, folder_bytes
 from salmonn.training.run_state import changes_of_the_result
 from salmonn.training.runner import Runner
 from salmonn.training.stages import run_stages
