@@ -88,6 +88,8 @@ def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -
             choices.unheard = asked("no_audio", heard, partial(generate_unheard, model, config))
             losses = asked("no_audio_likelihoods", heard, unhearing, OptionLosses)
             choices.of_unheard = picks_of(one, choices.unheard, losses)
+    if model.encoder_cache:
+        model.encoder_cache.report()
     provenance |= earlier_commits(provenance, commits)
     return AnsweredSet(one, predictions, shuffled, config, provenance, folder, choices=choices)
 

@@ -33,7 +33,7 @@ def sweep(config: DictConfig, tasks: Sequence[EvalTask], scalings: Sequence[floa
     there = scored_tasks(tasks)
     with session(config):
         sets = open_sets(there, config)
-        model = load_model(config, folder)
+        model = load_model(config, folder, sets)
         answered: dict[float, list[AnsweredSet]] = {}
         for scaling in scalings:
             model.lora_scaling = scaling

@@ -85,7 +85,7 @@ def measure_perplexity(config: DictConfig, tasks: Sequence[EvalTask], points: Se
     results: dict[str, dict[str, Any]] = {}  # by label of the point, then task
     with session(config):
         sets = open_sets(there, config)
-        model = load_model(config, folder)
+        model = load_model(config, folder, sets)
         trained_scaling = model.lora_scaling
         for point in points:
             if point.ckpt and point.ckpt != config.model.ckpt:

@@ -34,6 +34,7 @@ from salmonn.evaluation.tasks import (
     present_tasks,
     task_of_mode,
 )
+from salmonn.model.encoder_cache import open_cache
 from salmonn.model.salmonn import SALMONN, load_for_inference
 from salmonn.preflight import find_problems, refuse
 
@@ -57,7 +58,7 @@ def _evaluate_alone(config: DictConfig, task: EvalTask, name: str, annotations: 
     with session(config, annotations):
         [one] = open_sets([task], config)
         folder = results_folder(config, name)
-        answered = answer_set(load_model(config, folder), one, config, folder)
+        answered = answer_set(load_model(config, folder, [one]), one, config, folder)
         if distributed.is_main():
             report_set(answered)
 
@@ -77,7 +78,7 @@ def evaluate_tasks(
     there = present_tasks(tasks)
     with session(config):
         sets = open_sets(there, config)
-        answered, problems = answer_sets(load_model(config, folder), sets, config, folder)
+        answered, problems = answer_sets(load_model(config, folder, sets), sets, config, folder)
         is_main = distributed.is_main()
     if not is_main:
         return {}
@@ -210,12 +211,18 @@ def session(config: DictConfig, annotations: Sequence[str] = ()) -> Iterator[Non
         distributed.shutdown()
 
 
-def load_model(config: DictConfig, folder: Path) -> SALMONN:
-    """The model on this rank's device. Raises UserError where `folder` for the results cannot be made."""
+def load_model(config: DictConfig, folder: Path, sets: Sequence[EvalSet] = ()) -> SALMONN:
+    """The model on this rank's device; what it hears of the sets' clips is kept where `run.encoder_cache` says.
+
+    Raises UserError where `folder` for the results cannot be made.
+    """
     try:
         make_folder(folder)  # one that cannot be written is known at once
         if distributed.is_main():
             clear_unfinished(folder.rglob(UNFINISHED))
     except OSError as error:
         raise UserError(f"evaluate.results_dir = {config.evaluate.results_dir}: {error}") from error
-    return load_for_inference(config)
+    model = load_for_inference(config)
+    if sets:
+        model.encoder_cache = open_cache(config, model, sum(len(one.clips) for one in sets))
+    return model

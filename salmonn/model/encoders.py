@@ -60,3 +60,6 @@ class EncoderOutputCache(Protocol):
 
     def encode(self, raw_wav: Tensor, lengths: Tensor, run_encoders: RunEncoders) -> EncoderOutputs:
         """Outputs for clips [B, N], zero behind their lengths [B] in samples; `run_encoders` hears the new ones."""
+
+    def report(self) -> None:
+        """Tell what was found since the last report, over all ranks, each of which must ask."""

@@ -53,6 +53,23 @@ def texts(folder: Path) -> dict[str, list[str]]:
     return {name: [json.loads(line)["text"] for line in found] for name, found in lines.items()}
 
 
+def test_each_clip_is_encoded_once_with_an_encoder_cache(setting, swept, tmp_path, monkeypatch):
+    _, tasks, options = setting
+    config = load_config("configs/mini/evaluate.yaml", [*options, f"run.encoder_cache={tmp_path}/cache"])
+    heard, run_encoders = [], SALMONN.run_encoders
+
+    def counted(self, raw_wav, *rest):
+        heard.append(len(raw_wav))
+        return run_encoders(self, raw_wav, *rest)
+
+    monkeypatch.setattr(SALMONN, "run_encoders", counted)
+    sweep(config, tasks, [0.0, 2.0, 4.0], tmp_path / "results")
+    for scaling in ("0", "2", "4"):
+        assert texts(tmp_path / "results" / f"scaling_{scaling}") == texts(swept / f"scaling_{scaling}")
+    n_clips = sum(len(json.loads(Path(task.annotation).read_text())["annotation"]) for task in tasks)
+    assert sum(heard) <= n_clips + 1  # and one clip of silence, which tells how much room there must be
+
+
 def test_scaling_four_is_the_plain_evaluation_exactly(setting, swept, tmp_path):
     config, tasks, _ = setting
     evaluate_tasks(config, tasks, tmp_path)
