@@ -5,9 +5,11 @@
   python util/benchmark.py train       a training step: speed, where the time goes, memory, share of the matmul peak
   python util/benchmark.py memory      predicted memory of a training step on a GPU by part, and the largest batch
   python util/benchmark.py generate    answers of a batch against one by one and the published way: speed, same tokens
+  python util/benchmark.py batches     steps of a run cut by tokens (run.batch_tokens) against by clips: speed, padding
   python util/benchmark.py gpu         all that a GPU can tell (util/gpu_check.py): with --device cuda --size 13b there
 
   python util/benchmark.py memory --cfg-path configs/stage1.yaml --gpu-gb 32
+  python util/benchmark.py batches --cfg-path configs/small/stage1.yaml --budgets 500 1000
 
 Times are medians of alternated repeats, on a CPU of the CPU seconds of all threads: with OMP_NUM_THREADS=1 they are
 what one core takes, whoever else is on it. A ratio above 1 means that ours is better.
@@ -41,6 +43,7 @@ from util.benchmarks.loading import bench_load  # noqa: E402
 from util.benchmarks.measure import keep_freed_memory  # noqa: E402
 from util.benchmarks.memory import bench_memory  # noqa: E402
 from util.benchmarks.sizes import SIZES  # noqa: E402
+from util.benchmarks.token_batches import bench_batches  # noqa: E402
 from util.benchmarks.training import bench_train  # noqa: E402
 
 BENCHMARKS = {
@@ -49,6 +52,7 @@ BENCHMARKS = {
     "train": bench_train,
     "memory": bench_memory,
     "generate": bench_generate,
+    "batches": bench_batches,
     "gpu": bench_gpu,
 }
 DEFAULT = ("load",)
@@ -94,7 +98,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="S",
         help="load: lengths of the clips (default: 10 180)",
     )
-    add = parser.add_argument_group("of the benchmarks of models: train, memory, generate").add_argument
+    add = parser.add_argument_group("of the benchmarks of models: train, memory, generate, batches").add_argument
     add(
         "--size",
         choices=SIZES,
@@ -132,8 +136,21 @@ def parse_arguments() -> argparse.Namespace:
         help="generate: beams of the search, 1 is greedy (default 1 4)",
     )
     add("--tokens", type=above_zero(int), default=32, metavar="N", help="generate: length of all answers (default 32)")
-    add("--cfg-path", type=Path, metavar="FILE", help="memory: of a run with this configuration, not of a --size")
-    add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="memory: set keys of that configuration")
+    add(
+        "--cfg-path",
+        type=Path,
+        metavar="FILE",
+        help="batches, memory: of a run with this configuration, not of a --size",
+    )
+    add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="set keys of that configuration")
+    add(
+        "--budgets",
+        type=above_zero(int),
+        nargs="+",
+        default=[1000, 2000, 4000],
+        metavar="N",
+        help="batches: tokens of a micro-batch (default 1000 2000 4000)",
+    )
     add(
         "--gpu-gb",
         type=above_zero(float),

@@ -54,6 +54,7 @@ BOUNDS: dict[str, tuple[float | str, float | str]] = {
     "run.valid_every_steps": (0, _MANY),
     "run.accum_grad_iters": (1, 10**6),
     "run.batch_size_train": (1, 10**5),
+    "run.batch_seconds": (0, 1e9),
     "run.batch_size_eval": (1, 10**5),
     "run.num_workers": (0, 1000),
     "run.loader_timeout_minutes": (_MORE, 1e6),
@@ -87,6 +88,7 @@ BOUNDS: dict[str, tuple[float | str, float | str]] = {
     "evaluate.efficiency.num_beams": (1, 1000),
 }
 FORMS = {
+    "run.batch_tokens": (r"|auto|[1-9]\d{0,8}", "choose a number of tokens, auto, or nothing"),
     "run.device": (r"cpu|cuda(:\d{1,3})?", "choose cpu, cuda or cuda:N"),
     "run.dist_url": (
         r"env://|tcp://\S+:([1-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])|file://\S+",
@@ -137,6 +139,8 @@ def impossible_values(config: DictConfig) -> list[str]:
             for key in ("freeze_whisper", "freeze_beats")
             if not config.model[key]
         ]
+    if OmegaConf.select(config, "run.batch_tokens"):
+        problems += _impossible_budget(config.run)
     if OmegaConf.select(config, "run.shard_llm"):
         problems += _impossible_shares(config)
     if OmegaConf.select(config, "run.objective") == "ctc":
@@ -216,6 +220,16 @@ def _impossible_shares(config: DictConfig) -> list[str]:
         "run.compile = True": config.run.compile,
     }
     return [f"run.shard_llm = True does not go with {reason}" for reason, is_so in reasons.items() if is_so]
+
+
+def _impossible_budget(run: DictConfig) -> list[str]:
+    reasons = {
+        "run.loss_average = batch: that mean depends on how a step is cut": run.loss_average == "batch",
+        "run.objective = ctc: the LLM is not run": run.objective == "ctc",
+        "run.device = cpu: name a number": run.batch_tokens == "auto" and run.device == "cpu",
+    }
+    said = f"run.batch_tokens = {run.batch_tokens} does not go with"
+    return [f"{said} {reason}" for reason, is_so in reasons.items() if is_so]
 
 
 def _impossible_alignment(config: DictConfig) -> list[str]:

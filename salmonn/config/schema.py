@@ -116,6 +116,8 @@ class RunConfig:
     accum_grad_iters: int = 1  # iterations of an optimiser step
     loss_average: str = "token"  # over all target tokens of a step | batch: of batch means, as published
     batch_size_train: int = 8  # per process
+    batch_tokens: str = ""  # LLM tokens of a micro-batch, padding counted, instead of clips | auto: as fit the GPU
+    batch_seconds: float = 0.0  # with batch_tokens: of audio in it, Whisper's window for each clip; 0 = not limited
     batch_size_eval: int = 8  # clips at once in validation and evaluation, per process
     num_workers: int = 8  # loader processes per rank
     loader_timeout_minutes: float = 10.0  # for a batch; less than timeout_minutes, or the other ranks give up first

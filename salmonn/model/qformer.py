@@ -8,7 +8,7 @@ tokens, D the Q-Former's width, C the context's, H the LLM's.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ class Connector(nn.Module):
     def __init__(self, config: DictConfig, speech_width: int, audio_width: int, llm_width: int, frames: int) -> None:
         super().__init__()
         require_window_fits(config, frames)
-        self.config = config
+        self.config, self.frames = config, frames
         self.ln_speech = nn.LayerNorm(speech_width)
         if audio_width:
             self.ln_audio = nn.LayerNorm(audio_width)
@@ -72,11 +72,22 @@ class Connector(nn.Module):
         """Frames of a window, and from one to the next."""
         return window_frames(self.config.second_per_window), window_frames(self.config.second_stride)
 
+    def n_windows(self, lengths: Sequence[int]) -> list[int]:
+        """Windows of clips of so many samples: all, or with `model.only_filled_windows` those that begin within."""
+        if not self.config.window_level_Qformer:
+            return [1] * len(lengths)
+        kernel, stride = self.window
+        most = 1 + (self.frames - kernel) // stride
+        return [filled_windows(n, stride, most) if self.config.only_filled_windows else most for n in lengths]
+
+    def n_tokens(self, lengths: Sequence[int]) -> list[int]:
+        """Audio tokens of clips of so many samples."""
+        return [self.config.num_speech_query_token * n for n in self.n_windows(lengths)]
+
     def filled(self, encoded: EncoderOutputs, lengths: Tensor) -> list[Tensor]:
         """Audio tokens [A, H] of each clip, of those windows alone that begin within its length [B] in samples."""
         kernel, stride = self.window
-        most = 1 + (encoded.speech.shape[1] - kernel) // stride
-        n_windows = [filled_windows(n, stride, most) for n in lengths.tolist()]
+        n_windows = self.n_windows(lengths.tolist())
         n_frames = [(n - 1) * stride + kernel for n in n_windows]
         features = self.fuse(encoded.in_a_row(n_frames)).split(n_frames, dim=1)  # nothing is computed for padding
         windows = [split_windows(clip, kernel, stride) for clip in features]

@@ -261,11 +261,18 @@ class SALMONN(nn.Module):
         raw_wav = to_device(raw_wav, self.device)
         if padding_mask is None:
             padding_mask = torch.zeros_like(raw_wav, dtype=torch.bool)
-        shortest = int(MIN_SECONDS * SAMPLE_RATE)
         # counted where the mask comes from: of one on the host, the device need not be waited for
-        lengths = (~padding_mask).sum(dim=1).clamp(min=shortest, max=self.log_mel.n_samples)
+        lengths, shortest = self._heard(padding_mask), int(MIN_SECONDS * SAMPLE_RATE)
         raw_wav = raw_wav.masked_fill(to_device(padding_mask, self.device), 0.0)[:, : self.log_mel.n_samples]
         return F.pad(raw_wav, (0, max(0, shortest - raw_wav.shape[1]))), lengths
+
+    def n_audio_tokens(self, padding_mask: Tensor) -> list[int]:
+        """How many audio tokens `encode_clips` will give of each clip; padding_mask [B, N] True = padding."""
+        return self.connector.n_tokens(self._heard(padding_mask).tolist())
+
+    def _heard(self, padding_mask: Tensor) -> Tensor:
+        """Samples [B] of each clip that count: at least 1 s, at most what Whisper hears."""
+        return (~padding_mask).sum(dim=1).clamp(min=int(MIN_SECONDS * SAMPLE_RATE), max=self.log_mel.n_samples)
 
     def _encode(self, raw_wav: Tensor, lengths: Tensor, spectrogram: Tensor | None = None) -> EncoderOutputs:
         """What the encoders say of clean clips [B, N], from the cache where there is one."""

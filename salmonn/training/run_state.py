@@ -181,7 +181,7 @@ _NOT_OF_THE_RESULT = (
     "run.num_workers", "run.log_freq", "run.save_every", "run.keep_checkpoints", "run.timeout_minutes", "run.device",
     "run.wandb_project", "run.loader_timeout_minutes", "run.valid_every_steps", "run.output_dir", "run.exp_name",
     "run.batch_size_eval", "run.resume", "run.overwrite", "run.world_size", "run.dist_url", "run.use_distributed",
-    "run.encoder_cache", "run.compile", "run.shard_llm", "model.device_8bit",
+    "run.encoder_cache", "run.compile", "run.shard_llm", "run.batch_tokens", "run.batch_seconds", "model.device_8bit",
     "model.gradient_checkpointing", "model.test_prompt_path", "datasets.max_bad_fraction", "datasets.whisper_path",
     "datasets.test_ann_path", "datasets.valid_ann_path_",
 )  # fmt: skip

@@ -2,8 +2,9 @@
 
 import contextlib
 import logging
+import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ from salmonn.training.run_state import (
 )
 from salmonn.training.step import NotFiniteError, StepResult, TrainingStep
 from salmonn.training.stop_signal import StopRequest
+from salmonn.training.token_batches import micro_batches
+from salmonn.training.token_budget import token_budget
 from salmonn.training.validation import report_listening, validate
 from salmonn.training.wandb_log import open_wandb
 
@@ -138,19 +141,18 @@ class Runner:
         meter = Meter(self.device)
         with self._progress_bar(epoch) as progress_bar:
             for group in self.plan.steps(self.progress.epoch_iteration):
-                for i in group:
-                    lr = learning_rate(self.run_config.optims, self.plan.iters_per_epoch, epoch, i)
-                    samples = self._next_samples()
+                lr = learning_rate(self.run_config.optims, self.plan.iters_per_epoch, epoch, group[-1])
+                self.step.set_learning_rate(lr)
+                for i, (samples, is_last) in enumerate(self._micro_batches(epoch, group), group[0]):
                     # each micro-batch asks: torchrun and Slurm wait for 30 s only
                     if distributed.any_rank(samples is None)[0] or samples is None:
                         self.step.abandon()
                         if meter.n_steps:  # the same on every rank
                             self._report(progress_bar, meter, lr)
                         return False
-                    self.step.set_learning_rate(lr)
-                    self._add_micro_batch(samples, epoch, i, group)
-                    progress_bar.update()
+                    self._add_micro_batch(samples, epoch, i, len(group), is_last)
                 meter.add(self._finish_step(epoch, group))
+                progress_bar.update(len(group))
                 if self._is_log_due(group):
                     self._report(progress_bar, meter, lr)
                 is_best = self._is_best_inside(epoch)
@@ -158,16 +160,35 @@ class Runner:
                     self.state.save(epoch, is_best)
         return True
 
-    def _add_micro_batch(self, samples: Samples, epoch: int, i: int, group: range) -> None:
+    def _micro_batches(self, epoch: int, group: range) -> Iterator[tuple[Samples | None, bool]]:
+        """Those of a step and whether each is the last; None where the run is to stop."""
+        if not self.most_tokens:
+            yield from ((self._next_samples(), i == group[-1]) for i in group)
+            return
+        loaded = [self._next_samples() for _ in group]
+        if distributed.any_rank(None in loaded)[0]:
+            yield None, True
+            return
+        self._seed(epoch, group[0])  # of the prompts
+        clips = [samples for samples in loaded if samples]
+        batches = micro_batches(self.model, clips, self.most_tokens, self.most_clips)
+        for left, samples in enumerate(batches, 1 - len(batches)):
+            yield None if self.stop_request.name else samples, left == 0
+
+    def _add_micro_batch(self, samples: Samples, epoch: int, i: int, group_size: int, is_last: bool) -> None:
         """Forward and backward; with the last micro-batch of a group the ranks average their gradients."""
-        self._require_clips(samples)
-        iteration = epoch * self.plan.iters_per_epoch + i
-        seed_step(self.run_config.seed, iteration, distributed.rank())
+        iteration = self._seed(epoch, i)
         set_ctc_weight(self.model, self.run_config, iteration / (self.plan.epochs * self.plan.iters_per_epoch))
-        with contextlib.nullcontext() if i == group[-1] else self._no_sync():
+        with contextlib.nullcontext() if is_last else self._no_sync():
             with self.autocast():
                 result = self.ddp_model(samples, verbose=True)
-            self.step.backward(result, samples["id"], len(group))
+            self.step.backward(result, samples["id"], group_size)
+
+    def _seed(self, epoch: int, i: int) -> int:
+        """Make what an epoch's micro-batch draws depend on its number alone, which is returned."""
+        iteration = epoch * self.plan.iters_per_epoch + i
+        seed_step(self.run_config.seed, iteration, distributed.rank())
+        return iteration
 
     def _finish_step(self, epoch: int, group: range) -> StepResult:
         """Raises RuntimeError, after saving what led to it, when loss or gradients are not finite."""
@@ -265,6 +286,9 @@ class Runner:
         drops_layers = not (self.config.model.freeze_whisper and self.config.model.freeze_beats)
         self.ddp_model = distributed.wrap(self.model, self.device, drops_layers, is_sharded(self.model))
         self.plan = make_plan(self.run_config, len(train_set), distributed.world_size())
+        self.most_tokens = token_budget(self.model, self.run_config, self.device)  # of a micro-batch; 0: as loaded
+        seconds = self.run_config.batch_seconds
+        self.most_clips = max(1, int(seconds / self.model.max_seconds)) if seconds else sys.maxsize
         self.batches = self._training_batches(train_set)
         self._open_log()
         self.first_sample, self.told_hours = self.progress.samples, False
@@ -354,11 +378,13 @@ class Runner:
             raise LoadingError("\n".join(told) + more)
 
     def _next_samples(self) -> Samples | None:
-        """None when the run is to stop."""
-        return None if self.failure else next(self.batches, None)
+        """What is loaded next, None when the run is to stop; what could not be read is counted.
 
-    def _require_clips(self, samples: Samples) -> None:
-        """Count what a batch could not read. Raises UserError where that is all of it."""
+        Raises UserError where that is all of it.
+        """
+        samples = None if self.failure else next(self.batches, None)
+        if samples is None:
+            return None
         self.quarantine.add(samples)
         if not samples["text"]:
             last = samples["unreadable"][-1]
@@ -367,6 +393,7 @@ class Runner:
                 f"{last.reason}. Check datasets.prefix = {self.config.datasets.prefix!r}, and see "
                 f"python util/anns_inspector.py --help"
             )
+        return samples
 
     def _is_stopped(self) -> bool:
         return distributed.any_rank(bool(self.stop_request.name or self.failure))[0]

@@ -1,0 +1,74 @@
+"""Micro-batches of as many clips as a budget of the LLM's tokens takes: `run.batch_tokens`.
+
+A step holds the clips that it would hold without, and its mean over target tokens is the same; only how many are
+computed at once follows from how long they are: audio, prompt and target together.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from salmonn.common import distributed
+from salmonn.common.samples import Samples
+from salmonn.data.collate import collate
+from salmonn.model.llm_input import build_llm_inputs, tokenize
+from salmonn.model.salmonn import SALMONN
+
+
+def micro_batches(model: SALMONN, loaded: Sequence[Samples], budget: int, most_clips: int) -> list[Samples]:
+    """The loaded clips of a step, the longest first, in micro-batches of at most `budget` tokens, padding counted.
+
+    Each rank, and all must ask, gets equally many, of which none has more than `most_clips`. A clip that has more
+    tokens than the budget comes alone. The prompts are drawn here: they count, too.
+    """
+    items = [item for samples in loaded for item in _items(samples)]
+    rows = collate(items)
+    if prompts := model.choose_prompts(rows):
+        rows["prompts"] = prompts
+    lengths = input_lengths(model, rows)
+    needed, there = zip(*distributed.gather_objects((len(cut(lengths, budget, most_clips)), len(items))), strict=True)
+    cuts = cut(lengths, budget, most_clips, min(max(needed), min(there)))  # fewer than all where clips are unreadable
+    batches = [collate([items[i] for i in places], pinned=torch.cuda.is_initialized()) for places in cuts]
+    for batch, places in zip(batches, cuts, strict=True):
+        if prompts:
+            batch["prompts"] = [prompts[i] for i in places]
+    return batches
+
+
+def input_lengths(model: SALMONN, samples: Samples) -> list[int]:
+    """Tokens of the LLM's input for each clip, before it is heard; `samples` has its prompts, if there are any."""
+    n_audio = model.n_audio_tokens(samples["padding_mask"])
+    targets = tokenize(model.tokenizer, [text + model.config.end_sym for text in samples["text"]])
+    targets = [ids[: model.config.max_txt_len] for ids in targets]
+    return build_llm_inputs(model.tokenizer, n_audio, samples.get("prompts"), targets).is_used.sum(dim=1).tolist()
+
+
+def cut(lengths: Sequence[int], budget: int, most_clips: int, at_least: int = 1) -> list[list[int]]:
+    """Places of the lengths, the longest first, in as few stretches as budget and `most_clips` allow, or `at_least`.
+
+    A stretch of k places costs k times its longest, which is more than the budget only where k is 1.
+    """
+    stretches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        last = stretches[-1] if stretches else []
+        if last and len(last) < most_clips and (len(last) + 1) * lengths[last[0]] <= budget:
+            last.append(place)
+        else:
+            stretches.append([place])
+    while len(stretches) < at_least:  # another rank needs more: the one with the most is halved
+        i = max(range(len(stretches)), key=lambda i: len(stretches[i]))
+        half = (len(stretches[i]) + 1) // 2
+        stretches[i : i + 1] = [stretches[i][:half], stretches[i][half:]]
+    return stretches
+
+
+def _items(samples: Samples) -> list[dict[str, Any]]:
+    """The clips of a batch as they were before they were padded; what could not be read is counted already."""
+    names = ("text", "task", "Q", "id", "index", "testset_id")
+    n_samples = (~samples["padding_mask"]).sum(dim=1).tolist()
+    return [
+        {"raw_wav": samples["raw_wav"][i, :n].numpy(), "unreadable": [], "tried": 0}
+        | {name: samples[name][i] for name in names}  # type: ignore[literal-required]
+        for i, n in enumerate(n_samples)
+    ]

@@ -1,0 +1,230 @@
+"""Micro-batches by tokens: none over the budget, the same step, and runs that go on bit for bit."""
+
+import json
+import random
+from argparse import Namespace
+
+import pytest
+import torch
+
+from salmonn.common.errors import UserError
+from salmonn.config.loading import load_config
+from salmonn.model import checkpoint
+from salmonn.model.llm_input import LLMInputs
+from salmonn.training import token_budget as budgets
+from salmonn.training.token_batches import cut, input_lengths
+from salmonn.training.token_budget import longest_clips, token_budget
+from tests.fixtures.commands import run_command
+from tests.fixtures.paths import ROOT
+from util.benchmarks.token_batches import bench_batches
+
+STEP = ["run.batch_size_train=4", "run.accum_grad_iters=2", "run.iters_per_epoch=4"]
+
+
+@pytest.fixture
+def seen_widths(monkeypatch):
+    """[rows, tokens] of each micro-batch that a model has taken since."""
+    from salmonn.model import salmonn
+
+    seen, original = [], salmonn.build_llm_inputs
+
+    def build(*args, **kwargs) -> LLMInputs:
+        seen.append(tuple((built := original(*args, **kwargs)).token_ids.shape))
+        return built
+
+    monkeypatch.setattr(salmonn, "build_llm_inputs", build)
+    return seen
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_clip_is_in_one_stretch_and_none_has_more_than_the_budget(seed):
+    rng = random.Random(seed)
+    lengths = [rng.choice([rng.randrange(1, 40), rng.randrange(1, 400)]) for _ in range(rng.randrange(1, 60))]
+    budget, most_clips, at_least = rng.randrange(20, 900), rng.choice([1, 5, 99]), rng.randrange(len(lengths)) + 1
+    stretches = cut(lengths, budget, most_clips, at_least)
+    assert sorted(place for stretch in stretches for place in stretch) == list(range(len(lengths)))
+    for stretch in stretches:
+        assert len(stretch) == 1 or len(stretch) * max(lengths[place] for place in stretch) <= budget
+        assert len(stretch) <= most_clips
+    fewest = len(cut(lengths, budget, most_clips))
+    assert len(stretches) == max(fewest, at_least)
+    longest_first = [lengths[place] for stretch in stretches for place in stretch]
+    assert longest_first == sorted(lengths, reverse=True)
+
+
+def test_no_more_micro_batches_than_the_budget_asks_for():
+    assert cut([10] * 8, 40, 99) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert cut([10] * 8, 40, 3) == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert cut([100, 10, 10, 10], 40, 99) == [[0], [1, 2, 3]]
+
+
+@pytest.mark.parametrize("options", [[], ["model.only_filled_windows=True"], ["model.window_level_Qformer=False"]])
+def test_tokens_are_counted_before_a_clip_is_heard(make_runner, seen_widths, options):
+    runner = make_runner(*STEP, *options)
+    samples = next(runner.batches)
+    samples["prompts"] = runner.model.choose_prompts(samples)
+    lengths = input_lengths(runner.model, samples)
+    with torch.no_grad():
+        for i in range(len(lengths)):
+            alone = {key: samples[key][i : i + 1] for key in ("raw_wav", "padding_mask", "text", "task", "prompts")}
+            runner.model(alone)
+    assert seen_widths == [(1, length) for length in lengths]
+    runner.close()
+
+
+@pytest.mark.parametrize("options", [[], ["model.only_filled_windows=True"]])
+def test_no_micro_batch_is_over_its_budget_and_the_steps_are_the_same(make_runner, seen_widths, options):
+    gradients, cuts = {}, {}
+    for budget in ("", "150", "400"):
+        runner = make_runner(*STEP, "run.iters_per_epoch=2", *options, f"run.batch_tokens={budget}")
+        seen_widths.clear()
+        runner.train_epoch(0)  # one step
+        state = runner.step.optimizer.state.values()
+        gradients[budget] = torch.cat([values["exp_avg"].flatten() for values in state]).double()
+        cuts[budget] = list(seen_widths)
+        runner.close()
+    assert [rows for rows, _ in cuts[""]] == [4, 4]
+    for budget in (150, 400):
+        assert sum(rows for rows, _ in cuts[str(budget)]) == 8
+        assert all(rows * width <= budget for rows, width in cuts[str(budget)])
+        difference = (gradients[str(budget)] - gradients[""]).norm() / gradients[""].norm()
+        assert difference < 1e-5
+    assert len(cuts["400"]) < len(cuts["150"])
+
+
+def test_seconds_of_audio_limit_the_clips(make_runner, seen_widths):
+    runner = make_runner(*STEP)
+    heard = runner.model.max_seconds
+    runner.close()
+    runner = make_runner(*STEP, "run.batch_tokens=100000", f"run.batch_seconds={3.5 * heard}")
+    seen_widths.clear()
+    runner.train_epoch(0)
+    assert [rows for rows, _ in seen_widths] == [3, 3, 2] * 2
+    runner.close()
+
+
+def test_a_clip_longer_than_the_budget_comes_alone(make_runner, seen_widths):
+    runner = make_runner(*STEP, "run.batch_tokens=1")
+    seen_widths.clear()
+    runner.train_epoch(0)
+    assert [rows for rows, _ in seen_widths] == [1] * 16
+    runner.close()
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+from salmonn.common import distributed
+from salmonn.config.loading import load_config
+from salmonn.training.runner import Runner
+from salmonn.training.token_batches import cut
+import salmonn.training.token_batches as token_batches
+import json, pathlib
+needed = []
+def counted(lengths, budget, most_clips, at_least=1):
+    stretches = cut(lengths, budget // (1 + distributed.rank()), most_clips, at_least)
+    needed.append(len(stretches))
+    return stretches
+token_batches.cut = counted
+finish_step = Runner._finish_step
+def finish_and_stop(runner, *step):
+    result = finish_step(runner, *step)
+    runner.stop_request.name = sys.argv[1]
+    return result
+Runner._finish_step = finish_and_stop
+Runner(load_config("configs/mini/stage1.yaml", sys.argv[2:])).run()
+pathlib.Path({folder!r}, f"rank{{distributed.rank()}}.json").write_text(json.dumps(needed))
+distributed.shutdown()
+"""
+
+
+def test_two_ranks_take_equally_many_and_go_on_bit_for_bit(plain_options, tmp_path):
+    """Ranks whose clips need a different number of micro-batches stay in step; a stopped run ends as one in one go."""
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT.format(root=str(ROOT), folder=str(tmp_path)))
+    options = [*plain_options, *STEP, "run.batch_tokens=160"]
+    for name, stop in (("parts", "a signal"), ("parts", ""), ("one_go", "")):
+        result = run_command(str(script), stop, *options, f"run.exp_name={name}", ranks=2)
+        assert result.returncode == 0, result.stderr
+        steps = 1 if stop else 2
+        assert checkpoint.read(tmp_path / name / "checkpoint_last.pth")["progress"]["samples"] == 16 * steps
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[0][1::2] == ranks[1][1::2]  # what was taken
+    assert ranks[0][::2] != ranks[1][::2]  # what was needed
+    parts, one_go = (checkpoint.read(tmp_path / name / "checkpoint_last.pth")["model"] for name in ("parts", "one_go"))
+    assert all(torch.equal(parts[key], one_go[key]) for key in one_go)
+
+
+# ---- auto
+
+
+def test_auto_fills_what_the_fullest_gpu_has_left(make_runner, monkeypatch):
+    runner = make_runner(*STEP)
+    model, run = runner.model, runner.run_config
+    later = 12 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    per_clip, base = 2 * 10**9, 10**10
+    monkeypatch.setattr(budgets, "_peak", lambda _m, _r, _d, n: base + n * per_clip)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _d: (20 * 10**9, 0))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _d: 12 * 10**9)
+    run.batch_tokens = "auto"
+    budget = token_budget(model, run, runner.device)
+    rows, rest = divmod(budget, input_lengths(model, longest_clips(model, 1))[0])
+    assert rest == 0
+    free = 0.9 * 32 * 10**9 - later - base
+    assert rows * per_clip <= free < (rows + 1) * per_clip
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _d: (0, 0))
+    with pytest.raises(UserError, match="not even the longest clip fits"):
+        token_budget(model, run, runner.device)
+    runner.close()
+
+
+def test_the_clips_that_are_measured_are_the_longest(make_runner):
+    runner = make_runner(*STEP)
+    clips = longest_clips(runner.model, 2)
+    samples = next(runner.batches)
+    samples["prompts"] = runner.model.choose_prompts(samples)
+    longest = input_lengths(runner.model, clips)
+    assert longest[0] == longest[1] >= max(input_lengths(runner.model, samples))
+    assert torch.isfinite(runner.model(clips)["loss"])
+    runner.close()
+
+
+# ---- what does not go together
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["run.batch_tokens=many"], "choose a number of tokens, auto, or nothing"),
+        (["run.batch_tokens=0"], "choose a number"),
+        (["run.batch_tokens=-5"], "choose a number"),
+        (["run.batch_tokens=500", "run.loss_average=batch"], "depends on how a step is cut"),
+        (["run.batch_tokens=500", "run.objective=ctc"], "the LLM is not run"),
+        (["run.batch_tokens=auto", "run.device=cpu"], "name a number"),
+        (["run.batch_tokens=500", "run.batch_seconds=-1"], "run.batch_seconds"),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused(monkeypatch, options, said):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=said):
+        load_config("configs/stage1.yaml", options)
+
+
+# ---- the benchmark
+
+
+def test_the_benchmark_takes_the_same_steps_cut_in_both_ways(plain_options, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    options = [*plain_options, *STEP, "run.num_workers=0"]
+    args = Namespace(cfg_path="configs/mini/stage1.yaml", options=options, budgets=[10, 400], repeats=1)
+    first, plain_padding, *rows = bench_batches(args)
+    assert first["what"] == "2 steps of 8 clips, micro-batches of 4"
+    (alone, alone_padding, n_alone), (timed, padding, n) = rows[:3], rows[3:]
+    assert alone_padding["value"] == 0
+    assert n_alone["value"] == 8
+    assert 0 < padding["value"] < 50
+    assert 0 < plain_padding["value"] < 50
+    assert n["value"] < 8
+    assert all(row["ours"] > 0 and row["plain"] == alone["plain"] for row in (alone, timed))
+    with pytest.raises(UserError, match="--cfg-path FILE"):
+        next(bench_batches(Namespace(cfg_path=None)))
