@@ -30,6 +30,12 @@ _LAYOUTS = {
     **dict.fromkeys((b"FORM8SVX", b"FORM16SV"), _Layout(b"BODY", _BIG)),
     b"caff": _Layout(b"data", struct.Struct(">4sq"), first=8),
 }
+_COMM = struct.Struct(">HIH10x4s")  # of an AIFF: channels, frames, bits, rate; its codec, where it tells one (AIFC)
+_AIFC_PLAIN = (b"NONE", b"twos", b"sowt", b"raw ")
+_AIFC_BYTES = {  # of a frame of one channel
+    **dict.fromkeys((b"ulaw", b"ULAW", b"alaw", b"ALAW"), 1),
+    **{b"in24": 3, b"42ni": 3, b"in32": 4, b"23ni": 4, b"fl32": 4, b"FL32": 4, b"fl64": 8, b"FL64": 8, b"ima4": 34},
+}
 _NOT_METADATA = {*(name[:4] for name in _LAYOUTS), *(layout.samples for layout in _LAYOUTS.values())}
 
 
@@ -72,7 +78,10 @@ def _in_chunks(file: BinaryIO, total: int, layout: _Layout) -> SampleBytes | Non
             large_size = struct.unpack("<8xQ", file.read(16).ljust(16, b"\0"))[0]
         elif name == layout.samples:
             size = large_size if large_size is not None and size == 0xFFFFFFFF else size
-            return _samples(file, start, size, total, layout, codec in _MPEG_CODECS)
+            found = _samples(file, start, size, total, layout, codec in _MPEG_CODECS)
+            if name == b"SSND":
+                _require_frames(file, found, layout)
+            return found
         if size < 0:
             return None
         position = start + size + size % 2
@@ -87,6 +96,22 @@ def _samples(file: BinaryIO, start: int, size: int, total: int, layout: _Layout,
             _compare(end, total)
     there = size if 0 < size <= total - start else total - start
     return SampleBytes(start, there, is_more and layout is _LAYOUTS[b"RIFFWAVE"], is_mpeg)
+
+
+def _require_frames(file: BinaryIO, samples: SampleBytes, layout: _Layout) -> None:
+    """Raise ValueError where an AIFF counts more frames than its samples are, whatever their chunk's size says."""
+    file.seek(samples.start)
+    there = samples.size - 8 - int.from_bytes(file.read(4))  # behind two numbers, and as many bytes as the first says
+    position = layout.first
+    while head := _chunk(file, position, layout):
+        name, size = head
+        if name == b"COMM" and size >= _COMM.size - 4:
+            channels, frames, bits, codec = _COMM.unpack(file.read(_COMM.size).ljust(_COMM.size, b"\0"))
+            codec = b"NONE" if size < _COMM.size else codec
+            frame = channels * _AIFC_BYTES.get(codec, (bits + 7) // 8 if codec in _AIFC_PLAIN else 0)
+            if frames * frame > there:
+                raise ValueError(f"truncated: its header says {frames} frames, and its samples are {there // frame}")
+        position += layout.chunk.size + size + size % 2
 
 
 def _is_told(size: int) -> bool:
@@ -157,6 +182,18 @@ def _end_of_voc(file: BinaryIO) -> int | None:
     return position
 
 
+def _end_of_avi(file: BinaryIO) -> int | None:
+    if _bytes(file, 8, 4) != b"AVI ":
+        return None
+    position = 0
+    while head := _chunk(file, position, _LAYOUTS[b"RIFFWAVE"]):  # those inside others, too: none may be damaged
+        name, size = head
+        position += 12 if name in (b"RIFF", b"LIST") else 8 + size + size % 2
+    if len(_bytes(file, position, _HARMLESS + 1)) > _HARMLESS:
+        raise ValueError(f"damaged: no chunk begins at byte {position}, where one should")
+    return position
+
+
 def _end_of_w64(file: BinaryIO) -> int | None:
     (size,) = struct.unpack("<16xQ", _bytes(file, 0, 24))
     return size if size and _is_told(size) else None
@@ -166,6 +203,7 @@ _ENDS = {
     b".snd": _end_of_au,
     b"NIST_1A": _end_of_sphere,
     b"Creative Voi": _end_of_voc,
+    b"RIFF": _end_of_avi,
     b"riff\x2e\x91\xcf": _end_of_w64,
 }
 

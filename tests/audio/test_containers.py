@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from salmonn.audio.decode import AudioError, decode_all, inspect_header, load_audio
+from tests.fixtures.encoders import encode_av
 from tests.fixtures.whole_media import encode, header_end, sound, wav_bytes
 
 NOISE = sound(np.random.default_rng(0), 16_000, 1)
@@ -158,6 +159,46 @@ def test_samples_of_another_checksum_are_refused_and_no_checksum_is_none(tmp_pat
     assert is_taken(tmp_path / "a.flac", data[:26] + bytes(16) + data[42:])
     no_length = data[:21] + bytes([data[21] & 0xF0]) + bytes(4) + other[26:]
     refusals(tmp_path / "a.flac", no_length, (load_audio, decode_all))
+
+
+AIFFS = ("PCM_16", "PCM_24", "PCM_S8", "PCM_U8", "FLOAT", "DOUBLE", "ULAW", "IMA_ADPCM")
+
+
+def counting(data, frames):
+    """An AIFF whose header counts so many frames."""
+    at = data.index(b"COMM") + 10
+    return data[:at] + struct.pack(">I", frames) + data[at + 4 :]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("subtype", AIFFS)
+def test_an_aiff_that_counts_more_frames_than_there_are_is_refused(tmp_path, subtype, channels):
+    data = encode(np.repeat(NOISE, channels, 1), 16_000, "AIFF", subtype)
+    (frames,) = struct.unpack_from(">I", data, data.index(b"COMM") + 10)
+    (tmp_path / "a.aiff").write_bytes(data)
+    whole = len(load_audio(tmp_path / "a.aiff"))
+    for more in (2 * frames + 1, 10 * frames, 0xFFFFFFFF):
+        assert all("truncated: its header says" in said for said in refusals(tmp_path / "a.aiff", counting(data, more)))
+    (tmp_path / "a.aiff").write_bytes(counting(data, 0))  # of a recorder that was stopped
+    assert len(load_audio(tmp_path / "a.aiff")) == whole
+
+
+def test_what_an_aiff_counts_is_found_behind_its_samples_and_one_frame_matters(tmp_path):
+    data = encode(NOISE, 16_000, "AIFF", "PCM_16")
+    assert is_taken(tmp_path / "a.aiff", counting(data, len(NOISE)))
+    behind = data[:12] + data[38:] + data[12:38]  # as the standard has it, chunks come in any order
+    assert is_taken(tmp_path / "a.aiff", behind)
+    for whole in (data, behind):
+        for said in refusals(tmp_path / "a.aiff", counting(whole, len(NOISE) + 1)):
+            assert said == f"truncated: its header says {len(NOISE) + 1} frames, and its samples are {len(NOISE)}"
+
+
+def test_an_avi_goes_on_in_others_and_is_refused_when_cut(tmp_path):
+    data = encode_av(NOISE, 16_000, "pcm_s16le", "avi")
+    assert is_taken(tmp_path / "a.avi", data)
+    assert is_taken(tmp_path / "a.avi", data + b"RIFF\x04\0\0\0AVIX")
+    for cut in (data[:-50], data[:-2000], data[: len(data) // 2], data + b"RIFF\x04\1\0\0AVIXabcd\x09\0\0\0"):
+        assert all("truncated" in said for said in refusals(tmp_path / "a.avi", cut))
 
 
 def test_a_voc_of_several_blocks_is_followed_to_its_last(tmp_path):
