@@ -5,7 +5,7 @@ import io
 import os
 import shlex
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from salmonn.audio.mp3 import TAG_HEAD, after_tags, before_tags
 from salmonn.audio.sound import Sound
+from salmonn.audio.view import Bytes
 
 if TYPE_CHECKING:
     from av import AudioFrame
@@ -31,17 +32,57 @@ _MAGIC = {  # FFmpeg's name: (where, what); asking for it by name, nothing else 
     "asf": (0, (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",)),
     "wv": (0, (b"wvpk",)),
     "caf": (0, (b"caff",)),  # of which libsndfile reads some codecs
+    "flv": (0, (b"FLV\1",)),
+    "avi": (8, (b"AVI ",)),
+    "mpeg": (0, (b"\0\0\1\xba",)),
+    "tta": (0, (b"TTA1",)),
 }
-_PARTS = {"mov": struct.Struct(">I4s"), "asf": struct.Struct("<16sQ")}  # how the parts in a row begin: name and size
-_HEADERS = (b"moov", bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"))  # the part of which a file has one
+_UNHEARD = {  # known by name only: nobody has made sure that FFmpeg tells a damaged one from a whole one
+    "ac3": (0, (b"\x0b\x77",)),
+    "dts": (0, (b"\x7f\xfe\x80\x01",)),
+    "rm": (0, (b".RMF",)),
+    "nut": (0, (b"nut/",)),
+    "ape": (0, (b"MAC ",)),
+    "mpc": (0, (b"MP+", b"MPCK")),
+    "dsf": (0, (b"DSD ",)),
+    "dff": (0, (b"FRM8",)),
+    "shn": (0, (b"ajkg",)),
+    "tak": (0, (b"tBaK",)),
+    "optimfrog": (0, (b"OFR ",)),
+    "mxf": (0, (b"\x06\x0e\x2b\x34",)),
+    "wtv": (0, (b"\xb7\xd8\x00\x20\x37\x49\xda\x11",)),
+}
+_ASF_HEADER, _ASF_DATA, _ASF_INDEX = map(
+    bytes.fromhex,
+    ("3026b2758e66cf11a6d900aa0062ce6c", "3626b2758e66cf11a6d900aa0062ce6c", "90080033b1e5cf1189f400a0c90349cb"),
+)
+_PARTS = {  # how the parts in a row begin, with name and size, and names that are common
+    "mov": (struct.Struct(">I4s"), b"ftyp moov mdat free skip wide udta uuid meta styp sidx moof mfra prft emsg".split()),
+    "asf": (struct.Struct("<16sQ"), [_ASF_HEADER, _ASF_DATA, _ASF_INDEX]),
+}
+_HEADERS = (b"moov", _ASF_HEADER)  # the part of which a file has one
+_BEGINNINGS = {  # what stands once in a file; looked for behind those parts
+    "mov": (b"\0\0\0\x6cmvhd", b"\0\0\0\x78mvhd"),
+    "asf": (_ASF_HEADER,),
+    "flv": (b"FLV\1\1\0\0\0\t", b"FLV\1\4\0\0\0\t", b"FLV\1\5\0\0\0\t"),
+    "tta": (b"TTA1\1\0",),
+}
+_PACKETS = ((0, 188), (4, 192))  # of MPEG-TS: where the first begins, bytes of each
 
 
 def container_of(path: Path) -> str | None:
     """FFmpeg's name for what a file is by its first bytes; None for what is not to be read in this way."""
     with path.open("rb") as file:
         file.seek(after_tags(file.read(TAG_HEAD)))
-        head = file.read(16)
-    return next((name for name, (at, magics) in _MAGIC.items() if head[at:].startswith(magics)), None)
+        head = file.read(1024)
+    if _packet_bytes(head):
+        return "mpegts"
+    return next((name for name, (at, magics) in (_MAGIC | _UNHEARD).items() if head[at:].startswith(magics)), None)
+
+
+def _packet_bytes(head: bytes) -> int:
+    """The size of an MPEG-TS file's packets; 0 where it is none."""
+    return next((size for first, size in _PACKETS if {*head[first::size][:4]} == {ord("G")}), 0)
 
 
 class _File(io.FileIO):
@@ -68,20 +109,23 @@ class _File(io.FileIO):
 
 @contextmanager
 def open_with_ffmpeg(path: Path, container_name: str) -> Iterator[Sound]:
-    """A file whose first audio stream is decoded. Raises ValueError for damage, and where PyAV is not installed."""
+    """A file whose first audio stream is decoded. Raises ValueError for damage, and where nothing here decodes it."""
+    if container_name in _UNHEARD:
+        raise ValueError(f"undecodable: such a file ({container_name}) is not read; convert it: {_conversion(path)}")
     try:
         import av  # takes a while, and most files never need it
     except ImportError as error:
-        command = shlex.join(["ffmpeg", "-i", str(path), str(path.with_suffix(".flac"))])
         raise ValueError(  # of the machine, not of the file: so no verdict comes of it
             f"unreadable: libsndfile does not read such a file ({container_name}), and PyAV is not installed; "
-            f"pip install av, or convert it: {command}"
+            f"pip install av, or convert it: {_conversion(path)}"
         ) from error
     with _File(path) as file:  # not by its path: so errors of the system come as they are
-        if container_name in _PARTS:
-            _require_one(file, _PARTS[container_name])
+        if container_name in _BEGINNINGS:
+            _require_one(file, container_name)
         elif container_name == "wv":
             file.end = before_tags(file)
+        elif container_name == "mpegts" and os.fstat(file.fileno()).st_size % _packet_bytes(file.read(1024)):
+            raise ValueError("truncated: it ends within a packet of the stream")
         file.seek(0)
         try:
             with av.open(file, "r", format=container_name) as container:
@@ -92,29 +136,47 @@ def open_with_ffmpeg(path: Path, container_name: str) -> Iterator[Sound]:
             raise ValueError(f"undecodable: FFmpeg says {error.strerror}") from error
 
 
-def _require_one(file: BinaryIO, parts: struct.Struct) -> None:
+def _conversion(path: Path) -> str:
+    """The command that makes a file of it that is read everywhere."""
+    return shlex.join(["ffmpeg", "-i", str(path), str(path.with_suffix(".wav" if path.suffix == ".flac" else ".flac"))])
+
+
+def _require_one(file: BinaryIO, container_name: str) -> None:
     """Raise ValueError where another file was put behind the first, which FFmpeg would pass over without a word."""
-    position, total, headers = 0, os.fstat(file.fileno()).st_size, 0
-    while position + parts.size <= total:
-        file.seek(position)
-        first, second = parts.unpack(file.read(parts.size))
-        name, size = (first, second) if isinstance(first, bytes) else (second, first)
-        headers += name in _HEADERS
-        if size == 1:  # it follows, for a box is large
-            size = int.from_bytes(file.read(8))
-        if size < parts.size:  # up to the end, or no part
-            break
-        position += size
+    end, headers = _walk(file, *_PARTS[container_name]) if container_name in _PARTS else (0, 0)
+    rest = Bytes(file, end)
+    for beginning in _BEGINNINGS[container_name]:
+        at = -1
+        while headers < 2 and (at := rest.find(beginning, at + 1)) >= 0:
+            headers += 1
     if headers > 1:
         raise ValueError(
             "several files one behind the other, of which the first alone would be heard: decode and encode them once"
         )
 
 
+def _walk(file: BinaryIO, parts: struct.Struct, names: Sequence[bytes]) -> tuple[int, int]:
+    """The byte up to which a file is parts in a row of known names and a told size; how many headers are among them."""
+    position, total, headers = 0, os.fstat(file.fileno()).st_size, 0
+    while position + parts.size <= total:
+        file.seek(position)
+        first, second = parts.unpack(file.read(parts.size))
+        name, size = (first, second) if isinstance(first, bytes) else (second, first)
+        if size == 1:  # it follows, for a box is large
+            size = int.from_bytes(file.read(8))
+        if name not in names or size < parts.size or position + size > total:  # no part, up to the end, or cut
+            break
+        headers += name in _HEADERS
+        position += size
+    return position, headers
+
+
 def _sound(container: "InputContainer") -> Sound:
     if not container.streams.audio:
         raise ValueError("no sound in it")
     stream = container.streams.audio[0]
+    if container.format.name == "tta":
+        stream.codec_context.options = {"err_detect": "crccheck+explode"}  # by itself it passes over its checksums
     frames = container.decode(stream)
     first = next(frames, None)
     if first is None:
@@ -125,9 +187,9 @@ def _sound(container: "InputContainer") -> Sound:
     if kind != "ogg":  # where the pages tell what is missing, and a chain has times of its own
         all_frames = _without_gaps(all_frames)
     seconds = None  # elsewhere it is a guess
-    if kind in ("mov", "caf") and stream.duration and stream.time_base:
+    if kind in ("mov", "caf", "tta") and stream.duration and stream.time_base:
         seconds = float(stream.duration * stream.time_base)
-    elif kind == "matroska" and container.duration and len(container.streams) == 1:
+    elif kind in ("matroska", "flv") and container.duration and len(container.streams) == 1:
         seconds = container.duration / 1e6
     return Sound(
         rate,

@@ -26,7 +26,7 @@ _TELL_LENGTH = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "VOC
 class _Shown(NamedTuple):
     """What libsndfile is given, and what is known of the file without it."""
 
-    source: str | View
+    source: int | View  # a descriptor and no name: beside a name (._NAME) it looks for a Mac's resources, and takes them
     frames: int | None = None
     is_told: bool = True  # whether what libsndfile says of the length is more than a guess
     md5: bytes = b""  # of the samples; zeros where the encoder did not know
@@ -39,7 +39,9 @@ def open_with_libsndfile(path: Path) -> Iterator[Sound]:
         shown = _shown(path, raw)
         try:
             with no_prints_of_c():
-                file = soundfile.SoundFile(shown.source)
+                if isinstance(shown.source, int):
+                    os.lseek(shown.source, 0, os.SEEK_SET)
+                file = soundfile.SoundFile(shown.source, closefd=False)
             with file:
                 yield _sound(path, file, shown)
         except soundfile.LibsndfileError:
@@ -51,7 +53,7 @@ def _shown(path: Path, raw: BinaryIO) -> _Shown:
     if samples := find_samples(path):
         if samples.is_mpeg:
             return _shown_mp3(path, raw, Bytes(raw, samples.start, samples.size), samples.start)
-        return _shown_unfinished(raw, samples) if samples.is_unfinished else _Shown(str(path))
+        return _shown_unfinished(raw, samples) if samples.is_unfinished else _Shown(raw.fileno())
     head = raw.read(TAG_HEAD)
     start = after_tags(head)
     raw.seek(start)
@@ -60,7 +62,7 @@ def _shown(path: Path, raw: BinaryIO) -> _Shown:
         return _shown_flac(raw, start, flac[_STREAMINFO])
     if start or head[:1] == b"\xff":
         return _shown_mp3(path, raw, Bytes(raw))
-    return _Shown(str(path))
+    return _Shown(raw.fileno())
 
 
 def _shown_unfinished(raw: BinaryIO, samples: SampleBytes) -> _Shown:
@@ -85,7 +87,7 @@ def _shown_mp3(path: Path, raw: BinaryIO, data: Bytes, start: int = 0) -> _Shown
     if mp3 and (start or not mp3.is_told):
         parts = [range(start + part.start, start + part.stop) for part in mp3.parts]
         return _Shown(View(raw, parts, claims=_CLAIMS), mp3.samples)
-    return _Shown(str(path), is_told=mp3 is not None)
+    return _Shown(raw.fileno(), is_told=mp3 is not None)
 
 
 def _sound(path: Path, file: soundfile.SoundFile, shown: _Shown) -> Sound:
@@ -139,6 +141,6 @@ def _goes_on(path: Path, read: Callable[[int], np.ndarray]) -> bool:
             return data.find(b"fLaC", data.find(b"fLaC") + 1) >= 0
 
 
-def _raise_system_error(source: str | View) -> None:
+def _raise_system_error(source: int | View) -> None:
     if isinstance(source, View) and source.error:
         raise source.error

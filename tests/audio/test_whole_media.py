@@ -313,6 +313,15 @@ RECORDED = {  # codec, container, Hz, channels, options
     "a.3gp": ("libopencore_amrnb", "3gp", 8_000, 1, {}),
     "a.wv": ("wavpack", "wv", 16_000, 1, {}),
     "a.wma": ("wmav2", "asf", 44_100, 1, {}),
+    "a.ts": ("aac", "mpegts", 44_100, 1, {}),
+    "broadcast.ts": ("mp2", "mpegts", 48_000, 2, {}),
+    "disk.m2ts": ("aac", "mpegts", 48_000, 2, {"mpegts_m2ts_mode": "1"}),
+    "a.flv": ("aac", "flv", 44_100, 1, {}),
+    "old.flv": ("libmp3lame", "flv", 22_050, 1, {}),
+    "a.avi": ("pcm_s16le", "avi", 16_000, 1, {}),
+    "mp3.avi": ("libmp3lame", "avi", 44_100, 2, {}),
+    "a.mpg": ("mp2", "mpeg", 44_100, 1, {}),
+    "a.tta": ("tta", "tta", 16_000, 1, {}),
 }
 
 
@@ -378,17 +387,27 @@ def test_apples_containers_are_heard_with_codecs_that_libsndfile_does_not_read(t
         load_audio(tmp_path / "a.caf")
 
 
-@pytest.mark.parametrize("name", ["phone.m4a", "streamed.m4a", "fragmented.mp4", "a.3gp", "a.wma"])
-def test_of_two_files_one_behind_the_other_the_second_is_not_lost_in_silence(tmp_path, name):
-    other = recorded("a.wma" if name == "a.wma" else "stereo.m4a")
-    for data in (recorded(name) * 2, recorded(name) + other):
+def until_its_end(name):
+    """An MP4 as a recorder leaves it that did not come back to write how long its samples are."""
+    data = recorded(name)
+    at = data.index(b"mdat") - 4
+    return data[:at] + bytes(4) + data[at + 4 :]
+
+
+@pytest.mark.parametrize("between", [b"", b"\0", bytes(8), bytes(100), b"no box, and no part of any", b"\0\0\0\x10free"])
+@pytest.mark.parametrize("name", ["phone.m4a", "streamed.m4a", "fragmented.mp4", "a.3gp", "a.wma", "a.flv", "a.tta"])
+def test_of_two_files_one_behind_the_other_the_second_is_not_lost_in_silence(tmp_path, name, between):
+    other = recorded(name if name in ("a.wma", "a.flv", "a.tta") else "stereo.m4a")
+    first = until_its_end(name) if name == "streamed.m4a" else recorded(name)
+    assert heard(tmp_path / name, first) == pytest.approx(SECONDS, abs=0.13)
+    for data in (recorded(name) + between + recorded(name), first + between + other):
         (tmp_path / name).write_bytes(data)
         for look in (load_audio, decode_all, inspect_header):
             with pytest.raises(AudioError, match="several files one behind the other"):
                 look(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["browser.webm", "live.webm", "a.mka", "a.aac"])
+@pytest.mark.parametrize("name", ["browser.webm", "live.webm", "a.mka", "a.aac", "a.ts", "a.mpg", "a.avi"])
 def test_of_two_files_one_behind_the_other_both_are_heard_where_the_format_allows_it(tmp_path, name):
     (tmp_path / name).write_bytes(recorded(name) * 2)
     assert decode_all(tmp_path / name).seconds == pytest.approx(2 * SECONDS, abs=0.26)
@@ -425,7 +444,7 @@ def test_the_name_does_not_matter(tmp_path):
     assert heard(tmp_path / "a.wav", recorded("phone.m4a")) == pytest.approx(SECONDS, abs=0.13)
 
 
-UNSEEN = {("cut", "live.webm"), ("cut", "a.wma"), ("zeros", "a.3gp")}  # no length; zeros are silence
+UNSEEN = {("cut", "live.webm"), ("cut", "a.wma"), ("cut", "a.mpg"), ("zeros", "a.3gp")}  # no length; zeros are silence
 
 
 @pytest.mark.parametrize(
@@ -440,6 +459,14 @@ def test_damage_is_refused_by_the_second_decoder_too(tmp_path, damage, name):
     for look in (load_audio, decode_all):
         with pytest.raises(AudioError, match=r"undecodable|truncated|damaged|not finite|scale"):
             look(tmp_path / name)
+
+
+@pytest.mark.parametrize("head", [b"\x0b\x77", b".RMF", b"nut/multimedia", b"MAC \x96\x0f", b"MPCK", b"DSD \x1c", b"tBaK"])
+def test_of_a_kind_that_no_decoder_here_hears_the_way_to_convert_is_told(tmp_path, head):
+    (tmp_path / "my clip.wav").write_bytes(head + np.random.default_rng(0).bytes(5000))
+    for look in (load_audio, decode_all, inspect_header):
+        with pytest.raises(AudioError, match=r"undecodable: .* ffmpeg -i '.*/my clip\.wav' '.*/my clip\.flac'"):
+            look(tmp_path / "my clip.wav")
 
 
 def test_a_video_without_sound_and_a_file_without_content_are_refused(tmp_path):
@@ -468,14 +495,34 @@ def test_without_the_second_decoder_the_way_to_convert_is_told(tmp_path):
         "    try: load_audio(path)\n"
         "    except AudioError as error: print(error)\n"
     )
-    files = [str(tmp_path / name) for name in ("a.flac", "my clip.m4a", "a.opus")]
+    (tmp_path / "b.flac").write_bytes(recorded("a.ts"))
+    files = [str(tmp_path / name) for name in ("a.flac", "my clip.m4a", "a.opus", "b.flac")]
     out = subprocess.run(
         [sys.executable, "-c", code, *files], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout.splitlines()
     assert out[0] == "160000"
     assert f"ffmpeg -i '{tmp_path}/my clip.m4a' '{tmp_path}/my clip.flac'" in out[1]
     assert f"ffmpeg -i {tmp_path}/a.opus {tmp_path}/a.flac" in out[2]
+    assert f"ffmpeg -i {tmp_path}/b.flac {tmp_path}/b.wav" in out[3]  # not over itself
     assert all("pip install av" in line and ": unreadable: " in line for line in out[1:])
+
+
+# ---- what lies beside it
+
+APPLE_DOUBLE = struct.pack(">II16xH", 0x51607, 0x20000, 2) + struct.pack(">IIIIII", 9, 50, 32, 2, 82, 286) + bytes(286)
+
+
+@pytest.mark.parametrize("beside", ["._{}", ".AppleDouble/{}", ".DS_Store"])
+@pytest.mark.parametrize("kind", ["libsndfile's own", "no tag", "its last frame cut", "flac", "wav"])
+def test_what_a_mac_leaves_beside_a_file_does_not_matter(tmp_path, kind, beside):
+    made = {"libsndfile's own": lambda: encode(loud_then_quiet(), 16_000, "MP3", "MPEG_LAYER_III"), "flac": flac}
+    made["wav"] = lambda: wav_bytes(loud_then_quiet(), 16_000, "PCM_16")
+    data = (made | MP3S)[kind]()
+    alone = heard(tmp_path / "a", data)
+    stray = tmp_path / beside.format("b")
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_bytes(APPLE_DOUBLE)
+    assert heard(tmp_path / "b", data) == alone
 
 
 # ---- trouble that is no damage
