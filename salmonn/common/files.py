@@ -38,6 +38,12 @@ def existing_part(folder: Path) -> Path:
     return next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())
 
 
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """What lies below a folder by a pattern, sorted, without what is hidden: a Mac leaves a `._NAME` beside each NAME."""
+    found = sorted(folder.glob(pattern))
+    return [path for path in found if not any(name.startswith(".") for name in path.relative_to(folder).parts)]
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder, and those above it, where they are not there; thousands in each other, too. Raises OSError."""
     missing = [part for part in (folder, *folder.parents) if not part.is_dir()]

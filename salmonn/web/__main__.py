@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from salmonn.audio.decode import AudioError, inspect_header
 from salmonn.common.cli import argument_parser, run_cli, tell, tell_wait
 from salmonn.common.errors import UserError
-from salmonn.common.files import existing_part
+from salmonn.common.files import existing_part, visible
 from salmonn.config.loading import load_config
 from salmonn.data.clip_paths import OTHER_EXTENSIONS
 
@@ -119,7 +119,7 @@ def find_examples(paths: Sequence[str]) -> dict[str, str]:
         path = Path(file if file and Path(file).is_file() and not Path(text).exists() else text)
         if str(path) == file:
             names[path] = name
-        named = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in _EXTENSIONS)
+        named = [path] if path.is_file() else [p for p in visible(path, "**/*") if p.suffix.lower() in _EXTENSIONS]
         inside = path.parent if path.is_file() else path
         problems = {clip: problem for clip in named if (problem := _why_not_shown(clip, inside))}
         if problems:

@@ -20,6 +20,7 @@ from salmonn.common.files import (
     read_json_lines,
     replacing,
     sealed,
+    visible,
     whole_lines,
     write_json,
     write_text,
@@ -240,6 +241,16 @@ def test_thousands_of_folders_in_each_other_are_made(tmp_path, name):
         assert deep.read_text() == "whole"
     finally:
         subprocess.run(["rm", "-r", str(tmp_path / name)], check=True)  # pytest's own way calls itself
+
+
+def test_what_is_hidden_below_a_folder_is_not_found_wherever_the_folder_lies(tmp_path):
+    folder = tmp_path / ".cache" / "clips"
+    for name in ("b.wav", "a.wav", "._a.wav", ".DS_Store", ".AppleDouble/a.wav", "in/c.wav", "in/._c.wav", "a.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    assert visible(folder, "**/*.wav") == [folder / "a.wav", folder / "b.wav", folder / "in/c.wav"]
+    assert visible(folder, "*.wav") == [folder / "a.wav", folder / "b.wav"]
+    assert visible(folder / "gone", "*") == []
 
 
 def test_a_file_in_the_place_of_a_folder_is_told(tmp_path):

@@ -112,6 +112,18 @@ def test_a_folder_and_a_bare_list_take_the_texts_beside_the_clips(here, monkeypa
     assert made(capsys) == [("b.flac", "three"), ("a.wav", "one two")]
 
 
+def test_what_a_mac_leaves_beside_clips_and_texts_is_not_taken_for_any(here, monkeypatch, capsys):
+    for name in ("a", "b", "c"):
+        (here / f"rec/{name}.txt").write_text(f"text of {name}")
+    for name in ("._a.wav", "._a.txt", "._c.mp3", ".DS_Store", ".AppleDouble/b.flac", "._train.parquet"):
+        (here / "rec" / name).parent.mkdir(exist_ok=True)
+        (here / "rec" / name).write_bytes(b"\0\5\x16\7" + bytes(4000))
+    run(monkeypatch, "rec")
+    said = capsys.readouterr().out
+    assert "left out" not in said and "._" not in said
+    assert made() == [("a.wav", "text of a"), ("b.flac", "text of b"), ("c.mp3", "text of c")]
+
+
 @pytest.mark.usefixtures("here")
 def test_clips_without_texts_are_for_answers_alone(monkeypatch):
     with pytest.raises(UserError, match="no text"):

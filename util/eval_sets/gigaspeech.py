@@ -18,7 +18,7 @@ import soundfile
 
 from salmonn.audio.decode import AudioError, inspect_header
 from salmonn.common.errors import UserError
-from salmonn.common.files import make_folder, replacing
+from salmonn.common.files import make_folder, replacing, visible
 from util.eval_sets.base import Item, MissingError, Request, folder
 from util.eval_sets.tables import csv_rows, lines, source
 
@@ -66,7 +66,7 @@ def _already_cut(request: Request) -> Iterator[Item]:
 
 def _texts(table: Path) -> Iterator[tuple[Path, int, str, str]]:
     """(file, line, segment, text) of a Kaldi file, a CSV or a folder of these."""
-    for path in sorted(table.glob("*.csv")) if table.is_dir() else [table]:
+    for path in visible(table, "*.csv") if table.is_dir() else [table]:
         if path.suffix == ".csv":
             for line, row in csv_rows(path, ["sid", "text_tn"]):
                 yield path, line, row["sid"], row["text_tn"]

@@ -9,6 +9,7 @@ Four classes, excited counts as happy, others (frustrated, no agreement, ...) ar
 import re
 from collections.abc import Iterator
 
+from salmonn.common.files import visible
 from util.eval_sets.base import Item, MissingError, Request
 from util.eval_sets.tables import bad, lines, source
 
@@ -19,8 +20,7 @@ _UTTERANCE = re.compile(r"\[[\d. -]+\]\t(Ses\w+)\t([a-z]{3})\t\[.*\]")
 def read(request: Request) -> Iterator[Item]:
     """Emotion recognition."""
     session = request.root / request.split
-    # archives packed on a Mac hold a shadow `._FILE` of each file
-    files = sorted(path for path in session.glob("dialog/EmoEvaluation/*.txt") if not path.name.startswith("."))
+    files = visible(session, "dialog/EmoEvaluation/*.txt")  # archives packed on a Mac hold a shadow `._FILE` of each
     if not files:
         raise MissingError(f"{session / 'dialog' / 'EmoEvaluation'}: no *.txt")
     for path in files:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from salmonn.common.files import visible
 from util.eval_sets.base import Item, MissingError, Request
 from util.eval_sets.tables import bad, json_lines, read_text, source
 
@@ -43,7 +44,7 @@ def read(request: Request) -> Iterator[Item]:
 
 def _from_folder(folder: Path) -> Iterator[tuple[str, str, str, list[str]]]:
     """(where, id, text, keywords) of the original files."""
-    abstracts = sorted(folder.glob("*.abstr"), key=lambda path: (len(path.stem), path.stem))
+    abstracts = sorted(visible(folder, "*.abstr"), key=lambda path: (len(path.stem), path.stem))
     if not abstracts:
         raise MissingError(f"{folder}: no *.abstr")
     for abstract in abstracts:

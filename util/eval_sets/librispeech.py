@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from salmonn.common.errors import UserError
+from salmonn.common.files import visible
 from util.eval_sets.base import Item, MissingError, Request, folder
 from util.eval_sets.tables import bad, lines, read_text, source
 
@@ -119,7 +120,7 @@ def transcripts(split: Path) -> dict[str, str]:
 
 def _utterances(split: Path) -> Iterator[tuple[Path, int, str, str]]:
     """(file, line, utterance, transcript) in the order of the ids."""
-    files = sorted(split.glob("*/*/*.trans.txt"))
+    files = visible(split, "*/*/*.trans.txt")
     if not files:
         raise MissingError(f"{split}: no SPEAKER/CHAPTER/*.trans.txt")
     for path in files:

@@ -4,18 +4,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from salmonn.common.errors import UserError
+from salmonn.common.files import visible
 from salmonn.data.clip_paths import OTHER_EXTENSIONS
 from util.eval_sets.tables import read_text
 from util.own_data.base import Reading, Row
 
-_RARER = (".aac", ".webm", ".mp4", ".mka", ".amr", ".wma", ".aiff", ".aif", ".au", ".sph")
+_RARER = (".aac", ".webm", ".mp4", ".mka", ".amr", ".wma", ".mkv", ".ts", ".flv", ".avi", ".mpg", ".tta", ".aiff", ".aif", ".au", ".sph")
 EXTENSIONS = (".wav", *OTHER_EXTENSIONS, *_RARER)
 _TEXTS = (".txt", ".lab")
 
 
 def read_folder(reading: Reading) -> Iterator[Row]:
     """Every clip in it and in the folders below, with the text in NAME.txt (or .lab) beside NAME.wav."""
-    clips = sorted(path for path in reading.source.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    clips = [path for path in visible(reading.source, "**/*") if path.suffix.lower() in EXTENSIONS and path.is_file()]
     if not clips:
         raise UserError(f"{reading.source}: no recording in this folder, such as *.wav, *.flac or *.mp3")
     for clip in clips:

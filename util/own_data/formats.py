@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from salmonn.common.errors import UserError
+from salmonn.common.files import visible
 from util.own_data.base import Reading, Row
 from util.own_data.folders import EXTENSIONS, read_folder
 from util.own_data.huggingface import SUFFIXES, read_huggingface
@@ -43,7 +44,7 @@ def _read_folder(reading: Reading) -> Iterator[Row]:
         yield from read_kaldi(reading)
     elif lists:
         yield from read(Reading(lists[0], reading.columns, reading.needs_text))
-    elif any(path.suffix in SUFFIXES for path in folder.rglob("*")):
+    elif any(path.suffix in SUFFIXES for path in visible(folder, "**/*")):
         yield from read_huggingface(reading)
     else:
         yield from read_folder(reading)

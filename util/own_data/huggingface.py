@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from salmonn.common.errors import UserError
+from salmonn.common.files import visible
 from util.own_data.base import Reading, Row
 
 SUFFIXES = (".parquet", ".arrow")
@@ -17,7 +18,7 @@ def data_files(source: Path) -> list[Path]:
     """The files of a folder, or the file itself. Raises UserError where a folder holds several splits."""
     if source.is_file():
         return [source]
-    files = sorted(path for path in source.rglob("*") if path.suffix in SUFFIXES and not path.name.startswith("cache-"))
+    files = [p for p in visible(source, "**/*") if p.suffix in SUFFIXES and not p.name.startswith("cache-")]
     splits = {_split_of(path, source): path for path in reversed(files)}
     if len(splits) > 1:
         example = min(splits.values())
