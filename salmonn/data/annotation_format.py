@@ -66,6 +66,17 @@ def keys_of(data: bytes) -> str:
     return f"it has the keys {', '.join(map(repr, value))}" if isinstance(value, dict) else ""
 
 
+def written_keys(text: bytes) -> list[str]:
+    """The keys of a JSON object, each as often as it stands there: decoders take the last value of a repeated one."""
+    keys: list[str] = []
+
+    def note(pairs: list[tuple[str, object]]) -> None:
+        keys[:] = [key for key, _ in pairs]  # the outermost object comes last
+
+    json.loads(text, object_pairs_hook=note, parse_int=str)
+    return keys
+
+
 def malformed(data: bytes, error: Exception) -> str:
     """What is wrong where a decoder gave up, with the entry and, as far as it can be told, the field."""
     if isinstance(error, UnicodeDecodeError):

@@ -38,7 +38,7 @@ from salmonn.data.annotation_scan import RECORD, SHOWN_PROBLEMS, Place, scan
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 4
+_VERSION = 5
 _CHUNK = 1 << 20  # bytes
 _MOST_OF_SIZE, _SMALL = 300, 1 << 26  # what a compressed file may unpack to: times its size, or bytes
 _ALIGNMENT = 4096  # of the records in the index file

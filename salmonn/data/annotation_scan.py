@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from salmonn.common.errors import UserError
-from salmonn.data.annotation_format import BETWEEN, EXPECTED, foreign_kind, keys_of, malformed
+from salmonn.data.annotation_format import BETWEEN, EXPECTED, foreign_kind, keys_of, malformed, written_keys
 
 DEFAULT_TASK = "asr"
 RECORD = np.dtype(  # bytes; characters of the text, and of the question without blanks around it
@@ -118,7 +118,13 @@ def whole_array(source: Path, text: BinaryIO) -> Range:
     if not bytes(array[:1]) == b"[":
         raise _foreign(source, "")
     begin = data.index(array)
-    return begin + 1, begin + len(array) - 1
+    end = begin + len(array)
+    if written_keys(data[:begin] + b"null" + data[end:]).count("annotation") > 1:
+        raise UserError(
+            f"annotation file {source}: the key 'annotation' stands there more than once, and of several lists only one "
+            "would be read: put all entries into one list, or the other lists into files of their own"
+        )
+    return begin + 1, end - 1
 
 
 def _foreign(source: Path, what: str) -> UserError:
@@ -163,9 +169,11 @@ def _scan(source: Path, chunks: Iterable[Chunk], end_symbols: Sequence[str]) -> 
     for begin, chunk, raws in chunks:
         entries = _known_fields(chunk)
         texts = _joined_texts(entries or ())
-        if entries is None or not _all_good(entries, texts):
-            problems += [f"entry {n + i}: {what}" for i, raw in enumerate(raws) for what in _problems(raw)]
-        else:
+        wrong: list[str] = []
+        if entries is None or not _all_good(entries, texts) or _may_repeat(chunk, entries):
+            wrong = [f"entry {n + i}: {what}" for i, raw in enumerate(raws) for what in _problems(raw)]
+            problems += wrong
+        if entries is not None and not wrong:
             part = np.zeros(len(raws), RECORD)
             part["length"] = [len(memoryview(raw)) for raw in raws]
             part["start"] = begin + _starts(chunk, part["length"].tolist())
@@ -191,6 +199,17 @@ def _all_good(entries: Sequence[Entry], texts: str) -> bool:
         and all(task is None or task.strip() for task in {entry.task for entry in entries})
         and not any(marker in texts for marker in SPEECH_MARKERS)
     )
+
+
+def _may_repeat(chunk: bytes, entries: Sequence[Entry]) -> bool:
+    """Whether some known key stands more often than entries have it, told quickly; mostly one inside another value."""
+    for key in Entry.__struct_fields__:
+        most = sum(bool(getattr(entry, key)) for entry in entries)
+        if chunk.count(name := b'"%s"' % key.encode()) > most:
+            most += len(re.findall(name + rb'\s*:\s*(?:null|""|\[\s*\])', chunk))
+            if chunk.count(name) > most:
+                return True
+    return False
 
 
 def _joined_texts(entries: Sequence[Entry]) -> str:
@@ -260,13 +279,11 @@ def _problems(raw: msgspec.Raw) -> list[str]:
         wrong.append("'expand_wav' must be a list of strings")
     elif "" in clips:
         wrong.append("'expand_wav' holds an empty name")
-    return wrong or _doubled(raw)
+    return wrong or _repeated(raw)
 
 
-def _doubled(raw: msgspec.Raw) -> list[str]:
-    """A wrong value that a later one of the same key hides."""
-    try:
-        msgspec.json.decode(raw, type=Entry)
-    except msgspec.ValidationError as error:
-        return [f"a key stands twice: {error}"]
-    return []
+def _repeated(raw: msgspec.Raw) -> list[str]:
+    """The known keys that an entry has more than once."""
+    keys = written_keys(bytes(raw))
+    repeated = [key for key in Entry.__struct_fields__ if keys.count(key) > 1]
+    return [f"a key stands twice: {key!r}, of which only the last would count: take one out" for key in repeated]

@@ -294,6 +294,60 @@ def test_annotations_travel_to_other_processes_small_and_as_they_were_opened(tmp
         pickle.dumps(annotations)
 
 
+A, B = ('{"path": "%s.wav", "text": "said"}' % name for name in "ab")
+TWO_LISTS = {
+    "one after the other": f'{{"annotation": [{A}], "annotation": [{B}]}}',
+    "something between": f'{{"annotation": [{A}], "info": {{"annotation": [1]}}, "annotation": [{A}, {B}]}}',
+    "the same twice": f'{{"annotation": [{A}], "annotation": [{A}]}}',
+    "the last empty": f'{{"annotation": [{A}], "annotation": []}}',
+    "the first empty": f'{{"annotation": [], "annotation": [{A}]}}',
+    "the first null": f'{{"annotation": null, "annotation": [{A}]}}',
+    "in other letters": f'{{"annot\\u0061tion": [{A}], "annotation": [{B}]}}',
+}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+@pytest.mark.parametrize("kind", TWO_LISTS)
+def test_of_two_lists_in_a_file_none_is_lost_in_silence(tmp_path, kind, name):
+    with (gzip.open if name.endswith("gz") else open)(tmp_path / name, "wt") as file:
+        file.write(TWO_LISTS[kind])
+    with pytest.raises(UserError, match=rf"{name}: the key 'annotation' stands there more than once"):
+        Annotations(tmp_path / name)
+
+
+def test_a_list_is_the_only_one_where_the_key_stands_again_inside_something_else(tmp_path):
+    path = tmp_path / "a.json"
+    for text in (
+        f'{{"annotation": [{A}], "info": {{"annotation": [{B}]}}}}',
+        f'{{"info": "\\"annotation\\": []", "annotation": [{A}], "copy": [{A}]}}',
+        f'{{"copy": [{A}], "annotation": [{A}]}}',
+        f'{{"annotation": [{A[:-1]}, "annotation": [{B}]}}]}}',
+    ):
+        path.write_text(text)
+        assert [entry["path"] for entry in map(Annotations(path).as_written, range(1))] == ["a.wav"]
+        assert len(Annotations(path)) == 1
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("more", ['"text": "other"', '"path": "other.wav"', '"Q": "one?", "Q": "two?"', '"text": null'])
+def test_of_two_values_of_one_key_none_is_lost_in_silence(tmp_path, more):
+    path = write_annotations(tmp_path / "a.json", some_entries(300))
+    path.write_text(path.read_text().replace('"/150.wav"', f'"/150.wav", {more}'))
+    key = more[1:].partition('"')[0]
+    if more.endswith("null"):  # the value behind it counts, as it should
+        assert Annotations(path)[150]["text"] == some_entries(300)[150]["text"]
+        return
+    with pytest.raises(UserError, match=rf"a\.json:\n  entry 150: a key stands twice: '{key}', of which only the last"):
+        Annotations(path)
+
+
+def test_known_names_inside_other_values_are_no_repeated_keys(tmp_path):
+    more = {"meta": {"path": "x", "text": "y", "Q": [{"Q": "z"}]}, "kind": "text", "Q": None, "expand_wav": []}
+    entries = [{"path": "a", "text": 'he wrote "text": twice'} | more, {"path": "b", "text": "", **more}]
+    found = Annotations(write_annotations(tmp_path / "a.json", entries)).entries()
+    assert [entry.path for entry in found] == ["a", "b"]
+
+
 @pytest.mark.usefixtures("small_chunks")
 def test_a_wrong_value_behind_a_repeated_key_loses_no_entries(tmp_path):
     path = write_annotations(tmp_path / "a.json", some_entries(300))
