@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from salmonn.common.errors import UserError
+from salmonn.model import checkpoint
 
 _NO_DECAY_NAMES = ("bias", "ln", "bn")
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of each parameter from its first step on
 _FUSED_ON = ("cpu", "cuda")
 _IMPLEMENTATION = ("fused", "foreach")
 
@@ -52,6 +54,21 @@ def restore_optimizer(optimizer: AdamW, state: dict) -> None:
         for name, values in moments.items():
             if not isinstance(values, Tensor) or values.shape not in (parameter.shape, ()):
                 raise ValueError(f"{name} of a parameter of shape {list(parameter.shape)} is of another one")
+
+
+def require_whole_moments(state: dict, all_have_stepped: bool) -> None:
+    """Raise ValueError where a saved state holds NaN or infinite moments, or lacks some of a parameter that had steps."""
+    moments = state["state"]
+    if problem := checkpoint.not_finite({f"{i} {name}": value for i, of in moments.items() for name, value in of.items()}):
+        raise ValueError(f"it {problem}")
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    stepped = numbers if all_have_stepped else [number for number in numbers if moments.get(number)]
+    bare = [number for number in stepped if not _MOMENTS <= moments.get(number, {}).keys()]
+    if bare:
+        raise ValueError(
+            f"it lacks the moments of {len(bare)} of {len(numbers)} parameters, which had steps: what wrote it had failed, "
+            "so take an earlier file"
+        )
 
 
 def learning_rate(optims: DictConfig, iters_per_epoch: int, epoch: int, step: int) -> float:

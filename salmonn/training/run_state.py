@@ -21,6 +21,7 @@ from salmonn.model import checkpoint
 from salmonn.model.lineage import LINEAGE, Training, lineage_before, lineage_of, written
 from salmonn.model.parameter_counts import trainable_parameters
 from salmonn.model.salmonn import SALMONN
+from salmonn.training.optim import require_whole_moments
 from salmonn.training.progress import Progress
 from salmonn.training.run_folder import RunFolder, is_restart
 from salmonn.training.step import NotFiniteError, TrainingStep
@@ -28,6 +29,7 @@ from salmonn.training.step import NotFiniteError, TrainingStep
 logger = logging.getLogger(__name__)
 
 _OF_A_RUN = {"optimizer", "scaler", "config", "progress"}  # what a run goes on from, beside the parameters
+_OTHER_SHAPE = (ValueError, KeyError, TypeError, AttributeError)  # of a part that the libraries take for granted
 Content = dict[str, Any]  # of a checkpoint: "model", "optimizer", "scaler", "config", "progress", "epoch", "step"
 
 
@@ -58,6 +60,19 @@ def read_content(path: Path, lazily: bool = False) -> Content:
     content["config"] = _completed(config, OmegaConf.to_container(OmegaConf.structured(Config)), path)
     _drop_removed_keys(content["config"], path)
     return content
+
+
+def require_optimizer(content: Content, path: Path) -> None:
+    """Raise UserError where the optimiser's state in a checkpoint is not whole: the next step would spoil the model."""
+    model, progress = content["config"]["model"], content["progress"]
+    drops_layers = not (model["freeze_whisper"] and model["freeze_beats"])  # of an encoder that is trained: no step, yet
+    only_overflows = bool(content["scaler"]) and not content["optimizer"].get("state")
+    try:
+        require_whole_moments(
+            content["optimizer"], progress["iteration"] > 0 and not drops_layers and not only_overflows
+        )
+    except _OTHER_SHAPE as error:
+        raise UserError(f"{path}: its optimiser cannot go on: {error}") from error
 
 
 def _completed(saved: dict[str, Any], defaults: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -194,13 +209,18 @@ def changes_of_the_result(changes: Sequence[str]) -> list[str]:
 
 
 def require_same_experiment(folder: RunFolder) -> None:
-    """Raise UserError where the folder's run was begun with other settings and nobody has said that this is meant."""
+    """Raise UserError where the folder's run was begun with other settings and nobody has said that this is meant.
+
+    And where its optimiser's state is not whole.
+    """
     found = find_resumed(folder, lazily=True)
     if not found:
         return
-    run, progress = folder.config.run, found[0].progress
-    changes = changes_of_the_result(found[0].changes)
+    (progress, path, told), content = found
+    run, changes = folder.config.run, changes_of_the_result(told)
     is_done = progress.epoch >= run.optims.max_epoch
+    if not is_done:
+        require_optimizer(content, path)
     if is_done and changes:
         says, remedy = "a run that is done, with another configuration", "choose another run.exp_name"
     elif run.resume == "" and (changes := [change for change in changes if not change.startswith(_LENGTH)]):
@@ -262,9 +282,10 @@ class RunState:
         """Take up the run that a checkpoint holds."""
         path, progress = resumed.path, self.progress
         checkpoint.take_parameters(self.model, content["model"], path)
+        require_optimizer(content, path)
         try:
             self.step.load_state_dict(content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # the library takes its shape for granted
+        except _OTHER_SHAPE as error:
             raise UserError(f"{path}: its optimiser does not fit this configuration ({error})") from error
         self.quarantine.go_on(progress.tried, progress.unreadable)
         progress.go_on(content["config"]["run"], self.folder.config.run, distributed.world_size())

@@ -16,7 +16,7 @@ from salmonn.model.lineage import LINEAGE, Training, known_tasks, written
 from salmonn.training import run_state
 from salmonn.training.progress import Progress
 from salmonn.training.run_folder import RunFolder
-from salmonn.training.run_state import RunState, find_resumed, lineage_of_run
+from salmonn.training.run_state import RunState, find_resumed, lineage_of_run, require_same_experiment
 from salmonn.training.step import NotFiniteError, TrainingStep
 
 VALID = {"loss": 1.5, "accuracy": 0.5, "loss_shuffled": 2.5}
@@ -235,6 +235,66 @@ def test_a_checkpoint_with_parts_of_another_kind_is_told_by_its_name(make_state,
 @pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "step"])
 def test_moments_of_another_shape_are_told_before_a_step_is_made_with_them(make_state, tmp_path, name, wrong):
     require_told_by_name(make_state, tmp_path, lambda content: content["optimizer"]["state"][0].update({name: wrong}))
+
+
+def lose(content, name):
+    """Take the second parameter's moments out of a checkpoint, all or one of them."""
+    if name:
+        del content["optimizer"]["state"][1][name]
+    else:
+        del content["optimizer"]["state"][1]
+
+
+BROKEN_MOMENTS = {
+    "NaN in one": (
+        lambda content: content["optimizer"]["state"][0]["exp_avg"][0].fill_(float("nan")),
+        "it holds NaN or infinite values in 1 of 6 tensors, e.g. 0 exp_avg: ",
+    ),
+    "infinite": (
+        lambda content: content["optimizer"]["state"][1]["exp_avg_sq"].fill_(float("inf")),
+        "it holds NaN or infinite values in 1 of 6 tensors, e.g. 1 exp_avg_sq: ",
+    ),
+    "NaN steps": (
+        lambda content: content["optimizer"]["state"][1]["step"].fill_(float("nan")),
+        "it holds NaN or infinite values in 1 of 6 tensors, e.g. 1 step: ",
+    ),
+    "none of one": (lambda content: lose(content, ""), "it lacks the moments of 1 of 2 parameters, which had steps"),
+    "half of one": (lambda content: lose(content, "exp_avg_sq"), "it lacks the moments of 1 of 2 parameters"),
+    "none at all": (lambda content: content["optimizer"]["state"].clear(), "it lacks the moments of 2 of 2 parameters"),
+    "empty": (lambda content: content["optimizer"]["state"][0].clear(), "it lacks the moments of 1 of 2 parameters"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_MOMENTS)
+def test_moments_that_would_spoil_the_model_are_told_before_and_when_a_run_goes_on(make_state, kind):
+    change, told = BROKEN_MOMENTS[kind]
+    state = make_state()
+    train(state)
+    state.save(epoch=0)
+    path = state.folder.path / "checkpoint_last.pth"
+    content = checkpoint.read(path)
+    change(content)
+    checkpoint.save(path, content)
+    again = make_state()
+    for look in (require_same_experiment, lambda folder: taken_up(again, find_resumed(folder))):
+        with pytest.raises(UserError) as error:  # the dry run says it by the first of these
+            look(again.folder)
+        assert f"checkpoint_last.pth: its optimiser cannot go on: {told}" in str(error.value)
+        assert "take an earlier file" in str(error.value)
+
+
+def test_before_the_first_step_and_of_an_encoder_that_drops_layers_moments_may_be_missing(make_state):
+    state = make_state()
+    state.save(epoch=0)
+    taken_up(make_state(), find_resumed(state.folder))
+    train(state)
+    state.save(epoch=0)
+    path = state.folder.path / "checkpoint_last.pth"
+    content = checkpoint.read(path)
+    lose(content, "")
+    content["config"]["model"]["freeze_beats"] = False
+    checkpoint.save(path, content)
+    taken_up(make_state("model.freeze_beats=False"), find_resumed(state.folder))
 
 
 def require_told_by_name(make_state, folder, change):
