@@ -20,6 +20,7 @@ from typing import NoReturn, TextIO, cast
 
 from salmonn.common.errors import UserError
 from salmonn.common.screen import Screen, printable
+from salmonn.common.slurm import require_whole
 from salmonn.common.version import __version__
 
 _UNKNOWN = "unrecognized arguments: "  # how argparse begins
@@ -35,6 +36,7 @@ _ANSWER = 10.0  # s that its port has for an answer
 def run_cli(main: Callable[[], None]) -> None:
     """Run a command's `main`: a `UserError` or a full disk is one message on stderr and exit code 2, Ctrl-C code 1.
 
+    So are variables of a launcher that are no numbers (RANK=abc), whatever the command would do with them.
     Any other error is exit code 1; of several ranks the one that made it shows its traceback.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave shared cores to others
@@ -44,6 +46,7 @@ def run_cli(main: Callable[[], None]) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = _screen(sys.stdout, takes_bars=False), _screen(sys.stderr)
     try:
+        require_whole(os.environ, joins=False)
         main()
     except UserError as error:
         _tell(f"error: {error}")
@@ -120,8 +123,8 @@ def _tell(message: str) -> None:
 
 def _will_be_restarted() -> bool:
     """Whether torchrun starts the ranks again: then it reports nothing."""
-    restarts, most = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
-    return restarts < most
+    counts = [os.environ.get(f"TORCHELASTIC_{name}", "0") for name in ("RESTART_COUNT", "MAX_RESTARTS")]
+    return all(map(str.isdecimal, counts)) and int(counts[0]) < int(counts[1])
 
 
 def program_name() -> str:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from salmonn.common.errors import UserError
 
-_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
-_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # of restarts, by which a run goes on
+_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS", "SLURM_RESTART_COUNT")  # by which a run goes on
 _LAST_PORT = 65_535
 
 _FIRST_PORT, _N_PORTS = 20_000, 10_000  # below the ports that systems give away by themselves
@@ -52,11 +52,12 @@ def require_whole(environ: Mapping[str, str], joins: bool) -> None:
 
     `joins`: whether this command is to be one of several processes.
     """
-    numbers = {name: environ[name] for name in (*_NUMBERS, *_COUNTS) if name in environ}
+    names = (*_NUMBERS, *_COUNTS, *(("MASTER_PORT",) if joins else ()))  # Kubernetes gives that to a service's name
+    numbers = {name: environ[name] for name in names if name in environ}
     problems = [
         f"{name} = {value!r} is no number" for name, value in numbers.items() if not re.fullmatch("[0-9]{1,9}", value)
     ]
-    if not problems and int(environ.get("MASTER_PORT", 0)) > _LAST_PORT:
+    if not problems and int(numbers.get("MASTER_PORT", 0)) > _LAST_PORT:
         problems.append(f"MASTER_PORT = {environ['MASTER_PORT']} is above {_LAST_PORT}")
     if not problems and int(environ.get("LOCAL_RANK", 0)) and "RANK" not in environ:  # it leaves checks to another one
         problems.append(f"LOCAL_RANK = {environ['LOCAL_RANK']}, but RANK is not set")

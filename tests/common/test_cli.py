@@ -28,7 +28,7 @@ def raising(error: BaseException):
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch) -> None:
     """Not one of several ranks."""
-    for name in ("RANK", "SLURM_PROCID", "TORCHELASTIC_ERROR_FILE"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "TORCHELASTIC_ERROR_FILE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -115,12 +115,38 @@ def test_an_error_of_a_library_is_told_with_its_kind_and_in_few_lines():
     assert reason(OSError("one\n\ntwo\nthree")) == "OSError: one\ntwo"
 
 
-@pytest.mark.parametrize("rank", ["one", "", "-1"])
-def test_a_rank_that_is_no_number_does_not_hide_the_message(monkeypatch, capsys, rank):
-    monkeypatch.setenv("RANK", rank)
-    with pytest.raises(SystemExit):
-        run_cli(raising(UserError("a.yaml: no such key")))
-    assert capsys.readouterr().err == "error: a.yaml: no such key\n"
+@pytest.mark.parametrize("value", ["one", "", "-1", "1.5", " 1", "0x1", "9" * 30])
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"])
+def test_what_no_launcher_can_have_set_is_one_message_for_any_command(monkeypatch, capsys, tmp_path, name, value):
+    monkeypatch.setenv(name, value)
+    handover = tmp_path / "error.json"
+    for is_handed_over in (False, True):
+        if is_handed_over:
+            monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(handover))
+        with pytest.raises(SystemExit) as ended:
+            run_cli(raising(AssertionError("the command began")))
+        assert ended.value.code == 2
+        said = json.loads(handover.read_text())["message"] if is_handed_over else capsys.readouterr().err
+        assert said.startswith(f"error: the environment is not that of torchrun or srun: {name} = {value!r} is no number")
+        assert f"unset {name}" in said
+
+
+@pytest.mark.parametrize("environ", [{"RANK": "0"}, {"LOCAL_RANK": "0"}, {"MASTER_PORT": "tcp://10.0.0.1:80"}])
+def test_what_is_harmless_of_a_launcher_keeps_no_command_from_its_work(monkeypatch, environ):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert run_cli(lambda: None) is None
+
+
+@pytest.mark.parametrize("command", ["-m salmonn.chat --clip a.wav", "-m salmonn.web", "-m salmonn.serve", "util/small.py"])
+def test_commands_of_one_process_say_so_too(command):
+    result = subprocess.run(
+        [sys.executable, *command.split()],
+        cwd=ROOT, env={**os.environ, "LOCAL_RANK": "abc"}, capture_output=True, text=True, timeout=HANG,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    assert "LOCAL_RANK = 'abc' is no number" in result.stderr
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "euc-kr", "cp1252"])

@@ -106,6 +106,6 @@ def test_what_is_left_of_a_slurm_steps_environment_is_told(changes, told):
 
 
 def test_a_command_that_joins_no_others_needs_numbers_only():
-    require_whole({"RANK": "0"}, joins=False)
+    require_whole({"RANK": "0", "MASTER_PORT": "tcp://10.0.0.1:80"}, joins=False)
     with pytest.raises(UserError, match="RANK = 'x' is no number"):
         require_whole({"RANK": "x"}, joins=False)
