@@ -126,7 +126,7 @@ def impossible_values(config: DictConfig) -> list[str]:
         for key, value in _given(config, FORMS)
         if not re.fullmatch(FORMS[key][0], value)
     ]
-    problems += _impossible_paths(config)
+    problems += _impossible_paths(config) + _impossible_run_name(config)
     if OmegaConf.select(config, "generate.do_sample") and config.generate.temperature <= 0:
         problems.append(f"generate.temperature = {config.generate.temperature}: sampling needs more than 0")
     if OmegaConf.select(config, "run.amp"):
@@ -183,6 +183,16 @@ def _impossible_paths(config: DictConfig) -> list[str]:
         elif re.search("[\0\ud800-\udfff]", path):
             problems.append(f"{key} = {path!r}: holds characters that no name can have here (it must be UTF-8)")
     return problems
+
+
+def _impossible_run_name(config: DictConfig) -> list[str]:
+    """A name that leads to another run's folder, or out of `run.output_dir`; "" is the config file's."""
+    return [
+        f"run.exp_name = {name}: must be the name of a folder of its own in run.output_dir, as stage1 or may/stage1, "
+        "without a slash at either end, // and the names . and .. (run.output_dir says where runs lie)"
+        for _, name in _given(config, ["run.exp_name"])
+        if name and {"", ".", ".."} & set(name.split("/"))
+    ]
 
 
 def _impossible_model(model: DictConfig) -> list[str]:

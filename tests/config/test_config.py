@@ -233,12 +233,25 @@ def test_text_in_quotes_is_that_of_yaml_and_nothing_takes_back(tmp_path):
 def test_a_tilde_is_the_home_folder_in_every_path_and_in_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/anna")
     path = write(tmp_path, "run: {output_dir: ~/runs}\ndatasets: {prefix: ~/data, path_map: [{from: ~x, to: ~/disk}]}")
-    config = load_config(path, ["run.exp_name=~/mine", "model.ckpt=~", "model.end_sym=~/"])
+    config = load_config(path, ["run.resume=~/mine", "model.ckpt=~", "model.end_sym=~/"])
     assert (config.run.output_dir, config.datasets.prefix) == ("/home/anna/runs", "/home/anna/data")
     assert config.datasets.path_map == [{"from": "~x", "to": "/home/anna/disk"}]
-    assert (config.run.exp_name, config.model.ckpt, config.model.end_sym) == ("/home/anna/mine", "/home/anna", "~/")
+    assert (config.run.resume, config.model.ckpt, config.model.end_sym) == ("/home/anna/mine", "/home/anna", "~/")
     with pytest.raises(UserError, match=r"run\.output_dir = ~nobody-of-that-name/x: this home folder is not known"):
         load_config(path, ["run.output_dir=~nobody-of-that-name/x"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".", "..", "a/../..", "../a", "a/..", "a/./b", "./a", "a/", "/a", "/", "//", "a//b", "~", "~/mine", "a/.", "../../etc"],
+)
+def test_a_name_that_means_another_folder_is_refused_and_those_of_folders_are_not(tmp_path, name):
+    (tmp_path / "c.yaml").write_text(f"run: {{exp_name: '{name}'}}")
+    for path, options in ((tmp_path / "c.yaml", []), (ROOT / "configs/mini/stage1.yaml", [f"run.exp_name={name}"])):
+        with pytest.raises(UserError, match=r"run\.exp_name = .*: must be the name of a folder of its own in run"):
+            load_config(path, options)
+    for good in ("a", "may/stage1", "...", ".a", "a..b", "v1.0", "a b", "é"):
+        assert load_config(ROOT / "configs/mini/stage1.yaml", [f"run.exp_name={good}"]).run.exp_name == good
 
 
 # ---- every key, whatever it is given
