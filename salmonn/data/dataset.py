@@ -116,6 +116,18 @@ class SALMONNDataset:
         return {**item, "raw_wav": wav}
 
 
+def why_silent(sets: Sequence[tuple[SALMONNDataset, Sequence[int]]], number: int) -> str:
+    """Why the first of a set's samples, a data set and positions in it, cannot be read, where none can; else ""."""
+    dataset, positions = sets[number]
+    reason = ""
+    for position in positions:
+        item = dataset[position]
+        if item["raw_wav"] is not None:
+            return ""
+        reason = reason or item["unreadable"][0].reason
+    return reason
+
+
 def load_items(dataset: SALMONNDataset, positions: Sequence[int]) -> list[dict[str, Any]]:
     """The samples at these positions."""
     return [dataset[position] for position in positions]

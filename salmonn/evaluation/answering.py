@@ -60,10 +60,7 @@ def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -
     predictions = answer_all(ask, dataset, requests, config, task.name, store, model.lending())
     heard = [request for request in requests if not predictions[request.position].unreadable]
     if not heard:
-        raise NothingHeardError(
-            f"{task.annotation}: none of the {len(one.clips)} clips can be read, e.g. {one.clips[0].path}: "
-            f"{predictions[0].unreadable}; is datasets.prefix = {config.datasets.prefix!r} right?"
-        )
+        raise NothingHeardError(one.nothing_heard(predictions[0].unreadable, config.datasets))
     commits = store.commits
 
     def asked(part: str, requests: Sequence[Request], ask: Ask, kind: type[Outcome] = Prediction) -> dict[int, Any]:

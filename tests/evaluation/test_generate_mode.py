@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.evaluation import METRICS, EvalTask, Metric, evaluate_tasks, provenance
+from salmonn.evaluation.perplexity import measure_perplexity, points_of
 from salmonn.evaluation.pipeline import evaluate, generate_answers, results_folder
 from salmonn.evaluation.submission import validate_submission
 from salmonn.model.salmonn import load_for_inference
@@ -18,14 +21,14 @@ from tests.fixtures.stub_model import StubModel, config_for, entry
 
 
 def test_any_annotation_file_is_answered_each_entry_by_its_own_prompt(stub_world: Path, stub_model: StubModel):
-    entries = [entry(1), entry(2, task="audiocaption", Q="now", text="known"), entry("broken")]
+    entries = [entry(1), entry(2, task="QA", Q="now", text="known"), entry("broken")]
     config = config_for(stub_world, entries)
     generate_answers(config, f"{stub_world}/ann.json")
     folder = stub_world / "results/generate_ann"
     lines = json_lines(folder / "predictions.jsonl")
     assert [line["text"] for line in lines] == ["red dog", "blue dog", ""]
     assert "Write it." in lines[0]["prompt"]
-    assert "Describe: now" in lines[1]["prompt"]
+    assert "Answer: now" in lines[1]["prompt"]
     assert [line["references"] for line in lines] == [[], ["known"], []]
     assert lines[2]["unreadable"]
     assert json.loads((folder / "report.json").read_text())["scores"] == {}
@@ -46,12 +49,59 @@ def test_an_entry_that_nothing_can_be_asked_about_is_told_before_it_is_asked(stu
     assert not stub_model.heard
 
 
-@pytest.mark.usefixtures("stub_model")
-def test_questions_that_a_prompt_asks_and_an_entry_lacks_are_told(stub_world: Path, capsys: pytest.CaptureFixture):
-    entries = [entry(1), entry(2, task="audiocaption"), entry(3, task="audiocaption", Q=" ")]
-    generate_answers(config_for(stub_world, entries), f"{stub_world}/ann.json")
-    told = "ann.json: 2 entries have no 'Q', which their task's prompt asks: entry 1 (audiocaption), entry 2"
-    assert told in capsys.readouterr().err
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("mode", ["generate", "table3", "perplexity"])
+def test_questions_that_a_prompt_asks_and_an_entry_lacks_are_refused_as_in_training(stub_world: Path, mode: str):
+    entries = [entry(1, task="QA", Q="who?"), entry(2, task="QA"), entry(3, task="QA", Q=" "), entry(4, task="QA", Q=None)]
+    config = config_for(stub_world, [one | {"text": "red"} for one in entries])
+    task = EvalTask("qa", "questions", f"{stub_world}/ann.json", metrics=["wer"])
+    ask = {
+        "generate": lambda: generate_answers(config, task.annotation),
+        "table3": lambda: evaluate_tasks(config, [task], stub_world / "results"),
+        "perplexity": lambda: measure_perplexity(config, [task], points_of(config, [], []), stub_world / "results"),
+    }
+    told = r"ann\.json: 3 entries have no 'Q', .*prompts\.json asks: entry 1 \(QA\), entry 2 \(QA\), entry 3 \(QA\)"
+    with pytest.raises(UserError, match=told):
+        ask[mode]()
+
+
+@pytest.fixture
+def no_model(stub_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation up to the moment at which a model would be loaded."""
+    monkeypatch.setattr("salmonn.model.salmonn.SALMONN.from_config", lambda *_, **__: pytest.fail("a model is loaded"))
+
+
+def foreign(path: Path, kind: str) -> str:
+    """A file of which nothing can be heard, by another reason each."""
+    if kind == "cut":  # its header is well: what is missing shows when it is decoded
+        soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000, format="FLAC")
+        path.write_bytes(path.read_bytes()[:9000])
+    elif kind != "missing":
+        path.write_bytes({"empty": b"", "page": b"<html>404</html>"}[kind])
+    return path.name
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("kind", "reason"), [
+    ("missing", "file does not exist"), ("empty", "empty file"), ("page", "undecodable"), ("cut", "undecodable|truncated"),
+])  # fmt: skip
+def test_a_set_of_which_nothing_can_be_heard_is_told_before_a_model_is_loaded(
+    stub_world: Path, kind: str, reason: str, workers: int
+):
+    if workers and kind != "missing":
+        pytest.skip("a process each: one kind is enough")
+    entries = [{"path": foreign(stub_world / f"{i}.bin", kind), "text": "red"} for i in range(3)]
+    config = config_for(stub_world, entries, f"run.num_workers={workers}")
+    task = EvalTask("all", "all", f"{stub_world}/ann.json", metrics=["wer"])
+    for ask in (
+        lambda: generate_answers(config, task.annotation),
+        lambda: evaluate(config, "valid_asr"),
+        lambda: evaluate_tasks(config, [task, task], stub_world / "results"),
+        lambda: measure_perplexity(config, [task], points_of(config, [], []), stub_world / "results"),
+    )[: 1 if workers else 4]:
+        with pytest.raises(UserError, match=rf"ann\.json: none of the 3 clips can be read, e\.g\. 0\.bin: ({reason})"):
+            ask()
 
 
 def test_who_asks_a_model_needs_no_training_prompts(mini_world: Path, tmp_path: Path):
