@@ -85,10 +85,20 @@ def test_the_scalars_are_those_of_tensorboard(wandb, tmp_path):
     assert wandb.finished == 1
 
 
-def test_a_run_that_goes_on_is_the_same_there_and_no_secret_is_sent_or_written(wandb, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", "planted_key")
+@pytest.mark.parametrize("token", ["planted_token", "${oc.env:PLANTED}"])
+def test_a_run_that_goes_on_is_the_same_there_and_no_secret_is_sent_or_written(wandb, tmp_path, monkeypatch, token):
+    for name in ("WANDB_API_KEY", "PLANTED", "JUDGE_KEY"):
+        monkeypatch.setenv(name, f"planted_{name}")
     for _ in range(2):
-        RunLog(tmp_path, wandb=open_wandb(tmp_path, config_of("model.token=planted_token"))).close()
+        log = RunLog(
+            tmp_path,
+            wandb=open_wandb(tmp_path, config_of(f"model.token={token}", "evaluate.judge.key_variable=JUDGE_KEY")),
+        )
+        log.write("note", 1, text="model.token: planted_old -> planted_new", token="planted_token")
+        log.write("train", 2, loss=1.0, name="planted")
+        log.close()
+    assert "planted" not in json.dumps(wandb.lines)
+    (tmp_path / "log.jsonl").unlink()  # which says what it is given; it is for this folder alone
     first, second = wandb.given
     assert first["id"] == second["id"]
     assert (first["project"], first["name"], first["resume"], first["dir"]) == (
