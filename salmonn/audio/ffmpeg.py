@@ -56,8 +56,9 @@ _ASF_HEADER, _ASF_DATA, _ASF_INDEX = map(
     bytes.fromhex,
     ("3026b2758e66cf11a6d900aa0062ce6c", "3626b2758e66cf11a6d900aa0062ce6c", "90080033b1e5cf1189f400a0c90349cb"),
 )
+_BOXES = b"ftyp moov mdat free skip wide udta uuid meta styp sidx moof mfra prft emsg".split()
 _PARTS = {  # how the parts in a row begin, with name and size, and names that are common
-    "mov": (struct.Struct(">I4s"), b"ftyp moov mdat free skip wide udta uuid meta styp sidx moof mfra prft emsg".split()),
+    "mov": (struct.Struct(">I4s"), _BOXES),
     "asf": (struct.Struct("<16sQ"), [_ASF_HEADER, _ASF_DATA, _ASF_INDEX]),
 }
 _HEADERS = (b"moov", _ASF_HEADER)  # the part of which a file has one

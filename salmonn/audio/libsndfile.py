@@ -26,7 +26,7 @@ _TELL_LENGTH = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "VOC
 class _Shown(NamedTuple):
     """What libsndfile is given, and what is known of the file without it."""
 
-    source: int | View  # a descriptor and no name: beside a name (._NAME) it looks for a Mac's resources, and takes them
+    source: int | View  # a descriptor: beside a name it would look for a Mac's resources (._NAME), and take those
     frames: int | None = None
     is_told: bool = True  # whether what libsndfile says of the length is more than a guess
     md5: bytes = b""  # of the samples; zeros where the encoder did not know
@@ -52,7 +52,7 @@ def open_with_libsndfile(path: Path) -> Iterator[Sound]:
 def _shown(path: Path, raw: BinaryIO) -> _Shown:
     if samples := find_samples(path):
         if samples.is_mpeg:
-            return _shown_mp3(path, raw, Bytes(raw, samples.start, samples.size), samples.start)
+            return _shown_mp3(raw, Bytes(raw, samples.start, samples.size), samples.start)
         return _shown_unfinished(raw, samples) if samples.is_unfinished else _Shown(raw.fileno())
     head = raw.read(TAG_HEAD)
     start = after_tags(head)
@@ -61,7 +61,7 @@ def _shown(path: Path, raw: BinaryIO) -> _Shown:
     if flac.startswith(b"fLaC") and len(flac) == _STREAMINFO.stop:
         return _shown_flac(raw, start, flac[_STREAMINFO])
     if start or head[:1] == b"\xff":
-        return _shown_mp3(path, raw, Bytes(raw))
+        return _shown_mp3(raw, Bytes(raw))
     return _Shown(raw.fileno())
 
 
@@ -81,7 +81,7 @@ def _shown_flac(raw: BinaryIO, start: int, info: bytes) -> _Shown:
     return _Shown(view, frames or None, is_told=False, md5=info[5:])
 
 
-def _shown_mp3(path: Path, raw: BinaryIO, data: Bytes, start: int = 0) -> _Shown:
+def _shown_mp3(raw: BinaryIO, data: Bytes, start: int = 0) -> _Shown:
     """An mp3, which begins at byte `start` of the file; without its tag where that cannot be believed."""
     mp3 = read_mp3(data)
     if mp3 and (start or not mp3.is_told):

@@ -39,7 +39,7 @@ def existing_part(folder: Path) -> Path:
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:
-    """What lies below a folder by a pattern, sorted, without what is hidden: a Mac leaves a `._NAME` beside each NAME."""
+    """What lies below a folder by a pattern, sorted, without what is hidden, as a Mac's `._NAME` beside each NAME."""
     found = sorted(folder.glob(pattern))
     return [path for path in found if not any(name.startswith(".") for name in path.relative_to(folder).parts)]
 

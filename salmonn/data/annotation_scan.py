@@ -121,7 +121,7 @@ def whole_array(source: Path, text: BinaryIO) -> Range:
     end = begin + len(array)
     if written_keys(data[:begin] + b"null" + data[end:]).count("annotation") > 1:
         raise UserError(
-            f"annotation file {source}: the key 'annotation' stands there more than once, and of several lists only one "
+            f"annotation file {source}: the key 'annotation' stands there more than once, and only one of its lists "
             "would be read: put all entries into one list, or the other lists into files of their own"
         )
     return begin + 1, end - 1

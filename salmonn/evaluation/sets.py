@@ -90,6 +90,6 @@ def _require_questions(clips: Sequence[EvalExample], prompts: Mapping[str, str],
     if silent := [clip for clip in clips if clip.task in asking and not clip.question.strip()]:
         named = examples([f"entry {clip.index} ({clip.task})" for clip in silent])
         raise UserError(
-            f"annotation file {source}: {len(silent)} entries have no 'Q', which their task's prompt in {prompt_path} asks: "
-            f"{named}; give each its question, or that task a prompt without {{}}"
+            f"annotation file {source}: {len(silent)} entries have no 'Q', which their task's prompt in {prompt_path} "
+            f"asks: {named}; give each its question, or that task a prompt without {{}}"
         )

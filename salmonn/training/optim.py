@@ -57,17 +57,18 @@ def restore_optimizer(optimizer: AdamW, state: dict) -> None:
 
 
 def require_whole_moments(state: dict, all_have_stepped: bool) -> None:
-    """Raise ValueError where a saved state holds NaN or infinite moments, or lacks some of a parameter that had steps."""
+    """Raise ValueError where a saved state holds NaN or infinite moments, or lacks some of what had steps."""
     moments = state["state"]
-    if problem := checkpoint.not_finite({f"{i} {name}": value for i, of in moments.items() for name, value in of.items()}):
+    values = {f"{number} {name}": value for number, kept in moments.items() for name, value in kept.items()}
+    if problem := checkpoint.not_finite(values):
         raise ValueError(f"it {problem}")
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     stepped = numbers if all_have_stepped else [number for number in numbers if moments.get(number)]
-    bare = [number for number in stepped if not _MOMENTS <= moments.get(number, {}).keys()]
+    bare = [number for number in stepped if not moments.get(number, {}).keys() >= _MOMENTS]
     if bare:
         raise ValueError(
-            f"it lacks the moments of {len(bare)} of {len(numbers)} parameters, which had steps: what wrote it had failed, "
-            "so take an earlier file"
+            f"it lacks the moments of {len(bare)} of {len(numbers)} parameters, which had steps: what wrote it had "
+            "failed, so take an earlier file"
         )
 
 

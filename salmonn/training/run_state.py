@@ -65,7 +65,7 @@ def read_content(path: Path, lazily: bool = False) -> Content:
 def require_optimizer(content: Content, path: Path) -> None:
     """Raise UserError where the optimiser's state in a checkpoint is not whole: the next step would spoil the model."""
     model, progress = content["config"]["model"], content["progress"]
-    drops_layers = not (model["freeze_whisper"] and model["freeze_beats"])  # of an encoder that is trained: no step, yet
+    drops_layers = not (model["freeze_whisper"] and model["freeze_beats"])  # no step yet, perhaps
     only_overflows = bool(content["scaler"]) and not content["optimizer"].get("state")
     try:
         require_whole_moments(

@@ -394,7 +394,7 @@ def until_its_end(name):
     return data[:at] + bytes(4) + data[at + 4 :]
 
 
-@pytest.mark.parametrize("between", [b"", b"\0", bytes(8), bytes(100), b"no box, and no part of any", b"\0\0\0\x10free"])
+@pytest.mark.parametrize("between", [b"", b"\0", bytes(8), bytes(100), b"no box, no part", b"\0\0\0\x10free"])
 @pytest.mark.parametrize("name", ["phone.m4a", "streamed.m4a", "fragmented.mp4", "a.3gp", "a.wma", "a.flv", "a.tta"])
 def test_of_two_files_one_behind_the_other_the_second_is_not_lost_in_silence(tmp_path, name, between):
     other = recorded(name if name in ("a.wma", "a.flv", "a.tta") else "stereo.m4a")
@@ -461,7 +461,7 @@ def test_damage_is_refused_by_the_second_decoder_too(tmp_path, damage, name):
             look(tmp_path / name)
 
 
-@pytest.mark.parametrize("head", [b"\x0b\x77", b".RMF", b"nut/multimedia", b"MAC \x96\x0f", b"MPCK", b"DSD \x1c", b"tBaK"])
+@pytest.mark.parametrize("head", [b"\x0b\x77", b".RMF", b"nut/multimedia", b"MAC \x96\x0f", b"MPCK", b"tBaK"])
 def test_of_a_kind_that_no_decoder_here_hears_the_way_to_convert_is_told(tmp_path, head):
     (tmp_path / "my clip.wav").write_bytes(head + np.random.default_rng(0).bytes(5000))
     for look in (load_audio, decode_all, inspect_header):

@@ -127,7 +127,8 @@ def test_what_no_launcher_can_have_set_is_one_message_for_any_command(monkeypatc
             run_cli(raising(AssertionError("the command began")))
         assert ended.value.code == 2
         said = json.loads(handover.read_text())["message"] if is_handed_over else capsys.readouterr().err
-        assert said.startswith(f"error: the environment is not that of torchrun or srun: {name} = {value!r} is no number")
+        assert said.startswith("error: the environment is not that of torchrun or srun: ")
+        assert f"srun: {name} = {value!r} is no number" in said
         assert f"unset {name}" in said
 
 
@@ -138,7 +139,7 @@ def test_what_is_harmless_of_a_launcher_keeps_no_command_from_its_work(monkeypat
     assert run_cli(lambda: None) is None
 
 
-@pytest.mark.parametrize("command", ["-m salmonn.chat --clip a.wav", "-m salmonn.web", "-m salmonn.serve", "util/small.py"])
+@pytest.mark.parametrize("command", ["-m salmonn.chat --clip a.wav", "-m salmonn.web", "util/small.py"])
 def test_commands_of_one_process_say_so_too(command):
     result = subprocess.run(
         [sys.executable, *command.split()],

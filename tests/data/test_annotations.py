@@ -294,7 +294,7 @@ def test_annotations_travel_to_other_processes_small_and_as_they_were_opened(tmp
         pickle.dumps(annotations)
 
 
-A, B = ('{"path": "%s.wav", "text": "said"}' % name for name in "ab")
+A, B = (json.dumps({"path": f"{name}.wav", "text": "said"}) for name in "ab")
 TWO_LISTS = {
     "one after the other": f'{{"annotation": [{A}], "annotation": [{B}]}}',
     "something between": f'{{"annotation": [{A}], "info": {{"annotation": [1]}}, "annotation": [{A}, {B}]}}',

@@ -52,8 +52,8 @@ def test_an_entry_that_nothing_can_be_asked_about_is_told_before_it_is_asked(stu
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize("mode", ["generate", "table3", "perplexity"])
 def test_questions_that_a_prompt_asks_and_an_entry_lacks_are_refused_as_in_training(stub_world: Path, mode: str):
-    entries = [entry(1, task="QA", Q="who?"), entry(2, task="QA"), entry(3, task="QA", Q=" "), entry(4, task="QA", Q=None)]
-    config = config_for(stub_world, [one | {"text": "red"} for one in entries])
+    entries = [entry(1, Q="who?"), entry(2), entry(3, Q=" "), entry(4, Q=None)]
+    config = config_for(stub_world, [one | {"task": "QA", "text": "red"} for one in entries])
     task = EvalTask("qa", "questions", f"{stub_world}/ann.json", metrics=["wer"])
     ask = {
         "generate": lambda: generate_answers(config, task.annotation),
@@ -66,8 +66,9 @@ def test_questions_that_a_prompt_asks_and_an_entry_lacks_are_refused_as_in_train
 
 
 @pytest.fixture
-def no_model(stub_model, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_model(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Evaluation up to the moment at which a model would be loaded."""
+    request.getfixturevalue("stub_model")
     monkeypatch.setattr("salmonn.model.salmonn.SALMONN.from_config", lambda *_, **__: pytest.fail("a model is loaded"))
 
 
@@ -84,7 +85,8 @@ def foreign(path: Path, kind: str) -> str:
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(("kind", "reason"), [
-    ("missing", "file does not exist"), ("empty", "empty file"), ("page", "undecodable"), ("cut", "undecodable|truncated"),
+    ("missing", "file does not exist"), ("empty", "empty file"), ("page", "undecodable"),
+    ("cut", "undecodable|truncated"),
 ])  # fmt: skip
 def test_a_set_of_which_nothing_can_be_heard_is_told_before_a_model_is_loaded(
     stub_world: Path, kind: str, reason: str, workers: int

@@ -120,7 +120,8 @@ def test_what_a_mac_leaves_beside_clips_and_texts_is_not_taken_for_any(here, mon
         (here / "rec" / name).write_bytes(b"\0\5\x16\7" + bytes(4000))
     run(monkeypatch, "rec")
     said = capsys.readouterr().out
-    assert "left out" not in said and "._" not in said
+    assert "left out" not in said
+    assert "._" not in said
     assert made() == [("a.wav", "text of a"), ("b.flac", "text of b"), ("c.mp3", "text of c")]
 
 
