@@ -101,6 +101,26 @@ def test_columns_are_named_or_counted(here, monkeypatch, capsys):
     assert made(capsys) == [("a.wav", "one")]
 
 
+# The first line of LJSpeech's metadata.csv has 314 characters: no file has so long a name.
+LONG = "Printing, in the only sense with which we are at present concerned, differs from most, " * 3
+
+
+@pytest.mark.parametrize("delimiter", ["|", "\t", ";"])
+def test_a_first_line_may_be_longer_than_a_name_of_a_file(delimiter, here, monkeypatch, capsys):
+    (here / "rec/metadata.csv").write_text("".join(f"{name}{delimiter}{LONG.strip()}\n" for name in "ab"))
+    run(monkeypatch, "rec/metadata.csv", "--columns", "path=1", "text=2")
+    assert made(capsys) == [("a.wav", LONG.strip()), ("b.flac", LONG.strip())]
+
+
+@pytest.mark.parametrize("line", [LONG.replace(",", ""), "x" * 5000, ".", "/"])
+def test_a_line_that_can_be_no_clip_is_left_out_of_a_list(line, here, monkeypatch, capsys):
+    (here / "rec/a.txt").write_text("one")
+    (here / "list.txt").write_text(f"{line}\nrec/a.wav\n")
+    run(monkeypatch, "list.txt")
+    assert "left out: list.txt, line 1: no text" in capsys.readouterr().out
+    assert made() == [("a.wav", "one")]
+
+
 def test_a_folder_and_a_bare_list_take_the_texts_beside_the_clips(here, monkeypatch, capsys):
     (here / "rec/a.txt").write_text("one\ntwo\n")
     (here / "rec/b.lab").write_text("three")
@@ -264,6 +284,8 @@ BAD = {
     "no path": ("x.csv", "path,text\n,one\n", ("line 2", "path is empty")),
     "a quote too many": ("x.csv", 'path,text\nrec/a.wav,"he said "no""\n', ("x.csv, line", "quotation mark")),
     "empty": ("x.csv", "", ("no entry",)),
+    "nothing between the commas": ("x.csv", ",,\n,,\n", ("no entry",)),
+    "a header alone": ("x.csv", "path,text\n", ("no entry",)),
     "Latin-1": ("x.csv", "path,text\nrec/a.wav,für\n".encode("latin-1"), ("x.csv", "UTF-8", "iconv")),
     "UTF-16": ("x.csv", "path,text\nrec/a.wav,one\n".encode("utf-16"), ("x.csv", "UTF-8", "iconv")),
     "half an object": ("x.jsonl", '{"path": "rec/a.wav", "text": "one"}\n{"path": ', ("x.jsonl, line 2", "no JSON")),
