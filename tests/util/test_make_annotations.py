@@ -141,6 +141,12 @@ def test_clips_without_texts_are_for_answers_alone(monkeypatch):
     assert [sorted(entry) for entry in entries] == [["path", "task"]] * 3
 
 
+def test_texts_that_are_not_wanted_are_not_looked_at(here, monkeypatch):
+    (here / "x.jsonl").write_text('{"path": "rec/a.wav", "text": ["one", "two"]}')
+    run(monkeypatch, "x.jsonl", "--without-text")
+    assert [sorted(entry) for entry in json.loads(Path("ann/own.json").read_text())["annotation"]] == [["path", "task"]]
+
+
 def test_kaldi_with_and_without_segments(here, monkeypatch, capsys):
     (here / "k").mkdir()
     (here / "k/wav.scp").write_text(f"r1 {here}/rec/a.wav\nr2 rec/b.flac\n")
@@ -177,6 +183,14 @@ def test_cuts_of_lhotse(here, monkeypatch, capsys):
     (here / "recordings.jsonl").write_text(json.dumps({"id": "r", "sources": [], "sampling_rate": 16000}))
     with pytest.raises(UserError, match="give its cuts"):
         run(monkeypatch, "recordings.jsonl", "--force")
+
+
+def test_what_a_cut_says_without_times_is_said_in_its_order(here, monkeypatch, capsys):
+    cut = lhotse_cut(0, "rec/a.wav", 0, 1.0, 1.0, "two", "one")
+    cut["supervisions"] = [{**said, "start": None} for said in cut["supervisions"]]
+    (here / "cuts.jsonl").write_text(json.dumps(cut))
+    run(monkeypatch, "cuts.jsonl")
+    assert made(capsys) == [("a.wav", "one two")]
 
 
 def test_pieces_by_offset_and_duration(here, monkeypatch, capsys):
@@ -225,6 +239,30 @@ def test_a_hugging_face_folder_gives_its_recordings(here, monkeypatch, capsys):
         stream.write_table(table)
     run(monkeypatch, "disk", "--force")
     assert [text for _, text in made(capsys)] == ["man", "woman", "man"]
+
+
+@needs_pyarrow
+@pytest.mark.parametrize("column", ["text", "question", "task"])
+def test_a_list_in_a_table_is_no_text(column, here, monkeypatch):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    values = {"path": ["rec/a.wav"], "text": ["one"], column: [["one", "two"]]}
+    parquet.write_table(pa.table(values), here / "x.parquet")
+    name = {"question": "Q"}.get(column, column)
+    with pytest.raises(UserError, match=rf"x.parquet, row 1: {name} must be text, got \['one', 'two'\]"):
+        run(monkeypatch, "x.parquet")
+
+
+@needs_pyarrow
+def test_no_number_in_a_table_is_no_text(here, monkeypatch, capsys):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.table({"path": ["rec/a.wav", "rec/b.flac", "rec/c.mp3"], "label": [float("nan"), None, 2.5]})
+    parquet.write_table(table, here / "x.parquet")
+    run(monkeypatch, "x.parquet")
+    assert made(capsys) == [("c.mp3", "2.5")]
 
 
 def test_without_pyarrow_it_is_told_what_to_install(here, monkeypatch):
@@ -292,6 +330,7 @@ BAD = {
     "no object": ("x.jsonl", '{"path": "rec/a.wav", "text": "one"}\n7\n', ("line 2", "got '7'")),
     "a list for a text": ("x.jsonl", '{"path": "rec/a.wav", "text": ["one"]}\n', ("line 1", "text must be text")),
     "a command": ("wav.scp", "u1 sph2pipe -f wav x.sph |\n", ("line 1", "is a command")),
+    "a name twice": ("wav.scp", "u1 rec/a.wav\n\nu1 rec/b.flac\n", ("wav.scp, line 3", "u1 stands already in line 1")),
     "a marker": ("x.csv", "path,text\nrec/a.wav,<SpeechHere> one\n", ("line 2", "'<SpeechHere>'", "take it out")),
     "the end": ("x.csv", "path,text\nrec/a.wav,one</s>\n", ("line 2", "'</s>'", "take it out")),
     "half a character": ("x.jsonl", '{"path": "rec/a.wav", "text": "\\ud83d"}\n', ("line 1", "UTF-8")),

@@ -7,7 +7,7 @@ from typing import Any
 
 from salmonn.common.errors import UserError
 from util.eval_sets.arrow import ending_of, open_table
-from util.own_data.base import Reading, Row
+from util.own_data.base import Reading, Row, text_of
 
 SUFFIXES = (".parquet", ".arrow")
 
@@ -64,6 +64,7 @@ def _row(path: Path, number: int, given: dict[str, Any], labels: list[str]) -> R
     if not isinstance(named, str) or not (named or content):
         raise UserError(f"{where}: {str(clip)[:60]!r} is no recording: the column must hold sound files, or paths")
     ending = Path(named).suffix or ending_of(content or b"")
-    words = {key: "" if given.get(key) is None else str(given[key]) for key in ("task", "Q")}
+    words = {key: text_of(value, where, key) for key, value in {**given, "text": text}.items() if key != "path"}
+    task, question = words.get("task") or "", words.get("Q") or ""
     name = f"{path.stem}-{number:06}{ending}"
-    return Row(where, named, None if text is None else str(text), words["task"], words["Q"], name=name, content=content)
+    return Row(where, named, words["text"], task, question, name=name, content=content)
