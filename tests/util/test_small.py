@@ -198,12 +198,23 @@ def test_paths_begin_where_they_are_typed(tmp_path, monkeypatch):
     ],
 )
 def test_what_would_end_the_job_hours_later_is_told_at_once(given, told, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "PARTS", ())
+    monkeypatch.setattr(parts, "PARTS", (parts.Part("models", "models", 2, lambda _: pytest.fail("begun")),))
     monkeypatch.chdir(ROOT)
     args = arguments(monkeypatch, "--out", tmp_path / "out", *given.split())
     with pytest.raises(UserError) as error:
         parts.run_all(args)
     assert [part for part in told if part not in str(error.value)] == []
+
+
+def test_a_job_that_is_done_asks_for_nothing(tmp_path, monkeypatch):
+    """What it was made of may be gone by then."""
+    monkeypatch.setattr(parts, "PARTS", (parts.Part("models", "models", 2, lambda _: None),))
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "prompts.txt").write_text("; none\n")
+    args = arguments(monkeypatch, "--out", tmp_path / "out", "--prompts", tmp_path / "prompts.txt")
+    parts.run_all(args)
+    (tmp_path / "prompts.txt").unlink()
+    parts.run_all(args)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "{}", '{"asked": {}, "minutes": 3}'])

@@ -89,7 +89,8 @@ def run_all(args: Namespace) -> None:
     Raises UserError, before anything is done, for what would end the job later.
     """
     small, done = Small(args), _read_state(args)
-    _require_possible(small)
+    if any(part.name not in done["minutes"] for part in PARTS):
+        _require_possible(small)
     started, spent = time.monotonic(), sum(done["minutes"].values())
     for number, part in enumerate(PARTS):
         if part.name in done["minutes"]:
