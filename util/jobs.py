@@ -1,20 +1,30 @@
-"""Jobs of several commands: each run with its output in view, and their configs moved to another folder."""
+"""Jobs of several parts: commands with their output in view, notes of what is done, configs moved elsewhere."""
 
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
+from salmonn.common.errors import UserError
+from salmonn.common.files import read_json
 from salmonn.config.keys import known_keys
 from salmonn.config.loading import load_config
 
+ROOT = Path(__file__).resolve().parent.parent  # where all of it is done
 # Waiting threads must not spin where cores are shared; local model folders must not be looked up online.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def seen_from_root(text: str) -> Path:
+    """The `type` of an argument: a path from where the user stands, as it is called in the project's folder."""
+    path = Path(os.path.abspath(text))
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def run_command(title: str, command: Sequence[str], processes: int = 1) -> tuple[float, int]:
@@ -29,6 +39,19 @@ def run_command(title: str, command: Sequence[str], processes: int = 1) -> tuple
     started = time.monotonic()
     result = subprocess.run([*launcher, *command], env=environment, check=False)
     return round(time.monotonic() - started, 1), result.returncode
+
+
+def read_note(path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """What a job has noted of its parts, with values of these kinds; {} before the first is done.
+
+    Raises UserError for a note that is damaged.
+    """
+    if not path.exists():
+        return {}
+    note = read_json(path)
+    if not (isinstance(note, dict) and all(isinstance(note.get(key), kind) for key, kind in kinds.items())):
+        raise UserError(f"{path} is damaged: remove it, and what is done is done again")
+    return note
 
 
 def moved(config_path: str, default_out: str, out: str) -> list[str]:

@@ -34,11 +34,12 @@ import numpy as np
 
 from salmonn.common.cli import run_cli
 from salmonn.common.errors import UserError
-from salmonn.common.files import write_text
 from salmonn.config.loading import load_config
+from salmonn.data.annotation_format import write_annotations
 from salmonn.data.annotation_scan import DEFAULT_TASK, SPEECH_MARKERS, list_problems
 from salmonn.data.annotations import Annotations
 from salmonn.model.prompts import asks_question, load_train_prompts
+from util.eval_sets.annotation import annotated_path
 from util.inspector.split import SPLITS, add_split, check_shares, split
 from util.own_data.base import NAMES, Reading, Row
 from util.own_data.clips import Collection, collect
@@ -64,9 +65,8 @@ def main() -> None:
     prefix = args.prefix or prefix_of(files, base.datasets.prefix)
     entries = [entry_of(row, files, prefix, args) for row, files in collection.files]
     require_plain(entries, collection, base.model.end_sym)
-    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
     try:
-        write_text(args.to, f'{{"annotation": [\n{lines}\n]}}\n')
+        write_annotations(args.to, entries)
     except OSError as error:
         raise UserError(f"--to {args.to}: {error}") from error
     annotations = Annotations(args.to, need_text=not args.without_text, end_sym=base.model.end_sym)
@@ -99,19 +99,12 @@ def prefix_of(files: Sequence[str], usual: str) -> str:
 
 def entry_of(row: Row, files: Sequence[str], prefix: str, args: Namespace) -> dict[str, Any]:
     """An entry of the annotation file. Raises UserError for a clip outside the prefix."""
-    clip, *more = (_below(file, prefix, row) for file in files)
+    clip, *more = (annotated_path(file, Path(os.path.abspath(prefix)), row.source) for file in files)
     entry: dict[str, Any] = {"path": clip}
     if not args.without_text:
         entry["text"] = row.text
     entry["task"] = row.task or args.task
     return entry | ({"Q": row.question} if row.question else {}) | ({"expand_wav": more} if more else {})
-
-
-def _below(file: str, prefix: str, row: Row) -> str:
-    clip, folder = Path(file), Path(os.path.abspath(prefix))
-    if not clip.is_relative_to(folder):
-        raise UserError(f"{row.source}: its clip {clip} is not below --prefix {prefix}; give a folder above all clips")
-    return f"/{clip.relative_to(folder).as_posix()}"
 
 
 def require_plain(entries: Sequence[dict[str, Any]], collection: Collection, end_sym: str) -> None:

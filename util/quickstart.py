@@ -22,12 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from salmonn.common.cli import run_cli, seed_number
 from salmonn.common.errors import UserError
-from salmonn.common.files import read_json, write_json
+from salmonn.common.files import write_json
 from salmonn.config.loading import load_config
-from util.jobs import moved, run_command
+from util.jobs import ROOT, moved, read_note, run_command, seen_from_root
 from util.quickstart_report import EVALUATED_STAGES, MODES, STAGES, Recipe, check_bars, summarise, write_report
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = "configs/mini"
 DEFAULT_OUT, DEFAULT_SEED = "output/mini", 42  # as the configs have them
 PROCESSES = 2
@@ -43,7 +42,9 @@ def main() -> None:
         metavar="N",
         help="of world and training (default: %(default)s)",
     )
-    parser.add_argument("--out", default=DEFAULT_OUT, metavar="DIR", help="results (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=seen_from_root, default=Path(DEFAULT_OUT), metavar="DIR", help="results (default: %(default)s)"
+    )
     parser.add_argument("--published", action="store_true", help="the published three stages, without stage 0")
     parser.add_argument(
         "--fresh",
@@ -52,7 +53,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     os.chdir(ROOT)
-    out = args.out.rstrip("/")
+    out = str(args.out)
 
     if args.fresh:
         clear(Path(out))
@@ -120,11 +121,8 @@ def seconds_of_done(out: Path, recipe: Recipe) -> dict[str, float]:
 
     Raises UserError where another seed or the other recipe was run there, and where what tells it is damaged.
     """
-    written = [path for path in (out / STATE, out / "summary.json") if path.exists()]
-    state = read_json(written[0]) if written else {}
-    known = isinstance(state, dict) and isinstance(state.get("seconds", {}), dict)
-    if not known or (state and not isinstance(state.get("seed"), int)):
-        raise UserError(f"{written[0]} is damaged: remove it, or add --fresh")
+    kinds = {"seed": int, "seconds": dict}
+    state = read_note(out / STATE, kinds) or read_note(out / "summary.json", kinds)
     # before there was stage 0, all were published
     found = Recipe(state["seed"], state.get("published", True)) if state else recipe
     if found != recipe:

@@ -17,14 +17,13 @@ python -m salmonn.chat --cfg-path configs/small/decode.yaml --audio my.wav   ans
 
 import os
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from salmonn.common.cli import run_cli
-
-ROOT = Path(__file__).resolve().parent.parent
+from util.jobs import ROOT, seen_from_root
 
 
 def main() -> None:
@@ -43,34 +42,41 @@ def parse_arguments() -> Namespace:
     add = parser.add_argument
     add(
         "--out",
-        type=Path,
+        type=seen_from_root,
         default=Path("output/small"),
         metavar="DIR",
         help="everything goes here (default: %(default)s)",
     )
-    add("--whisper", type=Path, metavar="DIR", help="a Whisper that is here already, instead of tiny.en")
-    add("--llm", type=Path, metavar="DIR", help="a chat model that is here already, instead of SmolLM2 (ChatML)")
+    add("--whisper", type=seen_from_root, metavar="DIR", help="a Whisper that is here already, instead of tiny.en")
+    add("--llm", type=seen_from_root, metavar="DIR", help="a chat model that is here, instead of SmolLM2 (ChatML)")
     add(
         "--corpus",
-        type=Path,
+        type=seen_from_root,
         metavar="DIR",
         help="train on this folder in LibriSpeech's layout, not on synthetic voices",
     )
     add("--train-split", default="train-clean-5", metavar="NAME", help="of --corpus (default: %(default)s)")
     add("--valid-split", default="dev-clean-2", metavar="NAME", help="of --corpus (default: %(default)s)")
-    add("--prompts", type=Path, metavar="FILE", help="what the recorded prompts say, as their publisher writes it")
+    add("--prompts", type=seen_from_root, metavar="FILE", help="what the recorded prompts say, as its publisher has it")
     add(
         "--recordings",
         choices=("packages", "none"),
         default="packages",
         help="real people to test on: Debian's packages (default) or none",
     )
-    add("--clips", type=int, default=24_000, metavar="N", help="to be spoken for training (default: %(default)s)")
-    add("--stories", type=int, default=12, metavar="N", help="for stage 3, as in the paper (default: %(default)s)")
-    add("--min-story-words", type=int, default=20, metavar="N", help="of stage 3's stories (default: %(default)s)")
-    add("--processes", type=int, default=2, metavar="N", help="that speak and train (default: %(default)s)")
+    add("--clips", type=at_least_one, default=24_000, metavar="N", help="to be spoken for training (default: 24000)")
+    add("--stories", type=at_least_one, default=12, metavar="N", help="for stage 3, as in the paper (default: 12)")
+    add("--min-story-words", type=at_least_one, default=20, metavar="N", help="of stage 3's stories (default: 20)")
+    add("--processes", type=at_least_one, default=2, metavar="N", help="that speak and train (default: %(default)s)")
     add("--options", nargs="*", default=[], metavar="STAGE:KEY=VALUE", help="e.g. stage1:run.iters_per_epoch=500")
     return parser.parse_args()
+
+
+def at_least_one(text: str) -> int:
+    """A number of things."""
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise ArgumentTypeError(f"{text}: a whole number, 1 or more")
+    return int(text)
 
 
 if __name__ == "__main__":

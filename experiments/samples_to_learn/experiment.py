@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from experiments.samples_to_learn.criterion import Point, says_enough
-from experiments.samples_to_learn.recipes import Recipe, Study, recipe_config, stage0_config
+from experiments.samples_to_learn.recipes import Recipe, Study, recipe_config, stage0_config, stage0_options
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
 from salmonn.common.files import make_folder, write_json
@@ -45,7 +45,7 @@ def measure(study: Study, name: str, seed: int, out: Path, options: Sequence[str
     made_by = {"options": options_without_secrets(given), "tasks": recipe.tasks}
     made_by |= {"projection_scale": recipe.projection_scale, "llm_scale": recipe.llm_scale}
     if recipe.stage0:
-        made_by |= {"stage0": recipe.stage0, "stage0_options": recipe.stage0_options}
+        made_by |= {"stage0": recipe.stage0, "stage0_options": stage0_options(study, name)}
     if is_measured(name, seed, out):
         if _read(folder / CURVE)["made_by"] != made_by:
             raise UserError(f"{folder} holds a run of another recipe: remove it, or choose another --out")
@@ -54,7 +54,7 @@ def measure(study: Study, name: str, seed: int, out: Path, options: Sequence[str
     before, started_from = {}, []
     if recipe.stage0:
         of_stage0 = f"{folder.name}-stage0"
-        before = _align(stage0_config(recipe, [*_of_parts(options), *where, f"run.exp_name={of_stage0}"]))
+        before = _align(stage0_config(study, name, [*_of_parts(options), *where, f"run.exp_name={of_stage0}"]))
         started_from = [f"model.ckpt={out}/{of_stage0}/checkpoint_best.pth"]
     config = recipe_config(study, name, [*options, *started_from, *where, f"run.exp_name={folder.name}"])
     _take_subsets(config.datasets, study, recipe.tasks, folder)
@@ -71,9 +71,8 @@ def _of_parts(options: Sequence[str]) -> list[str]:
 
 def fill_cache(study: Study, options: Sequence[str] = ()) -> None:
     """Encode every clip once, so that no run pays for what the others find; nothing to do without a cache."""
-    first, recipes = next(iter(study.recipes)), study.recipes.values()
-    configs = [recipe_config(study, first, options)]
-    configs += [stage0_config(recipe, _of_parts(options)) for recipe in recipes if recipe.stage0]
+    configs = [recipe_config(study, next(iter(study.recipes)), options)]
+    configs += [stage0_config(study, name, _of_parts(options)) for name, of in study.recipes.items() if of.stage0]
     filled = set()
     for config in configs:
         run = config.run

@@ -31,6 +31,7 @@ class Study:
 
     config: str = ""  # that all start from
     options: list[str] = field(default_factory=list)  # of all recipes
+    stage0_options: list[str] = field(default_factory=list)  # of the stage 0 of those that have one
     max_samples: int = 4800  # where a run ends that has not learned to listen
     min_samples: int = 0  # that each run takes at least
     half_way_accuracy: float = HALF_WAY_ACCURACY
@@ -49,7 +50,7 @@ def load_study(path: Path) -> Study:
         study.recipes[name] = OmegaConf.to_object(typed_section(recipe, Recipe, f"{path}: {name}"))
         recipe_config(study, name)
         if study.recipes[name].stage0:
-            stage0_config(study.recipes[name])
+            stage0_config(study, name)
     return study
 
 
@@ -65,6 +66,11 @@ def recipe_config(study: Study, name: str, options: Sequence[str] = ()) -> DictC
     return config
 
 
-def stage0_config(recipe: Recipe, options: Sequence[str] = ()) -> DictConfig:
+def stage0_options(study: Study, name: str) -> list[str]:
+    """What the study and a recipe say of the stage 0 before it."""
+    return [*study.stage0_options, *study.recipes[name].stage0_options]
+
+
+def stage0_config(study: Study, name: str, options: Sequence[str] = ()) -> DictConfig:
     """The complete configuration of the stage 0 before a recipe; `options` come last."""
-    return load_config(recipe.stage0, [*recipe.stage0_options, *options])
+    return load_config(study.recipes[name].stage0, [*stage0_options(study, name), *options])

@@ -1,8 +1,12 @@
-"""What a file is that is no annotation file, and which value JSON does not have: told with the way out."""
+"""How an annotation file is written; what a file is that is none, and which value JSON does not have."""
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+from salmonn.common.files import write_text
 
 EXPECTED = 'expected {"annotation": [entry, ...]} (ann/README.md)'
 
@@ -25,6 +29,12 @@ _BEGINNINGS = (
 _UTF32 = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32"}
 _UTF16 = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"{\0": "UTF-16LE", b"[\0": "UTF-16LE",
           b"\0{": "UTF-16BE", b"\0[": "UTF-16BE"}  # fmt: skip
+
+
+def write_annotations(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Write an annotation file, an entry a line, whole or not at all. Raises OSError."""
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
+    write_text(path, f'{{"annotation": [\n{lines}\n]}}\n')
 
 
 def foreign_kind(source: Path, data: bytes) -> str:

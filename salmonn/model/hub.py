@@ -4,10 +4,20 @@ The hub knows who is asking by `hf auth login` or HF_TOKEN; no token passes thro
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from salmonn.common.errors import UserError, reason
 from salmonn.model.pretrained import CONFIG, WEIGHTS
@@ -21,15 +31,33 @@ def is_hub_name(name: str | Path) -> bool:
     return bool(_NAME.fullmatch(str(name))) and not Path(name).exists() and not Path(name).parent.is_dir()
 
 
-def fetched(name: str, revision: str | None = None) -> Path:
-    """The folder of a model on the hub, in the hub's own cache; what is there already is not loaded again.
+class UnreachableError(UserError):
+    """There is no way to the hub."""
 
-    Raises UserError where there is no such model, or no way to it.
+
+def fetched(
+    name: str,
+    revision: str | None = None,
+    folder: Path | None = None,
+    patterns: Sequence[str] = (WEIGHTS, CONFIG, CARD),
+) -> Path:
+    """The folder of a model on the hub: in the hub's own cache, where what is there is not loaded again, or `folder`.
+
+    Raises UnreachableError where there is no way to the hub, and UserError where it has no such model, or no room for
+    it is here.
     """
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, CONFIG, CARD]))
-    except Exception as error:  # the kinds are those of a library below the hub's
-        raise UserError(f"{name} is no folder here, and {_why_not(name, revision, error)}") from error
+        found = snapshot_download(name, revision=revision, local_dir=folder, allow_patterns=list(patterns))
+    except Exception as error:  # of any kind, as those of several libraries below the hub's come through
+        kind = UnreachableError if _is_unreachable(error) else UserError
+        raise kind(f"{name} is no folder here, and {_why_not(name, revision, error)}") from error
+    return Path(found)
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Whether it tells neither what the hub has answered nor what is wrong here."""
+    is_transport = isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
+    return is_transport or isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled)
 
 
 def require_name(name: str) -> None:
@@ -66,6 +94,8 @@ def _why_not(name: str, revision: str | None, error: Exception) -> str:
         return f"on the hub it has no revision {revision!r}"
     if isinstance(error, HFValidationError):
         return f"it is no possible name on the hub ({reason(error)})"
-    if constants.HF_HUB_OFFLINE:
-        return f"the hub is not asked as HF_HUB_OFFLINE is set, nor is it in the hub's cache ({constants.HF_HUB_CACHE})"
+    if constants.HF_HUB_OFFLINE and _is_unreachable(error):
+        return f"the hub is not asked, as HF_HUB_OFFLINE is set; its cache here is {constants.HF_HUB_CACHE}"
+    if isinstance(error, OSError) and error.errno:  # the disk's; those of the network have another kind, or no number
+        return f"this machine's disk says: {error}"
     return f"the hub ({constants.ENDPOINT}) does not give or take it: {reason(error).splitlines()[0]} ({login})"

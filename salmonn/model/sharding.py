@@ -36,8 +36,8 @@ def shard_blocks(llm: PreTrainedModel, device: torch.device) -> None:
 
     Raises UserError for an LLM whose blocks are not known or whose own files are quantised.
     """
-    if quantised_by(llm.config) or not _blocks(llm):
-        how = quantised_by(llm.config)
+    how, blocks = quantised_by(llm.config), _blocks(llm)
+    if how or not blocks:
         what = f"is quantised by {how}, and has no weights" if how else "has no layers"
         raise UserError(
             f"run.shard_llm = True, but {type(llm).__name__} {what} that can be shared: use plain weights of it, with "
@@ -45,7 +45,6 @@ def shard_blocks(llm: PreTrainedModel, device: torch.device) -> None:
         )
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     trained = {p for p in llm.parameters() if p.requires_grad}
-    blocks = _blocks(llm)
     for block in blocks:
         for parameter in block.parameters():
             # the library makes parameters that could have gradients, which int8 cannot: the same bytes as floats

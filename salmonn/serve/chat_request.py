@@ -16,6 +16,7 @@ from salmonn.serve.errors import RefusedError
 
 MOST_CHOICES = 8  # answers to one request; each takes a row of a batch
 MOST_TOKENS = 2048  # of an answer
+_REPEATED = 80  # characters of what a client sent, in what it is told: that may be megabytes
 
 # Parameters of OpenAI's that are taken where they ask for nothing, as many clients send them.
 _NEUTRAL: dict[str, tuple] = {
@@ -98,12 +99,12 @@ def read_request(body: bytes, name: str) -> ChatRequest:
         raise _refusal(error) from error
     for key, value in (request.model_extra or {}).items():
         if key not in (*_NEUTRAL, *_LABELS):
-            raise RefusedError(400, f"{key}: no such parameter here", key)
+            raise RefusedError(400, f"{key[:_REPEATED]}: no such parameter here", key[:_REPEATED])
         if key in _NEUTRAL and value is not None and value not in _NEUTRAL[key]:
             raise RefusedError(400, f"{key}: not supported here, leave it out", key)
     if request.model != name:
         raise RefusedError(
-            404, f"model: {request.model[:80]!r} is not served here, {name!r} is", "model", "model_not_found"
+            404, f"model: {request.model[:_REPEATED]!r} is not served here, {name!r} is", "model", "model_not_found"
         )
     if request.stream_options and not request.stream:
         raise RefusedError(400, "stream_options: only for stream=true", "stream_options")
@@ -113,10 +114,10 @@ def read_request(body: bytes, name: str) -> ChatRequest:
 
 
 def _refusal(error: ValidationError) -> RefusedError:
-    """The first of what is wrong, by its place; what was sent is not repeated, it may be megabytes."""
+    """The first of what is wrong, by its place."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    what = _WORDS.get(first["type"], first["msg"])
+    place = ".".join(map(str, first["loc"]))[:_REPEATED]  # a key, and the kind of a part, are the client's words
+    what = _WORDS.get(first["type"], first["msg"])[: 2 * _REPEATED]
     return RefusedError(400, f"{place or 'the body'}: {what}", place or None)
 
 

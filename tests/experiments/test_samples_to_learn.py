@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from experiments.samples_to_learn import experiment
 from experiments.samples_to_learn.criterion import HALF_WAY_ACCURACY, at_samples, half_way, left_plateau
 from experiments.samples_to_learn.experiment import read_curves, residual_writers, scale_
-from experiments.samples_to_learn.recipes import load_study, recipe_config
+from experiments.samples_to_learn.recipes import load_study, recipe_config, stage0_config
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.training.runner import Runner
@@ -91,6 +91,19 @@ def test_the_recipes_are_usable_and_differ_from_the_first_in_what_they_say(recip
         changes = recipe.tasks or recipe.stage0 or recipe.projection_scale != 1 or recipe.llm_scale != 1
         assert recipe.says, name
         assert changes or recipe_config(study, name) != base, name
+
+
+def test_what_every_stage_0_has_stands_once(tmp_path):
+    file = tmp_path / "recipes.yaml"
+    stage0 = f"{{stage0: {ROOT}/configs/mini/stage0.yaml, stage0_options: [run.optims.max_epoch=1]}}"
+    file.write_text(
+        f"config: {ROOT}/configs/mini/stage1.yaml\nstage0_options: [run.batch_size_train=48, run.optims.max_epoch=7]\n"
+        f"recipes:\n  short: {stage0}\n  long: {{stage0: {ROOT}/configs/mini/stage0.yaml}}\n"
+    )
+    study = load_study(file)
+    short, long = (stage0_config(study, name, ["run.seed=3"]).run for name in study.recipes)
+    assert (short.batch_size_train, short.optims.max_epoch, short.seed) == (48, 1, 3)
+    assert (long.batch_size_train, long.optims.max_epoch) == (48, 7)
 
 
 @pytest.mark.parametrize(

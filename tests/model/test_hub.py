@@ -1,17 +1,20 @@
 """Models on the Hugging Face Hub, against a small hub on this machine: published, fetched, refused in words."""
 
+import errno
 import json
 
 import pytest
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from huggingface_hub.repocard import ModelCard
 
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
 from salmonn.model import checkpoint
+from salmonn.model import hub as hub_module
 from salmonn.model.card import model_card
-from salmonn.model.hub import is_hub_name
+from salmonn.model.hub import UnreachableError, fetched, is_hub_name
 from salmonn.model.lineage import LINEAGE, Training, written
 from tests.fixtures.golden import golden_config
 from tests.fixtures.hub import COMMIT, Hub
@@ -80,6 +83,29 @@ def test_why_a_model_cannot_be_fetched_is_told_in_a_line(hub: Hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     hub.stop()
     assert "is no folder here, and the hub" in message_of(SALMONN.from_pretrained, "kim/absent")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "told"),
+    [
+        (LocalEntryNotFoundError("no way"), UnreachableError, "does not give or take it"),
+        (HTTPError("407 of a proxy"), UnreachableError, "407 of a proxy"),
+        (OSError(errno.ENOSPC, "No space left on device", "weights"), UserError, "disk says: [Errno 28] No space"),
+        (PermissionError(errno.EACCES, "Permission denied", "cache"), UserError, "disk says: [Errno 13] Permission"),
+        (RuntimeError("a part is damaged"), UserError, "a part is damaged"),
+    ],
+)
+def test_a_hub_out_of_reach_is_no_full_disk(error, kind, told, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(hub_module, "snapshot_download", fail)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(UserError) as refused:
+        fetched("kim/ears")
+    assert type(refused.value) is kind
+    assert told in str(refused.value)
+    assert ("hf auth login" in str(refused.value)) == ("disk" not in told)
 
 
 @pytest.mark.parametrize("name", ["tiny", "kim/tiny/ears", "kim/a b", "", "/", "kim/ohr\u00e9"])

@@ -24,6 +24,8 @@ from salmonn.inference.engine import InferenceEngine
 from salmonn.serve import __main__ as command
 from salmonn.serve import api as api_module
 from salmonn.serve.batches import Asked, Batches, sure_ids
+from salmonn.serve.chat_request import read_request
+from salmonn.serve.errors import RefusedError
 from tests.fixtures.mini_world import mini_options
 from tests.fixtures.paths import ROOT
 from tests.fixtures.served import QUESTION, free_port, in_base64, message
@@ -219,6 +221,23 @@ def test_what_would_not_be_heeded_is_refused_and_why(serve, clip, changes, statu
     assert told in error["message"]
     assert error["type"] == "invalid_request_error"
     assert len(answered.content) < 1000
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"a" * 10**5: 1},
+        {"model": "b" * 10**5},
+        content({**TEXT, "c" * 10**5: 1}, sound(NOISE)),
+        content({"type": "d" * 10**5}),
+        {"messages": [{"role": "user", "content": [TEXT], "e" * 10**5: 1}]},
+    ],
+)
+def test_what_is_refused_is_not_repeated_at_length(changes):
+    with pytest.raises(RefusedError) as refused:
+        read_request(json.dumps({"model": "salmonn", **content(TEXT), **changes}).encode(), "salmonn")
+    assert refused.value.status in (400, 404)
+    assert len(json.dumps(refused.value.body)) < 1000
 
 
 @pytest.mark.parametrize("sent", [b"", b"{", b"[]", b"\xff", b'{"temperature": NaN}', b'{"model": 1}'])

@@ -186,7 +186,7 @@ def test_audio_inside_parquet_files_is_written_as_it_is(prepare, tmp_path):
     entries, _ = prepare("mmar", {}, "--table", table, "--cut-to", tmp_path / "root/clips")
     assert (entries[0]["path"], entries[0]["choices"]) == ("/root/clips/other_0.mp3", ["x", "y"])
     table.write_bytes(b"no parquet")
-    with pytest.raises(UserError, match="no parquet file that can be read"):
+    with pytest.raises(UserError, match="no table of Parquet or Arrow that can be read"):
         prepare("mmar", {}, "--table", table, "--cut-to", tmp_path / "root/clips")
 
 

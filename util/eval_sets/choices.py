@@ -6,7 +6,7 @@ is the right option. Audio that lies inside parquet files is written to --cut-to
 
 import ast
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import replacing
 from salmonn.data.annotations import Annotations
 from salmonn.evaluation.choices import labelled, without_labels
+from util.eval_sets.arrow import ending_of, open_table
 from util.eval_sets.base import Item, MissingError, Request
 from util.eval_sets.tables import bad, csv_rows, json_lines, named_clip, read_text, source
 
 _MMAU = {"test-mini": ("mmau-test-mini.json", "test_mini"), "test": ("mmau-test.json", "test")}
-_SUFFIXES = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg"}  # else MP3
 _MINI_OPTIONS = 4
 
 
@@ -206,29 +206,19 @@ def _stored(request: Request, files: Iterable[Path]) -> Iterator[Item]:
     if not request.cut_to:
         raise MissingError("the clips lie inside parquet files: give --cut-to DIR, where they are written")
     for file in files:
-        for number, row in enumerate(_parquet_rows(file)):
-            where = f"{file}, row {number}"
-            audio, question = row.get("audio") or row.get("context"), row.get("question") or row.get("instruction")
-            if not isinstance(audio, dict) or not isinstance(question, str) or not row.get("choices"):
-                raise UserError(f"{where}: no audio, question and choices; it has {', '.join(row)}")
-            name = str(row.get("id") or (row.get("other_attributes") or {}).get("id") or f"{file.stem}_{number}")
-            clip = _written(request.cut_to, name, audio.get("bytes") or b"", where)
-            yield from _item(request, name, clip, question, row["choices"], row.get("answer"), where)
+        with open_table(file) as (schema, rows):
+            for number, row in enumerate(rows(schema.names)):
+                yield from _stored_item(request, request.cut_to, row, f"{file.stem}_{number}", f"{file}, row {number}")
 
 
-def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise MissingError(f"{file}: reading parquet files needs pyarrow: pip install pyarrow") from error
-    try:
-        with parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=16):  # each row holds its audio
-                yield from batch.to_pylist()
-    except FileNotFoundError as error:
-        raise MissingError(f"{file}: no such file") from error
-    except (OSError, ArrowException) as error:
-        raise UserError(f"{file}: no parquet file that can be read: {error}") from error
+def _stored_item(request: Request, folder: Path, row: Mapping[str, Any], name: str, where: str) -> Iterator[Item]:
+    """The clip of a row, written to `folder`; `name`: of one that has no id."""
+    audio, question = row.get("audio") or row.get("context"), row.get("question") or row.get("instruction")
+    if not isinstance(audio, dict) or not isinstance(question, str) or not row.get("choices"):
+        raise UserError(f"{where}: no audio, question and choices; it has {', '.join(row)}")
+    name = str(row.get("id") or (row.get("other_attributes") or {}).get("id") or name)
+    clip = _written(folder, name, audio.get("bytes") or b"", where)
+    yield from _item(request, name, clip, question, row["choices"], row.get("answer"), where)
 
 
 def _written(folder: Path, name: str, audio: bytes, where: str) -> Path:
@@ -237,7 +227,7 @@ def _written(folder: Path, name: str, audio: bytes, where: str) -> Path:
         raise UserError(f"{where}: its audio has no bytes")
     if "/" in name or name.startswith("."):
         raise UserError(f"{where}: the id {name!r} cannot name a file")
-    clip = folder / f"{name}{_SUFFIXES.get(audio[:4], '.mp3')}"
+    clip = folder / f"{name}{ending_of(audio)}"
     try:
         if not clip.exists():
             with replacing(clip) as temporary:

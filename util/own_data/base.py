@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from salmonn.common.errors import UserError
 
@@ -37,6 +38,13 @@ class Row:
     content: bytes | None = None  # the recording itself, where no file holds it
 
 
+def text_of(value: Any, where: str, name: str) -> str | None:
+    """What a value says; None for null and nan. Raises UserError for what is no text, such as a list of texts."""
+    if not isinstance(value, str | int | float | None):
+        raise UserError(f"{where}: {name} must be text, got {str(value)[:60]}")
+    return None if value is None or value != value else str(value)
+
+
 @dataclass(frozen=True)
 class Reading:
     """What is read, and how its columns are called."""
@@ -55,10 +63,11 @@ class Reading:
         return next((lower[name.lower()] for name in NAMES[wanted] if name.lower() in lower), None)
 
     def columns_of(self, there: list[str]) -> dict[str, str]:
-        """{field: column} of the fields that are there. Raises UserError where one that is needed is not."""
-        found = {wanted: column for wanted in NAMES if (column := self.column_of(wanted, there)) is not None}
+        """{field: column} of the wanted fields that are there. Raises UserError where clips or texts are not."""
+        names = [wanted for wanted in NAMES if self.needs_text or wanted != "text"]
+        found = {wanted: column for wanted in names if (column := self.column_of(wanted, there)) is not None}
         for wanted, what in (("path", "clips"), ("text", "texts")):
-            if wanted not in found and (wanted == "path" or self.needs_text):
+            if wanted in names and wanted not in found:
                 raise UserError(
                     f"{self.source}: which column holds the {what}? It has {', '.join(there)}: say --columns "
                     f"{wanted}=COLUMN (its number where the first line is no header)"

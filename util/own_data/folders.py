@@ -1,5 +1,6 @@
 """A folder of recordings, each with its text in a file beside it."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,5 +27,6 @@ def read_folder(reading: Reading) -> Iterator[Row]:
 
 def text_beside(clip: Path) -> str | None:
     """What the text file of the clip's name holds, in one line; None where there is none."""
-    found = next((path for path in (clip.with_suffix(ending) for ending in _TEXTS) if path.is_file()), None)
-    return " ".join(read_text(found).split()) if found else None
+    stem, _ = os.path.splitext(clip)
+    found = next((path for path in (f"{stem}{ending}" for ending in _TEXTS) if os.path.isfile(path)), None)
+    return " ".join(read_text(Path(found)).split()) if found else None

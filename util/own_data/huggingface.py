@@ -7,11 +7,10 @@ from typing import Any
 
 from salmonn.common.errors import UserError
 from salmonn.common.files import visible
-from util.own_data.base import Reading, Row
+from util.eval_sets.arrow import ending_of, open_table
+from util.own_data.base import Reading, Row, text_of
 
 SUFFIXES = (".parquet", ".arrow")
-_AT_ONCE = 32  # rows, with their recordings
-_KINDS = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3"}
 
 
 def data_files(source: Path) -> list[Path]:
@@ -41,35 +40,12 @@ def read_huggingface(reading: Reading) -> Iterator[Row]:
 
 
 def _read_file(reading: Reading, path: Path) -> Iterator[Row]:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise UserError(f"{path}: to read it install pyarrow: pip install pyarrow ({error})") from error
-    number = 0
-    try:
-        schema, batches = _open(path)
+    with open_table(path) as (schema, rows):
         columns = Reading(path, reading.columns, reading.needs_text).columns_of(schema.names)
         labels = _labels(schema, columns.get("text", ""))
-        for batch in batches(list(dict.fromkeys(columns.values()))):
-            for values in batch.to_pylist():
-                number += 1
-                given = {wanted: values[column] for wanted, column in columns.items()}
-                yield _row(path, number, given, labels)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}, after row {number}: cannot be read: {error}") from error
-
-
-def _open(path: Path) -> tuple[Any, Any]:
-    """The schema, and a function that gives the named columns in batches."""
-    if path.suffix == ".parquet":
-        from pyarrow.parquet import ParquetFile
-
-        file = ParquetFile(path)
-        return file.schema_arrow, lambda names: file.iter_batches(_AT_ONCE, columns=names)
-    from pyarrow import ipc, memory_map
-
-    stream = ipc.open_stream(memory_map(str(path)))
-    return stream.schema, lambda names: (batch.select(names) for batch in stream)
+        for number, values in enumerate(rows(list(dict.fromkeys(columns.values()))), start=1):
+            given = {wanted: values[column] for wanted, column in columns.items()}
+            yield _row(path, number, given, labels)
 
 
 def _labels(schema: Any, column: str) -> list[str]:
@@ -88,8 +64,8 @@ def _row(path: Path, number: int, given: dict[str, Any], labels: list[str]) -> R
     named, content = (clip.get("path") or "", clip.get("bytes")) if isinstance(clip, dict) else (clip, None)
     if not isinstance(named, str) or not (named or content):
         raise UserError(f"{where}: {str(clip)[:60]!r} is no recording: the column must hold sound files, or paths")
-    kinds = (kind for magic, kind in _KINDS.items() if content and content.startswith(magic))
-    ending = Path(named).suffix or next(kinds, ".wav")
-    words = {key: "" if given.get(key) is None else str(given[key]) for key in ("task", "Q")}
+    ending = Path(named).suffix or ending_of(content or b"")
+    words = {key: text_of(value, where, key) for key, value in {**given, "text": text}.items() if key != "path"}
+    task, question = words.get("task") or "", words.get("Q") or ""
     name = f"{path.stem}-{number:06}{ending}"
-    return Row(where, named, None if text is None else str(text), words["task"], words["Q"], name=name, content=content)
+    return Row(where, named, words["text"], task, question, name=name, content=content)

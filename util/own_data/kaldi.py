@@ -31,9 +31,12 @@ def read_kaldi(reading: Reading) -> Iterator[Row]:
 
 
 def _fields(path: Path) -> Iterator[tuple[int, str, str]]:
-    """(line, first word, the rest)."""
+    """(line, first word, the rest). Raises UserError for a first word that stands twice: it is a name."""
+    seen: dict[str, int] = {}
     for number, line in lines(path):
         name, *rest = line.split(None, 1)
+        if (before := seen.setdefault(name, number)) != number:
+            raise bad(path, number, f"{name} stands already in line {before}")
         yield number, name, "".join(rest)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from salmonn.common.errors import UserError
-from util.own_data.base import Reading, Row
+from util.own_data.base import Reading, Row, text_of
 
 
 def read_manifest(reading: Reading) -> Iterator[Row]:
@@ -36,17 +36,15 @@ def _row(where: str, values: dict[str, Any], columns: dict[str, str]) -> Row:
     path = values.get(columns["path"])
     if isinstance(path, dict):  # {"path": ..., "bytes": null} of Hugging Face
         path = path.get("path")
-    fields = {wanted: values.get(column) for wanted, column in columns.items() if wanted != "path"}
-    for name, value in {columns["path"]: path, **{columns[wanted]: value for wanted, value in fields.items()}}.items():
-        if not isinstance(value, str | int | float | None) or (name == columns["path"] and not isinstance(value, str)):
-            raise UserError(f"{where}: {name} must be text, got {str(value)[:60]}")
+    if not isinstance(path, str):
+        raise UserError(f"{where}: {columns['path']} must be text, got {str(path)[:60]}")
+    words = {wanted: text_of(values.get(name), where, name) for wanted, name in columns.items() if wanted != "path"}
     expand = values.get("expand_wav") or []
     if not isinstance(expand, list) or not all(isinstance(clip, str) for clip in expand):
         raise UserError(f"{where}: expand_wav must be a list of paths")
     start = _number(where, values, "offset") or 0.0
-    text = {wanted: str(value) for wanted, value in fields.items() if value is not None and value == value}  # nan: none
     return Row(
-        where, str(path), text.get("text"), text.get("task") or "", text.get("Q") or "", tuple(expand),
+        where, path, words.get("text"), words.get("task") or "", words.get("Q") or "", tuple(expand),
         start, _number(where, values, "duration") if "offset" in values else None,
     )  # fmt: skip
 
@@ -67,7 +65,7 @@ def _cut(where: str, values: dict[str, Any]) -> Row:
     total = _number(where, recording, "duration")
     is_whole = start == 0 and (seconds is None or total is None or math.isclose(seconds, total, abs_tol=0.01))
     said = [one for one in values.get("supervisions") or () if isinstance(one, dict) and one.get("text")]
-    text = " ".join(str(one["text"]) for one in sorted(said, key=lambda one: one.get("start", 0)))
+    text = " ".join(str(one["text"]) for one in sorted(said, key=lambda one: one.get("start") or 0))
     name = str(values.get("id", ""))
     return Row(where, of_file[0], text or None, start=start, seconds=None if is_whole else seconds, name=name)
 

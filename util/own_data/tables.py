@@ -2,10 +2,11 @@
 
 import csv
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from util.eval_sets.tables import bad, read_text, source
+from util.eval_sets.tables import bad, lines, read_text, source
 from util.own_data.base import NAMES, Reading, Row
 from util.own_data.folders import text_beside
 
@@ -18,9 +19,10 @@ def read_table(reading: Reading) -> Iterator[Row]:
     first = next((line for line in text.split("\n") if line.strip()), "")
     delimiter = next((one for one in _DELIMITERS if one in first), None)
     if delimiter is None or _is_clip(reading.source, first):
-        yield from _read_list(reading, text)
+        yield from _read_list(reading)
         return
-    rows = _cells(reading.source, text, delimiter)
+    if not (rows := _cells(reading.source, text, delimiter)):
+        return
     _, header = rows[0]
     if has_numbers := any(column.isdecimal() for column in reading.columns.values()):
         header = [str(number) for number in range(1, len(header) + 1)]
@@ -42,22 +44,21 @@ def _rows(reading: Reading, header: list[str], rows: list[tuple[int, list[str]]]
         yield Row(where, given["path"], given.get("text"), given.get("task", ""), given.get("Q", ""))
 
 
-def _read_list(reading: Reading, text: str) -> Iterator[Row]:
+def _read_list(reading: Reading) -> Iterator[Row]:
     """A clip a line; texts lie beside the clips. A table of one column has its name in the first line."""
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if lines and lines[0][1].lower() in NAMES["path"]:
-        lines = lines[1:]
-    for number, path in lines:
-        yield Row(source(reading.source, number), path, text_beside(found_at(reading.source.parent, path)))
+    for i, (number, path) in enumerate(lines(reading.source)):
+        if i or path.lower() not in NAMES["path"]:
+            yield Row(source(reading.source, number), path, text_beside(_found_at(reading.source.parent, path)))
 
 
-def found_at(folder: Path, path: str) -> Path:
+def _found_at(folder: Path, path: str) -> Path:
     """Where a path of a list leads, seen from the folder of the list or from here."""
-    return next((place for place in (folder / path, Path(path)) if place.exists()), folder / path)
+    # os.path's functions, here and below: those of pathlib raise OSError for what is longer than a name can be
+    return next((place for place in (folder / path, Path(path)) if os.path.exists(place)), folder / path)
 
 
 def _is_clip(table: Path, path: str) -> bool:
-    return len(path) < 4096 and found_at(table.parent, path.strip()).is_file()
+    return os.path.isfile(_found_at(table.parent, path.strip()))
 
 
 def _cells(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:

@@ -1,6 +1,5 @@
 """The sentences that are spoken, and annotation entries of them and of recorded prompts: speech recognition."""
 
-import json
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -63,9 +62,3 @@ def prompt_entries(recordings: Sequence[Recording], split: str, longest: float) 
         for recording in recordings
         if recording.split == split and recording.text and recording.seconds <= longest
     ]
-
-
-def write_annotations(path: Path, entries: Sequence[dict[str, str]]) -> None:
-    """An annotation file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"annotation": list(entries)}, indent=0))

