@@ -27,6 +27,7 @@ _MORE, _BELOW = "more than 0", "below 1"
 # Each number's least and most; `_MORE` and `_BELOW` are bounds that are not reached. nan is in none.
 BOUNDS: dict[str, tuple[float | str, float | str]] = {
     "model.max_seconds": (1, 30),  # Whisper's window
+    "model.whisper_silence": (0, 30),
     "model.num_speech_query_token": (1, 10_000),
     "model.second_per_window": (0.02, 3600),  # a frame of Whisper
     "model.second_stride": (0.02, 3600),
@@ -215,6 +216,15 @@ def _impossible_model(model: DictConfig) -> list[str]:
         problems.append(
             "model.only_filled_windows = True does not go with model.window_level_Qformer = False: there are no windows"
         )
+    if model.whisper_silence is not None:
+        problems += [
+            f"model.whisper_silence = {model.whisper_silence:g} needs model.{key} = True: {reason}"
+            for key, reason in (
+                ("only_filled_windows", "what Whisper has not heard makes no audio tokens"),
+                ("freeze_whisper", "its window is that of each clip"),
+            )
+            if not model[key]
+        ]
     if model.low_resource and model.llm_quantization not in ("none", "8bit"):
         other = model.llm_quantization
         problems.append(f"model.low_resource = True means 8bit, model.llm_quantization says {other}: drop one of them")

@@ -16,6 +16,7 @@ class ModelConfig:
     ckpt: str = ""  # SALMONN checkpoint to start from
     token: str = ""  # hub access token for gated models
     max_seconds: float = 30.0  # of a clip that are heard; less makes Whisper's window (and its cost) shorter
+    whisper_silence: float | None = None  # s behind a clip that Whisper hears; null: all of its window
     only_filled_windows: bool = False  # True: no audio tokens for windows in which the clip is over
     freeze_whisper: bool = True  # do not train Whisper
     freeze_beats: bool = True  # do not train BEATs

@@ -188,9 +188,11 @@ class EncoderCache:
 def fingerprint(model: SALMONN) -> str:
     """A name for everything but clip and precision that the encoders' outputs depend on."""
     whisper = model.speech_encoder.config.to_dict()
+    silence = model.config.whisper_silence
     settings = {
         "version": VERSION,
         "features": [model.log_mel.n_fft, model.log_mel.hop, model.log_mel.n_samples],
+        **({} if silence is None else {"silence": silence}),
         "whisper": {key: value for key, value in whisper.items() if key not in _NOT_OF_THE_OUTPUT},
         "beats": None if model.beats is None else model.beats.cfg,
     }

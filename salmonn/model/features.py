@@ -50,6 +50,11 @@ class LogMel(nn.Module):
         return self.n_samples / self.sampling_rate
 
     @property
+    def n_frames(self) -> int:
+        """Encoder frames of all that fits."""
+        return self.n_samples // (2 * self.hop)
+
+    @property
     def band_hertz(self) -> Tensor:
         """[n_mels] the middle of each band in Hz, on the CPU; bands that hear nothing have that of the one before."""
         hertz = torch.linspace(0, self.sampling_rate / 2, len(self.mel_filters))

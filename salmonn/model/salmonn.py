@@ -35,7 +35,7 @@ from salmonn.model.loss import target_loss
 from salmonn.model.qformer import Connector
 from salmonn.model.sharding import is_shared, lending, shard_blocks
 from salmonn.model.tokenizer import load_tokenizer
-from salmonn.model.whisper import load_whisper, require_features_fit
+from salmonn.model.whisper import heard_frames, hearing, load_whisper, require_features_fit
 
 MOST_VICUNA_TOKENS = 32_100  # with a few added; Llama 3, of the same width, has 128,256
 
@@ -287,7 +287,7 @@ class SALMONN(nn.Module):
             own_precision(self.speech_encoder),
         ):
             log_mel = self.log_mel(raw_wav) if spectrogram is None else to_device(spectrogram, self.device)
-            speech = self.speech_encoder(log_mel.to(self.speech_encoder.dtype)).last_hidden_state  # [B, T, D_whisper]
+            speech = self._run_whisper(log_mel.to(self.speech_encoder.dtype), lengths)
         if self.beats is None:
             return EncoderOutputs(speech)
         with (
@@ -296,6 +296,23 @@ class SALMONN(nn.Module):
         ):
             fbank = kaldi_fbank(raw_wav).to(self.beats.dtype)  # [B, T, 128]
             return EncoderOutputs(speech, *self.beats(fbank, fbank_lengths(to_device(lengths, self.device))))
+
+    def _run_whisper(self, log_mel: Tensor, lengths: Tensor) -> Tensor:
+        """[B, n_mels, 2 T] of clips of lengths [B] in samples -> [B, T, D_whisper].
+
+        With `model.whisper_silence` clips of like length are heard together in a window of their own, with zeros
+        behind it in the result.
+        """
+        silence, encoder = self.config.whisper_silence, self.speech_encoder
+        if silence is None:
+            return encoder(log_mel).last_hidden_state
+        frames = [heard_frames(n, silence, self.log_mel.n_frames) for n in lengths.tolist()]
+        heard: dict[int, Tensor] = {}
+        for window in set(frames):
+            rows = [i for i, n in enumerate(frames) if n == window]
+            with hearing(encoder, window):
+                heard |= zip(rows, encoder(log_mel[rows, :, : 2 * window]).last_hidden_state, strict=True)
+        return pad_sequence([heard[i] for i in range(len(frames))], batch_first=True)
 
     # ---- embeddings -> loss
 

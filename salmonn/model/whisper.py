@@ -1,11 +1,15 @@
 """Whisper: the speech encoder, and the features that it hears."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
+from salmonn.audio.decode import SAMPLE_RATE
 from salmonn.common.errors import UserError
 from salmonn.model.features import LogMel
 from salmonn.model.model_folders import (
@@ -53,6 +57,28 @@ def shorten(encoder: PreTrainedModel, max_seconds: float) -> PreTrainedModel:
         positions.weight = torch.nn.Parameter(positions.weight[:frames].clone(), positions.weight.requires_grad)
         positions.num_embeddings = frames
     return encoder
+
+
+@contextmanager
+def hearing(encoder: PreTrainedModel, frames: int) -> Iterator[None]:
+    """Inside, the encoder hears windows of so many frames, as if it were `shorten`ed."""
+    config, positions = encoder.config, encoder.embed_positions
+    whole, weight = config.max_source_positions, positions.weight
+    # a view, and no parameter of its own: what is trained, moved or saved stays the whole
+    shortened = torch.nn.Parameter(weight.detach()[:frames], requires_grad=False)
+    try:
+        config.max_source_positions, positions.weight, positions.num_embeddings = frames, shortened, frames
+        yield
+    finally:
+        config.max_source_positions, positions.weight, positions.num_embeddings = whole, weight, whole
+
+
+def heard_frames(samples: int, silence: float, most: int) -> int:
+    """Encoder frames of a clip of so many samples with `silence` seconds behind it, in whole seconds: at most `most`.
+
+    In whole seconds, so that clips of like length are heard together.
+    """
+    return min(most, math.ceil(samples / SAMPLE_RATE + silence) * WHISPER_FRAMES_PER_SECOND)
 
 
 def encoder_frames(config: WhisperConfig, max_seconds: float) -> int:

@@ -16,6 +16,7 @@ from tests.fixtures.lightweight import samples_of
 from tests.model.test_batch_invariance import make_batch
 
 SECONDS, FILLED = {"max_seconds": 4.0}, {"only_filled_windows": True}
+QUIET = {**FILLED, "whisper_silence": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,34 @@ def test_windows_behind_the_clip_give_no_audio_tokens(load):
         assert torch.equal(row[: len(clip)], clip)
 
 
-@pytest.mark.parametrize("settings", [FILLED, {**SECONDS, **FILLED}])
+def test_a_window_of_each_clip_is_that_of_a_model_that_hears_no_more(load):
+    """2.7 s and 1 s of silence are heard in 4 s, whoever else is in the batch, and whatever the model hears at most."""
+    own, short = load(**QUIET), load(**SECONDS, **FILLED)
+    heard, run_layer = [], own.speech_encoder.layers[0].forward
+    batch = make_batch([0, 1, 3])  # 1.0, 2.7 and 7.9 s
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        layer = own.speech_encoder.layers[0]
+        patch.setattr(
+            layer, "forward", lambda x, *rest, **more: heard.append(x.shape[:2]) or run_layer(x, *rest, **more)
+        )
+        clips = own.encode_clips(batch["raw_wav"], batch["padding_mask"])
+    assert sorted(heard) == [(1, 100), (1, 200), (1, 450)]
+    with torch.no_grad():
+        alone = make_batch([1])
+        [expected] = short.encode_clips(alone["raw_wav"], alone["padding_mask"])
+    torch.testing.assert_close(clips[1], expected, rtol=0, atol=1e-5)
+    assert [len(clip) for clip in clips] == [3, 8, 24]
+    # and nothing of the encoder has changed
+    assert own.speech_encoder.config.max_source_positions == own.speech_encoder.embed_positions.num_embeddings == 1500
+    assert own.state_dict()["speech_encoder.embed_positions.weight"].shape[0] == 1500
+
+
+def test_what_whisper_hears_behind_a_clip_is_another_entry_of_the_cache(load):
+    names = {fingerprint(load(**settings)) for settings in (FILLED, QUIET, {**FILLED, "whisper_silence": 2.0})}
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize("settings", [FILLED, {**SECONDS, **FILLED}, QUIET, {**SECONDS, **QUIET}])
 def test_loss_and_answers_are_those_of_a_batch_of_one(load, settings):
     model, search = load(**settings), {"num_beams": 2, "max_new_tokens": 8}
     together = make_batch([0, 1, 2, 3, 4])
@@ -115,6 +143,9 @@ def test_the_encoder_cache_keeps_of_whispers_window_only_what_is_heard(load, tmp
         (["model.max_seconds=31"], "at least 1 and at most 30"),
         (["model.max_seconds=nan"], "at least 1 and at most 30"),
         (["model.only_filled_windows=True", "model.window_level_Qformer=False"], "there are no windows"),
+        (["model.whisper_silence=1"], "needs model.only_filled_windows = True"),
+        (["model.whisper_silence=1", "model.only_filled_windows=True", "model.freeze_whisper=False"], "freeze_whisper"),
+        (["model.whisper_silence=-1", "model.only_filled_windows=True"], "at least 0"),
     ],
 )
 def test_what_cannot_be_heard_is_refused(settings, says):
