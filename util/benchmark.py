@@ -4,6 +4,7 @@
   python util/benchmark.py inspector   readiness of 2.4 million entries (takes some minutes)
   python util/benchmark.py train       a training step: speed, where the time goes, memory, share of the matmul peak
   python util/benchmark.py memory      predicted memory of a training step on a GPU by part, and the largest batch
+  python util/benchmark.py scale       samples/s and memory on 1 to 64 cards, predicted from one's step; a check by gloo
   python util/benchmark.py generate    answers of a batch against one by one and the published way: speed, same tokens
   python util/benchmark.py batches     steps of a run cut by tokens (run.batch_tokens) against by clips: speed, padding
   python util/benchmark.py gpu         all that a GPU can tell (util/gpu_check.py): with --device cuda --size 13b there
@@ -42,6 +43,7 @@ from util.benchmarks.gpu import bench_gpu  # noqa: E402
 from util.benchmarks.loading import bench_load  # noqa: E402
 from util.benchmarks.measure import keep_freed_memory  # noqa: E402
 from util.benchmarks.memory import bench_memory  # noqa: E402
+from util.benchmarks.scale import CARDS, LINK, NODE_LINK, bench_scale  # noqa: E402
 from util.benchmarks.sizes import SIZES  # noqa: E402
 from util.benchmarks.token_batches import bench_batches  # noqa: E402
 from util.benchmarks.training import bench_train  # noqa: E402
@@ -51,13 +53,14 @@ BENCHMARKS = {
     "inspector": bench_inspector,
     "train": bench_train,
     "memory": bench_memory,
+    "scale": bench_scale,
     "generate": bench_generate,
     "batches": bench_batches,
     "gpu": bench_gpu,
 }
 DEFAULT = ("load",)
 QUANTISATIONS = CHOICES["model.llm_quantization"]
-OF_A_BATCH = ("train", "memory")  # the others have none, or several of their own
+OF_A_BATCH = ("train", "memory", "scale")  # the others have none, or several of their own
 
 
 def main() -> None:
@@ -98,12 +101,12 @@ def parse_arguments() -> argparse.Namespace:
         metavar="S",
         help="load: lengths of the clips (default: 10 180)",
     )
-    add = parser.add_argument_group("of the benchmarks of models: train, memory, generate, batches").add_argument
+    add = parser.add_argument_group("of the benchmarks of models: train, memory, scale, generate, batches").add_argument
     add(
         "--size",
         choices=SIZES,
         default="mini",
-        help="random weights of this size (default mini; gpu: mini or 13b; memory: of no use with --cfg-path)",
+        help="random weights of this size (default mini; gpu: mini or 13b; memory, scale: of no use with --cfg-path)",
     )
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where they, and gpu, run (default cpu)")
     add(
@@ -111,13 +114,13 @@ def parse_arguments() -> argparse.Namespace:
         help="frozen weights and autocast; train on a CPU also tells the published step in float32 (default float32)",
     )  # fmt: skip
     add("--quant", choices=QUANTISATIONS, default="none", help="how the LLM is quantised (default none)")
-    add("--recompute", action="store_true", help="train: ours with model.gradient_checkpointing=True")
+    add("--recompute", action="store_true", help="train, scale: ours with model.gradient_checkpointing=True")
     add(
         "--batch",
         type=above_zero(int),
         nargs="+",
         metavar="N",
-        help="train, memory: clips, in turn (default 4)",
+        help="train, memory, scale: clips, in turn (default 4, scale: with --cfg-path the run's)",
     )
     add(
         "--batches",
@@ -140,7 +143,7 @@ def parse_arguments() -> argparse.Namespace:
         "--cfg-path",
         type=Path,
         metavar="FILE",
-        help="batches, memory: of a run with this configuration, not of a --size",
+        help="batches, memory, scale: of a run with this configuration, not of a --size",
     )
     add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="set keys of that configuration")
     add(
@@ -156,14 +159,33 @@ def parse_arguments() -> argparse.Namespace:
         type=above_zero(float),
         default=32.0,
         metavar="GB",
-        help="memory: of the GPU, in 10^9 bytes (default 32)",
+        help="memory, scale: of the GPU, in 10^9 bytes (default 32)",
     )
     add(
         "--answer-tokens",
         type=above_zero(int),
         metavar="N",
-        help="memory: length of each answer (default: the most, model.max_txt_len)",
+        help="memory, scale: length of each answer (default: the most, model.max_txt_len)",
     )
+    add = parser.add_argument_group("of scale").add_argument
+    add("--cards", type=above_zero(int), nargs="+", default=CARDS, metavar="N", help="how many (default 1 4 8 64)")
+    add(
+        "--step-seconds",
+        type=above_zero(float),
+        metavar="S",
+        help="of one batch on one card (default: measured)",
+    )
+    add(
+        "--fixed-seconds", type=above_zero(float), default=0.0, metavar="S",
+        help="of that, what is done once however many batches make a step (default 0)",
+    )  # fmt: skip
+    add("--accumulate", type=above_zero(int), metavar="N", help="batches of a step (default 1, or the configuration's)")
+    add("--shard-llm", action="store_true", help="with run.shard_llm=True")
+    for name, default, where in (("--link", LINK, "cards of a node"), ("--node-link", NODE_LINK, "nodes of 8 cards")):
+        add(
+            name, type=above_zero(float), nargs=2, default=default, metavar=("GB/S", "US"),
+            help=f"speed and latency between {where} (default {default[0]:g} {default[1]:g}, assumed)",
+        )  # fmt: skip
     parser.add_argument("--minutes", type=above_zero(float), metavar="M", help="gpu: time for all of it (default 8)")
     parser.add_argument("--out", type=absolute, metavar="DIR", help="gpu: results (default output/gpu_check)")
     parser.add_argument(
@@ -211,11 +233,12 @@ def text_line(row: dict) -> str:
         return row["what"]
     if "columns" in row:
         return f"{row['what']:44}{''.join(f'{name:>10}' for name in row['columns'])}"
-    if "gb" in row:
-        return f"{row['what']:44}{''.join(f'{value:10.2f}' for value in row['gb'].values())}"
+    if values := row.get("gb") or row.get("numbers"):
+        return f"{row['what']:44}{''.join(f'{value:10.2f}' for value in values.values())}"
     if "measured" in row:
-        predicted, measured = row["predicted"], row["measured"]
-        return f"{what}predicted {predicted:8.3f} GB  measured {measured:8.3f} GB  {100 * row['deviation']:+.1f} %"
+        unit = row.get("unit", "GB")
+        verdict = f"{row['ratio']:.2f}x" if "ratio" in row else f"{100 * row['deviation']:+.1f} %"
+        return f"{what}predicted {row['predicted']:8.3f} {unit}  measured {row['measured']:8.3f} {unit}  {verdict}"
     if "plain" not in row:
         value = f"{row['seconds']:.3f} s" if "seconds" in row else f"{row['mb']:.1f} MB"
         return f"{what}{value:>12}"

@@ -283,7 +283,7 @@ def test_time_is_booked_where_it_is_spent(model, monkeypatch):
         return slow
 
     for side, step in steps_of(model.train(), make_batch(model, 1)).items():
-        parts = training._parts(side, model)
+        parts = training.parts_of(side, model)
         for part, functions in parts.items():
             with monkeypatch.context() as patch:
                 for owner, name in functions:

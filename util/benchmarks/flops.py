@@ -40,6 +40,8 @@ def _whisper(model: SALMONN) -> float:
 
 
 def _beats(model: SALMONN, patches: float) -> float:
+    if model.beats is None:
+        return 0.0
     beats, encoder = model.beats, model.beats.encoder
     gates = [module for name, module in encoder.named_modules() if name.endswith("grep_linear")]
     # the gate's small matrix serves each head
@@ -80,7 +82,7 @@ def audio_tokens(model: SALMONN) -> int:
 
 
 def _llm(model: SALMONN, tokens: float, targets: float) -> Flops:
-    llm = model.llama_model.get_base_model()
+    llm = model.llama_model.get_base_model() if model.config.lora else model.llama_model
     config, decoder = llm.config, llm.get_decoder()
     adapters = sum(_weights(module) for name, module in decoder.named_modules() if name.endswith(("lora_A", "lora_B")))
     frozen = 2 * tokens * (_weights(decoder) - adapters) + 2 * targets * _weights(llm.get_output_embeddings())

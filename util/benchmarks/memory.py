@@ -55,7 +55,7 @@ def bench_memory(args: argparse.Namespace) -> Iterator[dict]:
     For a size that a CPU can train, also what it takes there in float32, predicted and measured.
     """
     measured = _measured_rows(args) if _is_measurable(args) else []  # while this process holds nothing
-    model, case, name = _subject(args)
+    model, case, name = subject(args)
     answer = args.answer_tokens or model.config.max_txt_len
     tokens = audio_tokens(model) + INSTRUCTION_TOKENS + answer
     yield {"what": f"memory of {name} on one GPU, PREDICTED"}
@@ -68,7 +68,7 @@ def bench_memory(args: argparse.Namespace) -> Iterator[dict]:
     yield from measured
 
 
-def _subject(args: argparse.Namespace) -> tuple[SALMONN, Case, str]:
+def subject(args: argparse.Namespace) -> tuple[SALMONN, Case, str]:
     """What is asked for: model without values, conditions, and its name."""
     if not args.cfg_path:
         model = build(args.size, META, args.dtype)

@@ -91,6 +91,15 @@ def llm_weights(llm: nn.Module, case: Case) -> float:
     return small + case.llm_bytes * (everything - weights)
 
 
+def shared_weights(model: SALMONN, case: Case) -> float:
+    """Bytes of the LLM's blocks, of which `run.shard_llm` leaves each card a share; int8's scales stay whole."""
+    llm = model.llama_model.get_base_model() if model.config.lora else model.llama_model
+    blocks = llm.get_decoder().layers
+    everything = sum(p.numel() for name, p in blocks.named_parameters() if "lora_" not in name)
+    small = sum(m.weight.numel() for m in _frozen_linear(blocks)) if case.quantization == "int8" else 0
+    return small + case.llm_bytes * (everything - small)
+
+
 def _frozen_linear(llm: nn.Module) -> list[nn.Linear]:
     return [m for name, m in llm.named_modules() if isinstance(m, nn.Linear) and "lora_" not in name]
 
@@ -195,7 +204,7 @@ def block_backward(model: SALMONN, case: Case, batch: Batch) -> float:
 def qformer_kept(model: SALMONN, case: Case, batch: Batch) -> float:
     """Bytes that norms, windows, Q-Former and projection keep."""
     config, number = model.config, case.trained_compute
-    windows, kernel = windows_of(model, _patches(model, batch))
+    windows, kernel = windows_of(model, patches_of(model, batch))
     hidden, layers, queries = config.qformer_hidden_size, config.qformer_num_layers, config.num_speech_query_token
     width = model.speech_encoder.config.d_model + (model.beats.width if model.beats is not None else 0)
     # autocast makes a copy for each matrix that reads the windows; else all read the same ones
@@ -216,7 +225,7 @@ def qformer_kept(model: SALMONN, case: Case, batch: Batch) -> float:
 def _features(model: SALMONN, batch: Batch) -> float:
     """Numbers of a clip that both encoders give."""
     whisper = model.speech_encoder.config
-    audio = _patches(model, batch) * model.beats.width if model.beats is not None else 0
+    audio = patches_of(model, batch) * model.beats.width if model.beats is not None else 0
     return whisper.max_source_positions * whisper.d_model + audio
 
 
@@ -233,7 +242,7 @@ def half_copies(model: SALMONN, case: Case) -> float:
 
 def qformer_backward(model: SALMONN, batch: Batch) -> float:
     """Bytes of the windows' gradients, the sum so far and what the next matrix adds."""
-    windows, kernel = windows_of(model, _patches(model, batch))
+    windows, kernel = windows_of(model, patches_of(model, batch))
     width = model.speech_encoder.config.d_model + (model.beats.width if model.beats is not None else 0)
     return 2 * FLOAT * batch.clips * windows * kernel * width
 
@@ -265,14 +274,15 @@ def _fbank_peak(batch: Batch) -> float:
 
 def _beats_peak(model: SALMONN, batch: Batch) -> float:
     encoder, number = model.beats.encoder, model.beats.dtype.itemsize
-    patches = _patches(model, batch)
+    patches = patches_of(model, batch)
     bias = encoder.heads * patches**2
     gated = encoder.heads * patches * min(patches, QUERIES)
     # one bias for all, some rows with each clip's gates; input, queries, keys, values, what was attended to
     return number * (bias + batch.clips * gated + 5 * batch.clips * patches * model.beats.width)
 
 
-def _patches(model: SALMONN, batch: Batch) -> int:
+def patches_of(model: SALMONN, batch: Batch) -> int:
+    """BEATs' patches of the longest clip; 0 without BEATs."""
     if model.beats is None:
         return 0
     frames = int(fbank_lengths(torch.tensor(batch.samples)))

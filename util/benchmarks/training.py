@@ -144,11 +144,13 @@ def _against(side: str) -> str:
 
 
 def _split_rows(models: dict[str, SALMONN], steps: dict[str, Step], repeats: int, device: torch.device) -> list[dict]:
-    splits = {side: split_step(steps[side], _parts(side, models[side]), repeats, device) for side in ("ours", "plain")}
+    splits = {
+        side: split_step(steps[side], parts_of(side, models[side]), repeats, device) for side in ("ours", "plain")
+    }
     return [row(f"   {part}", (seconds, splits["plain"][part])) for part, seconds in splits["ours"].items()]
 
 
-def _parts(side: str, model: SALMONN) -> dict[str, list[tuple[Any, str]]]:
+def parts_of(side: str, model: SALMONN) -> dict[str, list[tuple[Any, str]]]:
     """The functions that make up each part of a side's forward pass."""
     frontends = {
         "ours": [(model.log_mel, "forward"), (whole_model, "kaldi_fbank")],
