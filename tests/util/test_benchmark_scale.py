@@ -168,6 +168,16 @@ def test_a_configuration_s_batch_and_accumulation_are_taken():
     assert all(text_line(row).startswith(row["what"]) for row in rows)
 
 
+def test_a_model_of_one_encoder_without_lora_sends_its_connector_s_gradients_alone():
+    options = ["model.beats_path=", "model.lora=False"]
+    llama = Path("configs/lightweight/llama3.2-3b.yaml")
+    rows = list(bench_scale(arguments(cfg_path=llama, options=options, step_seconds=0.5, cards=[8])))
+    sizes = {row["what"].strip(): row["value"] for row in rows if row.get("unit") == "MB"}
+    assert sizes["gradients of LoRA, by count"] == 0
+    sent = 2 * 7 / 8 * sizes["gradients of the connector, by count"]
+    assert table(rows)["8 cards"]["MB sent"] == pytest.approx(sent)
+
+
 def test_shares_cost_samples_and_save_memory(monkeypatch, published):
     monkeypatch.setattr(scale, "subject", lambda _: (published, BFLOAT16, "13b"))
     of_all = {"step_seconds": 0.574, "batch": 16, "cards": [1, 8]}
@@ -175,6 +185,28 @@ def test_shares_cost_samples_and_save_memory(monkeypatch, published):
     assert whole["1 card"] == shared["1 card"]
     assert shared["8 cards"]["GB"] < whole["8 cards"]["GB"] - 20
     assert shared["8 cards"]["samples/s"] < whole["8 cards"]["samples/s"]
+
+
+def test_a_step_that_is_measured_here_is_held_against_two_and_four_ranks(monkeypatch):
+    asked = []
+
+    def times(ranks, job, _):
+        asked.append((ranks, job.clips, job.accumulate, job.shard_llm))
+        return Times(apart=0.5, together=0.6, small=1e-4, large=0.02, gradients=0.01)
+
+    monkeypatch.setattr(scale, "ranks_times", times)
+    monkeypatch.setattr(scale, "in_processes", lambda function, each, _: [function(*values) for values in each])
+    rows = list(bench_scale(arguments(batch=1, accumulate=2, shard_llm=True)))
+    assert asked == [(2, 1, 2, True), (4, 1, 2, True)]
+    by_name = {row["what"].strip(): row["value"] for row in rows if "value" in row}
+    step = next(value for name, value in by_name.items() if "MEASURED" in name)
+    parts = [by_name[label] for label in scale.LABELS.values()]
+    assert all(part > 0 for part in parts)
+    assert sum(parts) == pytest.approx(step)
+    assert table(rows)["1 card"]["samples/s"] == pytest.approx(2000 / (2 * step - parts[-1]))
+    assert len([row for row in rows if "ratio" in row]) == 2 * 5
+    assert json.loads(json.dumps(rows)) == rows
+    assert all(text_line(row).startswith(row["what"]) for row in rows)
 
 
 @pytest.mark.parametrize(
