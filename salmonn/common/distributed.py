@@ -96,6 +96,17 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if dist.is_initialized() else 1
 
 
+def n_together() -> int:
+    """Processes with fast links between them: those of a machine, or all where a machine has one.
+
+    Ranks are numbered machine by machine, equally many on each; where a launcher does otherwise, it is all, too.
+    """
+    here = local_world_size()
+    places = gather_objects((here, int(os.environ.get("LOCAL_RANK", 0))))
+    is_regular = all(place == (here, number % here) for number, place in enumerate(places))
+    return here if is_regular and here > 1 else world_size()
+
+
 def is_local_main() -> bool:
     """Whether this is the first process of its machine; known before the processes join."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0

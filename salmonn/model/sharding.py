@@ -1,7 +1,9 @@
 """An LLM of which each rank holds a share of every block (FSDP2), for models that one card cannot hold.
 
-A block is whole for as long as it computes, in the forward pass and again in the backward pass; all ranks put it
-together at the same time. Embeddings, vocabulary and whatever is trained stay whole on every rank.
+A block is whole for as long as it computes, in the forward pass and again in the backward pass; the ranks of a machine
+put it together at the same time. The machines have it once each: their links are too slow to gather it twice a
+micro-batch, and what is frozen need not be averaged. Embeddings, vocabulary and whatever is trained stay whole on every
+rank.
 """
 
 import logging
@@ -43,7 +45,9 @@ def shard_blocks(llm: PreTrainedModel, device: torch.device) -> None:
             f"run.shard_llm = True, but {type(llm).__name__} {what} that can be shared: use plain weights of it, with "
             "model.llm_quantization=int8 for 8 bits"
         )
-    mesh = init_device_mesh(device.type, (distributed.world_size(),))
+    together = distributed.n_together()
+    machines = distributed.world_size() // together
+    mesh = init_device_mesh(device.type, (machines, together), mesh_dim_names=("machines", "ranks"))["ranks"]
     trained = {p for p in llm.parameters() if p.requires_grad}
     for block in blocks:
         for parameter in block.parameters():
@@ -53,7 +57,7 @@ def shard_blocks(llm: PreTrainedModel, device: torch.device) -> None:
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
     # the blocks' common root, so that one is fetched while the one before computes; nothing of its own is shared
     fully_shard(llm.get_decoder(), mesh=mesh, ignored_params={*llm.parameters()})
-    logger.info("each of %d processes holds its share of %d blocks of the LLM", distributed.world_size(), len(blocks))
+    logger.info("each of %d processes holds its share of %d blocks of the LLM", together, len(blocks))
 
 
 def is_sharded(model: nn.Module) -> bool:

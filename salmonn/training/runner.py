@@ -172,8 +172,8 @@ class Runner:
         self._seed(epoch, group[0])  # of the prompts
         clips = [samples for samples in loaded if samples]
         batches = micro_batches(self.model, clips, self.most_tokens, self.most_clips)
-        for left, samples in enumerate(batches, 1 - len(batches)):
-            yield None if self.stop_request.name else samples, left == 0
+        for number, samples in enumerate(batches, 1):
+            yield None if self.stop_request.name else samples, number == len(batches)
 
     def _add_micro_batch(self, samples: Samples, epoch: int, i: int, group_size: int, is_last: bool) -> None:
         """Forward and backward; with the last micro-batch of a group the ranks average their gradients."""

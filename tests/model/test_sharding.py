@@ -45,9 +45,11 @@ def held(model: SALMONN) -> int:
     return sum(getattr(p, "_local_tensor", p).untyped_storage().nbytes() for p in frozen)
 
 
-def share(rank: int, ranks: int, meeting: str, quantization: str, recompute: bool, told: Any) -> None:
+def share(rank: int, ranks: int, machines: int, meeting: str, quantization: str, recompute: bool, told: Any) -> None:
     """What a rank does: its part of the batch, as many answers as its number, and one that all give."""
+    together = ranks // machines
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    os.environ |= {"LOCAL_RANK": str(rank % together), "LOCAL_WORLD_SIZE": str(together)}
     distributed._join("gloo", f"file://{meeting}", datetime.timedelta(minutes=30))
     model = build_mini(quantization, recompute)
     shard_blocks(model._causal_lm(), CPU)
@@ -67,11 +69,17 @@ def share(rank: int, ranks: int, meeting: str, quantization: str, recompute: boo
 
 
 @pytest.mark.parametrize(
-    ("ranks", "quantization", "recompute", "most"),
-    [(2, "none", False, 1e-6), (4, "none", True, 1e-6), (2, "int8", False, 1e-2)],  # 8 bits round rows of a batch alike
+    ("ranks", "machines", "quantization", "recompute", "most"),
+    [
+        (2, 1, "none", False, 1e-6),
+        (4, 1, "none", True, 1e-6),
+        (4, 2, "none", False, 1e-6),
+        (2, 2, "none", False, 1e-6),  # of one process each: all share
+        (2, 1, "int8", False, 1e-2),  # 8 bits round rows of a batch alike
+    ],
 )
 def test_shares_give_the_loss_the_gradients_and_the_answers_of_the_whole(
-    tmp_path: Path, ranks: int, quantization: str, recompute: bool, most: float
+    tmp_path: Path, ranks: int, machines: int, quantization: str, recompute: bool, most: float
 ):
     model = build_mini(quantization, recompute)
     samples = make_batch(model, CLIPS)
@@ -79,7 +87,7 @@ def test_shares_give_the_loss_the_gradients_and_the_answers_of_the_whole(
     ids = answer(model, samples, 0, max_new_tokens=6, num_beams=2)
     context = multiprocessing.get_context("fork")
     told = context.Queue()
-    arguments = (ranks, str(tmp_path / "meeting"), quantization, recompute, told)
+    arguments = (ranks, machines, str(tmp_path / "meeting"), quantization, recompute, told)
     processes = [context.Process(target=share, args=(rank, *arguments)) for rank in range(ranks)]
     for process in processes:
         process.start()
@@ -90,6 +98,6 @@ def test_shares_give_the_loss_the_gradients_and_the_answers_of_the_whole(
     assert total == tokens
     assert sum(values[3] * values[4] for values in found) / total == pytest.approx(loss, rel=most)
     for _, before, after, _, _, averaged, said in found:
-        assert before == after == pytest.approx(held(model) / ranks, rel=0.01)
+        assert before == after == pytest.approx(held(model) / max(2, ranks // machines), rel=0.01)
         assert (ranks * torch.from_numpy(averaged) - gradients).norm() < most * gradients.norm()
         assert said == ids

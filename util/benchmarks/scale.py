@@ -106,7 +106,7 @@ def bench_scale(args: argparse.Namespace) -> Iterator[dict]:
         link = link_of(cards, within, between)
         size = card_bytes(model, case, batch, cards, shard_llm)
         too_big = f", too big for {args.gpu_gb:g} GB" if size > args.gpu_gb * GB else ""
-        values = _values(parts, traffic, cards, link, accumulate, clips)
+        values = _values(parts, traffic, cards, link, accumulate, clips, within)
         yield {"what": f"      {cards} card{'s' * (cards > 1)}{too_big}", "numbers": values | {"GB": size / GB}}
     if args.step_seconds is None and args.device == "cpu":
         job = Job(args.size, args.dtype, args.quant, clips, accumulate, args.recompute, shard_llm, args.repeats)
@@ -127,7 +127,7 @@ def _assumptions(args: argparse.Namespace, batch: Batch) -> Iterator[dict]:
     (speed, latency), (node_speed, node_latency) = args.link, args.node_link
     for line in (
         f"a link of {speed:g} GB/s and {latency:g} µs in a node of {NODE} cards, {node_speed:g} and {node_latency:g} "
-        "between nodes; one ring of all cards, as slow as its slowest link",
+        "between nodes; one ring of all cards, as slow as its slowest link, and one of each node for an LLM in shares",
         "nothing that is sent hides behind the arithmetic; at best, all that can: what is gathered behind the LLM,",
         "   LoRA's gradients behind the whole backward pass, the connector's behind its own, which comes last",
         "each card has as much to do as the others and waits neither for them nor for its data",
@@ -212,9 +212,14 @@ def all_reduce(size: float, cards: int, link: Link, messages: int = 1) -> float:
     return 2 * all_gather(size, cards, link, messages)
 
 
-def step_seconds(parts: Parts, traffic: Traffic, cards: int, link: Link, accumulate: int) -> tuple[float, float]:
-    """Seconds of a step where nothing that is sent hides behind the arithmetic, and where all hides that can."""
-    gather = all_gather(traffic.gathered, cards, link, traffic.blocks)  # for one pass
+def step_seconds(
+    parts: Parts, traffic: Traffic, cards: int, link: Link, accumulate: int, within: Link | None = None
+) -> tuple[float, float]:
+    """Seconds of a step where nothing that is sent hides behind the arithmetic, and where all hides that can.
+
+    `within`: the link inside a node, whose cards share the LLM, where it is another one.
+    """
+    gather = all_gather(traffic.gathered, min(cards, NODE), within or link, traffic.blocks)  # for one pass
     sizes = (traffic.lora, traffic.connector)
     lora, connector = (all_reduce(size, cards, link, math.ceil(size / BUCKET)) for size in sizes)
     agree = (accumulate + AGREEMENTS) * all_reduce(0, cards, link)
@@ -227,11 +232,15 @@ def step_seconds(parts: Parts, traffic: Traffic, cards: int, link: Link, accumul
     return shown, hidden
 
 
-def _values(parts: Parts, traffic: Traffic, cards: int, link: Link, accumulate: int, clips: int) -> dict[str, float]:
+def _values(
+    parts: Parts, traffic: Traffic, cards: int, link: Link, accumulate: int, clips: int, within: Link
+) -> dict[str, float]:
     """Samples/s, share of as many times what one card does, and bytes that each card sends in a step."""
     samples, alone = cards * clips * accumulate, parts.seconds(accumulate)
-    shown, hidden = step_seconds(parts, traffic, cards, link, accumulate)
-    sent = (cards - 1) / cards * (2 * (traffic.lora + traffic.connector) + 2 * accumulate * traffic.gathered)
+    shown, hidden = step_seconds(parts, traffic, cards, link, accumulate, within)
+    sharing = min(cards, NODE)
+    sent = (cards - 1) / cards * 2 * (traffic.lora + traffic.connector)
+    sent += (sharing - 1) / sharing * 2 * accumulate * traffic.gathered
     return {
         "samples/s": samples / shown,
         "samples/s at best": samples / hidden,
@@ -242,12 +251,13 @@ def _values(parts: Parts, traffic: Traffic, cards: int, link: Link, accumulate: 
 
 
 def card_bytes(model: SALMONN, case: Case, batch: Batch, cards: int, shard_llm: bool) -> float:
-    """Memory of each card; one alone holds the whole LLM."""
+    """Memory of each card; one alone holds the whole LLM, else the cards of a node do."""
     whole = sum(predicted(model, case, batch).values())
     if not shard_llm or cards == 1:
         return whole
     blocks = shared_weights(model, case)
-    return whole - blocks + blocks / cards + WHOLE_BLOCKS * blocks / model.llama_model.config.num_hidden_layers
+    here = blocks / min(cards, NODE) + WHOLE_BLOCKS * blocks / model.llama_model.config.num_hidden_layers
+    return whole - blocks + here
 
 
 # ---- whether that has the right form
