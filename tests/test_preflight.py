@@ -186,7 +186,7 @@ def test_no_room_for_the_checkpoints_is_told_before_training(weights, tmp_path, 
 
 
 def test_a_run_that_cannot_go_on_is_told_before_the_model_is_loaded(weights, tmp_path):
-    state = {"optimizer": {}, "scaler": {}, "config": {}, "progress": {}}
+    state = {"optimizer": {"state": {}, "param_groups": []}, "scaler": {}, "config": {}, "progress": {}}
     (tmp_path / "stage1").mkdir()
     content = torch.load(weights / "salmonn-13b.pth", weights_only=True)
     torch.save({**content, **state}, tmp_path / "stage1/checkpoint_last.pth")

@@ -58,6 +58,8 @@ def restore_optimizer(optimizer: AdamW, state: dict) -> None:
 
 def require_whole_moments(state: dict, all_have_stepped: bool) -> None:
     """Raise ValueError where a saved state holds NaN or infinite moments, or lacks some of what had steps."""
+    if not {"state", "param_groups"} <= state.keys():
+        raise ValueError("it is no state of an optimiser")
     moments = state["state"]
     values = {f"{number} {name}": value for number, kept in moments.items() for name, value in kept.items()}
     if problem := checkpoint.not_finite(values):

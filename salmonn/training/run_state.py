@@ -62,15 +62,13 @@ def read_content(path: Path, lazily: bool = False) -> Content:
     return content
 
 
-def require_optimizer(content: Content, path: Path) -> None:
+def require_optimizer(content: Content, progress: Progress, path: Path) -> None:
     """Raise UserError where the optimiser's state in a checkpoint is not whole: the next step would spoil the model."""
-    model, progress = content["config"]["model"], content["progress"]
+    model = content["config"]["model"]
     drops_layers = not (model["freeze_whisper"] and model["freeze_beats"])  # no step yet, perhaps
     only_overflows = bool(content["scaler"]) and not content["optimizer"].get("state")
     try:
-        require_whole_moments(
-            content["optimizer"], progress["iteration"] > 0 and not drops_layers and not only_overflows
-        )
+        require_whole_moments(content["optimizer"], progress.iteration > 0 and not drops_layers and not only_overflows)
     except _OTHER_SHAPE as error:
         raise UserError(f"{path}: its optimiser cannot go on: {error}") from error
 
@@ -220,7 +218,7 @@ def require_same_experiment(folder: RunFolder) -> None:
     run, changes = folder.config.run, changes_of_the_result(told)
     is_done = progress.epoch >= run.optims.max_epoch
     if not is_done:
-        require_optimizer(content, path)
+        require_optimizer(content, progress, path)
     if is_done and changes:
         says, remedy = "a run that is done, with another configuration", "choose another run.exp_name"
     elif run.resume == "" and (changes := [change for change in changes if not change.startswith(_LENGTH)]):
@@ -282,7 +280,7 @@ class RunState:
         """Take up the run that a checkpoint holds."""
         path, progress = resumed.path, self.progress
         checkpoint.take_parameters(self.model, content["model"], path)
-        require_optimizer(content, path)
+        require_optimizer(content, progress, path)
         try:
             self.step.load_state_dict(content)
         except _OTHER_SHAPE as error:

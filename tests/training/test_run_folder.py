@@ -21,7 +21,7 @@ from salmonn.training.run_state import Resumed, build_content, find_resumed, req
 from tests.fixtures.checkpoints import save_checkpoint
 from tests.fixtures.commands import json_lines
 
-STATE = {"optimizer": {}, "scaler": {}}
+STATE = {"optimizer": {"state": {}, "param_groups": []}, "scaler": {}}
 
 
 @pytest.fixture

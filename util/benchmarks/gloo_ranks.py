@@ -65,9 +65,7 @@ def ranks_times(ranks: int, job: Job, keep_memory: bool = True) -> Times:
 
 def in_processes(function: Callable, arguments: Sequence[tuple], keep_memory: bool = True) -> list[Any]:
     """What a function returns for each of the arguments, in new processes of one thread that run at once."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # or each process would load PyTorch anew
-    with ProcessPoolExecutor(len(arguments), context, initializer=_prepare, initargs=(keep_memory,)) as processes:
+    with ProcessPoolExecutor(len(arguments), get_context("spawn"), _prepare, (keep_memory,)) as processes:
         futures = [processes.submit(function, *values) for values in arguments]
         return [future.result() for future in futures]
 
