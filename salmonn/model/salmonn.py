@@ -262,17 +262,17 @@ class SALMONN(nn.Module):
         if padding_mask is None:
             padding_mask = torch.zeros_like(raw_wav, dtype=torch.bool)
         # counted where the mask comes from: of one on the host, the device need not be waited for
-        lengths, shortest = self._heard(padding_mask), int(MIN_SECONDS * SAMPLE_RATE)
+        lengths, shortest = self._heard((~padding_mask).sum(dim=1)), int(MIN_SECONDS * SAMPLE_RATE)
         raw_wav = raw_wav.masked_fill(to_device(padding_mask, self.device), 0.0)[:, : self.log_mel.n_samples]
         return F.pad(raw_wav, (0, max(0, shortest - raw_wav.shape[1]))), lengths
 
-    def n_audio_tokens(self, padding_mask: Tensor) -> list[int]:
-        """How many audio tokens `encode_clips` will give of each clip; padding_mask [B, N] True = padding."""
-        return self.connector.n_tokens(self._heard(padding_mask).tolist())
+    def n_audio_tokens(self, n_samples: Sequence[int]) -> list[int]:
+        """How many audio tokens `encode_clips` will give of clips of so many samples."""
+        return self.connector.n_tokens(self._heard(torch.tensor(n_samples)).tolist())
 
-    def _heard(self, padding_mask: Tensor) -> Tensor:
-        """Samples [B] of each clip that count: at least 1 s, at most what Whisper hears."""
-        return (~padding_mask).sum(dim=1).clamp(min=int(MIN_SECONDS * SAMPLE_RATE), max=self.log_mel.n_samples)
+    def _heard(self, n_samples: Tensor) -> Tensor:
+        """Samples [B] that count of clips [B]: at least 1 s, at most what Whisper hears."""
+        return n_samples.clamp(min=int(MIN_SECONDS * SAMPLE_RATE), max=self.log_mel.n_samples)
 
     def _encode(self, raw_wav: Tensor, lengths: Tensor, spectrogram: Tensor | None = None) -> EncoderOutputs:
         """What the encoders say of clean clips [B, N], from the cache where there is one."""
@@ -348,10 +348,7 @@ class SALMONN(nn.Module):
         that lost their end to max_txt_len), and per sample sample_loss,
         sample_correct and sample_total [B].
         """
-        targets = tokenize(self.tokenizer, [text + self.config.end_sym for text in texts])
-        cut = sum(len(ids) > self.config.max_txt_len for ids in targets)
-        targets = [ids[: self.config.max_txt_len] for ids in targets]
-        llm_inputs = build_llm_inputs(self.tokenizer, [len(clip) for clip in embeds], chosen, targets)
+        llm_inputs, cut = self.lay_out([len(clip) for clip in embeds], chosen, texts)
         target_ids = to_device(llm_inputs.token_ids[llm_inputs.is_target], self.device)
         row, column = self._places(llm_inputs.is_target)
         # Padding stands behind every token that counts, so causal attention needs no mask for it.
@@ -373,6 +370,15 @@ class SALMONN(nn.Module):
             "sample_correct": sample_correct,
             "sample_total": sample_total,
         }
+
+    def lay_out(
+        self, n_audio: Sequence[int], chosen: Sequence[str] | None, texts: Sequence[str]
+    ) -> tuple[LLMInputs, int]:
+        """What stands where when texts are to be learned behind so many audio tokens, and how many of them are cut."""
+        targets = tokenize(self.tokenizer, [text + self.config.end_sym for text in texts])
+        cut = sum(len(ids) > self.config.max_txt_len for ids in targets)
+        targets = [ids[: self.config.max_txt_len] for ids in targets]
+        return build_llm_inputs(self.tokenizer, n_audio, chosen, targets), cut
 
     def _embed(self, llm_inputs: LLMInputs, embeds: Tensor | Sequence[Tensor]) -> Tensor:
         """Input embeddings [B, L, H] with the audio's, [A, H] of each clip, in their places.

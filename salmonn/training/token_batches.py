@@ -12,7 +12,6 @@ import torch
 from salmonn.common import distributed
 from salmonn.common.samples import Samples
 from salmonn.data.collate import collate
-from salmonn.model.llm_input import build_llm_inputs, tokenize
 from salmonn.model.salmonn import SALMONN
 
 
@@ -23,10 +22,10 @@ def micro_batches(model: SALMONN, loaded: Sequence[Samples], budget: int, most_c
     tokens than the budget comes alone. The prompts are drawn here: they count, too.
     """
     items = [item for samples in loaded for item in _items(samples)]
-    rows = collate(items)
-    if prompts := model.choose_prompts(rows):
-        rows["prompts"] = prompts
-    lengths = input_lengths(model, rows)
+    # of the whole step no batch is made: it would copy all of its audio
+    text, task, questions = ([item[key] for item in items] for key in ("text", "task", "Q"))
+    prompts = model.choose_prompts({"task": task, "Q": questions})
+    lengths = input_lengths(model, [len(item["raw_wav"]) for item in items], prompts, text)
     needed, there = zip(*distributed.gather_objects((len(cut(lengths, budget, most_clips)), len(items))), strict=True)
     cuts = cut(lengths, budget, most_clips, min(max(needed), min(there)))  # fewer than all where clips are unreadable
     batches = [collate([items[i] for i in places], pinned=torch.cuda.is_initialized()) for places in cuts]
@@ -36,12 +35,11 @@ def micro_batches(model: SALMONN, loaded: Sequence[Samples], budget: int, most_c
     return batches
 
 
-def input_lengths(model: SALMONN, samples: Samples) -> list[int]:
-    """Tokens of the LLM's input for each clip, before it is heard; `samples` has its prompts, if there are any."""
-    n_audio = model.n_audio_tokens(samples["padding_mask"])
-    targets = tokenize(model.tokenizer, [text + model.config.end_sym for text in samples["text"]])
-    targets = [ids[: model.config.max_txt_len] for ids in targets]
-    return build_llm_inputs(model.tokenizer, n_audio, samples.get("prompts"), targets).is_used.sum(dim=1).tolist()
+def input_lengths(
+    model: SALMONN, n_samples: Sequence[int], prompts: Sequence[str] | None, texts: Sequence[str]
+) -> list[int]:
+    """Tokens of the LLM's input for clips of so many samples, before they are heard."""
+    return model.lay_out(model.n_audio_tokens(n_samples), prompts, texts)[0].is_used.sum(dim=1).tolist()
 
 
 def cut(lengths: Sequence[int], budget: int, most_clips: int, at_least: int = 1) -> list[list[int]]:

@@ -53,7 +53,7 @@ def _measured(model: SALMONN, run: DictConfig, device: torch.device) -> int:
     there = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     rows = math.floor((_USED * there - later - few) / per_row) + _ROWS[0]
     logger.debug("a clip: %.2f GB, one alone: %.1f GB, there: %.1f GB", per_row / GB, few / GB, there / GB)
-    return max(0, rows) * input_lengths(model, longest_clips(model, 1))[0]
+    return max(0, rows) * longest_input(model)
 
 
 def _peak(model: SALMONN, run: DictConfig, device: torch.device, n: int) -> int:
@@ -63,6 +63,12 @@ def _peak(model: SALMONN, run: DictConfig, device: torch.device, n: int) -> int:
         loss = model(longest_clips(model, n))["loss"]
     loss.backward()
     return torch.cuda.max_memory_allocated(device)
+
+
+def longest_input(model: SALMONN) -> int:
+    """Tokens of the LLM's input for the longest clip."""
+    clip = longest_clips(model, 1)
+    return input_lengths(model, [clip["raw_wav"].shape[1]], clip.get("prompts"), clip["text"])[0]
 
 
 def longest_clips(model: SALMONN, n: int) -> Samples:

@@ -10,7 +10,7 @@ import torch
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.model import checkpoint
-from salmonn.model.llm_input import LLMInputs
+from salmonn.model.salmonn import SALMONN
 from salmonn.training import token_budget as budgets
 from salmonn.training.token_batches import cut, input_lengths
 from salmonn.training.token_budget import longest_clips, token_budget
@@ -24,16 +24,19 @@ STEP = ["run.batch_size_train=4", "run.accum_grad_iters=2", "run.iters_per_epoch
 @pytest.fixture
 def seen_widths(monkeypatch):
     """[rows, tokens] of each micro-batch that a model has taken since."""
-    from salmonn.model import salmonn
+    seen, embed = [], SALMONN._embed
 
-    seen, original = [], salmonn.build_llm_inputs
+    def seeing(self, llm_inputs, embeds):
+        seen.append(tuple(llm_inputs.token_ids.shape))
+        return embed(self, llm_inputs, embeds)
 
-    def build(*args, **kwargs) -> LLMInputs:
-        seen.append(tuple((built := original(*args, **kwargs)).token_ids.shape))
-        return built
-
-    monkeypatch.setattr(salmonn, "build_llm_inputs", build)
+    monkeypatch.setattr(SALMONN, "_embed", seeing)
     return seen
+
+
+def lengths_of(model, samples) -> list[int]:
+    n_samples = (~samples["padding_mask"]).sum(dim=1).tolist()
+    return input_lengths(model, n_samples, samples["prompts"], samples["text"])
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -63,7 +66,7 @@ def test_tokens_are_counted_before_a_clip_is_heard(make_runner, seen_widths, opt
     runner = make_runner(*STEP, *options)
     samples = next(runner.batches)
     samples["prompts"] = runner.model.choose_prompts(samples)
-    lengths = input_lengths(runner.model, samples)
+    lengths = lengths_of(runner.model, samples)
     with torch.no_grad():
         for i in range(len(lengths)):
             alone = {key: samples[key][i : i + 1] for key in ("raw_wav", "padding_mask", "text", "task", "prompts")}
@@ -168,7 +171,7 @@ def test_auto_fills_what_the_fullest_gpu_has_left(make_runner, monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _d: 12 * 10**9)
     run.batch_tokens = "auto"
     budget = token_budget(model, run, runner.device)
-    rows, rest = divmod(budget, input_lengths(model, longest_clips(model, 1))[0])
+    rows, rest = divmod(budget, lengths_of(model, longest_clips(model, 1))[0])
     assert rest == 0
     free = 0.9 * 32 * 10**9 - later - base
     assert rows * per_clip <= free < (rows + 1) * per_clip
@@ -183,8 +186,8 @@ def test_the_clips_that_are_measured_are_the_longest(make_runner):
     clips = longest_clips(runner.model, 2)
     samples = next(runner.batches)
     samples["prompts"] = runner.model.choose_prompts(samples)
-    longest = input_lengths(runner.model, clips)
-    assert longest[0] == longest[1] >= max(input_lengths(runner.model, samples))
+    longest = lengths_of(runner.model, clips)
+    assert longest[0] == longest[1] >= max(lengths_of(runner.model, samples))
     assert torch.isfinite(runner.model(clips)["loss"])
     runner.close()
 

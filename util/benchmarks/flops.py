@@ -77,8 +77,7 @@ def windows_of(model: SALMONN, patches: float) -> tuple[float, float]:
 
 def audio_tokens(model: SALMONN) -> int:
     """Tokens that stand for a clip in the LLM's input."""
-    windows, _ = windows_of(model, 0)  # Whisper's frames, which are always all there, are the more
-    return windows * model.config.num_speech_query_token
+    return model.n_audio_tokens([model.log_mel.n_samples])[0]
 
 
 def _llm(model: SALMONN, tokens: float, targets: float) -> Flops:

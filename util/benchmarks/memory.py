@@ -16,7 +16,6 @@ from salmonn.config.loading import llm_quantization, load_config
 from salmonn.config.schema import RunConfig
 from salmonn.model.beats import PUBLISHED_SIZES
 from salmonn.model.llm import llm_dtype
-from salmonn.model.llm_input import build_llm_inputs, tokenize
 from salmonn.model.meta_model import build_meta_model
 from salmonn.model.random_model import (
     LLAMA_3B,
@@ -190,8 +189,7 @@ def _measured_rows(args: argparse.Namespace) -> list[dict]:
 
 def batch_of(model: SALMONN, samples: dict) -> Batch:
     """Sizes of a batch as `model` lays it out."""
-    targets = tokenize(model.tokenizer, [text + model.config.end_sym for text in samples["text"]])
-    llm_inputs = build_llm_inputs(model.tokenizer, [audio_tokens(model)] * len(targets), samples["prompts"], targets)
+    llm_inputs, _ = model.lay_out([audio_tokens(model)] * len(samples["text"]), samples["prompts"], samples["text"])
     clips, samples_of_longest = samples["raw_wav"].shape
     return Batch(clips, samples_of_longest, llm_inputs.token_ids.shape[1], int(llm_inputs.is_target.sum()))
 

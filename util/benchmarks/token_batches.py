@@ -73,6 +73,7 @@ def _padding(runner: Runner, steps: Sequence[Sequence[Samples]], budget: int) ->
     for step in _cut(runner, steps, budget):
         for samples in step:
             prompts = samples.get("prompts") or runner.model.choose_prompts(samples)
-            lengths = input_lengths(runner.model, {**samples, "prompts": prompts} if prompts else samples)
+            n_samples = (~samples["padding_mask"]).sum(dim=1).tolist()
+            lengths = input_lengths(runner.model, n_samples, prompts, samples["text"])
             used, positions = used + sum(lengths), positions + len(lengths) * max(lengths)
     return 1 - used / positions

@@ -15,7 +15,6 @@ from salmonn.common.samples import Samples
 from salmonn.config.schema import RunConfig
 from salmonn.model import salmonn as whole_model
 from salmonn.model.features import fbank_lengths
-from salmonn.model.llm_input import build_llm_inputs, tokenize
 from salmonn.model.salmonn import SALMONN
 from salmonn.training.step import TrainingStep
 from util.benchmarks import plain_step
@@ -191,8 +190,7 @@ def batch_flops(model: SALMONN, samples: Samples) -> dict[str, Any]:
     """Operations by part of a batch's mean sample; of each clip and row only what is not padding."""
     lengths = (~samples["padding_mask"]).sum(dim=1)
     patches = fbank_lengths(lengths) // model.beats.patch_size * model.beats.patches_per_step  # [B]
-    targets = tokenize(model.tokenizer, [text + model.config.end_sym for text in samples["text"]])
-    llm_inputs = build_llm_inputs(model.tokenizer, [audio_tokens(model)] * len(targets), samples["prompts"], targets)
+    llm_inputs, _ = model.lay_out([audio_tokens(model)] * len(samples["text"]), samples["prompts"], samples["text"])
     counts = zip(
         patches.tolist(), llm_inputs.is_used.sum(1).tolist(), llm_inputs.is_target.sum(1).tolist(), strict=True
     )

@@ -10,8 +10,7 @@ from salmonn.data.clip_paths import OTHER_EXTENSIONS
 from util.eval_sets.tables import read_text
 from util.own_data.base import Reading, Row
 
-_RARER = (".aac", ".webm", ".mp4", ".mka", ".amr", ".wma", ".aiff", ".aif", ".au", ".sph")
-_RARER += (".mkv", ".ts", ".flv", ".avi", ".mpg", ".tta")
+_RARER = ".aac .webm .mp4 .mka .amr .wma .aiff .aif .au .sph .mkv .ts .flv .avi .mpg .tta".split()
 EXTENSIONS = (".wav", *OTHER_EXTENSIONS, *_RARER)
 _TEXTS = (".txt", ".lab")
 
