@@ -34,9 +34,9 @@ from salmonn.evaluation.tasks import (
     present_tasks,
     task_of_mode,
 )
-from salmonn.model.encoder_cache import open_cache
+from salmonn.model.encoder_cache import open_cache, require_room
 from salmonn.model.salmonn import SALMONN, load_for_inference
-from salmonn.preflight import find_problems, refuse
+from salmonn.preflight import find_problems, problem_of, refuse
 
 
 def evaluate(config: DictConfig, mode: str) -> None:
@@ -203,7 +203,7 @@ def session(config: DictConfig, annotations: Sequence[str] = ()) -> Iterator[Non
         raise SystemExit(0)  # the first process evaluates alone
     setup_logging()
     if distributed.is_local_main():  # one process looks; the others wait for it where all join
-        refuse(find_problems(config, annotations, training=False))
+        refuse([*find_problems(config, annotations, training=False), *problem_of(require_room, config.run)])
     distributed.init(config)
     try:
         yield

@@ -29,7 +29,7 @@ from torch import Tensor
 from salmonn.common import distributed
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
-from salmonn.common.files import GB, UNFINISHED, clear_unfinished, make_folder, replacing
+from salmonn.common.files import GB, UNFINISHED, clear_unfinished, existing_part, free_bytes, make_folder, replacing
 from salmonn.model.encoders import EncoderOutputs, Row, RunEncoders
 from salmonn.model.qformer import clip_frames
 from salmonn.model.salmonn import SALMONN
@@ -75,6 +75,22 @@ def open_cache(config: DictConfig, model: SALMONN, n_samples: int) -> "EncoderCa
             used / GB, (used - folder_bytes(cache.folder)) / GB,
         )  # fmt: skip
     return cache
+
+
+def require_room(run: DictConfig) -> None:
+    """Raise UserError when the encoder cache cannot be made, or the disk is too full for it to grow to its bound."""
+    if not run.encoder_cache:
+        return
+    folder = Path(run.encoder_cache)
+    there = existing_part(folder)
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise UserError(f"run.encoder_cache = {folder}: {there} is no folder that can be written to")
+    room = (free_bytes(folder) + folder_bytes(folder)) / GB
+    if room < run.encoder_cache_gb:
+        raise UserError(
+            f"run.encoder_cache = {folder}: this disk has {room:.1f} GB for it, fewer than run.encoder_cache_gb = "
+            f"{run.encoder_cache_gb:g}; set that lower, or name a folder of another disk"
+        )
 
 
 class EncoderCache:

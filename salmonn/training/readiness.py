@@ -2,16 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from omegaconf import DictConfig
 
-from salmonn.common.errors import UserError
-from salmonn.common.files import GB, existing_part, free_bytes
 from salmonn.common.shared_memory import shared_memory
 from salmonn.config.loading import best_checkpoint
 from salmonn.config.missing_files import annotation_keys
-from salmonn.model.encoder_cache import folder_bytes
+from salmonn.model.encoder_cache import require_room
 from salmonn.preflight import find_problems, problem_of, refuse
 from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_state import require_same_experiment
@@ -42,7 +39,7 @@ def run_problems(config: DictConfig, made_before: Sequence[str] = ()) -> list[st
     if not problems:  # else it need not be there
         problems += problem_of(require_same_experiment, folder)
     problems += find_problems(config, annotation_keys(config), unread, goes_on=folder.candidates())
-    return problems + problem_of(_require_cache_room, config.run) + problem_of(require_wandb, config)
+    return problems + problem_of(require_room, config.run) + problem_of(require_wandb, config)
 
 
 def shared_memory_problem(configs: Sequence[DictConfig], n_gpus: int = 1) -> str:
@@ -53,19 +50,3 @@ def shared_memory_problem(configs: Sequence[DictConfig], n_gpus: int = 1) -> str
     if not any(config.run.use_distributed and config.run.device.startswith("cuda") for config in configs):
         return ""
     return shared_memory(int(os.environ.get("LOCAL_WORLD_SIZE", n_gpus)))[1]
-
-
-def _require_cache_room(run: DictConfig) -> None:
-    """Raise UserError when the encoder cache cannot be made, or the disk is too full for it to grow to its bound."""
-    if not run.encoder_cache:
-        return
-    folder = Path(run.encoder_cache)
-    there = existing_part(folder)
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise UserError(f"run.encoder_cache = {folder}: {there} is no folder that can be written to")
-    room = (free_bytes(folder) + folder_bytes(folder)) / GB
-    if room < run.encoder_cache_gb:
-        raise UserError(
-            f"run.encoder_cache = {folder}: this disk has {room:.1f} GB for it, fewer than run.encoder_cache_gb = "
-            f"{run.encoder_cache_gb:g}; set that lower, or name a folder of another disk"
-        )

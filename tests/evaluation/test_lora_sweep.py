@@ -55,7 +55,8 @@ def texts(folder: Path) -> dict[str, list[str]]:
 
 def test_each_clip_is_encoded_once_with_an_encoder_cache(setting, swept, tmp_path, monkeypatch):
     _, tasks, options = setting
-    config = load_config("configs/mini/evaluate.yaml", [*options, f"run.encoder_cache={tmp_path}/cache"])
+    cache = [f"run.encoder_cache={tmp_path}/cache", "run.encoder_cache_gb=0.5"]
+    config = load_config("configs/mini/evaluate.yaml", [*options, *cache])
     heard, run_encoders = [], SALMONN.run_encoders
 
     def counted(self, raw_wav, *rest):

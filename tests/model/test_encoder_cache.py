@@ -8,6 +8,7 @@ import torch
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.data.collate import pad_wavs
+from salmonn.evaluation.pipeline import session
 from salmonn.model import encoder_cache
 from salmonn.model import salmonn as model
 from salmonn.model.encoder_cache import EncoderCache, fingerprint, folder_bytes
@@ -297,9 +298,12 @@ def test_a_dry_run_leaves_the_cache_alone(options, tmp_path):
 
 
 def test_more_than_the_disk_has_is_refused_before_anything_is_read(options, tmp_path):
-    cache = [f"run.encoder_cache={tmp_path}/cache", "run.encoder_cache_gb=1e9"]
-    with pytest.raises(UserError, match="encoder_cache_gb"):
+    cache = [f"run.encoder_cache={tmp_path}/cache", "run.encoder_cache_gb=1e6"]
+    with pytest.raises(UserError, match="this disk has"):
         run_stages([load_config("configs/mini/stage1.yaml", [*options, *cache])])
+    evaluation = load_config("configs/mini/evaluate.yaml", cache)
+    with pytest.raises(UserError, match="this disk has"), session(evaluation):
+        pass
 
 
 @pytest.mark.parametrize(
