@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -162,7 +161,7 @@ class Runner:
 
     def _micro_batches(self, epoch: int, group: range) -> Iterator[tuple[Samples | None, bool]]:
         """Those of a step and whether each is the last; None where the run is to stop."""
-        if not self.most_tokens:
+        if self.budget is None:
             yield from ((self._next_samples(), i == group[-1]) for i in group)
             return
         loaded = [self._next_samples() for _ in group]
@@ -171,7 +170,7 @@ class Runner:
             return
         self._seed(epoch, group[0])  # of the prompts
         clips = [samples for samples in loaded if samples]
-        batches = micro_batches(self.model, clips, self.most_tokens, self.most_clips)
+        batches = micro_batches(self.model, clips, self.budget)
         for number, samples in enumerate(batches, 1):
             yield None if self.stop_request.name else samples, number == len(batches)
 
@@ -286,9 +285,7 @@ class Runner:
         drops_layers = not (self.config.model.freeze_whisper and self.config.model.freeze_beats)
         self.ddp_model = distributed.wrap(self.model, self.device, drops_layers, is_sharded(self.model))
         self.plan = make_plan(self.run_config, len(train_set), distributed.world_size())
-        self.most_tokens = token_budget(self.model, self.run_config, self.device)  # of a micro-batch; 0: as loaded
-        seconds = self.run_config.batch_seconds
-        self.most_clips = max(1, int(seconds / self.model.max_seconds)) if seconds else sys.maxsize
+        self.budget = token_budget(self.model, self.run_config, self.device)  # of a micro-batch; None: as loaded
         self.batches = self._training_batches(train_set)
         self._open_log()
         self.first_sample, self.told_hours = self.progress.samples, False

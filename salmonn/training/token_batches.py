@@ -4,8 +4,9 @@ A step holds the clips that it would hold without, and its mean over target toke
 computed at once follows from how long they are: audio, prompt and target together.
 """
 
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,19 +16,25 @@ from salmonn.data.collate import collate
 from salmonn.model.salmonn import SALMONN
 
 
-def micro_batches(model: SALMONN, loaded: Sequence[Samples], budget: int, most_clips: int) -> list[Samples]:
-    """The loaded clips of a step, the longest first, in micro-batches of at most `budget` tokens, padding counted.
+class Budget(NamedTuple):
+    """What a micro-batch holds at most."""
 
-    Each rank, and all must ask, gets equally many, of which none has more than `most_clips`. A clip that has more
-    tokens than the budget comes alone. The prompts are drawn here: they count, too.
+    tokens: int  # of the LLM, padding counted; a clip that has more comes alone
+    clips: int = sys.maxsize
+
+
+def micro_batches(model: SALMONN, loaded: Sequence[Samples], budget: Budget) -> list[Samples]:
+    """The loaded clips of a step, the longest first, in micro-batches within the budget.
+
+    Each rank, and all must ask, gets equally many. The prompts are drawn here: they count, too.
     """
     items = [item for samples in loaded for item in _items(samples)]
     # of the whole step no batch is made: it would copy all of its audio
     text, task, questions = ([item[key] for item in items] for key in ("text", "task", "Q"))
     prompts = model.choose_prompts({"task": task, "Q": questions})
     lengths = input_lengths(model, [len(item["raw_wav"]) for item in items], prompts, text)
-    needed, there = zip(*distributed.gather_objects((len(cut(lengths, budget, most_clips)), len(items))), strict=True)
-    cuts = cut(lengths, budget, most_clips, min(max(needed), min(there)))  # fewer than all where clips are unreadable
+    needed, there = zip(*distributed.gather_objects((len(cut(lengths, budget)), len(items))), strict=True)
+    cuts = cut(lengths, budget, min(max(needed), min(there)))  # fewer than all where clips are unreadable
     batches = [collate([items[i] for i in places], pinned=torch.cuda.is_initialized()) for places in cuts]
     for batch, places in zip(batches, cuts, strict=True):
         if prompts:
@@ -42,15 +49,15 @@ def input_lengths(
     return model.lay_out(model.n_audio_tokens(n_samples), prompts, texts)[0].is_used.sum(dim=1).tolist()
 
 
-def cut(lengths: Sequence[int], budget: int, most_clips: int, at_least: int = 1) -> list[list[int]]:
-    """Places of the lengths, the longest first, in as few stretches as budget and `most_clips` allow, or `at_least`.
+def cut(lengths: Sequence[int], budget: Budget, at_least: int = 1) -> list[list[int]]:
+    """Places of the lengths, the longest first, in as few stretches as the budget allows, or `at_least`.
 
-    A stretch of k places costs k times its longest, which is more than the budget only where k is 1.
+    A stretch of k places costs k times its longest, which is more than the budget's only where k is 1.
     """
     stretches: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
         last = stretches[-1] if stretches else []
-        if last and len(last) < most_clips and (len(last) + 1) * lengths[last[0]] <= budget:
+        if last and len(last) < budget.clips and (len(last) + 1) * lengths[last[0]] <= budget.tokens:
             last.append(place)
         else:
             stretches.append([place])

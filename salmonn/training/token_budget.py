@@ -1,7 +1,8 @@
-"""How many tokens of the LLM a micro-batch may have: `run.batch_tokens`, a number or measured on the GPU."""
+"""How many tokens of the LLM and clips a micro-batch may have: a number, or measured on the GPU."""
 
 import logging
 import math
+import sys
 
 import torch
 from omegaconf import DictConfig
@@ -13,7 +14,7 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import GB
 from salmonn.common.samples import Samples
 from salmonn.model.salmonn import SALMONN
-from salmonn.training.token_batches import input_lengths
+from salmonn.training.token_batches import Budget, input_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -22,21 +23,24 @@ _ROWS = (1, 3)  # whose peaks are measured
 _BYTES_LATER = 12  # of each trained parameter: AdamW's moments and DDP's buckets, which come with the first step
 
 
-def token_budget(model: SALMONN, run: DictConfig, device: torch.device) -> int:
-    """Tokens of a micro-batch, padding counted; 0: micro-batches of `run.batch_size_train` clips.
+def token_budget(model: SALMONN, run: DictConfig, device: torch.device) -> Budget | None:
+    """Of a micro-batch, by `run.batch_tokens` and `run.batch_seconds`; None: `run.batch_size_train` clips, as loaded.
 
-    `auto`: as many as the memory of the fullest GPU takes. Raises UserError where not even one clip fits.
+    `auto`: as many tokens as the memory of the fullest GPU takes. Raises UserError where not even one clip fits.
     """
+    if not run.batch_tokens:
+        return None
+    clips = max(1, int(run.batch_seconds / model.max_seconds)) if run.batch_seconds else sys.maxsize
     if run.batch_tokens != "auto":
-        return int(run.batch_tokens or 0)
-    budget = min(distributed.gather_objects(_measured(model, run, device)))
-    if budget == 0:
+        return Budget(int(run.batch_tokens), clips)
+    tokens = min(distributed.gather_objects(_measured(model, run, device)))
+    if tokens == 0:
         raise UserError(
             "run.batch_tokens = auto: not even the longest clip fits into the memory of the GPU "
             "(model.gradient_checkpointing, model.llm_quantization and run.shard_llm need less)"
         )
-    logger.info("run.batch_tokens = auto: %d tokens fit; a run that is to be repeated names the number", budget)
-    return budget
+    logger.info("run.batch_tokens = auto: %d tokens fit; a run that is to be repeated names the number", tokens)
+    return Budget(tokens, clips)
 
 
 def _measured(model: SALMONN, run: DictConfig, device: torch.device) -> int:

@@ -12,7 +12,7 @@ from salmonn.config.loading import load_config
 from salmonn.model import checkpoint
 from salmonn.model.salmonn import SALMONN
 from salmonn.training import token_budget as budgets
-from salmonn.training.token_batches import cut, input_lengths
+from salmonn.training.token_batches import Budget, cut, input_lengths
 from salmonn.training.token_budget import longest_clips, token_budget
 from tests.fixtures.commands import run_command
 from tests.fixtures.paths import ROOT
@@ -43,22 +43,22 @@ def lengths_of(model, samples) -> list[int]:
 def test_each_clip_is_in_one_stretch_and_none_has_more_than_the_budget(seed):
     rng = random.Random(seed)
     lengths = [rng.choice([rng.randrange(1, 40), rng.randrange(1, 400)]) for _ in range(rng.randrange(1, 60))]
-    budget, most_clips, at_least = rng.randrange(20, 900), rng.choice([1, 5, 99]), rng.randrange(len(lengths)) + 1
-    stretches = cut(lengths, budget, most_clips, at_least)
+    budget, at_least = Budget(rng.randrange(20, 900), rng.choice([1, 5, 99])), rng.randrange(len(lengths)) + 1
+    stretches = cut(lengths, budget, at_least)
     assert sorted(place for stretch in stretches for place in stretch) == list(range(len(lengths)))
     for stretch in stretches:
-        assert len(stretch) == 1 or len(stretch) * max(lengths[place] for place in stretch) <= budget
-        assert len(stretch) <= most_clips
-    fewest = len(cut(lengths, budget, most_clips))
+        assert len(stretch) == 1 or len(stretch) * max(lengths[place] for place in stretch) <= budget.tokens
+        assert len(stretch) <= budget.clips
+    fewest = len(cut(lengths, budget))
     assert len(stretches) == max(fewest, at_least)
     longest_first = [lengths[place] for stretch in stretches for place in stretch]
     assert longest_first == sorted(lengths, reverse=True)
 
 
 def test_no_more_micro_batches_than_the_budget_asks_for():
-    assert cut([10] * 8, 40, 99) == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert cut([10] * 8, 40, 3) == [[0, 1, 2], [3, 4, 5], [6, 7]]
-    assert cut([100, 10, 10, 10], 40, 99) == [[0], [1, 2, 3]]
+    assert cut([10] * 8, Budget(40)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert cut([10] * 8, Budget(40, clips=3)) == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert cut([100, 10, 10, 10], Budget(40)) == [[0], [1, 2, 3]]
 
 
 @pytest.mark.parametrize("options", [[], ["model.only_filled_windows=True"], ["model.window_level_Qformer=False"]])
@@ -124,8 +124,8 @@ from salmonn.training.token_batches import cut
 import salmonn.training.token_batches as token_batches
 import json, pathlib
 needed = []
-def counted(lengths, budget, most_clips, at_least=1):
-    stretches = cut(lengths, budget // (1 + distributed.rank()), most_clips, at_least)
+def counted(lengths, budget, at_least=1):
+    stretches = cut(lengths, budget._replace(tokens=budget.tokens // (1 + distributed.rank())), at_least)
     needed.append(len(stretches))
     return stretches
 token_batches.cut = counted
@@ -171,7 +171,7 @@ def test_auto_fills_what_the_fullest_gpu_has_left(make_runner, monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _d: 12 * 10**9)
     run.batch_tokens = "auto"
     budget = token_budget(model, run, runner.device)
-    rows, rest = divmod(budget, lengths_of(model, longest_clips(model, 1))[0])
+    rows, rest = divmod(budget.tokens, lengths_of(model, longest_clips(model, 1))[0])
     assert rest == 0
     free = 0.9 * 32 * 10**9 - later - base
     assert rows * per_clip <= free < (rows + 1) * per_clip

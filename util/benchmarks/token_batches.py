@@ -1,7 +1,6 @@
 """Micro-batches by tokens (`run.batch_tokens`) against those by clips, on the data of a run."""
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from salmonn.common.errors import UserError
 from salmonn.common.samples import Samples
 from salmonn.config.loading import load_config
 from salmonn.training.runner import Runner
-from salmonn.training.token_batches import input_lengths, micro_batches
+from salmonn.training.token_batches import Budget, input_lengths, micro_batches
 from util.benchmarks.measure import in_turns, row, spent
 
 _STEPS = 4  # of the run, on which all budgets are tried
@@ -54,7 +53,7 @@ def _rows(runner: Runner, budgets: Sequence[int], repeats: int) -> Iterator[dict
 
 
 def _cut(runner: Runner, steps: Sequence[Sequence[Samples]], budget: int) -> list[Sequence[Samples]]:
-    return [micro_batches(runner.model, step, budget, sys.maxsize) if budget else step for step in steps]
+    return [micro_batches(runner.model, step, Budget(budget)) if budget else step for step in steps]
 
 
 def _compute(runner: Runner, steps: Sequence[Sequence[Samples]], budget: int) -> None:
