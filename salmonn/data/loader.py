@@ -65,7 +65,7 @@ class TrainBatches:
     stretch of B * W samples, cut among the W ranks. So a run goes on at any sample, on any number of
     ranks, with no sample repeated or left out. With `lengths` [n] and `steps`, the number of batches in
     each coming step of the optimiser, a step's samples of like length come together: less padding. It
-    holds the samples that it would hold without.
+    holds the samples that it would hold without, and all ranks have about equally much to do.
     """
 
     def __init__(
@@ -88,7 +88,10 @@ class TrainBatches:
             step = [next(stream) for _ in range(n_batches * self.world_size * size)]
             if self.lengths is not None:  # the longest first: too little memory shows at once
                 step.sort(key=self.lengths.__getitem__, reverse=True)
-            for start in range(self.rank * size, len(step), self.world_size * size):
+            for number in range(n_batches):
+                # every second round goes the other way: else the first rank had the longest of each, and all waited
+                turn = self.rank if number % 2 == 0 else self.world_size - 1 - self.rank
+                start = (number * self.world_size + turn) * size
                 yield step[start : start + size]
 
     def _stream(self) -> Iterator[int]:

@@ -44,6 +44,19 @@ def test_ranks_share_a_global_batch_without_overlap():
     assert [ranks[0][k] + ranks[1][k] for k in range(4)] == alone
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_sorted_steps_give_all_ranks_about_as_much_to_do_and_hold_the_same_samples(world_size):
+    lengths, size, n_batches = np.random.default_rng(0).integers(1, 1000, 640), 5, 4
+    settings = {"n": 640, "batch_size": size, "world_size": world_size, "lengths": lengths, "steps": [n_batches]}
+    ranks = [stream(n_batches, rank=rank, **settings) for rank in range(world_size)]
+    plain = [stream(n_batches, n=640, batch_size=size, world_size=world_size, rank=rank) for rank in range(world_size)]
+    assert sorted(chain(*chain(*ranks))) == sorted(chain(*chain(*plain)))
+    padded = [sum(size * max(lengths[batch]) for batch in rank) for rank in ranks]
+    assert max(padded) < 1.08 * min(padded)
+    by_length = sorted((sorted(lengths[batch]) for rank in ranks for batch in rank), key=lambda of: of[0])
+    assert [*chain(*by_length)] == sorted(chain(*by_length))  # each holds neighbours
+
+
 def test_a_stream_continues_where_it_stopped():
     assert stream(3, first_sample=8) == stream(7)[4:]
 
