@@ -1,0 +1,41 @@
+"""The environment in which jobs of several parts run their commands."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from util import jobs
+
+LIBRARIES = ("libtbbmalloc.so.2", "libtbbmalloc_proxy.so.2")
+
+
+def test_onetbbs_malloc_is_loaded_where_all_of_it_is_installed(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert jobs.allocator() == {}
+    (tmp_path / "lib").mkdir()
+    for name in LIBRARIES:
+        assert jobs.allocator() == {}  # half of it would keep every command from starting
+        (tmp_path / "lib" / name).touch()
+    assert jobs.allocator() == {"LD_PRELOAD": ":".join(f"{tmp_path}/lib/{name}" for name in LIBRARIES)}
+
+
+@pytest.mark.parametrize("own", ["", "libmine.so"])
+def test_a_command_has_it_unless_the_user_has_chosen_another(monkeypatch, own):
+    seen = []
+    monkeypatch.setattr(jobs, "allocator", lambda: {"LD_PRELOAD": "libtheirs.so"})
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(subprocess, "run", lambda _, env, **_others: seen.append(env) or done)
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    if own:
+        monkeypatch.setenv("LD_PRELOAD", own)
+    jobs.run_command("a part", ["train.py"])
+    assert seen[0]["LD_PRELOAD"] == (own or "libtheirs.so")
+
+
+@pytest.mark.skipif(not Path(sys.prefix, "lib", LIBRARIES[1]).exists(), reason="tbb is not installed")
+def test_a_process_has_it_in_the_place_of_its_own(capfd):
+    script = "print(sum('tbbmalloc_proxy' in line for line in open('/proc/self/maps')) > 0)"
+    assert jobs.run_command("a part", ["-c", script])[1] == 0
+    assert capfd.readouterr().out.endswith("True\n")
