@@ -217,6 +217,27 @@ def test_a_job_that_is_done_asks_for_nothing(tmp_path, monkeypatch):
     parts.run_all(args)
 
 
+def test_a_part_that_was_stopped_counts_with_the_minutes_that_it_took_then(tmp_path, monkeypatch, capsys):
+    clock, attempts = [0.0], []
+
+    def work(_: parts.Small) -> None:
+        clock[0] += 600
+        attempts.append(None)
+        if len(attempts) < 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(parts, "PARTS", (parts.Part("models", "models", 2, work),))
+    monkeypatch.setattr(parts.time, "monotonic", lambda: clock[0])
+    monkeypatch.chdir(ROOT)
+    args = arguments(monkeypatch, "--out", tmp_path / "out")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            parts.run_all(args)
+    parts.run_all(args)
+    assert json.loads((tmp_path / "out/state.json").read_text())["minutes"] == {"models": 30.0}
+    assert "30 minutes in all" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]", "{}", '{"asked": {}, "minutes": 3}'])
 def test_a_damaged_note_of_what_is_done_is_told(content, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "PARTS", ())

@@ -24,7 +24,7 @@ from util.small_model.records import read_records, write_records
 
 CONFIGS, DEFAULT_OUT = "configs/small", "output/small"
 _PRIOR_MINUTES = 30.0  # that a machine is believed to be the measured one
-_STATE = "state.json"  # what was asked for, and the minutes of each part that is done
+_STATE = "state.json"  # what was asked for, and the minutes of each part that is done or was stopped
 _USED_CONFIGS = ("stage0", "stage1", "stage2", "stories", "stage3", "evaluate")  # what --options may begin with
 _OF_THE_HUB = ("*.json", "model.safetensors", "merges.txt", "*.jinja")  # files of a model that are used
 OF_A_TASK = {"train": 2000, "valid": 60, "test": 200}  # entries of stage 2 and its tests
@@ -91,17 +91,21 @@ def run_all(args: Namespace) -> None:
     small, done = Small(args), _read_state(args)
     if any(part.name not in done["minutes"] for part in PARTS):
         _require_possible(small)
-    started, spent = time.monotonic(), sum(done["minutes"].values())
+    started, spent = time.monotonic(), sum(done["minutes"].values()) + sum(done["stopped"].values())
     for number, part in enumerate(PARTS):
         if part.name in done["minutes"]:
             print(f"{part.title}: done before", flush=True)
             continue
         left = sum(later.minutes for later in PARTS[number:]) * _pace(done["minutes"])
         print(f"\n##### {part.title} (about {left:.0f} minutes left in all)", flush=True)
-        began = time.monotonic()
-        part.work(small)
-        done["minutes"][part.name] = round((time.monotonic() - began) / 60, 2)
-        write_json(args.out / _STATE, done)
+        began, kept_in = time.monotonic(), "stopped"
+        try:
+            part.work(small)
+            kept_in = "minutes"
+        finally:
+            took = done["stopped"].pop(part.name, 0.0) + (time.monotonic() - began) / 60
+            done[kept_in][part.name] = round(took, 2)
+            write_json(args.out / _STATE, done)
     print(f"{spent + (time.monotonic() - started) / 60:.0f} minutes in all, downloads included")
 
 
@@ -112,15 +116,18 @@ def _pace(minutes: dict[str, float]) -> float:
 
 
 def _read_state(args: Namespace) -> dict:
-    """What was asked for, and the minutes of the parts that are done. Raises UserError where it was something else."""
+    """What was asked for, and the minutes of the parts that are done and of those that were stopped.
+
+    Raises UserError where it was something else.
+    """
     asked = {key: str(value) for key, value in vars(args).items() if key != "processes"}
     state = read_note(args.out / _STATE, {"asked": dict, "minutes": dict})
     if not state:
-        return {"asked": asked, "minutes": {}}
+        return {"asked": asked, "minutes": {}, "stopped": {}}
     if differing := sorted(key for key in asked if state["asked"].get(key) != asked[key]):
         told = ", ".join(f"--{key.replace('_', '-')} {state['asked'].get(key)}" for key in differing)
         raise UserError(f"{args.out} was made with {told}: ask for the same, choose another --out, or remove it")
-    return state
+    return {"stopped": {}, **state}
 
 
 def _require_possible(small: Small) -> None:
