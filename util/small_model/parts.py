@@ -121,13 +121,12 @@ def _read_state(args: Namespace) -> dict:
     Raises UserError where it was something else.
     """
     asked = {key: str(value) for key, value in vars(args).items() if key != "processes"}
-    state = read_note(args.out / _STATE, {"asked": dict, "minutes": dict})
-    if not state:
-        return {"asked": asked, "minutes": {}, "stopped": {}}
+    note = read_note(args.out / _STATE, {"asked": dict, "minutes": dict})
+    state = {"asked": asked, "minutes": {}, "stopped": {}, **note}
     if differing := sorted(key for key in asked if state["asked"].get(key) != asked[key]):
         told = ", ".join(f"--{key.replace('_', '-')} {state['asked'].get(key)}" for key in differing)
         raise UserError(f"{args.out} was made with {told}: ask for the same, choose another --out, or remove it")
-    return {"stopped": {}, **state}
+    return state
 
 
 def _require_possible(small: Small) -> None:
