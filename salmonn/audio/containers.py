@@ -3,6 +3,7 @@
 import os
 import re
 import struct
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -12,6 +13,7 @@ _UNKNOWN = (1 << 31, 1 << 32)  # bytes; sizes about these mean "not known" ...
 _ABOUT = 4096  # ... by so many
 _HARMLESS = 1024  # bytes behind the samples that belong to nothing, such as a tag
 _BLOCK = 65_536  # bytes that may be filled with zeros
+_MOST_CHUNKS = 100_000  # of a file
 _MAY_BE_CUT = (b"LIST", b"id3 ", b"ID3 ")  # no samples are lost
 _MPEG_CODECS = (0x50, 0x55)
 
@@ -68,10 +70,8 @@ def find_samples(path: Path) -> SampleBytes | None:
 
 
 def _in_chunks(file: BinaryIO, total: int, layout: _Layout) -> SampleBytes | None:
-    codec, large_size, position = 0, None, layout.first
-    while head := _chunk(file, position, layout):
-        name, size = head
-        start = position + layout.chunk.size
+    codec, large_size = 0, None
+    for name, size, start in _chunks(file, layout):
         if name == b"fmt " and layout.chunk is _LITTLE:
             codec = int.from_bytes(file.read(2), "little")
         elif name == b"ds64":
@@ -82,9 +82,6 @@ def _in_chunks(file: BinaryIO, total: int, layout: _Layout) -> SampleBytes | Non
             if name == b"SSND":
                 _require_frames(file, found, layout)
             return found
-        if size < 0:
-            return None
-        position = start + size + size % 2
     return None
 
 
@@ -102,16 +99,14 @@ def _require_frames(file: BinaryIO, samples: SampleBytes, layout: _Layout) -> No
     """Raise ValueError where an AIFF counts more frames than its samples are, whatever their chunk's size says."""
     file.seek(samples.start)
     there = samples.size - 8 - int.from_bytes(file.read(4))  # behind two numbers, and as many bytes as the first says
-    position = layout.first
-    while head := _chunk(file, position, layout):
-        name, size = head
+    for name, size, start in _chunks(file, layout):
         if name == b"COMM" and size >= _COMM.size - 4:
+            file.seek(start)
             channels, frames, bits, codec = _COMM.unpack(file.read(_COMM.size).ljust(_COMM.size, b"\0"))
             codec = b"NONE" if size < _COMM.size else codec
             frame = channels * _AIFC_BYTES.get(codec, (bits + 7) // 8 if codec in _AIFC_PLAIN else 0)
             if frames * frame > there:
                 raise ValueError(f"truncated: its header says {frames} frames, and its samples are {there // frame}")
-        position += layout.chunk.size + size + size % 2
 
 
 def _is_told(size: int) -> bool:
@@ -127,6 +122,21 @@ def _compare(end: int, total: int) -> None:
             f"lying header: it says that its samples end at byte {end}, and {total - end} bytes more follow; "
             "write it anew with the right size (a WAV: ffmpeg -ignore_length 1 -i FILE NEW.wav)"
         )
+
+
+def _chunks(file: BinaryIO, layout: _Layout) -> Iterator[tuple[bytes, int, int]]:
+    """Name, size and first byte of each chunk of a file. Raises ValueError for more than any file has."""
+    position = layout.first
+    for _ in range(_MOST_CHUNKS):
+        if not (head := _chunk(file, position, layout)):
+            return
+        name, size = head
+        start = position + layout.chunk.size
+        yield name, size, start
+        if size < 0:
+            return
+        position = start + size + size % 2
+    raise ValueError(f"damaged: it has more than {_MOST_CHUNKS} chunks")
 
 
 def _chunk(file: BinaryIO, position: int, layout: _Layout) -> tuple[bytes, int] | None:

@@ -1,5 +1,6 @@
 """The second decoder: FFmpeg's libraries (PyAV), for what libsndfile does not read."""
 
+import ctypes
 import errno
 import io
 import os
@@ -7,6 +8,7 @@ import shlex
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -68,6 +70,10 @@ _BEGINNINGS = {  # what stands once in a file; looked for behind those parts
     "flv": (b"FLV\1\1\0\0\0\t", b"FLV\1\4\0\0\0\t", b"FLV\1\5\0\0\0\t"),
     "tta": (b"TTA1\1\0",),
 }
+_LARGEST_BLOCK = 96 << 20  # bytes that FFmpeg may ask for at once: more than the index of a day of sound takes
+_LARGEST_FRAME = 2_000_000  # samples in all channels; of a TTA it is a second, of an ALAC up to 2**24
+_OPTIONS = {"max_samples": str(_LARGEST_FRAME)}  # of all decoders
+_COUNTS = ((b"stsz", 12), (b"trun", 8))  # tables of an MP4's samples, and how far behind the name their number is
 _PACKETS = ((0, 188), (4, 192))  # of MPEG-TS: where the first begins, bytes of each
 
 
@@ -89,23 +95,28 @@ def _packet_bytes(head: bytes) -> int:
 class _File(io.FileIO):
     """A file in which a damaged one may lead FFmpeg to places that cannot be: that is no error of the system."""
 
+    start = 0  # byte at which it begins for FFmpeg, which would unpack whatever a tag in front holds
     end: int | None = None  # byte at which it ends for FFmpeg, which takes tags behind a WavPack for damage
 
     def read(self, size: int | None = -1) -> bytes:
         """So many bytes, fewer at the end."""
         if self.end is not None:
-            left = max(0, self.end - self.tell())
+            left = max(0, self.end - super().tell())
             size = left if size is None or size < 0 else min(size, left)
         return super().read(size)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a byte; -1, for FFmpeg, where there can be none."""
         try:
-            return super().seek(offset, whence)
+            return super().seek(offset + (self.start if whence == io.SEEK_SET else 0), whence) - self.start
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             return -1
+
+    def tell(self) -> int:
+        """The byte that is read next."""
+        return super().tell() - self.start
 
 
 @contextmanager
@@ -120,21 +131,52 @@ def open_with_ffmpeg(path: Path, container_name: str) -> Iterator[Sound]:
             f"unreadable: libsndfile does not read such a file ({container_name}), and PyAV is not installed; "
             f"pip install av, or convert it: {_conversion(path)}"
         ) from error
+    _limit_memory(av._core.__file__)
     with _File(path) as file:  # not by its path: so errors of the system come as they are
+        start = after_tags(file.read(TAG_HEAD))
+        file.seek(0)
+        if container_name == "mov":
+            _require_bytes_for_samples(file)
         if container_name in _BEGINNINGS:
             _require_one(file, container_name)
         elif container_name == "wv":
             file.end = before_tags(file)
         elif container_name == "mpegts" and os.fstat(file.fileno()).st_size % _packet_bytes(file.read(1024)):
             raise ValueError("truncated: it ends within a packet of the stream")
+        file.start = start
         file.seek(0)
         try:
-            with av.open(file, "r", format=container_name) as container:
+            with av.open(file, "r", format=container_name, options=_OPTIONS) as container:
                 yield _sound(container)
         except av.error.PatchWelcomeError as error:
             raise ValueError("undecodable: FFmpeg reads no streams of several rates or channels in a row") from error
         except av.FFmpegError as error:
             raise ValueError(f"undecodable: FFmpeg says {error.strerror}") from error
+
+
+@cache
+def _limit_memory(library: str) -> None:
+    """Let FFmpeg, which this library is linked to, refuse what a few bytes of a header may ask it for."""
+    ctypes.CDLL(library).av_max_alloc(ctypes.c_size_t(_LARGEST_BLOCK))
+
+
+def _require_bytes_for_samples(file: BinaryIO) -> None:
+    """Raise ValueError where tables of an MP4 count more samples than it has bytes: FFmpeg makes an index of all."""
+    position, total, counted = 0, os.fstat(file.fileno()).st_size, 0
+    while position + 16 <= total:
+        file.seek(position)
+        size, name, large_size = struct.unpack(">I4sQ", file.read(16))
+        size = {0: total - position, 1: large_size}.get(size, size)
+        if size < 8:
+            break
+        box = Bytes(file, position, 0 if name == b"mdat" else min(size, total - position))
+        for table, behind in _COUNTS:
+            at = -1
+            while (at := box.find(table, at + 1)) >= 0:
+                counted += int.from_bytes(box[at + behind : at + behind + 4])
+        position += size
+    if counted > total:
+        raise ValueError(f"damaged: its tables count {counted} samples, in a file of {total} bytes")
 
 
 def _conversion(path: Path) -> str:
@@ -176,8 +218,10 @@ def _sound(container: "InputContainer") -> Sound:
     if not container.streams.audio:
         raise ValueError("no sound in it")
     stream = container.streams.audio[0]
+    context = stream.codec_context
+    context.options = _OPTIONS
     if container.format.name == "tta":
-        stream.codec_context.options = {"err_detect": "crccheck+explode"}  # by itself it passes over its checksums
+        context.options |= {"err_detect": "crccheck+explode"}  # by itself it passes over its checksums
     frames = container.decode(stream)
     first = next(frames, None)
     if first is None:
@@ -195,7 +239,7 @@ def _sound(container: "InputContainer") -> Sound:
     return Sound(
         rate,
         channels,
-        f"{kind} {stream.codec_context.name}".upper(),
+        f"{kind} {context.name}".upper(),
         None if seconds is None else round(seconds * rate),
         int(_SLACK_SECONDS * rate),
         _reader((_samples(frame, rate, channels) for frame in all_frames), channels),

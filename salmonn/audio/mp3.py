@@ -1,6 +1,8 @@
 """How long an mp3 is by its frames: libsndfile believes the tag in the first of them, or guesses."""
 
 import os
+import re
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import BinaryIO, NamedTuple
 
@@ -18,6 +20,9 @@ _KBITS = {  # by (is it MPEG 1, layer)
 }
 _TAG_WITHIN = 64  # bytes of the first frame
 _CHECKED = 6  # bytes of a frame's header and checksum; up to the tag all others are 0
+# how a frame begins, but for a few: with no version, layer and bitrate that there is not
+_LIKE_A_FRAME = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][\x10-\xeb]")
+_MOST_TRIES = 100_000  # what looks like a frame between frames, and is none: more is another file than an mp3
 TAG_HEAD = 32  # bytes by which a tag is known, and its size
 _OLD_ID3 = 128  # bytes
 
@@ -45,13 +50,13 @@ class _Header(NamedTuple):
     kind: _Kind
 
 
-def read_mp3(data: bytes | Bytes) -> Mp3 | None:
+def read_mp3(data: Bytes) -> Mp3 | None:
     """Walk over the frames of an mp3; None for what is none. Raises ValueError where the kind of frames changes."""
-    position = after_tags(data)
+    position, tries = after_tags(data), iter(range(_MOST_TRIES))
     if not position and not _header(data[:4]):
         return None
     if not _two_in_a_row(data, position):
-        position = _resume(data, position)
+        position = _resume(data, position, tries)
     start, frames, first = position, 0, _header(data[position : position + 4])
     if not first:
         return None
@@ -68,7 +73,7 @@ def read_mp3(data: bytes | Bytes) -> Mp3 | None:
             parts.append(range(run, stop))
             run = position = behind
         else:
-            position = _resume(data, position, first.kind)
+            position = _resume(data, position, tries, first.kind)
     parts.append(range(run, stop))
     if told is None:
         return Mp3(parts, frames, first.samples, False)
@@ -103,9 +108,11 @@ def before_tags(file: BinaryIO) -> int:
     return max(0, end)
 
 
-def _resume(data: bytes | Bytes, position: int, kind: _Kind | None = None) -> int:
+def _resume(data: Bytes, position: int, tries: Iterator[int], kind: _Kind | None = None) -> int:
     """The byte at which frames (of this kind) go on: where two stand in a row."""
-    while (position := data.find(b"\xff", position + 1)) >= 0:
+    while (position := data.search(_LIKE_A_FRAME, 3, position + 1)) >= 0:
+        if next(tries, None) is None:
+            raise ValueError("damaged: too much between the frames of the mp3")
         if found := _two_in_a_row(data, position):
             if kind and found != kind:
                 raise ValueError("changes its rate or channels midway, as files that were put together")
@@ -113,7 +120,7 @@ def _resume(data: bytes | Bytes, position: int, kind: _Kind | None = None) -> in
     return len(data)
 
 
-def _two_in_a_row(data: bytes | Bytes, position: int) -> _Kind | None:
+def _two_in_a_row(data: Bytes, position: int) -> _Kind | None:
     """The kind of the frame at a byte, if another follows."""
     header = _header(data[position : position + 4])
     following = header and _header(data[position + header.size : position + header.size + 4])

@@ -1,6 +1,7 @@
 """A file of which little is in memory: as its bytes, and as libsndfile shall see it."""
 
 import os
+import re
 from collections.abc import Sequence
 from typing import BinaryIO
 
@@ -28,10 +29,14 @@ class Bytes:
 
     def find(self, what: bytes, position: int = 0) -> int:
         """The first byte from `position` on at which it stands; -1 for nowhere."""
-        while len(self[position : position + len(what)]) == len(what):  # which brings what follows into memory
-            if (at := self._block.find(what, position - self._at)) >= 0:
-                return self._at + at
-            position = self._at + len(self._block) - len(what) + 1
+        return self.search(re.compile(re.escape(what)), len(what), position)
+
+    def search(self, pattern: re.Pattern[bytes], size: int, position: int = 0) -> int:
+        """The first byte from `position` on at which a pattern of so many bytes stands; -1 for nowhere."""
+        while len(self[position : position + size]) == size:  # which brings what follows into memory
+            if found := pattern.search(self._block, position - self._at):
+                return self._at + found.start()
+            position = self._at + len(self._block) - size + 1
         return -1
 
 

@@ -1,16 +1,21 @@
 """A small file takes no large memory, and what libraries in C print reaches neither answers nor logs."""
 
 import os
+import struct
 import subprocess
 import sys
+import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import soundfile
 
-from salmonn.audio import view
+from salmonn.audio import containers, ffmpeg, mp3, view
+from salmonn.audio.containers import find_samples
 from salmonn.audio.decode import AudioError, decode_all, inspect_header, load_audio, stream_audio
 from tests.fixtures.damaged_media import KINDS, make_damaged
+from tests.fixtures.encoders import encode_av
 from tests.fixtures.paths import ROOT
 
 MOST_VALUES = 1_100_000  # decoded at once, in all channels
@@ -144,3 +149,75 @@ def test_bytes_of_a_file_are_those_that_are_there(tmp_path, monkeypatch, size):
                     assert data.find(what, first) == there.find(what, first)
         os.truncate(tmp_path / "a", 100)
         assert view.Bytes(file, 0, 5000).find(b"\xff") == -1
+
+
+# ---- small files that would take minutes, or gigabytes
+
+
+@pytest.mark.parametrize("junk", [b"\xff", b"\xff\xfb\x90\x00", b"\xff\xe2\x11"])
+def test_what_looks_like_frames_of_an_mp3_is_looked_through_in_a_moment(tmp_path, monkeypatch, junk):
+    tried, look = [], mp3._two_in_a_row
+    monkeypatch.setattr(mp3, "_two_in_a_row", lambda *place: tried.append(place) or look(*place))
+    monkeypatch.setattr(mp3, "_MOST_TRIES", 1000)
+    soundfile.write(tmp_path / "a.mp3", 0.1 * np.sin(np.arange(48_000) * 0.1), 16_000)
+    with (tmp_path / "a.mp3").open("ab") as file:
+        file.write(junk * 300_000)
+    with suppress(AudioError):
+        load_audio(tmp_path / "a.mp3")
+    assert len(tried) < 1100
+
+
+@pytest.mark.parametrize("container", ["WAV", "AIFF"])
+def test_chunks_without_end_are_refused(tmp_path, monkeypatch, container):
+    soundfile.write(tmp_path / "a", np.zeros(1600), 16_000, format=container)
+    whole = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(whole[:12] + b"junk\0\0\0\0" * 2000 + whole[12:])
+    assert find_samples(tmp_path / "a")
+    monkeypatch.setattr(containers, "_MOST_CHUNKS", 1000)
+    with pytest.raises(AudioError, match="chunks"):
+        load_audio(tmp_path / "a")
+
+
+def counting(m4a, n):
+    """An MP4 whose tables count n samples of a byte."""
+    data = bytearray(m4a)
+    for table, values in ((b"stsz", (1, n)), (b"stsc", (1, 1, n, 1)), (b"stts", (1, n, 1024))):
+        struct.pack_into(f">{len(values)}I", data, data.find(table) + 8, *values)
+    return bytes(data)
+
+
+def tagged(aac):
+    """An AAC behind a tag of 250 kB that unpacks to 250 MB."""
+    text = zlib.compress(bytes(250_000_000), 9)
+    frame = (250_000_000).to_bytes(4) + text
+    sizes = [bytes(n >> shift & 127 for shift in (21, 14, 7, 0)) for n in (len(frame), len(frame) + 10)]
+    return b"ID3\4\0\0" + sizes[1] + b"PRIV" + sizes[0] + b"\0\x09" + frame + aac
+
+
+def test_what_a_few_bytes_ask_the_second_decoder_for_is_not_given(tmp_path):
+    """Each took 0.6 to 1.8 GB."""
+    wave = np.zeros((32_000, 1), np.float32)
+    (tmp_path / "a.m4a").write_bytes(counting(encode_av(wave, 16_000, "aac", "ipod", 96_000), 50_000_000))
+    (tmp_path / "a.aac").write_bytes(tagged(encode_av(wave, 16_000, "aac", "adts", 96_000)))
+    code = (
+        "import av, resource, soxr, soundfile, sys\n"
+        "from salmonn.audio.decode import AudioError, load_audio\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "for path in sys.argv[1:]:\n"
+        "    before = peak()\n"
+        "    try: said = len(load_audio(path)) // 16_000\n"
+        "    except AudioError as error: said = error.reason\n"
+        "    print(peak() - before, said)\n"
+    )
+    lines = run(code, tmp_path / "a.m4a", tmp_path / "a.aac").stdout.splitlines()
+    (index, refused), (tag, seconds) = (line.split(" ", 1) for line in lines)
+    assert (refused.partition(":")[0], seconds) == ("damaged", "2")
+    assert max(int(index), int(tag)) < 50
+
+
+def test_frames_larger_than_any_encoder_writes_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    (tmp_path / "a.m4a").write_bytes(encode_av(np.zeros((32_000, 1), np.float32), 16_000, "alac", "ipod"))
+    assert len(load_audio(tmp_path / "a.m4a")) == 32_000
+    monkeypatch.setitem(ffmpeg._OPTIONS, "max_samples", "4095")  # one less than an ALAC has in a frame
+    with pytest.raises(AudioError, match="undecodable"):
+        load_audio(tmp_path / "a.m4a")
