@@ -218,7 +218,8 @@ def _sound(container: "InputContainer") -> Sound:
     if not container.streams.audio:
         raise ValueError("no sound in it")
     stream = container.streams.audio[0]
-    context = stream.codec_context
+    if (context := stream.codec_context) is None:
+        raise ValueError("undecodable: FFmpeg knows no such codec")
     context.options = _OPTIONS
     if container.format.name == "tta":
         context.options |= {"err_detect": "crccheck+explode"}  # by itself it passes over its checksums

@@ -469,6 +469,13 @@ def test_of_a_kind_that_no_decoder_here_hears_the_way_to_convert_is_told(tmp_pat
             look(tmp_path / "my clip.wav")
 
 
+def test_a_codec_that_nobody_knows_is_told(tmp_path):
+    soundfile.write(tmp_path / "a.caf", loud_then_quiet(), 16_000, "PCM_16")
+    (tmp_path / "a.caf").write_bytes((tmp_path / "a.caf").read_bytes().replace(b"lpcm", b"abcd"))
+    with pytest.raises(AudioError, match="undecodable"):
+        load_audio(tmp_path / "a.caf")
+
+
 def test_a_video_without_sound_and_a_file_without_content_are_refused(tmp_path):
     for data in (b"\0\0\0\x20ftypM4A " + bytes(200), b"#!AMR\n", b"\x1a\x45\xdf\xa3" + bytes(50), b"OggS" + bytes(40)):
         (tmp_path / "a.m4a").write_bytes(data)
