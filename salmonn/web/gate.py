@@ -125,10 +125,10 @@ def _visitor(scope: Scope) -> str:
 
 
 def _place(url: str) -> tuple[str, int | None]:
-    """Host and port of an address; ("", None) for what is none."""
+    """Host and port of an address; ("", None) for what is none, or names a user, which no browser sends."""
     try:
         parts = urlsplit(url)
-        return parts.hostname or "", parts.port
+        return ("", None) if "@" in parts.netloc else (parts.hostname or "", parts.port)
     except ValueError:
         return "", None
 

@@ -38,6 +38,8 @@ def client(host="127.0.0.1", address="http://127.0.0.1:7860", largest_file=1000)
         ("127.0.0.1", "evil.example:7860", "http://evil.example:7860", False),
         ("127.0.0.1", "127.0.0.1.evil.example", None, False),
         ("127.0.0.1", "evil.example@127.0.0.1", "http://evil.example", False),
+        ("127.0.0.1", "evil.example@127.0.0.1", None, False),
+        ("127.0.0.1", OWN, "http://evil.example@127.0.0.1:7860", False),
         ("127.0.0.1", "", None, False),
         ("127.0.0.1", "127.0.0.1:port", None, False),
         ("127.0.0.1", "10.0.0.5:7860", None, False),
