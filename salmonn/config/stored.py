@@ -10,7 +10,10 @@ from salmonn.common.errors import UserError
 
 SECRETS = ("model.token",)  # the one list of keys whose values no file and no message holds
 # What other programs call theirs: a file of theirs may hold them, and none of ours takes them over.
-_FOREIGN = re.compile(r"(.*[_.-])?(token|password|passwd|secret|api_?key|(secret|access|wandb|auth)_key)", re.I)
+_FOREIGN = re.compile(
+    r".*(token|passw(or)?d|passphrase|secret|credentials?|authorization|bearer)|(.*[_.-])?(auth|pwd|(api)?key)", re.I
+)
+_USER = re.compile(r"(\w+://)[^/\s]+@")  # of an address, with the password
 _REFERENCE = re.compile(r"\$\{oc\.env:\w+\}")  # without a default: that would be a secret itself
 DEEPEST = 16  # sections inside sections; ours have three
 
@@ -34,7 +37,7 @@ def _emptied(values: Any, place: str, keep_references: bool) -> Any:
     if isinstance(values, list | tuple):
         return [_emptied(value, f"{place}.", keep_references) for value in values]
     if not isinstance(values, Mapping):
-        return values
+        return _USER.sub(r"\1", values) if isinstance(values, str) else values
     kept = {}
     for key, value in values.items():
         where = f"{place}.{key}" if place else str(key)
@@ -53,9 +56,11 @@ def written_config(config: DictConfig) -> dict[str, Any]:
 
 
 def sets_secret(option: str) -> bool:
-    """Whether `key=value` of a command line sets a secret, in any of the forms in which a key may be written."""
+    """Whether `key=value` of a command line sets a secret, of ours in any of the forms in which a key may be written."""
     key, _, value = option.partition("=")
     names = [name for name in re.split(r"[^\w-]+", key) if name]
+    if any(map(_FOREIGN.fullmatch, names)) and not value.isdecimal():
+        return True
     paths = [secret.split(".") for secret in SECRETS]
     return any(names[: len(path)] == path or (path[: len(names)] == names and path[-1] in value) for path in paths)
 

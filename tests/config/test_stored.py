@@ -49,6 +49,7 @@ def test_a_token_that_the_environment_lacks_is_told_when_the_config_is_read(tmp_
         "model.token.a=hf_planted",
         "model.token='hf_planted\n'",
         "model.token=hf_planted é",
+        "run.hf_token=[hf_planted", "hf_token hf_planted", "run.wandb_api_key=hf_planted[", "OPENAI_KEY: hf_planted",
     ],
 )  # fmt: skip
 def test_no_message_repeats_a_token(option):
@@ -88,14 +89,25 @@ def test_where_a_file_is_no_yaml_is_told_by_line_and_column(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["token", "hf_token", "api_key", "wandb.api_key", "WANDB_API_KEY", "wandb_key", "password", "client-secret"]
-)
+    "name",
+    [
+        "token", "hf_token", "api_key", "wandb.api_key", "WANDB_API_KEY", "wandb_key", "password", "client-secret",
+        "hfToken", "apiKey", "x-api-key", "OPENAI_KEY", "judge_key", "key", "private_key", "auth", "credentials", "pwd",
+    ],
+)  # fmt: skip
 def test_secrets_of_other_programs_in_files_of_others_are_not_taken_over(name):
     config = {"run": {name: "hf_planted", "more": [{"deep": {name: ["hf_planted"]}}], "max_tokens": 3, "seed": 1}}
     kept = without_secrets(config, keep_references=True)
     assert kept["run"][name] == kept["run"]["more"][0]["deep"][name] == ""
     assert (kept["run"]["max_tokens"], kept["run"]["seed"]) == (3, 1)
     assert config["run"][name] == "hf_planted"  # what was read stays as it was
+
+
+def test_an_address_is_written_without_its_user_and_password():
+    config = {"run": {"url": "see https://me:hf_planted@hub.example/v1", "list": ["s3://hf_planted@a/b", "a@b", "x://"]}}
+    assert without_secrets(config)["run"] == {
+        "url": "see https://hub.example/v1", "list": ["s3://a/b", "a@b", "x://"],
+    }  # fmt: skip
 
 
 def test_no_other_key_of_ours_is_taken_for_a_secret():
