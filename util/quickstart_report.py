@@ -1,12 +1,11 @@
 """summary.json, report.md, curves and bars of the quickstart, from what its parts wrote."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from salmonn.common.files import read_json_lines, write_json, write_text
+from salmonn.common.files import read_json, read_json_lines, write_json, write_text
 from salmonn.evaluation.report.tables import table
 
 STAGES = (0, 1, 2, 3)
@@ -81,7 +80,7 @@ class Check:
 
 def summarise(out: Path, recipe: Recipe, seconds: dict[str, float]) -> dict[str, Any]:
     """Gather the numbers of all parts. Scores at the top level are the final model's."""
-    runs = {f"stage{stage}": _read(out / f"stage{stage}" / "summary.json") for stage in recipe.stages}
+    runs = {f"stage{stage}": read_json(out / f"stage{stage}" / "summary.json") for stage in recipe.stages}
     lists = [read_json_lines(out / f"stage{stage}" / "quarantine.jsonl", "a verdict") for stage in recipe.stages]
     skipped = {verdict["path"] for verdicts in lists for verdict in verdicts}
     return {
@@ -94,14 +93,14 @@ def summarise(out: Path, recipe: Recipe, seconds: dict[str, float]) -> dict[str,
         "valid_loss": {name: run["valid_loss"] for name, run in runs.items()},
         "valid_loss_shuffled": {name: run["valid_loss_shuffled"] for name, run in runs.items()},
         "skipped_files": len(skipped),
-        "broken_files": len(_read(out / "world" / "world.json")["broken"]),
+        "broken_files": len(read_json(out / "world" / "world.json")["broken"]),
     }
 
 
 def _scores(out: Path, stage: int) -> dict[str, float]:
     scores = {}
     for name, (mode, metric) in SCORES.items():
-        found = _read(out / "results" / f"stage{stage}_{mode}" / "report.json")["scores"]
+        found = read_json(out / "results" / f"stage{stage}_{mode}" / "report.json")["scores"]
         scores |= {name: found[metric], f"{name}_shuffled": found[f"{metric}_shuffled"]}
     return scores
 
@@ -154,7 +153,7 @@ def _score_table(summary: dict[str, Any]) -> str:
 
 
 def _training_table(out: Path, summary: dict[str, Any]) -> str:
-    files = {Path(report["file"]).stem: report for report in _read(out / "inspector.json")["files"]}
+    files = {Path(report["file"]).stem: report for report in read_json(out / "inspector.json")["files"]}
     rows = []
     for name, steps in summary["steps"].items():
         spells = name == "stage0"
@@ -170,7 +169,3 @@ def _samples(out: Path, mode: str) -> str:
     heard = [line for line in read_json_lines(path, "an answer") if not line["unreadable"]][:SAMPLES_SHOWN]
     rows = [[line["references"][0], line["text"], line["text_shuffled"]] for line in heard]
     return table(["truth", f"answer ({mode})", "answer to another clip's audio"], rows)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,5 @@
 """One run of a recipe: stage 1 by the real Runner, validated often, ended when all is known."""
 
-import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +16,7 @@ from experiments.samples_to_learn.criterion import Point, says_enough
 from experiments.samples_to_learn.recipes import Recipe, Study, recipe_config, stage0_config, stage0_options
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
-from salmonn.common.files import make_folder, write_json
+from salmonn.common.files import make_folder, read_json, write_json
 from salmonn.config.stored import options_without_secrets
 from salmonn.data.annotations import Annotations
 from salmonn.data.dataset import SALMONNDataset
@@ -47,7 +46,7 @@ def measure(study: Study, name: str, seed: int, out: Path, options: Sequence[str
     if recipe.stage0:
         made_by |= {"stage0": recipe.stage0, "stage0_options": stage0_options(study, name)}
     if is_measured(name, seed, out):
-        if _read(folder / CURVE)["made_by"] != made_by:
+        if read_json(folder / CURVE)["made_by"] != made_by:
             raise UserError(f"{folder} holds a run of another recipe: remove it, or choose another --out")
         return
     where = [f"run.seed={seed}", f"run.output_dir={out}", "run.overwrite=True"]
@@ -99,14 +98,10 @@ def read_curves(study: Study, out: Path) -> dict[str, dict[int, list[Point]]]:
     """The curves of all finished runs, by recipe and seed."""
     found = {}
     for name in study.recipes:
-        runs = [_read(path) for path in out.glob(f"{run_folder('', name, '*')}/{CURVE}")]
+        runs = [read_json(path) for path in out.glob(f"{run_folder('', name, '*')}/{CURVE}")]
         if runs:
             found[name] = {run["seed"]: run["curve"] for run in sorted(runs, key=lambda run: run["seed"])}
     return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def run_folder(out: Path | str, name: str, seed: int | str) -> Path:

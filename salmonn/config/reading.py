@@ -24,7 +24,7 @@ from salmonn.config.stored import DEEPEST, sets_secret
 _NOT_YAML = (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError)
 _QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _NONE = ("", "null")
-_MOST_VALUES = 100_000
+_MOST_VALUES, _LARGEST = 100_000, 10**100
 
 
 def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
@@ -102,11 +102,12 @@ def _parse(text: str, kind: Any) -> Any:
     _require_few(written)
     # read by OmegaConf: 1e-6 is a number, and a key that stands twice is refused
     read = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    _require_few(read)
     return _with_text(read, written, kind)
 
 
 def _require_few(written: Any) -> None:
-    """Raise ValueError for more values than any configuration has, as aliases make of a short text, or more levels."""
+    """Raise ValueError for more values, levels or digits than a configuration has, as aliases make of a short text."""
     left, n = [(written, 0)], 0
     while left:
         value, depth = left.pop()
@@ -115,6 +116,8 @@ def _require_few(written: Any) -> None:
         n += 1
         if n > _MOST_VALUES:
             raise ValueError(f"it holds more than {_MOST_VALUES} values (an anchor that is used again and again?)")
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise ValueError("it holds a number that is longer than any")  # too long to be shown, too
         if depth > DEEPEST:
             raise ValueError(f"it is nested more than {DEEPEST} deep")
 

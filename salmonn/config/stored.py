@@ -56,7 +56,7 @@ def written_config(config: DictConfig) -> dict[str, Any]:
 
 
 def sets_secret(option: str) -> bool:
-    """Whether `key=value` of a command line sets a secret, of ours in any of the forms in which a key may be written."""
+    """Whether `key=value` of a command line sets a secret; ours in any form in which a key may be written."""
     key, _, value = option.partition("=")
     names = [name for name in re.split(r"[^\w-]+", key) if name]
     if any(map(_FOREIGN.fullmatch, names)) and not value.isdecimal():

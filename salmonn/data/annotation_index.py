@@ -6,13 +6,11 @@ compressed, its text. Both parts have a checksum: one that was damaged is made a
 """
 
 import contextlib
-import gzip
 import hashlib
 import logging
 import os
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,13 +32,12 @@ from salmonn.common.files import (
     sealed,
     unsealed,
 )
+from salmonn.common.packed import unpacked
 from salmonn.data.annotation_scan import RECORD, SHOWN_PROBLEMS, Place, scan
 
 logger = logging.getLogger(__name__)
 
 _VERSION = 5
-_CHUNK = 1 << 20  # bytes
-_MOST_OF_SIZE, _SMALL = 300, 1 << 26  # what a compressed file may unpack to: times its size, or bytes
 _ALIGNMENT = 4096  # of the records in the index file
 
 
@@ -248,28 +245,9 @@ def _plain_text(source: Path, folder: Path) -> Iterator[BinaryIO]:
         except OSError as error:
             raise UserError(f"annotation file {source} cannot be read: {error}") from error
         if source.suffix == ".gz":
-            unpacked = stack.enter_context(tempfile.TemporaryFile(dir=folder))
-            for chunk in _unpacked(source, stack.enter_context(gzip.open(file)), source.stat().st_size):
-                unpacked.write(chunk)
-            unpacked.seek(0)
-            file = unpacked
+            plain = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+            for chunk in unpacked(source, file, source.stat().st_size, "annotation file "):
+                plain.write(chunk)
+            plain.seek(0)
+            file = plain
         yield file
-
-
-def _unpacked(source: Path, packed: gzip.GzipFile, size: int) -> Iterator[bytes]:
-    """The text of a compressed file of that many bytes. Raises UserError for damage, and for what only fills disks."""
-    done = 0
-    while True:
-        try:
-            chunk = packed.read(_CHUNK)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"annotation file {source} cannot be read: {error}") from error
-        if not chunk:
-            return
-        done += len(chunk)
-        if done > max(_SMALL, _MOST_OF_SIZE * size):
-            raise UserError(
-                f"annotation file {source} unpacks to more than {_MOST_OF_SIZE} times its size, which no text does; "
-                "if it is right, give it unpacked"
-            )
-        yield chunk

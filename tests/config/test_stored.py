@@ -82,6 +82,15 @@ def test_no_message_about_a_file_quotes_a_line_of_it(tmp_path, text):
     assert "hf_planted" not in str(caught.value)
 
 
+@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "1" + ":59" * 3000, "9" * 5000])
+def test_a_number_too_long_to_be_shown_is_told(tmp_path, number):
+    (tmp_path / "c.yaml").write_text(f"run: {{seed: {number}}}")
+    with pytest.raises(UserError, match=r"c\.yaml"):
+        load_config(tmp_path / "c.yaml")
+    with pytest.raises(UserError, match="--options"):
+        load_config("configs/mini/stage1.yaml", [f"run.seed={number}"])
+
+
 def test_where_a_file_is_no_yaml_is_told_by_line_and_column(tmp_path):
     (tmp_path / "c.yaml").write_text("run:\n  seed: [1\nmodel:\n")
     with pytest.raises(UserError, match=r"\(line 3, column "):
@@ -104,7 +113,9 @@ def test_secrets_of_other_programs_in_files_of_others_are_not_taken_over(name):
 
 
 def test_an_address_is_written_without_its_user_and_password():
-    config = {"run": {"url": "see https://me:hf_planted@hub.example/v1", "list": ["s3://hf_planted@a/b", "a@b", "x://"]}}
+    config = {
+        "run": {"url": "see https://me:hf_planted@hub.example/v1", "list": ["s3://hf_planted@a/b", "a@b", "x://"]}
+    }
     assert without_secrets(config)["run"] == {
         "url": "see https://hub.example/v1", "list": ["s3://a/b", "a@b", "x://"],
     }  # fmt: skip

@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from salmonn.common import processes
+from salmonn.common import packed, processes
 from salmonn.common.errors import UserError
 from salmonn.data import annotation_index, annotation_scan
 from salmonn.data.annotations import Annotations
@@ -404,7 +404,7 @@ def test_deep_nesting_is_one_message(tmp_path, depth, where, sign):
 
 @pytest.mark.parametrize("filling", [" ", "\\n", '"}, {"path": "a", "text": "b'])
 def test_a_small_compressed_file_of_very_much_text_is_refused(tmp_path, monkeypatch, filling):
-    monkeypatch.setattr(annotation_index, "_SMALL", 1 << 20)
+    monkeypatch.setattr(packed, "_SMALL", 1 << 20)
     path = tmp_path / "a.json.gz"
     with gzip.open(path, "wb") as file:
         file.write(f'{{"annotation": [{{"path": "a", "text": "b{filling * (8_000_000 // len(filling))}"}}]}}'.encode())

@@ -232,6 +232,16 @@ def hf_table(here: Path, labels: bool = False):
 
 
 @needs_pyarrow
+@pytest.mark.parametrize("told", ["[" * 5000 + "]" * 5000, "[]", "{", '{"info": 3}'])
+def test_classes_that_cannot_be_read_are_told(here, monkeypatch, told):
+    from pyarrow import parquet
+
+    parquet.write_table(hf_table(here).replace_schema_metadata({"huggingface": told}), here / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet.*huggingface"):
+        run(monkeypatch, "a.parquet")
+
+
+@needs_pyarrow
 def test_a_hugging_face_folder_gives_its_recordings(here, monkeypatch, capsys):
     from pyarrow import ipc, parquet
 
@@ -349,6 +359,8 @@ BAD = {
     "half a character": ("x.jsonl", '{"path": "rec/a.wav", "text": "\\ud83d"}\n', ("line 1", "UTF-8")),
     "time": ("x.jsonl", '{"path": "rec/a.wav", "text": "a", "offset": "1"}\n', ("line 1", "offset = '1'")),
     "compressed": ("x.csv.gz", gzip.compress(b"path,text\n"), ("gunzip",)),
+    "a bomb": ("x.jsonl.gz", gzip.compress(b"[" + bytes(70_000_000)), ("x.jsonl.gz unpacks to more than 300 times",)),
+    "a damaged .gz": ("x.jsonl.gz", gzip.compress(b'[{"path": "rec/a.wav"}]')[:-9], ("x.jsonl.gz cannot be read",)),
     "a recording": ("x.wav", b"RIFF", ("is a recording", "folder")),
     "no clip at all": ("x.csv", "path,text\ngone.wav,one\n", ("nothing is left", "gone.wav")),
 }  # fmt: skip

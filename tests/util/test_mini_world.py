@@ -16,7 +16,7 @@ from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths
 from tests.fixtures.commands import run_command
 from tests.fixtures.mini_world import mini_options, train_options
-from util.mini_world import corpus
+from util.mini_world import build, corpus
 
 SMALL = ["--train-clips", "40", "--test-clips", "20", "--pretrain-scale", "0"]
 
@@ -51,6 +51,13 @@ def test_a_complete_world_is_left_as_it_is(mini_world):
     assert result.returncode == 0
     assert "complete already" in result.stdout
     assert (mini_world / "world.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("content", [b"", b'{"complete": tr', b"\xff", b"[]", b'{"complete": true, "settings": {}}'])
+def test_of_a_damaged_summary_the_world_is_made_anew(tmp_path, capsys, content):
+    (tmp_path / "world.json").write_bytes(content)
+    assert build._read_summary(tmp_path) is None
+    assert "world.json is damaged" in capsys.readouterr().out
 
 
 def spoken(annotations):

@@ -28,8 +28,18 @@ from tests.fixtures.lightweight import write_llm
 from tests.fixtures.paths import ROOT
 from util import small
 from util.mini_world.speech import engine
-from util.small_model import corpus, parts, recordings, report, sources, tasks, texts, voices
+from util.small_model import corpus, parts, recordings, records, report, sources, tasks, texts, voices
 from util.small_model.convert_whisper import ENGLISH_VOCABULARY, convert_whisper, read_variables
+
+# ---- what the parts keep
+
+
+@pytest.mark.parametrize("content", ["", '[{"what": 1}]', "[1]", '[{"nam'])
+def test_a_damaged_list_of_what_was_made_is_told(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=r"a\.json"):
+        records.read_records(tmp_path / "a.json", voices.Spoken)
+
 
 # ---- sentences
 

@@ -74,7 +74,7 @@ def read_aligned_phones(request: Request) -> Iterator[Item]:
         raise MissingError("--table FILE is needed: LS_testclean_pr.json of github.com/bytedance/SALMONN/issues/103")
     try:
         entries = msgspec.json.decode(read_text(table), type=_AlignedFile).annotation
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise UserError(f'{table}: expected {{"annotation": [{{"path", "text"}}, ...]}}: {error}') from error
     clips = {
         utterance: _clip(path, utterance) for path, _, utterance, _ in _utterances(folder(request.root / request.split))

@@ -118,7 +118,7 @@ def _check_folder(annotations: Annotations, prefix: str, folder: Path, settings:
         raise UserError(f"{folder} is not empty, and not from an earlier --convert; choose a new folder")
     try:
         was = msgspec.json.decode(unsealed(file.read_bytes()), type=_Settings) if file.exists() else settings
-    except (ValueError, msgspec.MsgspecError) as error:
+    except (ValueError, msgspec.MsgspecError, RecursionError) as error:
         logger.warning("%s is damaged (%s): nobody knows how clips there were made, and all are made anew", file, error)
         return False
     if was != settings:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from salmonn.common.errors import UserError
+from salmonn.common.files import write_text
+from util.jobs import read_note
 from util.mini_world import corpus
 from util.mini_world.render import Clip
 
@@ -120,7 +122,12 @@ def _read_summary(out: Path) -> dict[str, Any] | None:
     """world.json of an earlier build. Raises UserError for a folder that holds something else."""
     path = out / SUMMARY
     if path.is_file():
-        return json.loads(path.read_text())
+        try:
+            earlier = read_note(path, {"complete": bool, "settings": dict})
+            return read_note(path, {"clips": dict, "entries": dict}) if earlier["complete"] else earlier
+        except UserError as error:
+            print(f"{path} is damaged, and the world is made anew ({error})", flush=True)
+            return None
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty and holds no {SUMMARY}: give --out a new folder")
     return None
@@ -134,4 +141,4 @@ def _is_whole(out: Path, summary: dict[str, Any]) -> bool:
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

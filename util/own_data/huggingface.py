@@ -42,17 +42,21 @@ def read_huggingface(reading: Reading) -> Iterator[Row]:
 def _read_file(reading: Reading, path: Path) -> Iterator[Row]:
     with open_table(path) as (schema, rows):
         columns = Reading(path, reading.columns, reading.needs_text).columns_of(schema.names)
-        labels = _labels(schema, columns.get("text", ""))
+        labels = _labels(path, schema, columns.get("text", ""))
         for number, values in enumerate(rows(list(dict.fromkeys(columns.values()))), start=1):
             given = {wanted: values[column] for wanted, column in columns.items()}
             yield _row(path, number, given, labels)
 
 
-def _labels(schema: Any, column: str) -> list[str]:
+def _labels(path: Path, schema: Any, column: str) -> list[str]:
     """Names of the numbers in a column of classes, as `datasets` stores them beside the columns."""
-    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = told.get("info", {}).get("features", {}).get(column) or {}
-    return feature.get("names") or [] if feature.get("_type") == "ClassLabel" else []
+    try:
+        told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        feature = told.get("info", {}).get("features", {}).get(column) or {}
+        names = feature.get("names") or [] if feature.get("_type") == "ClassLabel" else []
+        return list(map(str, names))
+    except (ValueError, RecursionError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: its metadata of classes (huggingface) cannot be read: {error}") from error
 
 
 def _row(path: Path, number: int, given: dict[str, Any], labels: list[str]) -> Row:

@@ -1,14 +1,14 @@
 """Lists in JSON: an object a line, or one list of them; the manifests of NeMo and the cuts of lhotse among them."""
 
-import gzip
+import io
 import json
 import math
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from salmonn.common.errors import UserError
+from salmonn.common.packed import unpacked
 from util.own_data.base import Reading, Row, text_of
 
 
@@ -117,9 +117,9 @@ def _text(path: Path) -> str:
     try:
         content = path.read_bytes()
         if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
+            content = b"".join(unpacked(path, io.BytesIO(content), len(content)))
         return content.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: no UTF-8 text ({error})") from error

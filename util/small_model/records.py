@@ -6,14 +6,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from salmonn.common.errors import UserError
+from salmonn.common.files import read_json, write_text
+
 Record = TypeVar("Record")
 
 
 def write_records(path: Path, records: Sequence[Any]) -> None:
     """Keep them."""
-    path.write_text(json.dumps([asdict(record) for record in records], indent=0))
+    write_text(path, json.dumps([asdict(record) for record in records], indent=0))
 
 
 def read_records(path: Path, kind: type[Record]) -> list[Record]:
-    """What `write_records` has written."""
-    return [kind(**values) for values in json.loads(path.read_text())]
+    """What `write_records` has written. Raises UserError where it was damaged since."""
+    try:
+        return [kind(**values) for values in read_json(path)]
+    except TypeError as error:
+        raise UserError(f"{path} is damaged ({error}): remove its folder, and it is made anew") from error

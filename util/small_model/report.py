@@ -1,6 +1,5 @@
 """What came out: the test sets, Whisper's own decoder beside the model, summary.json and report.md."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from salmonn.audio.decode import SAMPLE_RATE, load_audio
-from salmonn.common.files import read_json_lines, write_json, write_text
+from salmonn.common.files import read_json, read_json_lines, write_json, write_text
 from salmonn.data.integrity import check_files
 from salmonn.evaluation.metrics.base import Texts
 from salmonn.evaluation.metrics.word_errors import word_errors
@@ -39,7 +38,7 @@ def write_eval_tasks(out: Path, annotations: Path) -> None:
     chosen: dict[str, Any] = {}
     for name, title in (SPEECH | TASKS).items():
         file = annotations / f"test_{name}.json"
-        if not json.loads(file.read_text())["annotation"]:
+        if not read_json(file)["annotation"]:
             continue
         is_speech = name in SPEECH
         chosen[name] = {
@@ -74,7 +73,7 @@ def whisper_errors(whisper: Path, annotations: Path, prefix: Path) -> dict[str, 
     normalise = normaliser("english", str(whisper)).function
     rates = {}
     for name in SPEECH:
-        entries = json.loads((annotations / f"test_{name}.json").read_text())["annotation"]
+        entries = read_json(annotations / f"test_{name}.json")["annotation"]
         texts = {str(prefix / entry["path"]): entry["text"] for entry in entries}
         readable = {verdict.path for verdict in check_files(texts, "decode", jobs=1) if verdict.ok}
         clips = [clip for clip in texts if clip in readable]
@@ -127,7 +126,7 @@ def write_report(out: Path, summary: dict[str, Any], used: Sequence[sources.Sour
 
 def _reports(out: Path) -> dict[str, dict[str, Any]]:
     paths = {name: out / "results" / "table3" / name / "report.json" for name in (SPEECH | TASKS)}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+    return {name: read_json(path) for name, path in paths.items() if path.is_file()}
 
 
 def _speech_rows(summary: Mapping[str, Any], reports: Mapping[str, Any]) -> list[list[str]]:
