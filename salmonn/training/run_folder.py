@@ -133,8 +133,9 @@ class RunFolder:
 
     def kept(self) -> list[Path]:
         """The checkpoints to go on from, newest first."""
-        older = sorted(self.path.glob("checkpoint_last-*.pth"), key=lambda path: int(path.stem.rpartition("-")[2]))
-        return [path for path in (self.path / LAST, *older) if path.exists()]
+        numbers = {path: path.stem.removeprefix("checkpoint_last-") for path in self.path.glob("checkpoint_last-*.pth")}
+        ours = {path: int(number) for path, number in numbers.items() if re.fullmatch("[0-9]{1,9}", number)}
+        return [path for path in (self.path / LAST, *sorted(ours, key=lambda path: ours[path])) if path.exists()]
 
     def names_checkpoint(self) -> bool:
         """Whether `run.resume` is a checkpoint's path."""

@@ -47,6 +47,19 @@ def epoch_of(found: Resumed | None) -> int | None:
     return None if found is None else found.progress.epoch
 
 
+@pytest.mark.parametrize("name", ["checkpoint_last-copy.pth", "checkpoint_last-1.bak.pth", "checkpoint_last--1.pth"])
+def test_a_copy_that_somebody_has_made_beside_is_left_alone(folder_of, name):
+    folder = folder_of("run.keep_checkpoints=2")
+    for epoch in range(3):
+        save(folder, nn.Linear(2, 2), Progress(epoch=epoch))
+    copied = (folder.path / "checkpoint_last.pth").read_bytes()
+    (folder.path / name).write_bytes(copied)
+    assert epoch_of(resumed(folder)) == 2
+    save(folder, nn.Linear(2, 2), Progress(epoch=3))
+    assert epoch_of(resumed(folder)) == 3
+    assert (folder.path / name).read_bytes() == copied
+
+
 @pytest.mark.parametrize("option", ["run.overwrite=True", "run.resume=none"])
 @pytest.mark.parametrize("variable", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
 def test_after_a_restart_the_commands_own_checkpoint_counts(folder_of, monkeypatch, option, variable):
