@@ -71,7 +71,7 @@ def jobs(world: Path, shared: Path) -> list[Job]:
 
     def train(folder: Path) -> list[str]:
         own = (f"datasets.{part}_ann_path={folder}/ann/stage1_{part}.json" for part in ("train", "valid"))
-        return kill_runs.command(world, folder, 2, *own)
+        return kill_runs.command(world, folder, 2, *own, f"run.encoder_cache={folder}/cache")
 
     def convert(command: str) -> Job:
         return Job(
