@@ -98,7 +98,10 @@ def shown_scores(folders: Sequence[Path]) -> str:
     reports = [report for folder in folders for report in _reports(folder)]
     if not reports:
         return ""
-    rows = [row for report in reports for row in _rows(report)]
+    try:
+        rows = [row for report in reports for row in _rows(report)]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"--results: a report of {', '.join(map(str, folders))} was damaged ({error!r})") from error
     header = ["task", "metric", "clips", "score", "95 % interval", "shuffled audio"]
     first = reports[0]["provenance"]
     depends = table(["", ""], [[key, str(first[key])] for key in _SHOWN if first.get(key) not in ("", None)])

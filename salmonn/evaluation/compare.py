@@ -12,7 +12,7 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import read_json
 from salmonn.config.loading import leaves
 from salmonn.evaluation.metrics import METRICS
-from salmonn.evaluation.metrics.base import RESAMPLES, paired_interval_of
+from salmonn.evaluation.metrics.base import RESAMPLES, paired_interval_of, value_of
 from salmonn.evaluation.report.tables import heard_clips, shown_difference, shown_score, table
 
 HEADER = ["task", "metric", "clips", "A", "B", "B - A", "95 % interval", "excludes zero"]
@@ -25,6 +25,7 @@ HASH_SHOWN = 12  # digits of a sha256 in a table
 _KEYS = {"name", "n", "finished", "unfinished", "scores", "provenance"}  # by which a report is known
 _NOTHING = "nothing to compare: evaluate both on sets with ground truth"
 _AGAIN = "run evaluate.py again (answers under the same provenance are kept) and compare then"
+_OTHER_SHAPE = (KeyError, IndexError, TypeError, ValueError, AttributeError)  # of what was damaged after it was written
 
 Report = Mapping[str, Any]
 
@@ -51,8 +52,12 @@ def compare(first: Path, second: Path) -> str:
     for name in shared:
         try:
             more, unscored = _rows(name, a, b)
+            _differences([name], a, b)
         except UserError as error:
             apart.append(str(error))
+            continue
+        except _OTHER_SHAPE as error:
+            apart.append(f"{name}: the report or the statistics of A or B were damaged ({error!r}); {_AGAIN}")
             continue
         rows += more
         apart += unscored
@@ -166,6 +171,9 @@ def _row(name: str, metric_name: str, first: Mapping[str, Any], second: Mapping[
         raise UserError(f"{name}: {metric.title} is of other clips in A than in B; {_AGAIN}")
     scores = (first["score"], second["score"])
     values = [np.asarray(side["values"], dtype=np.float64) for side in (first, second)]  # each [n_clips, k]
+    for score, statistics in zip(scores, values, strict=True):
+        if not metric.corpus and not np.isclose(value_of(metric, statistics) or 0, score):
+            raise ValueError(f"the values of the clips are not those of the score {score}")
     edges = paired_interval_of(metric, values[0], values[1], scores)
     clear = edges and (edges[0] > 0 or edges[1] < 0)
     return [

@@ -251,6 +251,37 @@ def test_a_result_that_is_not_whole_is_refused(tmp_path, how, told):
         compare(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.parametrize("side", "ab")
+@pytest.mark.parametrize(
+    ("file", "metric", "key", "value"),
+    [
+        ("statistics", "wer", "values", 3), ("statistics", "wer", "values", [[1]]), ("statistics", "wer", "rows", None),
+        ("statistics", "wer", "values", "x"), ("statistics", "", "wer", 3), ("report", "", "scores", True),
+        ("report", "", "provenance", 3), ("report", "scoring", "metrics", [3]), ("report", "", "finished", {}),
+    ],
+)  # fmt: skip
+def test_damage_within_a_result_is_told(tmp_path, side, file, metric, key, value):
+    for name in "ab":
+        evaluated(ASR, GOOD, tmp_path / name)
+    path = tmp_path / side / f"{file}.json"
+    content = json.loads(path.read_text())
+    (content[metric] if metric else content)[key] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"evaluate\.py"):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_values_of_clips_that_do_not_make_the_score_are_damaged(tmp_path):
+    for name in "ab":
+        evaluated(ASR, GOOD, tmp_path / name)
+    path = tmp_path / "b/statistics.json"
+    content = json.loads(path.read_text())
+    content["wer"]["values"][0][0] += 4
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"damaged.*are not those of the score"):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [

@@ -78,6 +78,15 @@ def test_it_is_published_for_nobody_or_everybody(source, hub: Hub, monkeypatch, 
 
 
 @pytest.mark.parametrize(
+    "damage", [{"scores": {"wer": {}}}, {"intervals": {"wer": 3}}, {"intervals": {"wer": ["x", 1]}}]
+)
+def test_a_damaged_report_is_told(tmp_path, monkeypatch, damage):
+    (tmp_path / "report.json").write_text(json.dumps(report(**damage)))
+    with pytest.raises(UserError, match=r"--results: a report of .* was damaged"):
+        run(monkeypatch, "nowhere.pth", "kim/ears", "--results", tmp_path, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
     ("content", "told"),
     [("{}", "none of evaluate.py"), ("[1]", "none of evaluate.py"), ('{"asr": {"n": 1}}', "none of evaluate.py"),
      ("{", "is not valid JSON"), (None, "report.json")],
