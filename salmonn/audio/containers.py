@@ -209,11 +209,59 @@ def _end_of_w64(file: BinaryIO) -> int | None:
     return size if size and _is_told(size) else None
 
 
+def _end_of_ebml(file: BinaryIO) -> int | None:
+    """Of a Matroska or WebM; inside its segments and clusters, too, of which live recorders do not tell the size."""
+    position = 0
+    while head := _bytes(file, position, 12):
+        name_bytes = _ebml_number(head)[1]
+        size, size_bytes = _ebml_number(head[name_bytes:])
+        if not (name_bytes and size_bytes):
+            return None  # damage, or the end within an element's head: FFmpeg tells one from the other
+        is_known = size + 1 < 1 << 7 * size_bytes
+        if is_known and position + name_bytes + size_bytes + size > os.fstat(file.fileno()).st_size:
+            return position + name_bytes + size_bytes + size
+        is_outer = head[:name_bytes] in (b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75")
+        if not (is_known or is_outer):
+            return None
+        position += name_bytes + size_bytes + (0 if is_outer else size)
+    return None
+
+
+def _ebml_number(data: bytes) -> tuple[int, int]:
+    """A number without the bit that tells how many bytes it has, and these; 0 of them where there is none."""
+    n = 9 - data[0].bit_length() if data else 9
+    if n > 8 or len(data) < n:
+        return 0, 0
+    return int.from_bytes(data[:n]) & (1 << 7 * n) - 1, n
+
+
+def _end_of_flv(file: BinaryIO) -> int | None:
+    position = int.from_bytes(_bytes(file, 5, 4)) + 4
+    while head := _bytes(file, position, 4):  # kind of a tag and its size, which stands behind it again
+        if head[0] & 31 not in (8, 9, 18):
+            return None
+        position += 15 + int.from_bytes(head[1:])
+    return position
+
+
+def _end_of_mpeg(file: BinaryIO) -> int | None:
+    position = 0
+    while (head := _bytes(file, position, 14))[:3] == b"\0\0\1":
+        if head[3:4] == b"\xba":  # a pack, of MPEG-2 or MPEG-1
+            position += 14 + (head[-1] & 7) if head[4:5] >= b"\x40" else 12
+        else:
+            position += 4 if head[3:4] == b"\xb9" else 6 + int.from_bytes(head[4:6])
+    return None if head else position
+
+
 _ENDS = {
     b".snd": _end_of_au,
     b"NIST_1A": _end_of_sphere,
     b"Creative Voi": _end_of_voc,
     b"RIFF": _end_of_avi,
+    b"\x1a\x45\xdf\xa3": _end_of_ebml,
+    b"FLV\1": _end_of_flv,
+    b"\0\0\1\xba": _end_of_mpeg,
     b"riff\x2e\x91\xcf": _end_of_w64,
 }
 

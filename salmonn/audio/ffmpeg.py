@@ -4,6 +4,7 @@ import ctypes
 import errno
 import io
 import os
+import re
 import shlex
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -74,7 +75,10 @@ _LARGEST_BLOCK = 96 << 20  # bytes that FFmpeg may ask for at once: more than th
 _LARGEST_FRAME = 2_000_000  # samples in all channels; of a TTA it is a second, of an ALAC up to 2**24
 _OPTIONS = {"max_samples": str(_LARGEST_FRAME)}  # of all decoders
 _COUNTS = ((b"stsz", 12), (b"trun", 8))  # tables of an MP4's samples, and how far behind the name their number is
+_TIME = re.compile(rb"tfhd.{4}(.{4}).*?tfdt(?:\x00.{3}(.{4})|\x01.{3}(.{8}))", re.DOTALL)  # of a fragment: track, begin
 _PACKETS = ((0, 188), (4, 192))  # of MPEG-TS: where the first begins, bytes of each
+_OF_SOUND = re.compile(rb"\0\0\x01[\xbd\xc0-\xdf]")  # how its parts in MPEG-TS begin
+_LAST_PACKETS = 50_000  # of MPEG-TS: those in which a part that is not whole has begun
 
 
 def container_of(path: Path) -> str | None:
@@ -141,8 +145,8 @@ def open_with_ffmpeg(path: Path, container_name: str) -> Iterator[Sound]:
             _require_one(file, container_name)
         elif container_name == "wv":
             file.end = before_tags(file)
-        elif container_name == "mpegts" and os.fstat(file.fileno()).st_size % _packet_bytes(file.read(1024)):
-            raise ValueError("truncated: it ends within a packet of the stream")
+        elif container_name == "mpegts":
+            _require_whole_parts(file, _packet_bytes(file.read(1024)))
         file.start = start
         file.seek(0)
         try:
@@ -184,10 +188,29 @@ def _conversion(path: Path) -> str:
     return shlex.join(["ffmpeg", "-i", str(path), str(path.with_suffix(".wav" if path.suffix == ".flac" else ".flac"))])
 
 
+def _require_whole_parts(file: BinaryIO, size: int) -> None:
+    """Raise ValueError where an MPEG-TS of packets of that size ends within one, or within a part made of several."""
+    total = os.fstat(file.fileno()).st_size
+    if total % size:
+        raise ValueError("truncated: it ends within a packet of the stream")
+    missing: dict[int, int] = {}  # bytes of the part of a sound that has begun, by stream; < 0 where it does not say
+    file.seek(max(0, total - _LAST_PACKETS * size))
+    while packet := file.read(size)[-188:]:
+        stream, kind = int.from_bytes(packet[1:3]) & 0x1FFF, packet[3] >> 4
+        content = packet[5 + packet[4] if kind & 2 else 4 :] if kind & 1 else b""
+        if packet[1] & 0x40 and _OF_SOUND.match(content):
+            missing[stream] = int.from_bytes(content[4:6]) + 6 if any(content[4:6]) else 0
+        if stream in missing:
+            missing[stream] -= len(content)
+    if any(left > 0 for left in missing.values()):
+        raise ValueError("truncated: the last part of the stream is not whole")
+
+
 def _require_one(file: BinaryIO, container_name: str) -> None:
-    """Raise ValueError where another file was put behind the first, which FFmpeg would pass over without a word."""
-    end, headers = _walk(file, *_PARTS[container_name]) if container_name in _PARTS else (0, 0)
-    rest = Bytes(file, end)
+    """Raise ValueError where another file, or parts of one, were put behind the first, which FFmpeg would pass over."""
+    parts = list(_parts(file, *_PARTS[container_name])) if container_name in _PARTS else []
+    headers = sum(name in _HEADERS for name, _ in parts)
+    rest = Bytes(file, parts[-1][1].stop if parts else 0)
     for beginning in _BEGINNINGS[container_name]:
         at = -1
         while headers < 2 and (at := rest.find(beginning, at + 1)) >= 0:
@@ -196,11 +219,12 @@ def _require_one(file: BinaryIO, container_name: str) -> None:
         raise ValueError(
             "several files one behind the other, of which the first alone would be heard: decode and encode them once"
         )
+    _require_order(file, [place for name, place in parts if name == b"moof"])
 
 
-def _walk(file: BinaryIO, parts: struct.Struct, names: Sequence[bytes]) -> tuple[int, int]:
-    """The byte up to which a file is parts in a row of known names and a told size; how many headers are among them."""
-    position, total, headers = 0, os.fstat(file.fileno()).st_size, 0
+def _parts(file: BinaryIO, parts: struct.Struct, names: Sequence[bytes]) -> Iterator[tuple[bytes, range]]:
+    """Name and bytes of the parts in a row that a file is made of, up to one of an unknown name or no told size."""
+    position, total = 0, os.fstat(file.fileno()).st_size
     while position + parts.size <= total:
         file.seek(position)
         first, second = parts.unpack(file.read(parts.size))
@@ -209,9 +233,23 @@ def _walk(file: BinaryIO, parts: struct.Struct, names: Sequence[bytes]) -> tuple
             size = int.from_bytes(file.read(8))
         if name not in names or size < parts.size or position + size > total:  # no part, up to the end, or cut
             break
-        headers += name in _HEADERS
+        yield name, range(position, position + size)
         position += size
-    return position, headers
+
+
+def _require_order(file: BinaryIO, fragments: Iterable[range]) -> None:
+    """Raise ValueError where a fragment of an MP4 begins no later than one in front of it: it would not be heard."""
+    last: dict[bytes, int] = {}  # by track
+    for place in fragments:
+        file.seek(place.start)
+        for track, short, long in _TIME.findall(file.read(len(place))):
+            begin = int.from_bytes(short or long)
+            if begin <= last.get(track, -1):
+                raise ValueError(
+                    "parts of it begin before those in front of them, as of files that were put together, and would "
+                    "not be heard: decode and encode them once"
+                )
+            last[track] = begin
 
 
 def _sound(container: "InputContainer") -> Sound:
