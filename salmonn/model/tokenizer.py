@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from omegaconf import DictConfig
-from tokenizers import AddedToken, normalizers
+from tokenizers import AddedToken, Tokenizer, normalizers
 from tokenizers.pre_tokenizers import Metaspace
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -20,6 +20,7 @@ _REMEDY = "get them from where the weights are from"
 _ENDS_OF_TEXT = ("<|end_of_text|>", "<eos>")
 _KNOWN_SHARE = 0.75  # of the LLM's tokens that its tokenizer has at least; the rest is padding, a few in a hundred
 _REACHED_SHARE = 0.95
+_TEXT = "A dog barks at 25 people, isn't it?\nYes: the 3rd time."  # of which every kind of tokenizer makes much
 _TRIED = 1000  # tokens of vocab.json; of whole files all, but for a few in a thousand, are reached by merges.txt
 
 
@@ -38,6 +39,7 @@ def load_tokenizer(config: DictConfig) -> PreTrainedTokenizerBase:
             f"files of the tokenizer ({', '.join(_FILES)}) are missing or another model's; {_REMEDY}"
         )
     _require_merges(tokenizer, path)
+    _require_stored_tokens(tokenizer, path)
     tokenize_as_sentencepiece(tokenizer)
     end_id = tokenizer.get_vocab().get(config.end_sym)
     last_id = tokenizer(f"a{config.end_sym}", add_special_tokens=False).input_ids[-1]
@@ -79,6 +81,22 @@ def _require_merges(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
         raise UserError(
             f"model.llama_path = {path}: merges.txt leads to {whole} of {len(tried)} tokens of the vocabulary that "
             f"were tried: it is cut or another model's; {_REMEDY}"
+        )
+
+
+def _require_stored_tokens(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Raise UserError where tokenizer_config.json names a class that does not do as tokenizer.json says."""
+    file = Path(path) / "tokenizer.json"
+    if not file.is_file():
+        return
+    with loading("model.llama_path", path):
+        stored = Tokenizer.from_file(str(file)).encode(_TEXT, add_special_tokens=False).ids
+        ids = tokenizer(_TEXT, add_special_tokens=False).input_ids
+    if ids != stored:
+        raise UserError(
+            f"model.llama_path = {path}: {type(tokenizer).__name__}, as its tokenizer_config.json has it, makes other "
+            f"tokens of a text than its tokenizer.json: the two are of different models; {_REMEDY}, or write "
+            '"tokenizer_class": "TokenizersBackend" there if tokenizer.json is right'
         )
 
 

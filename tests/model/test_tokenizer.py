@@ -216,3 +216,18 @@ def test_a_damaged_tokenizer_file_is_named(llama, tmp_path, name):
                 (broken / file).write_bytes(content)
                 with pytest.raises(UserError, match=r"model\.llama_path = .*broken"):
                     load(broken, end_sym=KINDS[name][1])
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("llama3", "Bert"), ("gemma", "GPT2"), ("gemma", "Llama"), ("gemma", "Bert")]
+)
+def test_a_tokenizer_of_another_class_than_its_file_is_told(llama, tmp_path, name, other):
+    """The library makes the class's own tokenizer of the file's vocabulary: words break, or it fails at the first."""
+    write_folder(tmp_path / "llm", name, llama)
+    settings = json.loads((tmp_path / "llm/tokenizer_config.json").read_text())
+    (tmp_path / "llm/tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": f"{other}Tokenizer"}))
+    with pytest.raises(UserError, match=r"model\.llama_path = .*(makes other tokens of a text than|cannot be loaded)"):
+        load(tmp_path / "llm", end_sym=KINDS[name][1])
+    told = settings | {"tokenizer_class": "TokenizersBackend"}  # as the message says
+    (tmp_path / "llm/tokenizer_config.json").write_text(json.dumps(told))
+    load(tmp_path / "llm", end_sym=KINDS[name][1])
