@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 Backend = str | Callable[..., Any]  # of torch.compile
 
+NOTHING = "run.compile = True, but nothing can be compiled here, so nothing is: {}"
+
 # Versions that all blocks together may have: with and without gradients, for one clip and for several, for each number
 # of parts in which BEATs attends (6 for 30 s). Whatever needs more runs as it is, and torch says so.
 MAX_VERSIONS = 64
@@ -63,7 +65,7 @@ def compile_blocks(model: "SALMONN", device: torch.device, backend: Backend = "i
     torch._functorch.config.force_non_lazy_backward_lowering = True
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VERSIONS)
     if problem := compiler_problem(device, backend):
-        logger.warning("run.compile = True, but nothing can be compiled here, so nothing is: %s", problem)
+        logger.warning(NOTHING.format(problem))
         return False
     stacks = [stack for stack in repeated_blocks(model) if stack.blocks]
     for stack in stacks:

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from salmonn.common.device import device_of
 from salmonn.common.files import GB
 from salmonn.common.logging import setup_logging
 from salmonn.config.loading import best_checkpoint, llm_quantization
 from salmonn.config.missing_files import annotation_keys
 from salmonn.data.annotations import Annotations
 from salmonn.model.alignment import Aligner, model_class
+from salmonn.model.compilation import NOTHING, compiler_problem
 from salmonn.model.meta_model import build_meta_model
 from salmonn.model.parameter_counts import show_counts, trainable_parameters
 from salmonn.model.random_model import write_tiny_parts
@@ -74,6 +76,8 @@ def describe(config: DictConfig, made: Sequence[str]) -> list[str]:
             f"checkpoints {run.keep_checkpoints} to go on from and the best, {size:.2f} GB each",
             *(f"warning     {unusual}" for unusual in unusual_about(plan, config)),
         ]
+    if run.compile and (problem := compiler_problem(device_of(config))):
+        lines.append(f"warning     {NOTHING.format(problem)}")
     return lines
 
 

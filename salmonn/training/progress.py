@@ -156,4 +156,8 @@ def unusual_about(plan: Plan, config: DictConfig) -> list[str]:
             f"run.optims.warmup_steps = {warmup_steps} is longer than an epoch of {plan.iters_per_epoch} iterations: "
             f"the ramp begins anew in each, as in the published code"
         )
+    if config.run.batch_size_eval == 1:
+        sentences.append(
+            "run.batch_size_eval = 1: there is no control with shuffled audio (it takes two clips)"
+        )
     return sentences

@@ -29,6 +29,21 @@ def test_what_is_unusual_about_a_run_is_told_before_it(config_of):
     assert not any("warning" in line for line in dry_run.describe(config_of("run.optims.warmup_steps=0"), []))
 
 
+def test_a_validation_without_a_control_is_told_before_it(config_of):
+    lines = dry_run.describe(config_of("run.optims.warmup_steps=0", "run.batch_size_eval=1"), [])
+    assert lines[-1].startswith("warning     run.batch_size_eval = 1: there is no control with shuffled audio")
+
+
+def test_that_nothing_can_be_compiled_is_told_before_it(config_of, monkeypatch):
+    options = ("run.optims.warmup_steps=0", "run.compile=True")
+    monkeypatch.setattr(dry_run, "compiler_problem", lambda _: "no compiler")
+    told = "warning     run.compile = True, but nothing can be compiled here, so nothing is: no compiler"
+    assert dry_run.describe(config_of(*options), [])[-1] == told
+    assert "compiled" not in str(dry_run.describe(config_of(options[0]), []))
+    monkeypatch.setattr(dry_run, "compiler_problem", lambda _: "")
+    assert "compiled" not in str(dry_run.describe(config_of(*options), []))
+
+
 def test_what_has_changed_since_the_run_that_is_gone_on_with_is_told(config_of):
     before = config_of("run.optims.warmup_steps=0")
     RunFolder(before).save(build_content(nn.Linear(2, 2), before, Progress(), optimizer={}, scaler={}))
