@@ -13,6 +13,7 @@ from salmonn.data.annotations import Annotations
 from salmonn.data.filtering import require_some_usable, require_tasks
 from salmonn.model import checkpoint, prompts
 from salmonn.model.alignment import model_class
+from salmonn.model.llm_input import tokenize
 from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits
 from salmonn.model.salmonn import SALMONN
 
@@ -50,11 +51,11 @@ def find_problems(
         config = OmegaConf.merge(config, {"model": {"prompt_path": ""}})
     missing = missing_files(config, annotations, unread)
     problems = [*missing, *problem_of(_require_device, config)]
-    if training:
-        for path in (config.datasets[key] for key in annotations):
-            problems += problem_of(_require_entries, config, path) if Path(path).is_file() else []
+    there = [path for path in (config.datasets[key] for key in annotations) if Path(path).is_file()]
+    for path in there if training else ():
+        problems += problem_of(_require_entries, config, path)
     if not any(problem.startswith("model.") for problem in missing):
-        problems += problem_of(_require_model, config, unread, training, goes_on)
+        problems += problem_of(_require_model, config, unread, training, goes_on, there)
     return problems
 
 
@@ -111,8 +112,28 @@ def _require_prompts(model: DictConfig, annotations: Annotations) -> None:
         raise UserError("\n".join(problems))
 
 
-def _require_model(config: DictConfig, unread: Sequence[str], training: bool, goes_on: Sequence[Path]) -> None:
-    """Raise UserError when a part has the wrong kind, a checkpoint does not fit, or the disk is too full to save."""
+def _require_short_questions(model: SALMONN, path: str) -> None:
+    """Raise UserError where a question alone fills the LLM: with it a batch would take the memory of many."""
+    if problem_of(Annotations, path):  # told already
+        return
+    prompt_path, annotations = model.config.prompt_path, Annotations(path)
+    pools = prompts.load_train_prompts(prompt_path, "{}") if Path(prompt_path).is_file() else {}
+    asking = [task for task, pool in pools.items() if any(map(prompts.asks_question, pool))]
+    entry = annotations.longest_question(asking)
+    question = annotations[entry]["Q"] if annotations[entry]["task"] in asking else ""
+    n = len(tokenize(model.tokenizer, [question])[0])
+    positions = getattr(model.llama_model.config.get_text_config(), "max_position_embeddings", None)
+    if positions and n >= positions:
+        raise UserError(
+            f"annotation file {path}: entry {entry}: 'Q' has {n} tokens, and the LLM has {positions} positions for "
+            "prompt, clip and answer: shorten it, or take the entry out"
+        )
+
+
+def _require_model(
+    config: DictConfig, unread: Sequence[str], training: bool, goes_on: Sequence[Path], annotations: Sequence[str]
+) -> None:
+    """Raise UserError when a part has the wrong kind, a checkpoint or a question does not fit, or the disk is full."""
     meta_model = build_meta_model(config.model, model_class(config.run) if training else SALMONN)
     problems = []
     for path, partial in ((config.model.speech_llama_proj_model, True), (config.model.ckpt, False)):
@@ -122,6 +143,8 @@ def _require_model(config: DictConfig, unread: Sequence[str], training: bool, go
         meta_model.tell_other_vicuna()
     if readable := next((path for path in goes_on if not problem_of(checkpoint.read, path, lazily=True)), None):
         problems += problem_of(require_checkpoint_fits, meta_model, readable)
+    for path in annotations if training and config.run.objective == "answer" else ():
+        problems += problem_of(_require_short_questions, meta_model, path)
     n_trainable = sum(p.numel() for p in meta_model.parameters() if p.requires_grad)
     if training and not config.run.evaluate:
         problems += problem_of(_require_disk, config, checkpoint_bytes(n_trainable))

@@ -130,6 +130,20 @@ def test_an_entry_that_would_end_an_epoch_keeps_a_run_from_starting(weights, tmp
     assert "entry 1" in problem
 
 
+@pytest.mark.parametrize("key", ["train_ann_path", "valid_ann_path"])
+def test_a_question_that_the_llm_cannot_hold_keeps_a_run_from_starting(weights, tmp_path, key):
+    entries = [{"path": "a.wav", "text": "x", "task": task, "Q": "why " * n} for task, n in (("asr", 9999), ("QA", 1))]
+    config = load_config("configs/stage1.yaml", [*options(weights), f"datasets.{key}={tmp_path}/ann.json"])
+    for n in (0, 9, 9999):
+        more = [{"path": "a.wav", "text": "x", "task": "QA", "Q": "why " * n}]
+        content = entries + more if n else entries[:1]
+        (tmp_path / "ann.json").write_text(json.dumps({"annotation": content}))
+        told = [problem for problem in preflight.find_problems(config, (key,)) if "positions" in problem]
+        assert len(told) == (n == 9999)  # not of a question that nobody asks
+    assert f"{tmp_path}/ann.json: entry 2: 'Q' has " in told[0]
+    assert "the LLM has 2048 positions" in told[0]
+
+
 def test_what_is_wrong_with_two_annotation_files_is_told_together(weights, tmp_path):
     keys = ("train_ann_path", "valid_ann_path")
     for key in keys:

@@ -78,6 +78,10 @@ class Annotations:
         """Numbers of a task's entries that ask nothing: `Q` is absent or blank."""
         return np.flatnonzero(self.of_tasks([task]) & (self._index.records["question"] == 0))
 
+    def longest_question(self, tasks: Collection[str]) -> int:
+        """Number of the entry that asks most, by characters, among those of the tasks."""
+        return int(np.argmax(self._index.records["question"] * self.of_tasks(tasks)))
+
     def of_tasks(self, tasks: Collection[str]) -> np.ndarray:
         """[entries] True where an entry has one of the tasks."""
         wanted = [number for number, task in enumerate(self._index.header.tasks) if task in tasks]

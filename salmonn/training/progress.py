@@ -157,7 +157,5 @@ def unusual_about(plan: Plan, config: DictConfig) -> list[str]:
             f"the ramp begins anew in each, as in the published code"
         )
     if config.run.batch_size_eval == 1:
-        sentences.append(
-            "run.batch_size_eval = 1: there is no control with shuffled audio (it takes two clips)"
-        )
+        sentences.append("run.batch_size_eval = 1: there is no control with shuffled audio (it takes two clips)")
     return sentences
