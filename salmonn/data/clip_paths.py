@@ -38,6 +38,7 @@ class ClipPaths:
                 raise UserError(f"datasets.path_map: expected {{from: FOLDER, to: FOLDER}}, got {dict(mapping)}")
         # absolute, so that a file has one name however the prefix is written: verdicts go by it
         self.prefix = os.path.abspath(prefix) if prefix else ""
+        self.has_prefix = bool(self.prefix.strip("/"))  # else absolute annotated paths are those of the files
         self._map = [
             (source, os.path.abspath(mapping["to"].replace("{prefix}", prefix)))
             for mapping in (*path_map, *RELEASED_PATH_MAP)
@@ -59,7 +60,9 @@ class ClipPaths:
 
         It is what they share; but where clips lie in that folder, or very many folders, it is a corpus itself.
         """
-        absolute = {os.path.normpath(folder) for folder in folders if folder.startswith("/")} if not self.prefix else ()
+        absolute = (
+            {os.path.normpath(folder) for folder in folders if folder.startswith("/")} if not self.has_prefix else ()
+        )
         if not absolute:
             return ""
         shared = os.path.commonpath(absolute)

@@ -177,8 +177,9 @@ def test_a_mapped_folder_and_a_prefix_have_other_spellings_too(tmp_path):
         (["A/1.wav"], ["A"]),
     ],
 )
-def test_corpora_of_absolute_paths_are_folders_below_what_they_share(paths, names):
-    clip_paths = ClipPaths("")
+@pytest.mark.parametrize("prefix", ["", "/", "//"])
+def test_corpora_of_absolute_paths_are_folders_below_what_they_share(paths, names, prefix):
+    clip_paths = ClipPaths(prefix)
     root = clip_paths.root_of(path.rpartition("/")[0] for path in paths)
     assert [corpus_of(path, root) for path in paths] == names
     assert ClipPaths("/data").root_of(["/x/A", "/x/B"]) == ""

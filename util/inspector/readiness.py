@@ -98,7 +98,7 @@ class Folders(dict[str, _Folder | None]):
 
     def place_of(self, path: str) -> str:
         """What tells the corpus of an annotated path: its first folder, or all of them where no prefix is in front."""
-        return path[: path.find("/", 1) + 1] if self.clip_paths.prefix else path[: path.rfind("/") + 1]
+        return path[: path.find("/", 1) + 1] if self.clip_paths.has_prefix else path[: path.rfind("/") + 1]
 
     def may_hold(self, root: str) -> bool:
         """Whether there can be anything under an annotated folder."""
