@@ -54,8 +54,10 @@ def open_cache(config: DictConfig, model: SALMONN, n_samples: int) -> "EncoderCa
     if not config.run.encoder_cache:
         return None
     folder, bound = Path(config.run.encoder_cache), config.run.encoder_cache_gb * GB
-    # windows that no audio token is made of need not be kept
-    frames_beyond = model.connector.window[0] if model.config.only_filled_windows else None
+    largest = distributed.from_main(_largest(config, model) if distributed.is_main() else 0)
+    # windows that no audio token is made of need not be kept; where there is room, others can use them
+    filled_only = model.config.only_filled_windows and n_samples * largest > bound
+    frames_beyond = model.connector.window[0] if filled_only else None
     cache = EncoderCache(folder, fingerprint(model), bound, distributed.world_size(), frames_beyond)
     try:
         make_folder(cache.folder)
@@ -63,10 +65,6 @@ def open_cache(config: DictConfig, model: SALMONN, n_samples: int) -> "EncoderCa
         raise UserError(f"run.encoder_cache = {folder}: {error}") from error
     if distributed.is_main():
         clear_unfinished(folder.rglob(UNFINISHED))
-        silence = torch.zeros(1, model.log_mel.n_samples, device=model.device)
-        length = torch.tensor([silence.shape[1]], device=model.device)
-        with torch.no_grad(), autocast(config.run, model.device):
-            [largest] = map(_size, model.run_encoders(silence, length).rows())
         used = folder_bytes(folder)
         logger.info(
             "encoder cache %s: at most %.3g MB a clip, %.3g GB for %d samples; run.encoder_cache_gb = %g, "
@@ -75,6 +73,15 @@ def open_cache(config: DictConfig, model: SALMONN, n_samples: int) -> "EncoderCa
             used / GB, (used - folder_bytes(cache.folder)) / GB,
         )  # fmt: skip
     return cache
+
+
+def _largest(config: DictConfig, model: SALMONN) -> int:
+    """Bytes of the entry of a clip as long as the model hears."""
+    silence = torch.zeros(1, model.log_mel.n_samples, device=model.device)
+    length = torch.tensor([silence.shape[1]], device=model.device)
+    with torch.no_grad(), autocast(config.run, model.device):
+        [row] = model.run_encoders(silence, length).rows()
+    return _size(row)
 
 
 def require_room(run: DictConfig) -> None:

@@ -1,6 +1,7 @@
 """Stage 0 as a run: two ranks, resume bit for bit, its validation, what is left out, and stage 1 after it."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -24,8 +25,8 @@ OPTIMISER = ("exp_avg", "exp_avg_sq")
 
 def train(world, output, *options, stage=0, ranks=1, more=()):
     config = ["--cfg-path", f"configs/mini/stage{stage}.yaml", *more, "--options"]
-    cache = [f"run.encoder_cache={output}/cache"] if stage == 0 else []
-    return run_command("train.py", *config, *train_options(world, output), *SHORT, *cache, *options, ranks=ranks)
+    own = [f"run.encoder_cache={output}/cache", "run.ctc_tasks=[asr]"] if stage == 0 else []
+    return run_command("train.py", *config, *train_options(world, output), *SHORT, *own, *options, ranks=ranks)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,16 @@ def test_stage_1_goes_on_from_it_with_lora_anew_and_says_so_once(mini_world, who
     parameters = checkpoint.read(tmp_path / "stage1/checkpoint_best.pth")["model"]
     assert "ctc_blank" not in parameters
     assert any("lora_B" in name for name in parameters)
+
+
+def test_stage_1_finds_what_stage_0_has_encoded_where_there_is_room_for_whole_entries(mini_world, whole, tmp_path):
+    entries = json.loads((mini_world / "ann/stage1_valid.json").read_text())["annotation"]
+    n_heard = sum(entry["task"] == "asr" for entry in entries)
+    options = [f"run.encoder_cache={whole[0]}/cache", "run.encoder_cache_gb=1", "run.optims.max_epoch=1"]
+    result = train(mini_world, tmp_path, *options, stage=1)
+    assert result.returncode == 0, result.stderr
+    [found] = re.findall(r"encoder cache: (\d+) clips found", result.stderr)
+    assert int(found) >= n_heard > 0
 
 
 def test_stage_1_may_go_on_spelling_beside_its_answers(mini_world, whole, tmp_path):
