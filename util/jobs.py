@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -30,15 +32,40 @@ def seen_from_root(text: str) -> Path:
 def run_command(title: str, command: Sequence[str], processes: int = 1) -> tuple[float, int]:
     """Run a script of the project; returns its seconds and its exit code."""
     shown, launcher = "python", [sys.executable]
-    environment = {**allocator(), **os.environ, **ENVIRONMENT}
     if processes > 1:
         arguments = ["--standalone", f"--nproc_per_node={processes}"]
         shown, launcher = shlex.join(["torchrun", *arguments]), [*launcher, "-m", "torch.distributed.run", *arguments]
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
     print(f"\n=== {title}\n$ {shown} {shlex.join(command)}\n", flush=True)
     started = time.monotonic()
-    result = subprocess.run([*launcher, *command], env=environment, check=False)
+    result = subprocess.run([*launcher, *command], env=_environment(processes), check=False)
     return round(time.monotonic() - started, 1), result.returncode
+
+
+def run_at_once(title: str, commands: Sequence[Sequence[str]]) -> tuple[float, int]:
+    """Run scripts beside each other, a share of the cores each; returns the seconds of all and the first code not 0.
+
+    The first has its output in view, that of the others follows when all have ended.
+    """
+    environment = _environment(len(commands))
+    print(f"\n=== {title}\n" + "".join(f"$ python {shlex.join(command)}\n" for command in commands), flush=True)
+    started = time.monotonic()
+    with ExitStack() as stack:
+        outputs = [None, *(stack.enter_context(TemporaryFile()) for _ in commands[1:])]
+        processes = [
+            stack.enter_context(subprocess.Popen([sys.executable, *command], env=environment, stdout=out, stderr=out))
+            for command, out in zip(commands, outputs, strict=True)
+        ]
+        codes = [process.wait() for process in processes]
+        for output in outputs[1:]:
+            output.seek(0)
+            sys.stdout.write(output.read().decode(errors="replace"))
+    return round(time.monotonic() - started, 1), next((code for code in codes if code), 0)
+
+
+def _environment(shares: int) -> dict[str, str]:
+    """Of a process that has a share of the cores."""
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // shares))} if shares > 1 else {}
+    return {**allocator(), **os.environ, **ENVIRONMENT, **threads}
 
 
 def allocator() -> dict[str, str]:

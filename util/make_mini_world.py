@@ -35,7 +35,7 @@ def parse_arguments() -> Namespace:
         "--seed", type=seed_number, default=42, metavar="N", help="decides on everything (default: %(default)s)"
     )
     parser.add_argument(
-        "--train-clips", type=int, default=3600, metavar="N", help="good training clips (default: %(default)s)"
+        "--train-clips", type=int, default=3000, metavar="N", help="good training clips (default: %(default)s)"
     )
     parser.add_argument(
         "--test-clips", type=int, default=320, metavar="N", help="held-out clips (default: %(default)s)"

@@ -39,3 +39,22 @@ def test_a_process_has_it_in_the_place_of_its_own(capfd):
     script = "print(sum('tbbmalloc_proxy' in line for line in open('/proc/self/maps')) > 0)"
     assert jobs.run_command("a part", ["-c", script])[1] == 0
     assert capfd.readouterr().out.endswith("True\n")
+
+
+def test_commands_at_once_run_beside_each_other_and_their_outputs_do_not_mix(capfd, tmp_path):
+    meet = (
+        "import pathlib, sys, time\n"
+        "here, there = map(pathlib.Path, sys.argv[1:])\n"
+        "here.touch()\n"
+        "while not there.exists(): time.sleep(0.01)\n"
+        "print(here.name, 'met', there.name)"
+    )
+    one, other = f"{tmp_path}/one", f"{tmp_path}/other"
+    seconds, code = jobs.run_at_once("scores", [["-c", meet, one, other], ["-c", meet, other, one]])
+    assert (seconds > 0, code) == (True, 0)
+    assert capfd.readouterr().out.endswith("one met other\nother met one\n")
+
+
+@pytest.mark.parametrize("codes", [(0, 3), (3, 0)])
+def test_of_commands_at_once_the_code_of_the_one_that_failed_is_told(codes):
+    assert jobs.run_at_once("scores", [["-c", f"raise SystemExit({code})"] for code in codes])[1] == 3

@@ -76,13 +76,15 @@ def _make_llama(folder: Path, held_out: frozenset[str], scale: float, seed: int)
 
 
 def _make_encoders(folder: Path, clips: list[Clip], audio_dir: Path, scale: float, seed: int) -> tuple[dict, dict]:
-    from util.mini_world.encoders import make_beats, make_whisper
+    from util.mini_world.encoders import load, make_beats, make_whisper
 
     quality, seconds = {}, {}
+    with timed("loading", seconds):
+        waves = load(clips, audio_dir) if scale else {}
     with timed("whisper", seconds):
-        quality["whisper"] = make_whisper(folder / "whisper", clips, audio_dir, scale, seed)
+        quality["whisper"] = make_whisper(folder / "whisper", clips, waves, scale, seed)
     with timed("beats", seconds):
-        quality["beats"] = make_beats(folder / "beats.pt", clips, audio_dir, scale, seed)
+        quality["beats"] = make_beats(folder / "beats.pt", clips, waves, scale, seed)
     return quality, seconds
 
 

@@ -26,12 +26,13 @@ from util.mini_world.training import batches, endless, fit
 
 SECONDS = 5  # what the tiny Whisper hears, instead of 30
 FRAMES_PER_SECOND = 50
-WHISPER_STEPS, WHISPER_BATCH = 400, 16  # steps at --pretrain-scale 1
-BEATS_STEPS, BEATS_BATCH = 700, 16
+WHISPER_STEPS, WHISPER_BATCH = 560, 8  # steps at --pretrain-scale 1
+BEATS_STEPS, BEATS_BATCH = 450, 16
 ATTRIBUTE_WEIGHT = 0.2
 SOUND_REPEATS, MUSIC_REPEATS = 3, 2
 INIT_STD = 0.08  # transformers' 0.02 is for wide models
 IGNORE = -100
+Waves = dict[str, np.ndarray]  # by clip.path
 SOUNDS = ("silence", *scenes.EVENTS, "speech", "music")  # two may be on at the same time
 ATTRIBUTES = {  # one value per clip, where it has the attribute at all
     "gender": ("female", "male"),
@@ -43,15 +44,15 @@ ATTRIBUTES = {  # one value per clip, where it has the attribute at all
 }
 
 
-def load(clips: list[Clip], audio_dir: Path) -> list[np.ndarray]:
-    """16 kHz samples, through the same code as in training."""
-    return [load_clip([audio_dir / clip.path[1:]], SECONDS) for clip in clips]
+def load(clips: list[Clip], audio_dir: Path) -> Waves:
+    """16 kHz samples of all that is whole, through the same code as in training."""
+    return {clip.path: load_clip([audio_dir / clip.path[1:]], SECONDS) for clip in clips if not clip.broken}
 
 
 # ---- Whisper
 
 
-def make_whisper(folder: Path, clips: list[Clip], audio_dir: Path, scale: float, seed: int) -> dict[str, float]:
+def make_whisper(folder: Path, clips: list[Clip], waves: Waves, scale: float, seed: int) -> dict[str, float]:
     """Build, pretrain and save the speech encoder; returns its framewise accuracies on the validation clips."""
     torch.manual_seed(seed)
     frames = SECONDS * FRAMES_PER_SECOND
@@ -79,13 +80,13 @@ def make_whisper(folder: Path, clips: list[Clip], audio_dir: Path, scale: float,
         begin_suppress_tokens=None,
     )
     whisper = WhisperModel(config)
-    quality = _pretrain_whisper(whisper, LogMel(extractor), clips, audio_dir, scale, seed) if scale else {}
+    quality = _pretrain_whisper(whisper, LogMel(extractor), clips, waves, scale, seed) if scale else {}
     whisper.save_pretrained(folder)
     return quality
 
 
 def _pretrain_whisper(
-    whisper: WhisperModel, log_mel: LogMel, clips: list[Clip], audio_dir: Path, scale: float, seed: int
+    whisper: WhisperModel, log_mel: LogMel, clips: list[Clip], waves: Waves, scale: float, seed: int
 ) -> dict[str, float]:
     spoken = [clip for clip in clips if clip.words and not clip.broken]
     train, valid = ([clip for clip in spoken if clip.split == split] for split in ("train", "valid"))
@@ -94,8 +95,7 @@ def _pretrain_whisper(
     heads = nn.ModuleDict({"phone": nn.Linear(96, len(phones)), "word": nn.Linear(96, len(words))})
 
     def examples(chosen: list[Clip]) -> tuple[Tensor, Tensor, Tensor]:
-        waves = load(chosen, audio_dir)
-        mels = torch.cat([log_mel(torch.from_numpy(wave)[None]).half() for wave in waves])  # [N, 80, 500]
+        mels = torch.cat([log_mel(torch.from_numpy(waves[c.path])[None]).half() for c in chosen])  # [N, 80, 500]
         return mels, _frame_labels([c.phones for c in chosen], phones), _frame_labels([c.words for c in chosen], words)
 
     mels, phone_labels, word_labels = examples(train)
@@ -154,12 +154,12 @@ class Classifier(nn.Module):
         return self.predictor(features.unflatten(1, (-1, bands)).mean(dim=2)), ~padding[:, ::bands]
 
 
-def make_beats(path: Path, clips: list[Clip], audio_dir: Path, scale: float, seed: int) -> dict[str, float]:
+def make_beats(path: Path, clips: list[Clip], waves: Waves, scale: float, seed: int) -> dict[str, float]:
     """Build, pretrain and save the audio encoder; returns its accuracies on the validation clips."""
     torch.manual_seed(seed)
     names = [*SOUNDS, *(f"{a} {value}" for a, values in ATTRIBUTES.items() for value in values)]
     model = Classifier(len(names))
-    quality = _pretrain_beats(model, clips, audio_dir, scale, seed) if scale else {}
+    quality = _pretrain_beats(model, clips, waves, scale, seed) if scale else {}
     weights = model.beats.state_dict() | {f"predictor.{k}": v for k, v in model.predictor.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     config = {**BEATS_CONFIG, "predictor_class": len(names)}
@@ -167,10 +167,10 @@ def make_beats(path: Path, clips: list[Clip], audio_dir: Path, scale: float, see
     return quality
 
 
-def _pretrain_beats(model: Classifier, clips: list[Clip], audio_dir: Path, scale: float, seed: int) -> dict[str, float]:
+def _pretrain_beats(model: Classifier, clips: list[Clip], waves: Waves, scale: float, seed: int) -> dict[str, float]:
     good = [clip for clip in clips if not clip.broken]
     train, valid = ([clip for clip in good if clip.split == split] for split in ("train", "valid"))
-    fbanks = _fbanks(train, audio_dir)
+    fbanks = _fbanks(train, waves)
     steps = SECONDS * 100 // 16  # time steps of the longest clip
     sounding, attributes = _sounding(train, steps), _attributes(train)
     # what is rarer and more varied comes more often
@@ -194,12 +194,12 @@ def _pretrain_beats(model: Classifier, clips: list[Clip], audio_dir: Path, scale
 
     fit("beats", model, model.beats.encoder.layers, loss_of, round(BEATS_STEPS * scale))
     with torch.no_grad():
-        logits, valid_steps = model(_fbanks(valid, audio_dir))
+        logits, valid_steps = model(_fbanks(valid, waves))
     return _beats_quality(logits, valid_steps, _sounding(valid, steps)[:, : logits.shape[1]], _attributes(valid))
 
 
-def _fbanks(clips: list[Clip], audio_dir: Path) -> list[Tensor]:
-    return [kaldi_fbank(torch.from_numpy(wave)[None])[0].half() for wave in load(clips, audio_dir)]
+def _fbanks(clips: list[Clip], waves: Waves) -> list[Tensor]:
+    return [kaldi_fbank(torch.from_numpy(waves[clip.path])[None])[0].half() for clip in clips]
 
 
 def _split(logits: Tensor) -> dict[str, Tensor]:
