@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES = ["speech/test_00002.ogg", "sound/test_00199.mp3"]
+EXAMPLES = ["speech/test_00002.ogg", "sound/test_00199.flac"]
 QUESTIONS = ["Transcribe", "What colour are the pears?", "Man or woman?"]  # tasks by their button
 
 _PATIENCE = 30  # s

@@ -2,8 +2,8 @@
 
   python util/quickstart.py [--seed 42] [--out output/mini] [--published] [--fresh]
 
-Makes the corpus and the tiny models, shows what is there, trains stages 0 to 3 on two processes,
-evaluates after stage 1 and stage 3 on held-out clips (also with the audio shuffled between clips),
+Makes the corpus and the tiny models, shows what is there, trains stages 0 to 3 on two processes, then
+evaluates stage 1 and stage 3 on held-out clips (also with the audio shuffled between clips),
 and writes <out>/summary.json, <out>/report.md and the curves. No GPU, no downloads, some minutes.
 Stage 0, in which the connector learns to spell before the language model is run, is not in the paper:
 --published leaves it out, and gives stage 1 the steps that it needs then.
@@ -18,13 +18,16 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import NamedTuple
 
+from omegaconf import OmegaConf
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from salmonn.common.cli import run_cli, seed_number
 from salmonn.common.errors import UserError
-from salmonn.common.files import write_json
+from salmonn.common.files import write_json, write_text
 from salmonn.config.loading import load_config
-from util.jobs import ROOT, moved, read_note, run_command, seen_from_root
+from salmonn.config.reading import read_options, read_yaml
+from util.jobs import ROOT, moved, read_note, run_at_once, run_command, seen_from_root
 from util.quickstart_report import EVALUATED_STAGES, MODES, STAGES, Recipe, check_bars, summarise, write_report
 
 CONFIGS = "configs/mini"
@@ -68,13 +71,13 @@ def main() -> None:
 
 
 class Part(NamedTuple):
-    """A command, and the file that is there when it is done."""
+    """A command, or several at once, and the file that is there when all is done."""
 
     name: str
     title: str
     product: str
-    command: list[str]
-    processes: int = 1
+    commands: list[list[str]]
+    processes: int = 1  # of a single command
 
 
 def run_all(out: str, recipe: Recipe) -> dict[str, float]:
@@ -94,26 +97,36 @@ def parts(out: str, recipe: Recipe) -> list[Part]:
     world, seed = f"{out}/world", recipe.seed
     annotated = [f"{world}/ann/stage{stage}" for stage in STAGES if stage]  # stage 0 hears the speech of stage 1
     annotations = [f"{path}_{split}.json" for path in annotated for split in ("train", "valid")]
-    prefix = load_config(f"{CONFIGS}/stage1.yaml", overrides("stage1", out, seed)).datasets.prefix
+    prefix = load_config(f"{CONFIGS}/stage1.yaml", overrides("stage1.yaml", out, seed)).datasets.prefix
     make = ["util/make_mini_world.py", "--out", world, "--seed", str(seed)]
     inspect = ["util/anns_inspector.py", "--prefix", prefix, "--ann", *annotations, "--json", f"{out}/inspector.json"]
+    train = ["train.py", "--cfg-path", str(stages_file(out, recipe))]
+    curves = f"{out}/stage{STAGES[-1]}/training_curves.png"  # drawn when the last run is done
     found = [
-        Part("world", "corpus and tiny models", f"{world}/world.json", make),
-        Part("inspector", "what is ready", f"{out}/inspector.json", inspect),
+        Part("world", "corpus and tiny models", f"{world}/world.json", [make]),
+        Part("inspector", "what is ready", f"{out}/inspector.json", [inspect]),
+        Part("training", f"training, stages {recipe.stages[0]} to {recipe.stages[-1]}", curves, [train], PROCESSES),
     ]
-    for stage in recipe.stages:
-        name = f"stage{stage}"
-        config = name if recipe.published or stage != 1 else f"fast/{name}"
-        train = ["train.py", "--cfg-path", f"{CONFIGS}/{config}.yaml"]
-        if options := overrides(config, out, seed):
-            train += ["--options", *options]
-        curves = f"{out}/{name}/training_curves.png"  # drawn when the run is done
-        found.append(Part(name, f"training, stage {stage}", curves, train, PROCESSES))
-        for mode in MODES if stage in EVALUATED_STAGES else ():
-            evaluate = evaluation(mode, f"{name}_{mode}", stage, out, seed)
-            report = f"{out}/results/{name}_{mode}/report.json"
-            found.append(Part(f"{name}_{mode}", f"{mode} after stage {stage}", report, evaluate))
+    for stage in EVALUATED_STAGES:
+        reports = [f"{out}/results/stage{stage}_{mode}/report.json" for mode in MODES]
+        evaluate = [evaluation(mode, f"stage{stage}_{mode}", stage, out, seed) for mode in MODES]
+        found.append(Part(f"scores{stage}", f"scores after stage {stage}", reports[-1], evaluate))
     return found
+
+
+def stages_file(out: str, recipe: Recipe) -> Path:
+    """The list of stages to train: the miniature world's own, or one made from it for another folder or seed."""
+    own = Path(CONFIGS, "all_stages.yaml" if recipe.published else "fast/all_stages.yaml")
+    names = [str((own.parent / name).relative_to(CONFIGS)) for name in read_yaml(own).stages]
+    changed = {name: overrides(name, out, recipe.seed) for name in names}
+    if not any(changed.values()):
+        return own
+    folder = Path(out, "configs")
+    for name, options in changed.items():
+        base = OmegaConf.create({"base": f"{ROOT / CONFIGS / name}"})
+        write_text(folder / Path(name).name, OmegaConf.to_yaml(OmegaConf.merge(base, read_options(options))))
+    write_text(folder / own.name, OmegaConf.to_yaml(OmegaConf.create({"stages": [Path(name).name for name in names]})))
+    return folder / own.name
 
 
 def seconds_of_done(out: Path, recipe: Recipe) -> dict[str, float]:
@@ -148,20 +161,23 @@ def clear(out: Path) -> None:
 def evaluation(mode: str, name: str, stage: int, out: str, seed: int) -> list[str]:
     """The command that evaluates a stage's best checkpoint."""
     options = [f"model.ckpt={out}/stage{stage}/checkpoint_best.pth", f"evaluate.name={name}"]
-    options += [option for option in overrides("evaluate", out, seed) if not option.startswith("model.ckpt=")]
+    options += [option for option in overrides("evaluate.yaml", out, seed) if not option.startswith("model.ckpt=")]
     return ["evaluate.py", "--mode", mode, "--cfg-path", f"{CONFIGS}/evaluate.yaml", "--options", *options]
 
 
 def overrides(name: str, out: str, seed: int) -> list[str]:
     """What moves a miniature config to another folder and seed; nothing where they are its own."""
-    config = load_config(f"{CONFIGS}/{name}.yaml")
+    config = load_config(f"{CONFIGS}/{name}")
     options = [] if seed == config.run.seed else [f"run.seed={seed}"]
-    return options + moved(f"{CONFIGS}/{name}.yaml", DEFAULT_OUT, out)
+    return options + moved(f"{CONFIGS}/{name}", DEFAULT_OUT, out)
 
 
 def run(part: Part) -> float:
     """Run one part with its output in view; returns its seconds. Exits 1 if it fails."""
-    seconds, code = run_command(part.title, part.command, part.processes)
+    if len(part.commands) == 1:
+        seconds, code = run_command(part.title, part.commands[0], part.processes)
+    else:
+        seconds, code = run_at_once(part.title, part.commands)
     if code or not Path(part.product).exists():
         print(
             f"\nquickstart stopped: {part.title} failed (exit code {code}). The same command goes on from "

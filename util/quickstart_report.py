@@ -158,7 +158,7 @@ def _training_table(out: Path, summary: dict[str, Any]) -> str:
     for name, steps in summary["steps"].items():
         spells = name == "stage0"
         tasks = files[f"{'stage1' if spells else name}_train"]["tasks"]
-        heard = ", ".join(f"{row['task']} {row['total']}" for row in tasks if not spells or row["task"] == "asr")
+        heard = ", ".join(f"{row['task']} {row['total']}" for row in tasks)
         losses = [f"{summary[key][name]:.3f}" for key in ("valid_loss", "valid_loss_shuffled")]
         rows.append([name.removeprefix("stage"), str(steps), *losses, heard + (" (loss of CTC)" if spells else "")])
     return table(["stage", "steps", "validation loss", "shuffled", "training entries"], rows)

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
 from salmonn.common.errors import UserError
+from salmonn.config.loading import load_stages
 from util import quickstart
-from util.quickstart import clear, overrides, parts, run_all, seconds_of_done
+from util.quickstart import clear, overrides, parts, run_all, seconds_of_done, stages_file
 from util.quickstart_report import MODES, STAGES, Recipe, check_bars, summarise, write_report
 
 GOOD = {"wer": 0.12, "wer_shuffled": 0.94, "exact": 0.82, "exact_shuffled": 0.11}
 FAST, PUBLISHED = Recipe(42), Recipe(42, published=True)
+RECIPES = {"fast": FAST, "published": PUBLISHED}
 CAPTIONS = {"cider_d": 5.5, "cider_d_shuffled": 0.6, "rouge_l": 0.9, "rouge_l_shuffled": 0.3}
 
 
@@ -85,8 +88,8 @@ def test_report_shows_scores_samples_and_a_picture_per_stage(out: Path):
 
 
 def test_another_folder_and_seed_are_passed_as_options_and_the_default_needs_none():
-    assert overrides("evaluate", "output/mini", 42) == []
-    moved = overrides("evaluate", "/tmp/elsewhere", 43)
+    assert overrides("evaluate.yaml", "output/mini", 42) == []
+    moved = overrides("evaluate.yaml", "/tmp/elsewhere", 43)
     for expected in (
         "run.seed=43",
         "datasets.prefix=/tmp/elsewhere/world/audio",
@@ -100,11 +103,11 @@ def test_another_folder_and_seed_are_passed_as_options_and_the_default_needs_non
 
 @pytest.fixture
 def ran(monkeypatch) -> list[str]:
-    """The parts that were run, each leaving its file and taking 3 s; stage 2 fails while "fail" is in the list."""
+    """The parts that were run, each leaving its file and taking 3 s; training fails while "fail" is in the list."""
     names: list[str] = []
 
     def run(part: quickstart.Part) -> float:
-        if part.name == "stage2" and "fail" in names:
+        if part.name == "training" and "fail" in names:
             raise SystemExit(1)
         names.append(part.name)
         Path(part.product).parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +124,7 @@ def test_a_stopped_quickstart_goes_on_with_the_part_that_was_not_done_and_a_fini
     with pytest.raises(SystemExit):
         run_all(out, FAST)
     ran.remove("fail")
-    assert ran == names[: names.index("stage2")]
+    assert ran == names[: names.index("training")]
     seconds = run_all(out, FAST)
     assert ran == names  # each once
     assert seconds == {**dict.fromkeys(names, 3.0), "total": 3.0 * len(names)}
@@ -129,16 +132,18 @@ def test_a_stopped_quickstart_goes_on_with_the_part_that_was_not_done_and_a_fini
     assert ran == names
     (tmp_path / "stage3/training_curves.png").unlink()
     run_all(out, FAST)
-    assert ran == [*names, *names[names.index("stage3") :]]
+    assert ran == [*names, *names[names.index("training") :]]
 
 
 @pytest.mark.usefixtures("ran")
 def test_no_run_is_overwritten_and_fresh_trains_anew(tmp_path):
-    assert not any("overwrite" in word for part in parts(str(tmp_path), FAST) for word in part.command)
+    words = [word for part in parts(str(tmp_path), FAST) for command in part.commands for word in command]
+    assert not any("overwrite" in word for word in words)
     run_all(str(tmp_path), FAST)
     (tmp_path / "results/mine").mkdir()
     clear(tmp_path)
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.iterdir()) == [
+        "configs",
         "inspector.json",
         "results",
         "world",
@@ -165,16 +170,30 @@ def test_another_quickstart_does_not_destroy_what_is_there(ran, tmp_path, name, 
 
 
 def test_the_published_quickstart_has_no_stage_0_and_its_stage_1_does_not_start_from_one(tmp_path):
-    commands = {
-        name: {part.name: " ".join(part.command) for part in parts(str(tmp_path), recipe)}
-        for name, recipe in (("fast", FAST), ("published", PUBLISHED))
-    }
-    assert "stage0" in commands["fast"]
-    assert f"model.ckpt={tmp_path}/stage0/checkpoint_best.pth" in commands["fast"]["stage1"]
-    assert commands["fast"].keys() - commands["published"].keys() == {"stage0"}
-    assert "model.ckpt" not in commands["published"]["stage1"]
-    same = [name for name, command in commands["published"].items() if command == commands["fast"][name]]
-    assert same == [name for name in commands["published"] if name != "stage1"]
+    fast, published = (load_stages(stages_file(str(tmp_path / name), recipe)) for name, recipe in RECIPES.items())
+    assert [config.run.objective for config in fast] == ["ctc", "answer", "answer", "answer"]
+    assert [config.run.objective for config in published] == ["answer"] * 3
+    assert (fast[1].model.ckpt, published[0].model.ckpt) == (f"{tmp_path}/fast/stage0/checkpoint_best.pth", "")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_stages_in_another_folder_differ_from_the_miniature_worlds_own_in_folder_and_seed_alone(tmp_path, name):
+    out = f"{tmp_path}/a b"
+    moved = load_stages(stages_file(out, RECIPES[name]._replace(seed=7)))
+    own = load_stages(stages_file("output/mini", RECIPES[name]))
+    for theirs, ours in zip(moved, own, strict=True):
+        assert theirs.run.seed == 7
+        theirs.run.seed = ours.run.seed
+        assert _plain(theirs).replace(out, "output/mini") == _plain(ours)
+
+
+def _plain(config: DictConfig) -> str:
+    return json.dumps(OmegaConf.to_container(config))
+
+
+def test_where_nothing_differs_the_files_of_the_project_are_used():
+    files = {"fast": "configs/mini/fast/all_stages.yaml", "published": "configs/mini/all_stages.yaml"}
+    assert {name: str(stages_file("output/mini", recipe)) for name, recipe in RECIPES.items()} == files
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"seed": 42, "seconds": 3}'])
