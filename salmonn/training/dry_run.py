@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from salmonn.common.device import device_of
 from salmonn.common.files import GB
 from salmonn.common.logging import setup_logging
+from salmonn.common.screen import counted
 from salmonn.config.loading import best_checkpoint, llm_quantization
 from salmonn.config.missing_files import annotation_keys
 from salmonn.data.annotations import Annotations
@@ -87,7 +88,7 @@ def _beginning(config: DictConfig, made: Sequence[str]) -> tuple[str, list[str]]
     if found := find_resumed(RunFolder(config)):
         done, path, changes = found[0]
         if done.epoch >= config.run.optims.max_epoch:
-            return f"its {done.epoch} epochs are done: nothing is left to train", []
+            return f"{counted(done.epoch, 'epoch')} done: nothing is left to train", []
         return f"goes on with {path.name}: epoch {done.epoch}, iteration {done.epoch_iteration}", changes
     if not ckpt:
         return f"a new run, from untrained connector{'' if config.run.objective == 'ctc' else ' and LoRA'}", []
