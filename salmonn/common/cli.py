@@ -75,8 +75,10 @@ def _end_with(launcher: int) -> None:
     """Once torchrun is gone, also by a kill of which it could tell nobody, end by SIGTERM: training saves first."""
     while os.getppid() == launcher and not _is_unanswered():
         time.sleep(_LOOK)
-    with suppress(OSError):  # what torchrun's output went to may be gone, too
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(2 * _LOOK)  # the one that tells looks first: in training the first signal ends all ranks
+    else:
+        with suppress(OSError):  # what torchrun's output went to may be gone, too
             tell("torchrun has ended: so do its processes here; a run in training saves first")
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -74,7 +74,7 @@ def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -
 
     is_controlled = config.evaluate.shuffled_control and task.is_scored
     exchanged = shuffle_audio(heard) if is_controlled else []  # who hears whom depends on which clips can be read
-    shuffled = asked("shuffled", exchanged, ask) if is_controlled else None
+    shuffled = asked("shuffled", exchanged, ask) if exchanged else None
     choices = None
     if task.has_choices:
         hearing, unhearing = (partial(option_losses, model, config, one, hears) for hears in (True, False))
@@ -82,6 +82,7 @@ def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -
         if shuffled is not None:
             losses = asked("shuffled_likelihoods", exchanged, hearing, OptionLosses)
             choices.shuffled = picks_of(one, shuffled, losses)
+        if is_controlled:
             choices.unheard = asked("no_audio", heard, partial(generate_unheard, model, config))
             losses = asked("no_audio_likelihoods", heard, unhearing, OptionLosses)
             choices.of_unheard = picks_of(one, choices.unheard, losses)

@@ -168,8 +168,10 @@ def score_set(answered: AnsweredSet, judgement: Judgement | None) -> dict[str, A
     if task.name in MODES:
         notes.append(f"Submission: {answered.folder / 'submission.csv'}, {len(clips)} rows.")
         notes += submission_notes(*_submitted(answered))
-    if config.evaluate.shuffled_control and not task.is_scored:
-        notes.append("evaluate.shuffled_control was not run: without scores there is nothing to compare.")
+    if config.evaluate.shuffled_control and answered.shuffled is None:
+        alone = "a single clip that can be heard has no other to exchange audio with"
+        why = alone if task.is_scored else "without scores there is nothing to compare"
+        notes.append(f"evaluate.shuffled_control was not run: {why}.")
     return {**report, "annotation": task.annotation, "entries": len(answered.set.annotations), "provenance": provenance}
 
 

@@ -13,7 +13,7 @@ from salmonn.common.processes import in_processes
 from salmonn.data.annotations import Annotations
 from salmonn.data.dataset import SALMONNDataset, why_silent
 from salmonn.evaluation.clips import EvalExample, clips_of
-from salmonn.evaluation.requests import Request, plan_requests, shuffle_audio
+from salmonn.evaluation.requests import Request, plan_requests
 from salmonn.evaluation.tasks import EvalTask
 from salmonn.model.prompts import asks_question, load_test_prompts
 
@@ -79,8 +79,6 @@ def _open_set(task: EvalTask, config: DictConfig, prompts: Mapping[str, str]) ->
     clips = clips_of([annotations.as_written(i) for i in range(len(annotations))], task, task.annotation)
     _require_questions(clips, prompts, task.annotation, config.model.test_prompt_path)
     requests = plan_requests(clips, prompts, config.model.test_prompt_path)
-    if config.evaluate.shuffled_control and task.is_scored:
-        shuffle_audio(requests)  # a set that is too small is told before the model is loaded
     return EvalSet(task, annotations, clips, requests, prompts)
 
 
