@@ -20,14 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from salmonn.common.cli import run_cli, seed_number, tell_wait  # noqa: E402
-
-if __name__ == "__main__":
-    tell_wait("loading PyTorch")  # what is imported below takes seconds
-
-from experiments.samples_to_learn.experiment import fill_cache, is_measured, measure, read_curves  # noqa: E402
 from experiments.samples_to_learn.recipes import load_study  # noqa: E402
-from experiments.samples_to_learn.report import markdown, plot, summarise  # noqa: E402
+from salmonn.common.cli import run_cli, seed_number, tell_wait  # noqa: E402
 from salmonn.common.errors import UserError  # noqa: E402
 from salmonn.common.files import write_json, write_text  # noqa: E402
 
@@ -65,6 +59,10 @@ def main() -> None:
     study = load_study(recipes)
     if unknown := set(args.only) - set(study.recipes):
         raise UserError(f"--only {' '.join(sorted(unknown))}: {recipes} has {', '.join(study.recipes)}")
+    tell_wait("loading PyTorch")
+    from experiments.samples_to_learn.experiment import fill_cache, is_measured, measure, read_curves
+    from experiments.samples_to_learn.report import markdown, plot, summarise
+
     if not args.report_only:
         # seed by seed: what is there when it is stopped can be compared
         runs = [(name, seed) for seed in args.seeds for name in args.only or study.recipes]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from salmonn.common.cli import argument_parser, run_cli
+from salmonn.common.cli import argument_parser, run_cli, tell_wait
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.web.__main__ import require_port
@@ -43,6 +43,7 @@ def main() -> None:
     if args.ckpt:
         config = OmegaConf.merge(config, {"model": {"ckpt": args.ckpt}})
     require_port(args.host, args.port)  # all that is wrong is known before the model is loaded
+    tell_wait(f"loading the server and {config.model.ckpt or config.model.llama_path}")
     require_fastapi()
     serve(args, config, key)
 

@@ -22,7 +22,7 @@ from tests.fixtures.golden import golden_sample
 from tests.fixtures.mini_world import mini_options
 from tests.fixtures.paths import ROOT
 from util import plot_attention
-from util.plot_attention import Attention, draw
+from util.attention_picture import Attention, draw, look
 
 
 def test_the_weights_times_the_values_are_what_the_qformer_goes_on_with():
@@ -199,7 +199,7 @@ def test_a_wrong_file_is_named_before_the_model_is_loaded(monkeypatch):
 def test_overlapping_windows_and_rows_that_sum_to_one(listener, mini_world, monkeypatch):
     clip = str(next((mini_world / "audio/speech").glob("test_*.wav")))
     monkeypatch.setattr(listener.model, "answer_embeds", lambda *_: [{"token_ids": [300, 301, 302]}])
-    found = plot_attention.look(listener, clip, listener.task_question("asr"))
+    found = look(listener, clip, listener.task_question("asr"))
     assert (found.stride, found.window) == (0.1, 0.34)
     np.testing.assert_allclose(found.windows.sum(axis=1), 1, rtol=1e-5)
     assert len(found.frames) == found.windows.shape[1] == 1 + (250 - 17) // 5
@@ -209,6 +209,6 @@ def test_an_answer_without_a_word_and_a_file_that_cannot_be_heard_are_told(liste
     clip = str(next((mini_world / "audio/speech").glob("test_*.wav")))
     monkeypatch.setattr(listener.model, "answer_embeds", lambda *_: [{"token_ids": [2]}])
     with pytest.raises(UserError, match="nothing to draw"):
-        plot_attention.look(listener, clip, listener.task_question("asr"))
+        look(listener, clip, listener.task_question("asr"))
     with pytest.raises(UserError, match=r"nowhere\.wav: file does not exist"):
-        plot_attention.look(listener, "nowhere.wav", listener.task_question("asr"))
+        look(listener, "nowhere.wav", listener.task_question("asr"))
