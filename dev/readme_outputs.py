@@ -8,9 +8,10 @@ order: `, exit 2`, the exit code if it is not 0; `, first 9` and `, last 2`, the
 `, without PATH PATH`, what is removed before, for commands that make it; and what is to be typed, a line each:
 `, typed:` LINES `-->`. Progress bars are left out, and which checkpoint is started from, with its time of day.
 
-Below `<!-- scores: KEY KEY -->` stands a table with a row per score of the quickstart; header and first column stay as
+Below `<!-- scores: KEY KEY -->` stands a table with a row per score of the quickstart, from the lowest to the highest
+of those in output/mini and output/mini_* (other seeds: --seed 1 --out output/mini_1); header and first column stay as
 they are, so that they can be in any language. `<!-- minutes -->` stands before the number of minutes that the
-quickstart took, and `<!-- picture: COMMAND -->` above a picture, which this command makes.
+quickstart in output/mini took, and `<!-- picture: COMMAND -->` above a picture, which this command makes.
 """
 
 import difflib
@@ -36,7 +37,7 @@ from util.quickstart_report import SCORES
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ["README.md", "README.ko.md", "docs/using.md", "docs/training.md", "docs/data.md", "docs/evaluation.md"]
-SUMMARY = "output/mini/summary.json"
+SUMMARIES = "output/mini/summary.json", "output/mini_*/summary.json"
 REMOVABLE = Path("output")  # nothing outside is removed
 OUTPUT = re.compile(
     r"(?P<above>```(?P<language>bash|python)\n(?P<code>(?:(?!```).)+)\n```\n"
@@ -74,7 +75,8 @@ def update(path: Path, check: bool, results: Results) -> bool:
     old = path.read_text(encoding="utf-8")
     new = with_outputs(old, results)
     if "<!-- scores: " in old:
-        new = with_scores(new, json.loads(Path(SUMMARY).read_text(encoding="utf-8")))
+        found = [file for pattern in SUMMARIES for file in sorted(Path().glob(pattern))]
+        new = with_scores(new, [json.loads(file.read_text(encoding="utf-8")) for file in found])
     if check:
         lines = (text.splitlines(keepends=True) for text in (old, new))
         sys.stdout.writelines(difflib.unified_diff(*lines, str(path), "as it comes out now"))
@@ -148,19 +150,23 @@ def run(command: Sequence[str], typed: str = "", exit_code: int = 0) -> str:
     return shown.rstrip().removesuffix(">").rstrip() + "\n"  # without the prompt that got no line
 
 
-def with_scores(text: str, summary: dict[str, Any]) -> str:
-    """The text with each table of scores, and the minutes, filled from the quickstart's summary."""
+def with_scores(text: str, summaries: Sequence[dict[str, Any]]) -> str:
+    """The text with each table of scores filled from quickstarts' summaries, and the minutes from the first."""
     from salmonn.evaluation.metrics import METRICS
 
     def fill(found: re.Match[str]) -> str:
         rows = []
         for key, row in zip(found["keys"].split(), found["rows"].splitlines(), strict=True):
             show = METRICS[SCORES[key][1]].show
-            values = [show(of[name]) for of in (summary["stage1"], summary) for name in (key, f"{key}_shuffled")]
-            rows.append(f"| {' | '.join([row.split('|')[1].strip(), *values])} |\n")
+            cells = [row.split("|")[1].strip()]
+            for stages in ([summary["stage1"] for summary in summaries], summaries):
+                for name in (key, f"{key}_shuffled"):
+                    scores = [stage[name] for stage in stages]
+                    cells.append(" – ".join(dict.fromkeys(show(edge) for edge in (min(scores), max(scores)))))
+            rows.append(f"| {' | '.join(cells)} |\n")
         return found["above"] + "".join(rows)
 
-    minutes = round(summary["seconds"]["total"] / 60)
+    minutes = round(summaries[0]["seconds"]["total"] / 60)
     return MINUTES.sub(str(minutes), TABLE.sub(fill, text))
 
 

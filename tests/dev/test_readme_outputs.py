@@ -82,10 +82,18 @@ def test_an_output_is_what_the_command_above_it_prints_with_what_is_typed(page: 
 
 
 def test_scores_fill_the_rows_and_leave_the_words(page: str):
-    text = readme_outputs.with_scores(page, SUMMARY)
+    text = readme_outputs.with_scores(page, [SUMMARY])
     assert "| Wortfehler | 6.25 % | 120.00 % | 7.00 % | 125.00 % |\n" in text
     assert "| CIDEr-D | 8.000 | 1.000 | 8.500 | 0.500 |\n" in text
     assert "nach Stufe 1" in text
+    assert "<!-- minutes -->10 Minuten\n" in text
+
+
+def test_scores_of_several_seeds_are_shown_as_the_range_of_each(page: str):
+    other = {**SUMMARY, "seconds": {"total": 99}, "asr_wer": 0.06, "aac_cider_d_shuffled": 0.25}
+    text = readme_outputs.with_scores(page, [SUMMARY, other])
+    assert "| Wortfehler | 6.25 % | 120.00 % | 6.00 % – 7.00 % | 125.00 % |\n" in text
+    assert "| CIDEr-D | 8.000 | 1.000 | 8.500 | 0.250 – 0.500 |\n" in text
     assert "<!-- minutes -->10 Minuten\n" in text
 
 
