@@ -1,4 +1,4 @@
-"""Builds a whole world: corpus first, then the language model beside the two encoders."""
+"""Builds a whole world: the language model beside the corpus, then the two encoders that hear it."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import write_text
 from util.jobs import read_note
 from util.mini_world import corpus
-from util.mini_world.render import Clip
 
 FOLDERS = ("audio", "ann", "weights")
 SUMMARY = "world.json"
@@ -37,23 +37,24 @@ def build(out: Path, settings: dict[str, Any]) -> None:
 
     seed, scale = settings["seed"], settings["pretrain_scale"]
     seconds: dict[str, float] = {}
-    with timed("all", seconds), _worker() as first, _worker() as second:
+    with timed("all", seconds), _worker() as first, _worker() as second, _worker() as third:
+        clips = corpus.plan(settings["train_clips"], settings["test_clips"], settings["broken"], seed)
+        held_out = frozenset(corpus.sentences(clip for clip in clips if clip.split != "train"))
+        # it takes longest and hears nothing
+        jobs = [third.submit(_make, "llama", "llama", out / "weights/llama", held_out, scale, seed)]
         with timed("corpus", seconds):
-            clips = corpus.plan(settings["train_clips"], settings["test_clips"], settings["broken"], seed)
             clips = corpus.write_audio(clips, out / "audio", (first, second))
             entries = corpus.write_annotations(clips, out / "ann", seed)
             corpus.check_splits(clips)
             corpus.check_annotations(out / "ann")
-        held_out = frozenset(corpus.sentences(clip for clip in clips if clip.split != "train"))
-        jobs = [
-            first.submit(_make_llama, out / "weights" / "llama", held_out, scale, seed),
-            second.submit(_make_encoders, out / "weights", clips, out / "audio", scale, seed),
-        ]
+        heard = (clips, out / "audio", scale, seed)
+        jobs.append(first.submit(_make, "whisper", "encoders", out / "weights/whisper", *heard))
+        jobs.append(second.submit(_make, "beats", "encoders", out / "weights/beats.pt", *heard))
         quality = {}
         for job in jobs:
-            found, took = job.result()
-            quality |= found
-            seconds |= took
+            part, found, took = job.result()
+            quality |= {part: found}
+            seconds |= {part: took}
     summary |= {
         "complete": True,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -66,26 +67,14 @@ def build(out: Path, settings: dict[str, Any]) -> None:
     print(report(summary))
 
 
-def _make_llama(folder: Path, held_out: frozenset[str], scale: float, seed: int) -> tuple[dict, dict]:
-    from util.mini_world.llama import make_llama
+def _make(part: str, module: str, *arguments: Any) -> tuple[str, dict[str, float], float]:
+    """Run `make_PART` of a module of this folder; the part, its quality, and the seconds it took.
 
-    seconds: dict[str, float] = {}
-    with timed("llama", seconds):
-        quality = make_llama(folder, held_out, scale, seed)
-    return {"llama": quality}, seconds
-
-
-def _make_encoders(folder: Path, clips: list[Clip], audio_dir: Path, scale: float, seed: int) -> tuple[dict, dict]:
-    from util.mini_world.encoders import load, make_beats, make_whisper
-
-    quality, seconds = {}, {}
-    with timed("loading", seconds):
-        waves = load(clips, audio_dir) if scale else {}
-    with timed("whisper", seconds):
-        quality["whisper"] = make_whisper(folder / "whisper", clips, waves, scale, seed)
-    with timed("beats", seconds):
-        quality["beats"] = make_beats(folder / "beats.pt", clips, waves, scale, seed)
-    return quality, seconds
+    Named, not handed over: only the workers import PyTorch.
+    """
+    began = time.monotonic()
+    make = getattr(import_module(f"util.mini_world.{module}"), f"make_{part}")
+    return part, make(*arguments), time.monotonic() - began
 
 
 def _worker() -> ProcessPoolExecutor:

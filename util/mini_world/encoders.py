@@ -32,7 +32,6 @@ ATTRIBUTE_WEIGHT = 0.2
 SOUND_REPEATS, MUSIC_REPEATS = 3, 2
 INIT_STD = 0.08  # transformers' 0.02 is for wide models
 IGNORE = -100
-Waves = dict[str, np.ndarray]  # by clip.path
 SOUNDS = ("silence", *scenes.EVENTS, "speech", "music")  # two may be on at the same time
 ATTRIBUTES = {  # one value per clip, where it has the attribute at all
     "gender": ("female", "male"),
@@ -44,15 +43,15 @@ ATTRIBUTES = {  # one value per clip, where it has the attribute at all
 }
 
 
-def load(clips: list[Clip], audio_dir: Path) -> Waves:
-    """16 kHz samples of all that is whole, through the same code as in training."""
-    return {clip.path: load_clip([audio_dir / clip.path[1:]], SECONDS) for clip in clips if not clip.broken}
+def _wave(clip: Clip, audio_dir: Path) -> Tensor:
+    """16 kHz samples [1, N], by the same code as in training."""
+    return torch.from_numpy(load_clip([audio_dir / clip.path[1:]], SECONDS))[None]
 
 
 # ---- Whisper
 
 
-def make_whisper(folder: Path, clips: list[Clip], waves: Waves, scale: float, seed: int) -> dict[str, float]:
+def make_whisper(folder: Path, clips: list[Clip], audio_dir: Path, scale: float, seed: int) -> dict[str, float]:
     """Build, pretrain and save the speech encoder; returns its framewise accuracies on the validation clips."""
     torch.manual_seed(seed)
     frames = SECONDS * FRAMES_PER_SECOND
@@ -80,13 +79,13 @@ def make_whisper(folder: Path, clips: list[Clip], waves: Waves, scale: float, se
         begin_suppress_tokens=None,
     )
     whisper = WhisperModel(config)
-    quality = _pretrain_whisper(whisper, LogMel(extractor), clips, waves, scale, seed) if scale else {}
+    quality = _pretrain_whisper(whisper, LogMel(extractor), clips, audio_dir, scale, seed) if scale else {}
     whisper.save_pretrained(folder)
     return quality
 
 
 def _pretrain_whisper(
-    whisper: WhisperModel, log_mel: LogMel, clips: list[Clip], waves: Waves, scale: float, seed: int
+    whisper: WhisperModel, log_mel: LogMel, clips: list[Clip], audio_dir: Path, scale: float, seed: int
 ) -> dict[str, float]:
     spoken = [clip for clip in clips if clip.words and not clip.broken]
     train, valid = ([clip for clip in spoken if clip.split == split] for split in ("train", "valid"))
@@ -95,7 +94,7 @@ def _pretrain_whisper(
     heads = nn.ModuleDict({"phone": nn.Linear(96, len(phones)), "word": nn.Linear(96, len(words))})
 
     def examples(chosen: list[Clip]) -> tuple[Tensor, Tensor, Tensor]:
-        mels = torch.cat([log_mel(torch.from_numpy(waves[c.path])[None]).half() for c in chosen])  # [N, 80, 500]
+        mels = torch.cat([log_mel(_wave(c, audio_dir)).half() for c in chosen])  # [N, 80, 500]
         return mels, _frame_labels([c.phones for c in chosen], phones), _frame_labels([c.words for c in chosen], words)
 
     mels, phone_labels, word_labels = examples(train)
@@ -154,12 +153,12 @@ class Classifier(nn.Module):
         return self.predictor(features.unflatten(1, (-1, bands)).mean(dim=2)), ~padding[:, ::bands]
 
 
-def make_beats(path: Path, clips: list[Clip], waves: Waves, scale: float, seed: int) -> dict[str, float]:
+def make_beats(path: Path, clips: list[Clip], audio_dir: Path, scale: float, seed: int) -> dict[str, float]:
     """Build, pretrain and save the audio encoder; returns its accuracies on the validation clips."""
     torch.manual_seed(seed)
     names = [*SOUNDS, *(f"{a} {value}" for a, values in ATTRIBUTES.items() for value in values)]
     model = Classifier(len(names))
-    quality = _pretrain_beats(model, clips, waves, scale, seed) if scale else {}
+    quality = _pretrain_beats(model, clips, audio_dir, scale, seed) if scale else {}
     weights = model.beats.state_dict() | {f"predictor.{k}": v for k, v in model.predictor.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     config = {**BEATS_CONFIG, "predictor_class": len(names)}
@@ -167,10 +166,10 @@ def make_beats(path: Path, clips: list[Clip], waves: Waves, scale: float, seed: 
     return quality
 
 
-def _pretrain_beats(model: Classifier, clips: list[Clip], waves: Waves, scale: float, seed: int) -> dict[str, float]:
+def _pretrain_beats(model: Classifier, clips: list[Clip], audio_dir: Path, scale: float, seed: int) -> dict[str, float]:
     good = [clip for clip in clips if not clip.broken]
     train, valid = ([clip for clip in good if clip.split == split] for split in ("train", "valid"))
-    fbanks = _fbanks(train, waves)
+    fbanks = _fbanks(train, audio_dir)
     steps = SECONDS * 100 // 16  # time steps of the longest clip
     sounding, attributes = _sounding(train, steps), _attributes(train)
     # what is rarer and more varied comes more often
@@ -194,12 +193,12 @@ def _pretrain_beats(model: Classifier, clips: list[Clip], waves: Waves, scale: f
 
     fit("beats", model, model.beats.encoder.layers, loss_of, round(BEATS_STEPS * scale))
     with torch.no_grad():
-        logits, valid_steps = model(_fbanks(valid, waves))
+        logits, valid_steps = model(_fbanks(valid, audio_dir))
     return _beats_quality(logits, valid_steps, _sounding(valid, steps)[:, : logits.shape[1]], _attributes(valid))
 
 
-def _fbanks(clips: list[Clip], waves: Waves) -> list[Tensor]:
-    return [kaldi_fbank(torch.from_numpy(waves[clip.path])[None])[0].half() for clip in clips]
+def _fbanks(clips: list[Clip], audio_dir: Path) -> list[Tensor]:
+    return [kaldi_fbank(_wave(clip, audio_dir))[0].half() for clip in clips]
 
 
 def _split(logits: Tensor) -> dict[str, Tensor]:
