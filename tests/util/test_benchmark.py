@@ -24,7 +24,7 @@ from salmonn.model.features import kaldi_fbank
 from salmonn.training.optim import build_optimizer
 from util import benchmark
 from util.benchmark import BENCHMARKS, text_line
-from util.benchmarks import plain_attention, plain_step, training
+from util.benchmarks import measure, plain_attention, plain_step, training
 from util.benchmarks.flops import sample_flops
 from util.benchmarks.measure import in_own_process, peak_growth
 from util.benchmarks.sizes import SIZES, build, make_batch
@@ -320,6 +320,15 @@ def test_quantised_random_weights_are_those_that_loading_makes(quantization):
     assert same_work[0] == same_work[1]
 
 
+@pytest.mark.parametrize(("speed", "n"), [(1e15, 2048), (1e11, 2048), (3e10, 2048), (2e9, 512)])
+def test_the_machine_s_peak_is_that_of_the_largest_products_that_take_no_time(monkeypatch, speed, n):
+    """In float16 one of 2048 takes half a minute where the processor has no instructions for it."""
+    tried = []
+    monkeypatch.setattr(measure, "product_seconds", lambda n, *_: tried.append(n) or 2 * n**3 / speed)
+    assert measure.matmul_peak(CPU, torch.float16) == pytest.approx(speed)
+    assert tried[-1] == n
+
+
 def test_a_process_of_its_own_is_another_one():
     assert in_own_process(os.getpid) not in (os.getpid(), os.getppid())
 
@@ -445,3 +454,9 @@ def test_batches_of_a_benchmark_of_them_are_taken_in_turn(monkeypatch, tmp_path)
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "train", "load", "--batch", "1", "8"])
     benchmark.main()
     assert calls == [1, 8, None]
+
+
+def test_a_configuration_is_looked_for_where_the_user_stands(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "memory", "--cfg-path", "mine.yaml"])
+    assert benchmark.parse_arguments().cfg_path == tmp_path / "mine.yaml"
