@@ -29,6 +29,7 @@ from util.benchmarks.flops import sample_flops
 from util.benchmarks.measure import in_own_process, peak_growth
 from util.benchmarks.sizes import SIZES, build, make_batch
 from util.benchmarks.step_split import REST, split_step
+from util.gpu import golden
 
 CPU = torch.device("cpu")
 
@@ -61,6 +62,18 @@ def test_the_plain_step_has_our_loss_and_our_gradients(model):
     for name, gradient in ours.items():
         torch.testing.assert_close(plain[name].norm(), gradient.norm(), rtol=1e-3, atol=1e-5, msg=name)
     assert min(g.norm() for name, g in ours.items() if "lora_" in name) > 1e-3  # nothing is zero for want of weights
+
+
+def test_the_plain_step_has_the_numbers_of_the_published_code():
+    case = golden.load_golden("base")
+    for i in range(len(case.meta["samples"])):
+        sample = golden.golden_sample(case, i)
+        with torch.no_grad(), plain_attention.published_attention(case.model), plain_step.everything_kept(case.model):
+            embeds = plain_step.heard(case.model, plain_step.extractor_of(case.model), sample)
+            loss = plain_step.answer_loss(case.model, embeds, sample["prompts"], sample["text"])
+        expected = torch.from_numpy(case.expected[f"s{i}_speech_embeds"])
+        torch.testing.assert_close(embeds[0], expected, rtol=0, atol=2e-5)
+        assert loss.item() == pytest.approx(float(case.expected[f"s{i}_loss_nopad"]), abs=5e-6)
 
 
 def test_the_plain_step_keeps_everything_and_ours_goes_on_as_before(model):
