@@ -39,14 +39,19 @@ INSTRUCTION = 4  # tokens in front of the audio's places
 
 def main() -> None:
     """Print a line per way."""
+    args = parse_arguments()
+    for line in compare(args.llm, args.text.read_text(encoding="utf-8"), args.rows, args.tokens):
+        print(line, flush=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llm", required=True, metavar="DIR", help="folder of a causal language model")
     parser.add_argument("--text", required=True, type=Path, metavar="FILE", help="text that it reads")
     parser.add_argument("--rows", type=int, default=2, metavar="N", help="of the text (default 2)")
     parser.add_argument("--tokens", type=int, default=96, metavar="N", help="of a row (default 96)")
-    args = parser.parse_args()
-    for line in compare(args.llm, args.text.read_text(encoding="utf-8"), args.rows, args.tokens):
-        print(line, flush=True)
+    return parser.parse_args()
 
 
 def compare(llm: str, text: str, rows: int, tokens: int) -> Iterator[str]:

@@ -22,12 +22,13 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from salmonn.common.cli import run_cli, tell_wait  # noqa: E402
+from salmonn.common.cli import above_zero, at_least_one, run_cli, tell_wait  # noqa: E402
 
 if __name__ == "__main__":
     tell_wait("loading PyTorch")  # what is imported below takes seconds
@@ -47,6 +48,7 @@ from util.benchmarks.scale import CARDS, LINK, NODE_LINK, bench_scale  # noqa: E
 from util.benchmarks.sizes import SIZES  # noqa: E402
 from util.benchmarks.token_batches import bench_batches  # noqa: E402
 from util.benchmarks.training import bench_train  # noqa: E402
+from util.jobs import seen_from_root  # noqa: E402
 
 BENCHMARKS = {
     "load": bench_load,
@@ -60,6 +62,7 @@ BENCHMARKS = {
 }
 DEFAULT = ("load",)
 QUANTISATIONS = CHOICES["model.llm_quantization"]
+Add = Callable[..., object]  # an option, to a parser or a group of its options
 OF_A_BATCH = ("train", "memory", "scale")  # the others have none, or several of their own
 
 
@@ -87,21 +90,36 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """The command line; exits with its usage for a benchmark that does not exist and numbers that cannot be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "what",
-        nargs="*",
-        metavar="NAME",
-        help=f"one or several of those above (default: {' '.join(DEFAULT)})",
+    _of_all(parser.add_argument)
+    _of_models(
+        parser.add_argument_group("of the benchmarks of models: train, memory, scale, generate, batches").add_argument
     )
-    parser.add_argument(
-        "--seconds",
-        type=above_zero(float),
-        nargs="+",
-        default=[10.0, 180.0],
-        metavar="S",
-        help="load: lengths of the clips (default: 10 180)",
+    _of_scale(parser.add_argument_group("of scale").add_argument)
+    args = parser.parse_args()
+    if unknown := set(args.what) - BENCHMARKS.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(BENCHMARKS)}")
+    return args
+
+
+def _of_all(add: Add) -> None:
+    count = partial(add, type=at_least_one, metavar="N")
+    add("what", nargs="*", metavar="NAME", help=f"one or several of those above (default: {' '.join(DEFAULT)})")
+    count("--repeats", default=3, help="timed repeats (default 3)")
+    add("--json", type=seen_from_root, metavar="FILE", help="write the rows to FILE, too")
+    add(
+        "--fresh-memory",
+        action="store_true",
+        help="on a CPU give freed memory back to the system at once, as a run does; fetching it anew then counts",
     )
-    add = parser.add_argument_group("of the benchmarks of models: train, memory, scale, generate, batches").add_argument
+    lengths = {"nargs": "+", "default": [10.0, 180.0], "metavar": "S"}
+    add("--seconds", type=above_zero, **lengths, help="load: lengths of the clips (default: 10 180)")
+    count("--entries", default=N_ENTRIES, help="inspector: size of the file (default %(default)s)")
+    add("--minutes", type=above_zero, metavar="M", help="gpu: time for all of it (default 8)")
+    add("--out", type=seen_from_root, metavar="DIR", help="gpu: results (default output/gpu_check)")
+
+
+def _of_models(add: Add) -> None:
+    count = partial(add, type=at_least_one, metavar="N")
     add(
         "--size",
         choices=SIZES,
@@ -110,118 +128,40 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where they, and gpu, run (default cpu)")
     add(
-        "--dtype", choices=("float32", "bfloat16"), default="float32",
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
         help="frozen weights and autocast; train on a CPU also tells the published step in float32 (default float32)",
-    )  # fmt: skip
+    )
     add("--quant", choices=QUANTISATIONS, default="none", help="how the LLM is quantised (default none)")
     add("--recompute", action="store_true", help="train, scale: ours with model.gradient_checkpointing=True")
-    add(
-        "--batch",
-        type=above_zero(int),
-        nargs="+",
-        metavar="N",
-        help="train, memory, scale: clips, in turn (default 4, scale: with --cfg-path the run's)",
-    )
-    add(
-        "--batches",
-        type=above_zero(int),
-        nargs="+",
-        default=[1, 8, 32],
-        metavar="N",
-        help="generate: clips per batch (default 1 8 32)",
-    )
-    add(
-        "--beams",
-        type=above_zero(int),
-        nargs="+",
-        default=BEAMS,
-        metavar="N",
-        help="generate: beams of the search, 1 is greedy (default 1 4)",
-    )
-    add("--tokens", type=above_zero(int), default=32, metavar="N", help="generate: length of all answers (default 32)")
-    add(
-        "--cfg-path",
-        type=Path,
-        metavar="FILE",
-        help="batches, memory, scale: of a run with this configuration, not of a --size",
-    )
+    clips = "train, memory, scale: clips, in turn (default 4, scale: with --cfg-path the run's)"
+    count("--batch", nargs="+", help=clips)
+    count("--batches", nargs="+", default=[1, 8, 32], help="generate: clips per batch (default 1 8 32)")
+    count("--beams", nargs="+", default=BEAMS, help="generate: beams of the search, 1 is greedy (default 1 4)")
+    count("--tokens", default=32, help="generate: length of all answers (default 32)")
+    run = "batches, memory, scale: of a run with this configuration, not of a --size"
+    add("--cfg-path", type=seen_from_root, metavar="FILE", help=run)
     add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="set keys of that configuration")
-    add(
-        "--budgets",
-        type=above_zero(int),
-        nargs="+",
-        default=[1000, 2000, 4000],
-        metavar="N",
-        help="batches: tokens of a micro-batch (default 1000 2000 4000)",
-    )
-    add(
-        "--gpu-gb",
-        type=above_zero(float),
-        default=32.0,
-        metavar="GB",
-        help="memory, scale: of the GPU, in 10^9 bytes (default 32)",
-    )
-    add(
-        "--answer-tokens",
-        type=above_zero(int),
-        metavar="N",
-        help="memory, scale: length of each answer (default: the most, model.max_txt_len)",
-    )
-    add = parser.add_argument_group("of scale").add_argument
-    add("--cards", type=above_zero(int), nargs="+", default=CARDS, metavar="N", help="how many (default 1 4 8 64)")
-    add(
-        "--step-seconds",
-        type=above_zero(float),
-        metavar="S",
-        help="of one batch on one card (default: measured)",
-    )
-    add(
-        "--fixed-seconds", type=above_zero(float), default=0.0, metavar="S",
-        help="of that, what is done once however many batches make a step (default 0)",
-    )  # fmt: skip
-    add("--accumulate", type=above_zero(int), metavar="N", help="batches of a step (default 1, or the configuration's)")
+    budgets = "batches: tokens of a micro-batch (default 1000 2000 4000)"
+    count("--budgets", nargs="+", default=[1000, 2000, 4000], help=budgets)
+    gigabytes = "memory, scale: of the GPU, in 10^9 bytes (default 32)"
+    add("--gpu-gb", type=above_zero, default=32.0, metavar="GB", help=gigabytes)
+    count("--answer-tokens", help="memory, scale: length of each answer (default: the most, model.max_txt_len)")
+
+
+def _of_scale(add: Add) -> None:
+    count, seconds = (partial(add, type=of, metavar=name) for of, name in ((at_least_one, "N"), (above_zero, "S")))
+    count("--cards", nargs="+", default=CARDS, help="how many (default 1 4 8 64)")
+    seconds("--step-seconds", help="of one batch on one card (default: measured)")
+    fixed = "of that, what is done once however many batches make a step (default 0)"
+    seconds("--fixed-seconds", default=0.0, help=fixed)
+    count("--accumulate", help="batches of a step (default 1, or the configuration's)")
     add("--shard-llm", action="store_true", help="with run.shard_llm=True")
+    link = partial(add, type=above_zero, nargs=2, metavar=("GB/S", "US"))
     for name, default, where in (("--link", LINK, "cards of a node"), ("--node-link", NODE_LINK, "nodes of 8 cards")):
-        add(
-            name, type=above_zero(float), nargs=2, default=default, metavar=("GB/S", "US"),
-            help=f"speed and latency between {where} (default {default[0]:g} {default[1]:g}, assumed)",
-        )  # fmt: skip
-    parser.add_argument("--minutes", type=above_zero(float), metavar="M", help="gpu: time for all of it (default 8)")
-    parser.add_argument("--out", type=absolute, metavar="DIR", help="gpu: results (default output/gpu_check)")
-    parser.add_argument(
-        "--entries",
-        type=above_zero(int),
-        default=N_ENTRIES,
-        metavar="N",
-        help="inspector: size of the file (default %(default)s)",
-    )
-    parser.add_argument("--repeats", type=above_zero(int), default=3, metavar="N", help="timed repeats (default 3)")
-    parser.add_argument(
-        "--fresh-memory",
-        action="store_true",
-        help="on a CPU give freed memory back to the system at once, as a run does; fetching it anew then counts",
-    )
-    parser.add_argument("--json", type=absolute, metavar="FILE", help="write the rows to FILE, too")
-    args = parser.parse_args()
-    if unknown := set(args.what) - BENCHMARKS.keys():
-        parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(BENCHMARKS)}")
-    return args
-
-
-def absolute(text: str) -> Path:
-    """An argparse type: a path from where the user stands, whatever folder the process works in later."""
-    return Path(text).absolute()
-
-
-def above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:
-    """An argparse type: a number of that kind above zero."""
-
-    def number(text: str) -> float:
-        if (value := kind(text)) <= 0:
-            raise argparse.ArgumentTypeError(f"{text}: must be more than 0")
-        return value
-
-    return number
+        assumed = f"speed and latency between {where} (default {default[0]:g} {default[1]:g}, assumed)"
+        link(name, default=default, help=assumed)
 
 
 def text_line(row: dict) -> str:

@@ -19,6 +19,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from importlib import import_module
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from salmonn.common.cli import run_cli  # noqa: E402
+from salmonn.common.cli import above_zero, run_cli  # noqa: E402
 from salmonn.common.errors import UserError  # noqa: E402
 
 LOOK = 0.2  # s between looks at a part
@@ -116,7 +117,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--minutes", type=float, default=8.0, metavar="M", help="time for all of it (default 8)")
+    add("--minutes", type=above_zero, default=8.0, metavar="M", help="time for all of it (default 8)")
     add("--out", type=Path, default=ROOT / "output/gpu_check", metavar="DIR", help="results (default %(default)s)")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="where it runs (default cuda)")
     add("--size", choices=("full", "mini"), default="full", help="13B, or what a CPU takes (default full)")
@@ -141,6 +142,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def measure(args: argparse.Namespace) -> None:
     """Load what a part needs, wait for its turn, then append each row to its file as soon as it is known."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     part = PARTS[args.part]
     module = import_module(f"util.gpu.{part.module}")
     from util.gpu.rows import Setup  # with it come the libraries
@@ -151,6 +153,13 @@ def measure(args: argparse.Namespace) -> None:
         for row in module.rows(Setup(args.device, args.size), *part.arguments):
             file.write(json.dumps(row) + "\n")
             file.flush()
+
+
+def _end_with(script: int) -> None:
+    """Once the script is gone, also by a kill, end what it has started: the next check wants the GPU's memory."""
+    while os.getppid() == script:
+        time.sleep(LOOK)
+    os.killpg(0, signal.SIGTERM)
 
 
 def skipped(name: str, device: str) -> str:

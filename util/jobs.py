@@ -72,7 +72,7 @@ def allocator() -> dict[str, str]:
     """Environment in which oneTBB's malloc takes the place of glibc's, where the package `tbb` is installed.
 
     Clips of many lengths leave free blocks of many sizes, and glibc looks through those of half a megabyte and more one
-    by one: after some minutes of training on a CPU that is a quarter of its time (docs/performance.md).
+    by one: after some minutes of training on a CPU that is a quarter of its time (docs/performance_history.md).
     """
     # the second asks for the first by its name alone
     libraries = [Path(sys.prefix) / "lib" / f"lib{name}.so.2" for name in ("tbbmalloc", "tbbmalloc_proxy")]

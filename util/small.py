@@ -17,12 +17,12 @@ python -m salmonn.chat --cfg-path configs/small/decode.yaml --audio my.wav   ans
 
 import os
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.cli import run_cli
+from salmonn.common.cli import at_least_one, run_cli
 from util.jobs import ROOT, seen_from_root
 
 
@@ -70,13 +70,6 @@ def parse_arguments() -> Namespace:
     add("--processes", type=at_least_one, default=2, metavar="N", help="that speak and train (default: %(default)s)")
     add("--options", nargs="*", default=[], metavar="STAGE:KEY=VALUE", help="e.g. stage1:run.iters_per_epoch=500")
     return parser.parse_args()
-
-
-def at_least_one(text: str) -> int:
-    """A number of things."""
-    if not (text.isascii() and text.isdecimal() and int(text)):
-        raise ArgumentTypeError(f"{text}: a whole number, 1 or more")
-    return int(text)
 
 
 if __name__ == "__main__":

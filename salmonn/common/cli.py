@@ -4,6 +4,7 @@ import difflib
 import errno
 import io
 import json
+import math
 import os
 import signal
 import socket
@@ -175,6 +176,21 @@ def seed_number(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < 2**32):
         raise ArgumentTypeError(f"{text[:40]}: a seed is a whole number from 0 to {2**32 - 1}")
     return int(text)
+
+
+def at_least_one(text: str) -> int:
+    """A number of things, as the `type` of an argument."""
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise ArgumentTypeError(f"{text[:40]}: a whole number, 1 or more")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    """An amount, as the `type` of an argument."""
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < math.inf:
+            return value
+    raise ArgumentTypeError(f"{text[:40]}: a number, more than 0")
 
 
 def refuse_former(former: Mapping[str, str], arguments: Sequence[str]) -> None:

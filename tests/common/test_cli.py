@@ -12,7 +12,7 @@ from argparse import ArgumentTypeError
 import pytest
 
 from salmonn.common import cli
-from salmonn.common.cli import run_cli, seed_number
+from salmonn.common.cli import above_zero, at_least_one, run_cli, seed_number
 from salmonn.common.errors import UserError, examples, reason
 from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG
@@ -103,6 +103,20 @@ def test_what_is_no_seed_is_told_by_the_command_line(text):
     assert seed_number(str(2**32 - 1)) == 2**32 - 1
     with pytest.raises(ArgumentTypeError, match="a seed is a whole number from 0 to 4294967295"):
         seed_number(text)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "", "\u0661", "1_0", "x", "1" * 50 + "x"])
+def test_what_is_no_number_of_things_is_told_by_the_command_line(text):
+    assert at_least_one("007") == 7
+    with pytest.raises(ArgumentTypeError, match=rf"^{text[:40]}: a whole number, 1 or more"):
+        at_least_one(text)
+
+
+@pytest.mark.parametrize("text", ["0", "-0.5", "nan", "inf", "", "x"])
+def test_what_is_no_amount_is_told_by_the_command_line(text):
+    assert above_zero("5e-1") == 0.5
+    with pytest.raises(ArgumentTypeError, match=rf"^{text}: a number, more than 0"):
+        above_zero(text)
 
 
 def test_of_a_long_list_a_few_are_named_and_the_rest_counted():

@@ -1,5 +1,6 @@
 """What the documents say is there: links, files, keys, tests, sizes; and their examples work."""
 
+import importlib
 import json
 import re
 import shlex
@@ -126,6 +127,42 @@ def test_largest_batches_in_performance_md_are_what_is_predicted():
         for checkpointing, most in zip((False, True), shown, strict=True):
             case = Case("cuda", 2, quantization, config.run.amp, checkpointing, gradients_stay=True)
             assert largest_batch(model, case, int(answer), 32e9) == int(most), (name, quantization, answer)
+
+
+def sections_with_figures() -> dict[str, str]:
+    """Of docs/performance.md those with a table of figures, which links to elsewhere are not."""
+    sections = dict(re.findall(r"^## (.+)\n((?:(?!## ).*\n?)*)", read("docs/performance.md"), re.M))
+    rows = {title: re.findall(r"^\|.*\d.*\|$", text, re.M) for title, text in sections.items()}
+    without = ("What each option gives", "Hearing only the clip")
+    return {title: sections[title] for title in sections if rows[title] and title not in without}
+
+
+@pytest.mark.parametrize("title", sections_with_figures())
+def test_figures_of_performance_md_have_a_command_a_machine_and_a_day(title: str):
+    text = sections_with_figures()[title]
+    assert re.search(r"`(OMP_NUM_THREADS=1 )?python ", text), "no command"
+    assert re.search(r"Xeon|EPYC|H100|any machine", text), "no machine"
+    assert re.search(r"20\d\d-\d\d-\d\d", text), "no day"
+    assert "not kept" not in re.sub(r"[^.]*\(performance_history\.md#[^.]*\.", "", text), "belongs in the history"
+
+
+def commands_of_performance_md() -> Iterator[list[str]]:
+    for found in re.findall(
+        r"`(?:OMP_NUM_THREADS=1 )?python ((?:util|experiments)/[^`]+)`", read("docs/performance.md")
+    ):
+        yield shlex.split(found)
+
+
+def test_the_commands_of_performance_md_have_the_options_that_there_are(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    for script, *arguments in commands_of_performance_md():
+        assert (ROOT / script).is_file(), script
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        monkeypatch.setattr("sys.argv", [script, *arguments])
+        if "--help" not in arguments:
+            module.parse_arguments()
+        seen.append(script)
+    assert len(seen) > 8
 
 
 def test_every_room_has_one_line():

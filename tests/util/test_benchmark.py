@@ -24,11 +24,12 @@ from salmonn.model.features import kaldi_fbank
 from salmonn.training.optim import build_optimizer
 from util import benchmark
 from util.benchmark import BENCHMARKS, text_line
-from util.benchmarks import plain_attention, plain_step, training
+from util.benchmarks import measure, plain_attention, plain_step, training
 from util.benchmarks.flops import sample_flops
 from util.benchmarks.measure import in_own_process, peak_growth
 from util.benchmarks.sizes import SIZES, build, make_batch
 from util.benchmarks.step_split import REST, split_step
+from util.gpu import golden
 
 CPU = torch.device("cpu")
 
@@ -61,6 +62,18 @@ def test_the_plain_step_has_our_loss_and_our_gradients(model):
     for name, gradient in ours.items():
         torch.testing.assert_close(plain[name].norm(), gradient.norm(), rtol=1e-3, atol=1e-5, msg=name)
     assert min(g.norm() for name, g in ours.items() if "lora_" in name) > 1e-3  # nothing is zero for want of weights
+
+
+def test_the_plain_step_has_the_numbers_of_the_published_code():
+    case = golden.load_golden("base")
+    for i in range(len(case.meta["samples"])):
+        sample = golden.golden_sample(case, i)
+        with torch.no_grad(), plain_attention.published_attention(case.model), plain_step.everything_kept(case.model):
+            embeds = plain_step.heard(case.model, plain_step.extractor_of(case.model), sample)
+            loss = plain_step.answer_loss(case.model, embeds, sample["prompts"], sample["text"])
+        expected = torch.from_numpy(case.expected[f"s{i}_speech_embeds"])
+        torch.testing.assert_close(embeds[0], expected, rtol=0, atol=2e-5)
+        assert loss.item() == pytest.approx(float(case.expected[f"s{i}_loss_nopad"]), abs=5e-6)
 
 
 def test_the_plain_step_keeps_everything_and_ours_goes_on_as_before(model):
@@ -320,6 +333,15 @@ def test_quantised_random_weights_are_those_that_loading_makes(quantization):
     assert same_work[0] == same_work[1]
 
 
+@pytest.mark.parametrize(("speed", "n"), [(1e15, 2048), (1e11, 2048), (3e10, 2048), (2e9, 512)])
+def test_the_machine_s_peak_is_that_of_the_largest_products_that_take_no_time(monkeypatch, speed, n):
+    """In float16 one of 2048 takes half a minute where the processor has no instructions for it."""
+    tried = []
+    monkeypatch.setattr(measure, "product_seconds", lambda n, *_: tried.append(n) or 2 * n**3 / speed)
+    assert measure.matmul_peak(CPU, torch.float16) == pytest.approx(speed)
+    assert tried[-1] == n
+
+
 def test_a_process_of_its_own_is_another_one():
     assert in_own_process(os.getpid) not in (os.getpid(), os.getppid())
 
@@ -445,3 +467,9 @@ def test_batches_of_a_benchmark_of_them_are_taken_in_turn(monkeypatch, tmp_path)
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "train", "load", "--batch", "1", "8"])
     benchmark.main()
     assert calls == [1, 8, None]
+
+
+def test_a_configuration_is_looked_for_where_the_user_stands(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "memory", "--cfg-path", "mine.yaml"])
+    assert benchmark.parse_arguments().cfg_path == tmp_path / "mine.yaml"

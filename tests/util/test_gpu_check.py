@@ -21,6 +21,7 @@ from tests.fixtures.commands import run_command
 from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG, wait_until
 from util import gpu_check
+from util.benchmarks.measure import family
 from util.gpu import golden, one_rank, right
 from util.gpu.rows import largest, row
 
@@ -80,6 +81,20 @@ def test_a_check_that_is_ended_keeps_what_it_has_and_leaves_no_process(tmp_path)
     rows = report(tmp_path)["parts"]["right"]["rows"]
     assert rows[0]["what"] == "base, float32: log-mel"
     assert commands_with(str(tmp_path)) == []
+
+
+def test_a_part_ends_with_the_script_that_was_killed(tmp_path):
+    start = "import subprocess, sys; subprocess.run(sys.argv[1:], start_new_session=True)"
+    part = [sys.executable, str(ROOT / MINI[0]), *MINI[1:5], "--out", str(tmp_path), "--part", "environment"]
+    script = subprocess.Popen([sys.executable, "-c", start, *part], stdin=subprocess.PIPE)  # open: the part waits
+    wait_until(lambda: loads_torch(family(script.pid)[1:]), script)
+    script.kill()
+    wait_until(lambda: commands_with(str(tmp_path)) == [])
+    script.communicate()
+
+
+def loads_torch(pids: list[int]) -> bool:
+    return any("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in pids)
 
 
 def commands_with(word: str) -> list[bytes]:
@@ -188,7 +203,7 @@ def test_a_bar_that_is_not_met_is_seen():
     ("options", "says"),
     [
         (["--device", "cpu"], "--device cpu needs --size mini"),
-        (["--minutes", "0"], "--minutes must be more than 0.5"),
+        (["--minutes", "nan"], "nan: a number, more than 0"),
         (["--minutes", "0.5"], "--minutes must be more than 0.5"),
         (["--parts", "swift"], "invalid choice: 'swift'"),
     ],

@@ -1,9 +1,11 @@
 """What only a GPU runs of util/gpu_check.py, run here: the same code at mini size, torch.cuda's answers made up."""
 
 import linecache
+import platform
 import re
 import warnings
 from collections import Counter
+from importlib import metadata
 from pathlib import Path
 from traceback import FrameSummary
 
@@ -11,9 +13,10 @@ import pytest
 import torch
 
 import salmonn
+from salmonn.doctor.findings import WRONG, Finding
 from salmonn.model.compilation import repeated_blocks
 from tests.fixtures.paths import ROOT
-from util.gpu import answers, compiled, fast, fits, kernels, rows, waits
+from util.gpu import answers, compiled, environment, fast, fits, kernels, rows, waits
 from util.gpu.rows import Setup, row
 from util.gpu.waits import Place
 
@@ -23,6 +26,26 @@ STEP_FILE = "salmonn/training/step.py"
 
 def by_what(lines) -> dict[str, dict]:
     return {line["what"].strip(): line for line in lines}
+
+
+# ---- the environment
+
+
+def test_the_environment_names_versions_also_where_a_package_is_missing(monkeypatch):
+    def said() -> dict[str, str]:
+        return {line["what"]: line["value"] for line in environment.rows(Setup("cpu", "mini"))}
+
+    monkeypatch.setattr(environment, "matmul_peak", lambda *_: 1.0)
+    monkeypatch.setattr(environment, "COPY_BYTES", {"cpu": 8})
+    with_it = said()["python, torch, CUDA, transformers"]
+    assert with_it.split(", ")[0::3] == [platform.python_version(), metadata.version("transformers")]
+    assert environment.version_of("no-such-package") == "none"
+    monkeypatch.setattr(environment, "version_of", lambda _: "none")
+    monkeypatch.setattr(environment, "check_packages", lambda: [Finding(WRONG, "peft", "not installed", "")])
+    without = said()
+    assert without["python, torch, CUDA, transformers"].endswith(", none")
+    assert without["package peft"] == "not installed"
+    assert without["packages"] == "see above"
 
 
 # ---- memory that does not suffice

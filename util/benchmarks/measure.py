@@ -16,7 +16,7 @@ from tqdm import trange
 from salmonn.common.device import now
 
 MATMUL_SIZES = {"cpu": 2048, "cuda": 8192}
-MATMUL_REPEATS = 10
+SMALLEST, MATMUL_REPEATS, LONG = 256, 10, 0.1  # s of a product: larger ones are left out
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 Clock = Callable[[], float]
 
@@ -118,12 +118,23 @@ def _bytes(path: str, name: str) -> int:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP per second (of `spent`) of the fastest of some products of large square matrices."""
-    n = MATMUL_SIZES[device.type]
+    """FLOP per second (of `spent`) of the fastest of some products of large square matrices.
+
+    Of smaller ones where the processor has no instructions for them: in float16 a large one takes half a minute.
+    """
+    n, fastest = SMALLEST, product_seconds(SMALLEST, device, dtype)
+    while n < MATMUL_SIZES[device.type] and fastest < LONG:
+        n *= 2
+        fastest = product_seconds(n, device, dtype)
+    return 2 * n**3 / fastest
+
+
+def product_seconds(n: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Of the fastest of some products of two matrices [n, n]."""
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     times = []
     for _ in range(MATMUL_REPEATS):
         began = spent(device)
         a @ b
         times.append(spent(device) - began)
-    return 2 * n**3 / min(times)
+    return min(times)

@@ -2,6 +2,8 @@
 
 import platform
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -22,7 +24,8 @@ def rows(setup: Setup) -> Iterator[Row]:
         yield row("card", properties.name)
         yield row("memory of it", properties.total_memory / 1e9, "GB")
         yield row("driver", nvidia_driver())
-    yield row("python, torch, CUDA", f"{platform.python_version()}, {torch.__version__}, {torch.version.cuda}")
+    versions = platform.python_version(), torch.__version__, torch.version.cuda, version_of("transformers")
+    yield row("python, torch, CUDA, transformers", ", ".join(map(str, versions)))
     findings = list(check_packages())
     for finding in findings:
         if finding.state != OK:
@@ -37,3 +40,10 @@ def rows(setup: Setup) -> Iterator[Row]:
     target = torch.empty_like(source)
     copied = seconds_of(lambda: target.copy_(source), where)
     yield row("copies within the device's memory, read and written", 2 * len(source) / copied / 1e9, "GB/s")
+
+
+def version_of(package: str) -> str:
+    """Of a package that may be missing."""
+    with suppress(PackageNotFoundError):
+        return version(package)
+    return "none"
