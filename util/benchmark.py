@@ -5,8 +5,10 @@
   python util/benchmark.py train       a training step: speed, where the time goes, memory, share of the matmul peak
   python util/benchmark.py memory      predicted memory of a training step on a GPU by part, and the largest batch
   python util/benchmark.py scale       samples/s and memory on 1 to 64 cards, predicted from one's step; a check by gloo
+  python util/benchmark.py stage0      what stage 0 costs beside stage 1 at 13B, on paper; with --tflops in hours
   python util/benchmark.py generate    answers of a batch against one by one and the published way: speed, same tokens
   python util/benchmark.py batches     steps of a run cut by tokens (run.batch_tokens) against by clips: speed, padding
+  python util/benchmark.py start       seconds until a command shows something and until its end (make quickstart first)
   python util/benchmark.py gpu         all that a GPU can tell (util/gpu_check.py): with --device cuda --size 13b there
 
   python util/benchmark.py memory --cfg-path configs/stage1.yaml --gpu-gb 32
@@ -46,6 +48,8 @@ from util.benchmarks.measure import keep_freed_memory  # noqa: E402
 from util.benchmarks.memory import bench_memory  # noqa: E402
 from util.benchmarks.scale import CARDS, LINK, NODE_LINK, bench_scale  # noqa: E402
 from util.benchmarks.sizes import SIZES  # noqa: E402
+from util.benchmarks.stage0 import bench_stage0  # noqa: E402
+from util.benchmarks.starts import bench_start  # noqa: E402
 from util.benchmarks.token_batches import bench_batches  # noqa: E402
 from util.benchmarks.training import bench_train  # noqa: E402
 from util.jobs import seen_from_root  # noqa: E402
@@ -56,14 +60,16 @@ BENCHMARKS = {
     "train": bench_train,
     "memory": bench_memory,
     "scale": bench_scale,
+    "stage0": bench_stage0,
     "generate": bench_generate,
     "batches": bench_batches,
+    "start": bench_start,
     "gpu": bench_gpu,
 }
 DEFAULT = ("load",)
 QUANTISATIONS = CHOICES["model.llm_quantization"]
 Add = Callable[..., object]  # an option, to a parser or a group of its options
-OF_A_BATCH = ("train", "memory", "scale")  # the others have none, or several of their own
+OF_A_BATCH = ("train", "memory", "scale", "stage0")  # the others have none, or several of their own
 
 
 def main() -> None:
@@ -135,19 +141,23 @@ def _of_models(add: Add) -> None:
     )
     add("--quant", choices=QUANTISATIONS, default="none", help="how the LLM is quantised (default none)")
     add("--recompute", action="store_true", help="train, scale: ours with model.gradient_checkpointing=True")
-    clips = "train, memory, scale: clips, in turn (default 4, scale: with --cfg-path the run's)"
+    clips = "train, memory, scale, stage0: clips, in turn (default 4; scale with --cfg-path, stage0: the run's)"
     count("--batch", nargs="+", help=clips)
     count("--batches", nargs="+", default=[1, 8, 32], help="generate: clips per batch (default 1 8 32)")
     count("--beams", nargs="+", default=BEAMS, help="generate: beams of the search, 1 is greedy (default 1 4)")
     count("--tokens", default=32, help="generate: length of all answers (default 32)")
-    run = "batches, memory, scale: of a run with this configuration, not of a --size"
+    run = "batches, memory, scale, stage0 (default configs/fast/stage0.yaml): of a run with this configuration"
     add("--cfg-path", type=seen_from_root, metavar="FILE", help=run)
     add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="set keys of that configuration")
     budgets = "batches: tokens of a micro-batch (default 1000 2000 4000)"
     count("--budgets", nargs="+", default=[1000, 2000, 4000], help=budgets)
+    add("--tflops", type=above_zero, metavar="N", help="stage0: 10^12 operations/s that a card reaches")
     gigabytes = "memory, scale: of the GPU, in 10^9 bytes (default 32)"
     add("--gpu-gb", type=above_zero, default=32.0, metavar="GB", help=gigabytes)
-    count("--answer-tokens", help="memory, scale: length of each answer (default: the most, model.max_txt_len)")
+    count(
+        "--answer-tokens",
+        help="memory, scale, stage0: length of each answer (default: the most, model.max_txt_len; stage0: 45)",
+    )
 
 
 def _of_scale(add: Add) -> None:
