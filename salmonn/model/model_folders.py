@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import get_session
 from omegaconf import DictConfig
 from safetensors import safe_open
@@ -137,7 +138,10 @@ def _needed(key: str) -> str:
 @cache  # asked once for the parts that are loaded from one name
 def _hub_problem(name: str) -> str:
     """Why a name can neither be asked for at the hub nor be found in its cache by itself; "" where it can."""
-    cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+    try:
+        cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:  # output/model/llama
+        return "is no folder here, and no name that the hub could have"
     if constants.HF_HUB_OFFLINE and cached:
         return ""
     if constants.HF_HUB_OFFLINE:

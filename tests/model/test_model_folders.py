@@ -146,6 +146,13 @@ def test_a_name_that_is_not_in_the_cache_is_told_offline(monkeypatch):
         assert message.count("\n") == 0
 
 
+def test_a_path_that_is_no_name_of_the_hub_is_told():
+    for load in LOADERS:
+        message = message_of(load, whisper_path="output/none/whisper")
+        assert "model.whisper_path = output/none/whisper is no folder here, and no name that the hub could" in message
+        assert message.count("\n") == 0
+
+
 # ---- weights and configuration of different models
 
 
