@@ -118,6 +118,7 @@ def test_all_problems_are_told_together(weights, tmp_path):
         ({"text": "yes</s>"}, "entry 1: 'text' holds the end symbol '</s>'"),
         ({"task": "QA"}, "1 entries of the task 'QA' have no 'Q', which its prompts in "),
         ({"task": "QA", "Q": " "}, "1 entries of the task 'QA' have no 'Q'"),
+        ({"task": "QA", "Q": "\u200b \u2060"}, "1 entries of the task 'QA' have no 'Q'"),
     ],
 )
 @pytest.mark.parametrize("key", ["train_ann_path", "valid_ann_path"])

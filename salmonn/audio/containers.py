@@ -8,6 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from salmonn.audio.joined import HEAD, require_no_file
+
 STREAMED_SIZE = 0x7FFFF000  # bytes; programs that cannot seek back write such sizes
 _UNKNOWN = (1 << 31, 1 << 32)  # bytes; sizes about these mean "not known" ...
 _ABOUT = 4096  # ... by so many
@@ -212,7 +214,9 @@ def _end_of_w64(file: BinaryIO) -> int | None:
 def _end_of_ebml(file: BinaryIO) -> int | None:
     """Of a Matroska or WebM; inside its segments and clusters, too, of which live recorders do not tell the size."""
     position = 0
-    while head := _bytes(file, position, 12):
+    while head := _bytes(file, position, HEAD):
+        if not head.startswith(b"\x1a\x45\xdf\xa3"):  # of those FFmpeg hears one after the other
+            require_no_file(head)
         name_bytes = _ebml_number(head)[1]
         size, size_bytes = _ebml_number(head[name_bytes:])
         if not (name_bytes and size_bytes):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from salmonn.audio.joined import HEAD, require_no_file
 from salmonn.audio.mp3 import TAG_HEAD, after_tags, before_tags
 from salmonn.audio.sound import Sound
 from salmonn.audio.view import Bytes
@@ -211,6 +212,8 @@ def _require_one(file: BinaryIO, container_name: str) -> None:
     parts = list(_parts(file, *_PARTS[container_name])) if container_name in _PARTS else []
     headers = sum(name in _HEADERS for name, _ in parts)
     rest = Bytes(file, parts[-1][1].stop if parts else 0)
+    if parts:
+        require_no_file(rest[:HEAD])
     for beginning in _BEGINNINGS[container_name]:
         at = -1
         while headers < 2 and (at := rest.find(beginning, at + 1)) >= 0:

@@ -11,7 +11,8 @@ import numpy as np
 import soundfile
 
 from salmonn.audio.containers import STREAMED_SIZE, SampleBytes, find_samples
-from salmonn.audio.mp3 import TAG_HEAD, after_tags, read_mp3
+from salmonn.audio.joined import require_no_file_within
+from salmonn.audio.mp3 import TAG_HEAD, after_tags, before_tags, read_mp3
 from salmonn.audio.quiet import no_prints_of_c
 from salmonn.audio.sound import Sound
 from salmonn.audio.view import Bytes, View
@@ -77,7 +78,7 @@ def _shown_flac(raw: BinaryIO, start: int, info: bytes) -> _Shown:
     frames = int.from_bytes(info[:5]) & (1 << 36) - 1
     at = start + _STREAMINFO.start
     without = bytes([info[0] & 0xF0]) + bytes(4)
-    view = View(raw, [range(start, at), without, range(at + len(without), os.fstat(raw.fileno()).st_size)])
+    view = View(raw, [range(start, at), without, range(at + len(without), before_tags(raw))])
     return _Shown(view, frames or None, is_told=False, md5=info[5:])
 
 
@@ -115,7 +116,7 @@ def _sound(path: Path, file: soundfile.SoundFile, shown: _Shown) -> Sound:
     def check_end() -> None:
         if digest and digest.digest() != shown.md5:
             raise ValueError("damaged: its samples do not fit the checksum (MD5) in its header")
-        if file.format == "FLAC" and frames and _goes_on(path, read):
+        if file.format == "FLAC" and _goes_on(path, read) and frames:
             raise ValueError(f"lying header: it says {frames} samples, and more follow; decode and encode it once")
 
     slack = 2 * (1152 if file.samplerate > 24_000 else 576) if file.format == "MP3" else 0  # two frames
@@ -138,7 +139,8 @@ def _goes_on(path: Path, read: Callable[[int], np.ndarray]) -> bool:
     except soundfile.LibsndfileError:  # something else was put behind it, if not another FLAC
         with path.open("rb") as raw:
             data = Bytes(raw)
-            return data.find(b"fLaC", data.find(b"fLaC") + 1) >= 0
+            require_no_file_within(data, after_tags(data) + 1)
+        return False
 
 
 def _raise_system_error(source: int | View) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import BinaryIO, NamedTuple
 
+from salmonn.audio.joined import HEAD, require_no_file, require_no_file_within
 from salmonn.audio.view import Bytes
 
 _MPEG_1 = 3
@@ -22,6 +23,12 @@ _TAG_WITHIN = 64  # bytes of the first frame
 _CHECKED = 6  # bytes of a frame's header and checksum; up to the tag all others are 0
 # how a frame begins, but for a few: with no version, layer and bitrate that there is not
 _LIKE_A_FRAME = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][\x10-\xeb]")
+_ADTS = (
+    b"\xff\xf0",
+    b"\xff\xf1",
+    b"\xff\xf8",
+    b"\xff\xf9",
+)  # how frames of an AAC begin, like those of an mp3
 _MOST_TRIES = 100_000  # what looks like a frame between frames, and is none: more is another file than an mp3
 TAG_HEAD = 32  # bytes by which a tag is known, and its size
 _OLD_ID3 = 128  # bytes
@@ -63,17 +70,21 @@ def read_mp3(data: Bytes) -> Mp3 | None:
     told = _told_frames(data[start : start + _TAG_WITHIN])
     run = stop = start if told is None else start + first.size  # the frame of a tag is no sound
     parts: list[range] = []
+    last = start  # frame; cut, it reaches beyond where it ends
     while position + 4 <= len(data):
         header = _header(data[position : position + 4])
         if header and header.kind == first.kind:
-            position += header.size
+            last, position = position, position + header.size
             frames += position <= len(data)
             stop = min(position, len(data))
         elif (behind := after_tags(data, position)) > position:
             parts.append(range(run, stop))
             run = position = behind
         else:
+            if data[position : position + 2] in _ADTS:
+                require_no_file(data[position : position + HEAD])
             position = _resume(data, position, tries, first.kind)
+            require_no_file_within(data, last, position)
     parts.append(range(run, stop))
     if told is None:
         return Mp3(parts, frames, first.samples, False)

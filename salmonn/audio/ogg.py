@@ -4,6 +4,8 @@ import struct
 import zlib
 from pathlib import Path
 
+from salmonn.audio.joined import HEAD, require_no_file
+from salmonn.audio.mp3 import after_tags
 from salmonn.audio.view import Bytes
 
 _HEADER = struct.Struct("<4sBBqII4sB")  # capture, version, flags, granule position, serial, page, crc, segments
@@ -23,8 +25,11 @@ def is_plain_ogg(path: str | Path) -> bool:
     with Path(path).open("rb") as file:
         while head := file.read(_HEADER.size):
             if not head.startswith(b"OggS"):
-                if flags & _LAST_PAGE and Bytes(file, file.tell() - len(head)).find(b"OggS") < 0:
-                    break  # something else was put behind the stream
+                rest = Bytes(file, file.tell() - len(head))
+                if flags & _LAST_PAGE and rest.find(b"OggS") < 0:
+                    at = after_tags(rest)
+                    require_no_file(rest[at : at + HEAD])
+                    break  # something else was put behind the stream, as a tag
                 raise ValueError("damaged: a page of the Ogg stream does not begin where it should")
             if len(head) < _HEADER.size:
                 raise ValueError("truncated: it ends within a page of the Ogg stream")

@@ -37,7 +37,7 @@ from salmonn.data.annotation_scan import RECORD, SHOWN_PROBLEMS, Place, scan
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 5
+_VERSION = 6
 _ALIGNMENT = 4096  # of the records in the index file
 
 
@@ -60,6 +60,7 @@ class Header(msgspec.Struct):
     without_text: list[int]  # the first few
     with_symbol: dict[str, tuple[int, list[Place]]]  # of end symbols that were looked for: how often, the first few
     text_offset: int  # of the text in the index file; 0 where the annotation file holds it
+    content: str  # checksum of the text
     body: str = "0" * 8  # checksum of what follows this line
 
 
@@ -208,11 +209,12 @@ def _build(source: Path, status: os.stat_result, place: Path, end_symbols: Seque
         except OSError as error:
             raise UserError(f"annotation file {source} cannot be read: {error}") from error
         compressed = source.suffix == ".gz"
+        text.seek(0)
         header = Header(
             _VERSION, status.st_size, status.st_mtime_ns, status.st_ctime_ns, len(found.records), found.tasks,
             len(found.without_text), found.without_text[:SHOWN_PROBLEMS],
             {symbol: (len(places), places[:SHOWN_PROBLEMS]) for symbol, places in found.with_symbol.items()},
-            text_offset=0,
+            text_offset=0, content=checksum(text),
         )  # fmt: skip
         if compressed:
             # the number's own length counts: an offset far enough for any header line

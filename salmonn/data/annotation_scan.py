@@ -1,6 +1,7 @@
 """Reading annotation files of hundreds of megabytes: a few megabytes at a time, every entry checked."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,7 @@ def _scan(source: Path, chunks: Iterable[Chunk], end_symbols: Sequence[str]) -> 
             part["length"] = [len(memoryview(raw)) for raw in raws]
             part["start"] = begin + _starts(chunk, part["length"].tolist())
             part["text"] = [len(entry.text or "") for entry in entries]
-            part["question"] = [len(entry.Q.strip()) if entry.Q else 0 for entry in entries]
+            part["question"] = [_asked(entry.Q) if entry.Q else 0 for entry in entries]
             part["task"] = [tasks.setdefault(entry.task or DEFAULT_TASK, len(tasks)) for entry in entries]
             records.append(part)
             without_text += [n + i for i, entry in enumerate(entries) if entry.text is None]
@@ -190,6 +191,12 @@ def _scan(source: Path, chunks: Iterable[Chunk], end_symbols: Sequence[str]) -> 
     if not n:
         raise UserError(f"annotation file {source} has no entries")
     return Scan(np.concatenate(records), list(tasks), without_text, with_symbol)
+
+
+def _asked(question: str) -> int:
+    """Characters of a question without blanks around it; 0 where none of them can be seen, as of a zero-width blank."""
+    stripped = question.strip()
+    return len(stripped) if any(unicodedata.category(char)[0] not in "CZ" for char in stripped) else 0
 
 
 def _all_good(entries: Sequence[Entry], texts: str) -> bool:

@@ -69,6 +69,11 @@ class Annotations:
         return {key: value for key, value in entry.items() if value is not None}
 
     @property
+    def content(self) -> str:
+        """What tells this content of the file from another."""
+        return self._index.header.content
+
+    @property
     def tasks(self) -> dict[str, int]:
         """The tasks that occur, each with the number of the first entry that has it."""
         numbers, first = np.unique(self._index.records["task"], return_index=True)
@@ -127,6 +132,6 @@ class Annotations:
     def _changed(self, what: object) -> UserError:
         return UserError(
             f"annotation file {self.path} was changed while it was in use ({what}). Start the same command again: it "
-            f"reads the file as it is now, and a run goes on from its last checkpoint. To change a file under a run, "
-            f"write the new one beside it and mv it into its place: what runs keeps the old one"
+            f"reads the file as it is now, and a run goes on with it if run.resume=auto says so. To change a file "
+            f"under a run, write the new one beside it and mv it into its place: what runs keeps the old one"
         )

@@ -24,12 +24,13 @@ from salmonn.model.llm import quantised_by
 logger = logging.getLogger(__name__)
 
 
+ALONE = "run.shard_llm = True, but this is one process: it holds the whole LLM (torchrun starts several)"
+
+
 def is_shared(shard_llm: bool) -> bool:
     """Whether `run.shard_llm` is asked for and there are processes to share with; a warning where there are none."""
     if shard_llm and distributed.world_size() == 1:
-        logger.warning(
-            "run.shard_llm = True, but this is one process: it holds the whole LLM (torchrun starts several)"
-        )
+        logger.warning(ALONE)
     return shard_llm and distributed.world_size() > 1
 
 

@@ -1,7 +1,11 @@
 """The LLM's tokenizer: whole, with the ids that the LLM was trained on."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from omegaconf import DictConfig
 from tokenizers import AddedToken, Tokenizer, normalizers
 from tokenizers.pre_tokenizers import Metaspace
@@ -18,10 +22,10 @@ _REMEDY = "get them from where the weights are from"
 # Ends of a text, of families whose instructed models have another end symbol for a turn of a conversation: with these
 # checkpoints are trained.
 _ENDS_OF_TEXT = ("<|end_of_text|>", "<eos>")
-_KNOWN_SHARE = 0.75  # of the LLM's tokens that its tokenizer has at least; the rest is padding, a few in a hundred
-_REACHED_SHARE = 0.95
+_KNOWN_SHARE = 0.9  # of the LLM's tokens that its tokenizer has at least; the rest is padding, up to 3 in a hundred
+_REACHED_SHARE = 0.95  # of the tokens that merges lead to; of LLaMA's, Qwen's, Gemma's and others' own files to all
+_BYTE = "<0x"  # how a token for a byte begins, to which no merge leads
 _TEXT = "A dog barks at 25 people, isn't it?\nYes: the 3rd time."  # of which every kind of tokenizer makes much
-_TRIED = 1000  # tokens of vocab.json; of whole files all, but for a few in a thousand, are reached by merges.txt
 
 
 def load_tokenizer(config: DictConfig) -> PreTrainedTokenizerBase:
@@ -38,8 +42,9 @@ def load_tokenizer(config: DictConfig) -> PreTrainedTokenizerBase:
             f"model.llama_path = {path}: its tokenizer has {len(tokenizer)} tokens, its config.json says {n_llm}: "
             f"files of the tokenizer ({', '.join(_FILES)}) are missing or another model's; {_REMEDY}"
         )
-    _require_merges(tokenizer, path)
-    _require_stored_tokens(tokenizer, path)
+    _require_read_merges(tokenizer, Path(path))
+    _require_stored_tokens(tokenizer, Path(path))
+    _require_special_tokens(tokenizer, Path(path))
     tokenize_as_sentencepiece(tokenizer)
     end_id = tokenizer.get_vocab().get(config.end_sym)
     last_id = tokenizer(f"a{config.end_sym}", add_special_tokens=False).input_ids[-1]
@@ -68,36 +73,87 @@ def _require_files(folder: Path) -> None:
         raise UserError(f"model.llama_path = {folder} lacks its tokenizer's vocabulary, {missing[0]}; {_REMEDY}")
 
 
-def _require_merges(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Raise UserError where merges.txt does not lead to the tokens of vocab.json, as one that was cut: words break."""
-    file = Path(path) / "merges.txt"
+def _require_read_merges(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Raise UserError where merges.txt is cut."""
+    file = folder / "merges.txt"
     if not file.is_file() or not isinstance(tokenizer, PreTrainedTokenizerFast):
         return
-    special = tokenizer.get_added_vocab()
-    tokens = sorted(token for token in tokenizer.get_vocab() if len(token) > 1 and token not in special)
-    tried = tokens[:: max(1, len(tokens) // _TRIED)]
-    whole = sum(len(tokenizer.backend_tokenizer.model.tokenize(token)) == 1 for token in tried)
-    if whole < _REACHED_SHARE * len(tried):
-        raise UserError(
-            f"model.llama_path = {path}: merges.txt leads to {whole} of {len(tried)} tokens of the vocabulary that "
-            f"were tried: it is cut or another model's; {_REMEDY}"
-        )
+    with loading("model.llama_path", str(folder)):
+        lines = file.read_text(encoding="utf-8").split("\n")
+    vocabulary = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab()
+    _require_merges(folder, "merges.txt leads", (line.split(" ") for line in lines), vocabulary)
 
 
-def _require_stored_tokens(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Raise UserError where tokenizer_config.json names a class that does not do as tokenizer.json says."""
-    file = Path(path) / "tokenizer.json"
+class _Tokens(msgspec.Struct):
+    """A part of tokenizer.json: what makes tokens of words. `vocab` of some kinds is a list."""
+
+    vocab: dict[str, int] | list[Any] = {}
+    merges: list[str | list[str]] | None = None
+
+
+class _Stored(msgspec.Struct):
+    """What is looked at of tokenizer.json."""
+
+    model: _Tokens
+    added_tokens: list[dict[str, Any]] = []
+
+
+def _require_stored_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Raise UserError where tokenizer.json is cut, or tokenizer_config.json names a class that does otherwise."""
+    file, key = folder / "tokenizer.json", "model.llama_path"
     if not file.is_file():
         return
-    with loading("model.llama_path", path):
-        stored = Tokenizer.from_file(str(file)).encode(_TEXT, add_special_tokens=False).ids
-        ids = tokenizer(_TEXT, add_special_tokens=False).input_ids
-    if ids != stored:
+    with loading(key, str(folder)):
+        content = file.read_bytes()
+        said, stored = msgspec.json.decode(content, type=_Stored), Tokenizer.from_buffer(content)
+        ids = stored.encode(_TEXT, add_special_tokens=False).ids
+        differs = ids != tokenizer(_TEXT, add_special_tokens=False).input_ids
+    for token in said.added_tokens:
+        if (given := stored.token_to_id(token["content"])) != token["id"]:
+            raise UserError(
+                f"{key} = {folder}: tokenizer.json says that {token['content']!r} is token {token['id']}, and gives it "
+                f"the number {given}, since tokens before it are missing: it is cut; {_REMEDY}"
+            )
+    if said.model.merges is not None:
+        added = {token["content"] for token in said.added_tokens}
+        merges = (merge if isinstance(merge, list) else merge.split(" ") for merge in said.model.merges)
+        _require_merges(folder, "the merges of tokenizer.json lead", merges, {*said.model.vocab} - added)
+    if differs:
         raise UserError(
-            f"model.llama_path = {path}: {type(tokenizer).__name__}, as its tokenizer_config.json has it, makes other "
+            f"{key} = {folder}: {type(tokenizer).__name__}, as its tokenizer_config.json has it, makes other "
             f"tokens of a text than its tokenizer.json: the two are of different models; {_REMEDY}, or write "
             '"tokenizer_class": "TokenizersBackend" there if tokenizer.json is right'
         )
+
+
+def _require_merges(folder: Path, said: str, merges: Iterable[list[str]], vocabulary: set[str]) -> None:
+    """Raise UserError where merges do not lead to the tokens of the vocabulary, as ones that were cut: words break."""
+    tokens = {token for token in vocabulary if len(token) > 1 and not token.startswith(_BYTE)}
+    reached = len(tokens & {"".join(merge) for merge in merges})
+    if reached < _REACHED_SHARE * len(tokens):
+        raise UserError(
+            f"model.llama_path = {folder}: {said} to {reached} of {len(tokens)} tokens of its vocabulary: it is cut "
+            f"or another model's; {_REMEDY}"
+        )
+
+
+def _require_special_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Raise UserError where tokenizer_config.json names none, and those that it then has are not of config.json."""
+    file = folder / "tokenizer_config.json"
+    if not file.is_file():
+        return
+    with loading("model.llama_path", str(folder)):
+        named = json.loads(file.read_text(encoding="utf-8"))
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for name in () if {"bos_token", "eos_token"} & named.keys() else ("bos", "eos"):
+        ids = said.get(f"{name}_token_id")
+        ids = [i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int) and 0 <= i < len(tokenizer)]
+        if ids and getattr(tokenizer, f"{name}_token_id") not in ids:
+            raise UserError(
+                f"model.llama_path = {folder}: tokenizer_config.json names no special tokens, and config.json has "
+                f"{name}_token_id = {ids[0]}, which is {tokenizer.convert_ids_to_tokens(ids[0])!r}: get "
+                "tokenizer_config.json from where the weights are from"
+            )
 
 
 def tokenize_as_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -24,6 +24,7 @@ from salmonn.model.meta_model import build_meta_model
 from salmonn.model.parameter_counts import show_counts, trainable_parameters
 from salmonn.model.random_model import write_tiny_parts
 from salmonn.model.salmonn import SALMONN
+from salmonn.model.sharding import ALONE
 from salmonn.preflight import checkpoint_bytes, refuse
 from salmonn.training.curves import read_log
 from salmonn.training.progress import make_plan, unusual_about
@@ -68,8 +69,8 @@ def describe(config: DictConfig, made: Sequence[str]) -> list[str]:
         f"            {show_counts(counts)}",
         f"precision   {_precision(config)}",
     ]
+    world_size = int(os.environ.get("WORLD_SIZE", 1)) if run.use_distributed else 1
     if not run.evaluate:
-        world_size = int(os.environ.get("WORLD_SIZE", 1)) if run.use_distributed else 1
         plan = make_plan(run, sizes["train_ann_path"], world_size)
         size = checkpoint_bytes(sum(counts.values())) / GB
         lines += [
@@ -79,6 +80,8 @@ def describe(config: DictConfig, made: Sequence[str]) -> list[str]:
         ]
     if run.compile and (problem := compiler_problem(device_of(config))):
         lines.append(f"warning     {NOTHING.format(problem)}")
+    if run.shard_llm and world_size == 1:
+        lines.append(f"warning     {ALONE}")
     return lines
 
 
@@ -134,7 +137,7 @@ def tiny_step(config: DictConfig) -> str:
             "datasets": {"integrity": "off", "max_clip_seconds": 0},  # looking at each file takes time; the run does
             "run": {
                 "output_dir": folder, "resume": "none", "overwrite": True, "evaluate": False, "use_distributed": False,
-                "encoder_cache": "", "compile": False,
+                "encoder_cache": "", "compile": False, "shard_llm": False,
                 "num_workers": 0, "epoch_based": False, "iters_per_epoch": config.run.accum_grad_iters,
                 "optims": {"max_epoch": 1, "warmup_steps": 0},
             },

@@ -16,6 +16,7 @@ from salmonn.common.files import write_json
 from salmonn.config.loading import BEST
 from salmonn.config.schema import Config
 from salmonn.config.stored import require_literal, without_secrets, written_config
+from salmonn.data.annotations import Annotations
 from salmonn.data.quarantine import Quarantine
 from salmonn.model import checkpoint
 from salmonn.model.lineage import LINEAGE, Training, lineage_before, lineage_of, written
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 _OF_A_RUN = {"optimizer", "scaler", "config", "progress"}  # what a run goes on from, beside the parameters
 _OTHER_SHAPE = (ValueError, KeyError, TypeError, AttributeError)  # of a part that the libraries take for granted
 Content = dict[str, Any]  # of a checkpoint: "model", "optimizer", "scaler", "config", "progress", "epoch", "step"
+_DATA = "annotations"  # what tells the contents of the annotation files, by key; checkpoints of before do not have it
+_COUNTED = ("train_ann_path", "valid_ann_path")  # of which the result is made
 
 
 def build_content(model: nn.Module, config: DictConfig, progress: Progress, **more: Any) -> Content:
@@ -48,7 +51,8 @@ def read_content(path: Path, lazily: bool = False) -> Content:
     content = checkpoint.read(path, lazily=lazily)
     if missing := _OF_A_RUN - content.keys():
         raise UserError(f"{path} holds parameters but no run to go on with (no {', '.join(sorted(missing))})")
-    if odd := sorted(key for key in _OF_A_RUN if not isinstance(content[key], dict)):
+    parts = _OF_A_RUN | ({_DATA} & content.keys())
+    if odd := sorted(key for key in parts if not isinstance(content[key], dict)):
         raise UserError(
             f"{path} is damaged, or no checkpoint of this code: {', '.join(odd)} in it must be dictionaries"
         )
@@ -159,7 +163,20 @@ def _resumed(folder: RunFolder, path: Path, content: Content) -> tuple[Resumed, 
     told = changed_keys(content["config"], without_secrets(OmegaConf.to_container(folder.config)))
     # that it goes on is known, and how answers are evaluated or generated is no matter of a run
     changes = [change for change in told if not change.startswith(("run.resume: ", "evaluate.", "generate."))]
+    before, now = content.get(_DATA, {}), contents_of_data(folder.config)
+    changes += [
+        f"datasets.{key}: {folder.config.datasets[key]} has another content than it had"
+        for key in _COUNTED
+        if {key} <= before.keys() & now.keys() and before[key] != now[key]
+    ]
     return Resumed(Progress.from_saved(content["progress"]), path, changes), content
+
+
+def contents_of_data(config: DictConfig) -> dict[str, str]:
+    """What tells the contents of a run's annotation files that are there, by key. Raises UserError for bad ones."""
+    paths = {key: Path(config.datasets[key]) for key in _COUNTED}
+    end_sym = config.model.end_sym
+    return {key: Annotations(path, end_sym=end_sym).content for key, path in paths.items() if path.is_file()}
 
 
 def mend_best(folder: RunFolder, best: Mapping[str, Any]) -> str:
@@ -268,6 +285,7 @@ class RunState:
     ) -> None:
         self.folder, self.model, self.step, self.progress, self.quarantine = folder, model, step, progress, quarantine
         self.lineage: list[Training] = []  # the runs that the parameters come from, this one the last
+        self.annotations: dict[str, str] = {}  # `contents_of_data` when the run was started
         self.is_saved = False  # all that was done up to the last attempt
         self.started_at = self.saved_at = time.monotonic()
 
@@ -322,7 +340,7 @@ class RunState:
         progress = replace(self.progress, seconds=self.seconds, tried=tried, unreadable=unreadable)
         *before, this = self.lineage or [Training(self.folder.config.run.exp_name)]
         lineage = written([*before, replace(this, step=progress.iteration)])
-        more = {"epoch": epoch, "step": progress.iteration, LINEAGE: lineage}
+        more = {"epoch": epoch, "step": progress.iteration, LINEAGE: lineage, _DATA: self.annotations}
         content = build_content(self.model, self.folder.config, progress, **self.step.state_dict(), **more)
         try:
             if progress.valid:

@@ -36,6 +36,7 @@ from salmonn.training.run_state import (
     Content,
     Resumed,
     RunState,
+    contents_of_data,
     find_resumed,
     lineage_of_run,
     mend_best,
@@ -274,6 +275,7 @@ class Runner:
         self.state = RunState(self.run_folder, self.model, self.step, self.progress, self.quarantine)
         train_set = self.datasets["train_ann_path"]
         content = self.content or read_content(self.resumed.path) if self.resumed else None
+        self.state.annotations = contents_of_data(self.config)
         self.state.lineage = lineage_of_run(self.config, train_set.tasks, content)
         if self.resumed and content:
             self.state.restore(self.resumed, content)

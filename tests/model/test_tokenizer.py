@@ -155,7 +155,7 @@ def write_folder(folder, name, llama):
         shutil.copytree(llama, folder)
     elif name in ("qwen in older files", "gpt2"):
         write_byte_level(folder, "qwen", config)
-        config(vocab_size=400).save_pretrained(folder)
+        config(vocab_size=350).save_pretrained(folder)  # padded
     else:
         config(vocab_size=write_tokenizer(folder, name)).save_pretrained(folder)
     (folder / "model.safetensors").touch()  # is not read
@@ -189,15 +189,70 @@ def test_merges_that_were_cut_are_refused(llama, tmp_path, name, share):
     load(tmp_path / "llm", end_sym=KINDS[name][1])
     first, *merges = (tmp_path / "llm/merges.txt").read_text().splitlines()
     (tmp_path / "llm/merges.txt").write_text("\n".join([first, *merges[: int(share * len(merges))]]))
-    with pytest.raises(UserError, match=r"merges\.txt leads to \d+ of \d+ tokens of the vocabulary"):
+    with pytest.raises(UserError, match=r"merges\.txt leads to \d+ of \d+ tokens of its vocabulary"):
         load(tmp_path / "llm", end_sym=KINDS[name][1])
+
+
+def change_json(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen", "gemma"])
+@pytest.mark.parametrize("share", [0, 0.5, 0.9])
+@pytest.mark.parametrize("ignored", [False, True])  # LLaMA-3: whole words are looked up before merges
+def test_merges_of_a_tokenizer_json_that_were_cut_are_refused(llama, tmp_path, name, share, ignored):
+    write_folder(tmp_path / "llm", name, llama)
+
+    def cut(content):
+        model = content["model"]
+        model["merges"] = model["merges"][: int(share * len(model["merges"]))]
+        model["ignore_merges"] = ignored
+
+    change_json(tmp_path / "llm/tokenizer.json", cut)
+    with pytest.raises(UserError, match=r"merges of tokenizer\.json lead to \d+ of \d+ tokens of its vocabulary"):
+        load(tmp_path / "llm", end_sym=KINDS[name][1])
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen"])
+def test_a_vocabulary_that_was_cut_moves_its_special_tokens_which_is_refused(llama, tmp_path, name):
+    write_folder(tmp_path / "llm", name, llama)
+
+    def cut(content):
+        model = content["model"]
+        special = {token["id"] for token in content["added_tokens"]}
+        n = len(model["vocab"]) - len(special) - 10
+        model["vocab"] = {token: i for token, i in model["vocab"].items() if i < n}
+        model["merges"] = [merge for merge in model["merges"] if "".join(merge) in model["vocab"]]
+
+    change_json(tmp_path / "llm/tokenizer.json", cut)
+    with pytest.raises(UserError, match=r"tokenizer\.json says that '<\|.*\|>' is token \d+, and gives it"):
+        load(tmp_path / "llm", end_sym=KINDS[name][1])
+
+
+@pytest.mark.parametrize("settings", [{}, {"model_max_length": 1024}])
+def test_a_tokenizer_config_without_special_tokens_that_changes_them_is_told(llama, tmp_path, settings):
+    """The library gives LLaMA-3's texts no BOS then; GPT-2's own file names none either, and the library knows."""
+    write_folder(tmp_path / "llm", "llama3", llama)
+    whole = load(tmp_path / "llm", end_sym="<|end_of_text|>")
+    (tmp_path / "llm/tokenizer_config.json").write_text(json.dumps(settings))
+    change_json(tmp_path / "llm/config.json", lambda said: said.update(bos_token_id=whole.bos_token_id))
+    with pytest.raises(UserError, match=r"tokenizer_config\.json names no special tokens.*'<\|begin_of_text\|>'"):
+        load(tmp_path / "llm", end_sym="<|end_of_text|>")
+    write_folder(tmp_path / "gpt2", "gpt2", llama)
+    end = load(tmp_path / "gpt2", end_sym="<|endoftext|>").convert_tokens_to_ids("<|endoftext|>")
+    (tmp_path / "gpt2/tokenizer_config.json").write_text(json.dumps(settings))
+    change_json(tmp_path / "gpt2/vocab.json", lambda vocab: vocab.update({"<|endoftext|>": end}))
+    change_json(tmp_path / "gpt2/config.json", lambda said: said.update(bos_token_id=end, eos_token_id=end))
+    assert load(tmp_path / "gpt2", end_sym="<|endoftext|>").bos_token_id == end
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen"])
 def test_the_tokenizer_of_a_smaller_vocabulary_is_another_models(llama, tmp_path, name):
     write_folder(tmp_path / "llm", name, llama)
     config = json.loads((tmp_path / "llm/config.json").read_text())
-    for share in (0.5, 0.65):  # LLaMA's 32,000 beside a vocabulary of 64,000, or 49,152
+    for share in (0.5, 0.65, 0.8, 0.89):  # LLaMA's 32,000 beside a vocabulary of 64,000, or 49,152; one that was cut
         grown = int(len(load(tmp_path / "llm", end_sym=KINDS[name][1])) / share)
         (tmp_path / "llm/config.json").write_text(json.dumps({**config, "vocab_size": grown}))
         with pytest.raises(UserError, match=rf"tokens, its config\.json says {grown}"):

@@ -44,6 +44,13 @@ def test_that_nothing_can_be_compiled_is_told_before_it(config_of, monkeypatch):
     assert "compiled" not in str(dry_run.describe(config_of(*options), []))
 
 
+def test_that_one_process_has_nobody_to_share_with_is_told_before_it_and_not_of_several(config_of, monkeypatch):
+    config = config_of("run.optims.warmup_steps=0", "run.shard_llm=True")
+    assert dry_run.describe(config, [])[-1].startswith("warning     run.shard_llm = True, but this is one process")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not any("warning" in line for line in dry_run.describe(config, []))
+
+
 def test_what_has_changed_since_the_run_that_is_gone_on_with_is_told(config_of):
     before = config_of("run.optims.warmup_steps=0")
     RunFolder(before).save(build_content(nn.Linear(2, 2), before, Progress(), optimizer={}, scaler={}))

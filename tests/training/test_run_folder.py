@@ -140,6 +140,33 @@ def test_what_does_not_make_another_experiment_goes_on_by_itself(folder_of, chan
     require_same_experiment(folder_of(change))
 
 
+@pytest.mark.parametrize("key", ["train_ann_path", "valid_ann_path"])
+@pytest.mark.parametrize("epoch", [1, 9])
+def test_an_annotation_file_with_another_content_makes_another_experiment(folder_of, tmp_path, key, epoch):
+    file = tmp_path / "own.json"
+
+    def write(word: str) -> None:
+        file.write_text(f'{{"annotation": [{{"path": "a.wav", "text": "{word}"}}]}}')
+
+    write("one")
+    options = (f"datasets.{key}={file}",)
+    folder = folder_of(*options)
+    content = build_content(nn.Linear(2, 2), folder.config, Progress(epoch=epoch), **STATE)
+    folder.save({**content, "annotations": run_state.contents_of_data(folder.config)})
+    write("one")  # again: another time, the same content
+    require_same_experiment(folder_of(*options))
+    write("two")
+    with pytest.raises(UserError, match=rf"datasets\.{key}: {file} has another content than it had\n"):
+        require_same_experiment(folder_of(*options))
+    if epoch == 1:
+        require_same_experiment(folder_of(*options, "run.resume=auto"))
+        assert f"{key}: {file} has another content" in resumed(folder_of(*options)).changes[0]  # is told
+    folder.save(content)  # as earlier versions wrote it
+    require_same_experiment(folder_of(*options))
+    file.unlink()
+    require_same_experiment(folder_of(*options))  # that is told elsewhere
+
+
 def test_a_run_of_before_the_question_was_asked_goes_on_by_itself(folder_of):
     save(folder_of("run.resume=auto"), nn.Linear(2, 2), Progress(epoch=1))
     require_same_experiment(folder_of())
