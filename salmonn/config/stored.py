@@ -34,7 +34,7 @@ def is_reference(value: Any) -> bool:
 def without_secrets(config: Mapping[str, Any], keep_references: bool = False) -> dict[str, Any]:
     """Plain values of a configuration with its secrets emptied; `keep_references`: but for `${oc.env:NAME}`.
 
-    What is nested deeper than a configuration is left as it is: see `require_shallow`.
+    What is nested deeper than a configuration is left as it is: see `require_plain`.
     """
     return _emptied(config, "", keep_references)
 
@@ -107,14 +107,14 @@ def require_literal(values: Any, where: str) -> None:
             raise UserError(f"{where} holds {value[:60]!r}: ${{...}} is not filled in from the file of others")
 
 
-def require_shallow(values: Any, where: str) -> None:
-    """Raise UserError where a configuration is nested deeper than any is."""
+def require_plain(values: Any, where: str) -> None:
+    """Raise UserError where a configuration is nested deeper than any is, or holds more than text and numbers."""
     for _ in _inside(values, where):
         pass
 
 
 def _inside(values: Any, where: str) -> Iterator[Any]:
-    """All values and keys. Raises UserError where they are nested without end."""
+    """All values and keys. Raises UserError where they are nested without end, or no plain ones."""
     left = [(values, 0)]
     while left:
         value, depth = left.pop()
@@ -124,3 +124,5 @@ def _inside(values: Any, where: str) -> Iterator[Any]:
         inside = [*value, *value.values()] if isinstance(value, Mapping) else value
         if isinstance(inside, list | tuple):
             left += [(part, depth + 1) for part in inside]
+        elif not isinstance(value, str | int | float | None):
+            raise UserError(f"{where} holds {type(value).__name__}, which is neither text nor number: it is damaged")

@@ -15,7 +15,7 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import write_json
 from salmonn.config.loading import BEST
 from salmonn.config.schema import Config
-from salmonn.config.stored import require_literal, without_secrets, written_config
+from salmonn.config.stored import require_literal, require_plain, without_secrets, written_config
 from salmonn.data.quarantine import Quarantine
 from salmonn.model import checkpoint
 from salmonn.model.lineage import LINEAGE, Training, lineage_before, lineage_of, written
@@ -29,7 +29,13 @@ from salmonn.training.step import NotFiniteError, TrainingStep
 logger = logging.getLogger(__name__)
 
 _OF_A_RUN = {"optimizer", "scaler", "config", "progress"}  # what a run goes on from, beside the parameters
-_OTHER_SHAPE = (ValueError, KeyError, TypeError, AttributeError)  # of a part that the libraries take for granted
+_OTHER_SHAPE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+)  # of a part that the libraries take for granted
 Content = dict[str, Any]  # of a checkpoint: "model", "optimizer", "scaler", "config", "progress", "epoch", "step"
 
 
@@ -52,6 +58,7 @@ def read_content(path: Path, lazily: bool = False) -> Content:
         raise UserError(
             f"{path} is damaged, or no checkpoint of this code: {', '.join(odd)} in it must be dictionaries"
         )
+    require_plain(content["progress"], f"{path}: its progress")
     try:
         Progress.from_saved(content["progress"])
     except TypeError as error:
@@ -235,7 +242,7 @@ def require_same_experiment(folder: RunFolder) -> None:
 def changed_keys(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     """What a configuration says otherwise than another: `key: before -> now`."""
     changes = []
-    for key in sorted(before.keys() | now.keys()):
+    for key in sorted(before.keys() | now.keys(), key=str):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             changes += changed_keys(old, new, f"{prefix}{key}.")
