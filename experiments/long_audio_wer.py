@@ -20,6 +20,7 @@ import soundfile
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from salmonn.audio.decode import SAMPLE_RATE, load_clip
+from salmonn.common.cli import run_cli
 from salmonn.config.loading import load_config
 from salmonn.evaluation.metrics.base import Texts
 from salmonn.evaluation.metrics.word_errors import word_errors
@@ -90,4 +91,4 @@ def shown(edits: float, n_words: float) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

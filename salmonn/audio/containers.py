@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from salmonn.audio.joined import HEAD, require_no_file
+from salmonn.audio.view import Bytes
 
 STREAMED_SIZE = 0x7FFFF000  # bytes; programs that cannot seek back write such sizes
 _UNKNOWN = (1 << 31, 1 << 32)  # bytes; sizes about these mean "not known" ...
@@ -40,6 +41,14 @@ _AIFC_BYTES = {  # of a frame of one channel
     **dict.fromkeys((b"ulaw", b"ULAW", b"alaw", b"ALAW"), 1),
     **{b"in24": 3, b"42ni": 3, b"in32": 4, b"23ni": 4, b"fl32": 4, b"FL32": 4, b"fl64": 8, b"FL64": 8, b"ima4": 34},
 }
+ASF_PARTS = [  # names of what an ASF (wma) is made of: header, packets, indices
+    bytes.fromhex(name)
+    for name in (
+        "3026b2758e66cf11a6d900aa0062ce6c", "3626b2758e66cf11a6d900aa0062ce6c", "90080033b1e5cf1189f400a0c90349cb",
+        "d329e2d6da35d111903400a0c90349be", "f803b1fead12644c840f2a1d2f7ad48c", "d03fb73c4a0c0348953dedf7b6228f0c",
+    )
+]  # fmt: skip
+_ASF_EMPTY = 50  # bytes of a part for packets without one, as live recorders leave it
 _NOT_METADATA = {*(name[:4] for name in _LAYOUTS), *(layout.samples for layout in _LAYOUTS.values())}
 
 
@@ -248,6 +257,24 @@ def _end_of_flv(file: BinaryIO) -> int | None:
     return position
 
 
+def _end_of_asf(file: BinaryIO) -> int | None:
+    total, position, (name, size) = os.fstat(file.fileno()).st_size, 0, _asf_object(file, 0)
+    while name in ASF_PARTS and not (position and name == ASF_PARTS[0]):
+        if size <= _ASF_EMPTY or not _is_told(size):
+            return None  # of a live stream it is not known
+        position += size
+        if position > total:
+            return position
+        name, size = _asf_object(file, position)
+    is_another_behind = Bytes(file, position).find(ASF_PARTS[0]) >= 0  # which is told in other words
+    return position if position and not is_another_behind else None
+
+
+def _asf_object(file: BinaryIO, position: int) -> tuple[bytes, int]:
+    head = _bytes(file, position, 24)
+    return head[:16], int.from_bytes(head[16:], "little")
+
+
 def _end_of_mpeg(file: BinaryIO) -> int | None:
     position = 0
     while (head := _bytes(file, position, 14))[:3] == b"\0\0\1":
@@ -266,6 +293,7 @@ _ENDS = {
     b"\x1a\x45\xdf\xa3": _end_of_ebml,
     b"FLV\1": _end_of_flv,
     b"\0\0\1\xba": _end_of_mpeg,
+    ASF_PARTS[0][:12]: _end_of_asf,
     b"riff\x2e\x91\xcf": _end_of_w64,
 }
 

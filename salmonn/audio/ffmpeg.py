@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from salmonn.audio.containers import ASF_PARTS
 from salmonn.audio.joined import HEAD, require_no_file
 from salmonn.audio.mp3 import TAG_HEAD, after_tags, before_tags
 from salmonn.audio.sound import Sound
@@ -26,14 +27,15 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 _SLACK_SECONDS = 0.15  # two frames of a codec, of which a header may count more than are decoded
-_GAP_SECONDS = 0.5  # Opus may leave out 0.4 s of silence
+_GAP_SECONDS = {"asf": 0.25}  # whose times are within a frame of what is decoded
+_OTHER_GAP_SECONDS = 0.5  # Opus may leave out 0.4 s of silence
 _MAGIC = {  # FFmpeg's name: (where, what); asking for it by name, nothing else is taken for sound by chance
     "mov": (4, (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
     "matroska": (0, (b"\x1a\x45\xdf\xa3",)),
     "ogg": (0, (b"OggS",)),
     "aac": (0, (b"\xff\xf0", b"\xff\xf1", b"\xff\xf8", b"\xff\xf9")),
     "amr": (0, (b"#!AMR",)),
-    "asf": (0, (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",)),
+    "asf": (0, (ASF_PARTS[0][:8],)),
     "wv": (0, (b"wvpk",)),
     "caf": (0, (b"caff",)),  # of which libsndfile reads some codecs
     "flv": (0, (b"FLV\1",)),
@@ -56,19 +58,15 @@ _UNHEARD = {  # known by name only: nobody has made sure that FFmpeg tells a dam
     "mxf": (0, (b"\x06\x0e\x2b\x34",)),
     "wtv": (0, (b"\xb7\xd8\x00\x20\x37\x49\xda\x11",)),
 }
-_ASF_HEADER, _ASF_DATA, _ASF_INDEX = map(
-    bytes.fromhex,
-    ("3026b2758e66cf11a6d900aa0062ce6c", "3626b2758e66cf11a6d900aa0062ce6c", "90080033b1e5cf1189f400a0c90349cb"),
-)
 _BOXES = b"ftyp moov mdat free skip wide udta uuid meta styp sidx moof mfra prft emsg".split()
 _PARTS = {  # how the parts in a row begin, with name and size, and names that are common
     "mov": (struct.Struct(">I4s"), _BOXES),
-    "asf": (struct.Struct("<16sQ"), [_ASF_HEADER, _ASF_DATA, _ASF_INDEX]),
+    "asf": (struct.Struct("<16sQ"), ASF_PARTS),
 }
-_HEADERS = (b"moov", _ASF_HEADER)  # the part of which a file has one
+_HEADERS = (b"moov", ASF_PARTS[0])  # the part of which a file has one
 _BEGINNINGS = {  # what stands once in a file; looked for behind those parts
     "mov": (b"\0\0\0\x6cmvhd", b"\0\0\0\x78mvhd"),
-    "asf": (_ASF_HEADER,),
+    "asf": ASF_PARTS[:1],
     "flv": (b"FLV\1\1\0\0\0\t", b"FLV\1\4\0\0\0\t", b"FLV\1\5\0\0\0\t"),
     "tta": (b"TTA1\1\0",),
 }
@@ -272,7 +270,7 @@ def _sound(container: "InputContainer") -> Sound:
     kind = container.format.name.partition(",")[0]
     all_frames: Iterator[AudioFrame] = chain([first], frames)
     if kind != "ogg":  # where the pages tell what is missing, and a chain has times of its own
-        all_frames = _without_gaps(all_frames)
+        all_frames = _without_gaps(all_frames, _GAP_SECONDS.get(kind, _OTHER_GAP_SECONDS))
     seconds = None  # elsewhere it is a guess
     if kind in ("mov", "caf", "tta") and stream.duration and stream.time_base:
         seconds = float(stream.duration * stream.time_base)
@@ -289,12 +287,12 @@ def _sound(container: "InputContainer") -> Sound:
     )
 
 
-def _without_gaps(frames: Iterable["AudioFrame"]) -> Iterator["AudioFrame"]:
-    """The same frames. Raises ValueError where their times say that some are missing."""
+def _without_gaps(frames: Iterable["AudioFrame"], largest: float) -> Iterator["AudioFrame"]:
+    """The same frames. Raises ValueError where their times say that more than so many seconds are missing."""
     end = None
     for frame in frames:
         if frame.time is not None:
-            if end is not None and frame.time > end + _GAP_SECONDS:
+            if end is not None and frame.time > end + largest:
                 raise ValueError(f"damaged: nothing can be decoded from {end:.2f} to {frame.time:.2f} s")
             end = frame.time + frame.samples / frame.sample_rate
         yield frame

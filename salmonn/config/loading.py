@@ -20,7 +20,7 @@ from salmonn.config.foreign import translate
 from salmonn.config.keys import nearest, section_of
 from salmonn.config.reading import read_options, read_yaml
 from salmonn.config.schema import Config, GenerateConfig, ModelConfig
-from salmonn.config.stored import SECRETS, is_reference
+from salmonn.config.stored import SECRETS, is_reference, plain_address, without_other_names
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def _merge_typed(config: DictConfig, values: DictConfig, where: str, problems: l
     try:
         plain = OmegaConf.to_container(values, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        problems.append(f"{where}: {str(error).splitlines()[0]}")
+        problems.append(f"{where}: {without_other_names(str(error).splitlines()[0])}")
         return config
     written = dict(leaves(OmegaConf.to_container(values)))
     for key, value in leaves(plain):
@@ -190,7 +190,7 @@ def _merge_typed(config: DictConfig, values: DictConfig, where: str, problems: l
             OmegaConf.update(config, key, value, merge=False)
         except OmegaConfBaseException as error:
             wrong = "must be text" if is_secret else f"{str(error).splitlines()[0]}"
-            problems.append(f"{where}: {key}{'' if is_secret else f' = {value!r}'}: {wrong}")
+            problems.append(plain_address(f"{where}: {key}{'' if is_secret else f' = {value!r}'}: {wrong}"))
     return config
 
 

@@ -71,10 +71,15 @@ def read(path: str | Path, kind: str = "SALMONN checkpoint", lazily: bool = Fals
         raise UserError(f"{path} is not a {kind}, or damaged: {_what_is_wrong(Path(path), error)}") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f'{path} is not a {kind}: it has no "model" dictionary')
-    foreign = [str(name) for name, value in content["model"].items() if not isinstance(value, Tensor)]
+    foreign = [str(name) for name, value in content["model"].items() if not _is_dense(value)]
     if foreign:
-        raise UserError(f'{path} is not a {kind}: "model" holds something else than tensors, e.g. {foreign[0]}')
+        raise UserError(f'{path} is not a {kind}: "model" holds something else than dense tensors, e.g. {foreign[0]}')
     return content
+
+
+def _is_dense(value: Any) -> bool:
+    """Whether it is a tensor with a number in each place: what others hold cannot even be looked at everywhere."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
 
 
 def _why_no_file(path: Path) -> str:

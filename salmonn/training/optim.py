@@ -13,7 +13,6 @@ from salmonn.model import checkpoint
 _NO_DECAY_NAMES = ("bias", "ln", "bn")
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of each parameter from its first step on
 _FUSED_ON = ("cpu", "cuda")
-_IMPLEMENTATION = ("fused", "foreach")
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -43,16 +42,12 @@ def build_optimizer(model: nn.Module, optims: DictConfig) -> AdamW:
 
 
 def restore_optimizer(optimizer: AdamW, state: dict) -> None:
-    """Take up moments and step counts; rates and decay stay as configured now. Raises ValueError if they do not fit."""
-    kept = ("weight_decay", "lr_factor", "betas")
-    configured = [{key: group[key] for key in kept} for group in optimizer.param_groups]
-    how = {key: optimizer.param_groups[0][key] for key in _IMPLEMENTATION}  # decides where the step counts must be
-    optimizer.load_state_dict({**state, "param_groups": [{**group, **how} for group in state["param_groups"]]})
-    for group, values in zip(optimizer.param_groups, configured, strict=True):
-        group.update(values)
+    """Take up moments and step counts; all settings stay as configured now. Raises ValueError if they do not fit."""
+    pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
+    optimizer.load_state_dict({**state, "param_groups": [{**ours, "params": saved["params"]} for ours, saved in pairs]})
     for parameter, moments in optimizer.state.items():
         for name, values in moments.items():
-            if not isinstance(values, Tensor) or values.shape not in (parameter.shape, ()):
+            if not isinstance(values, Tensor) or values.shape != (() if name == "step" else parameter.shape):
                 raise ValueError(f"{name} of a parameter of shape {list(parameter.shape)} is of another one")
 
 

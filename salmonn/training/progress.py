@@ -38,8 +38,11 @@ class Progress:
             value = getattr(progress, name)
             if not isinstance(value, int | float if isinstance(default, float) else type(default)):
                 raise TypeError(f"{name} = {value!r} in its progress")
+            if not isinstance(default, dict) and not 0 <= value < math.inf:
+                raise TypeError(f"{name} = {value!r} in its progress")
         for name, validation in (("best", progress.best), ("valid", progress.valid)):
-            if validation and not isinstance(validation.get("accuracy"), int | float):
+            accuracy = validation.get("accuracy")
+            if validation and not (isinstance(accuracy, int | float) and math.isfinite(accuracy)):
                 raise TypeError(f"{name} in its progress is no validation")
         return progress
 

@@ -15,7 +15,7 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import write_json
 from salmonn.config.loading import BEST
 from salmonn.config.schema import Config
-from salmonn.config.stored import require_literal, without_secrets, written_config
+from salmonn.config.stored import require_literal, require_plain, without_secrets, written_config
 from salmonn.data.annotations import Annotations
 from salmonn.data.quarantine import Quarantine
 from salmonn.model import checkpoint
@@ -30,7 +30,8 @@ from salmonn.training.step import NotFiniteError, TrainingStep
 logger = logging.getLogger(__name__)
 
 _OF_A_RUN = {"optimizer", "scaler", "config", "progress"}  # what a run goes on from, beside the parameters
-_OTHER_SHAPE = (ValueError, KeyError, TypeError, AttributeError)  # of a part that the libraries take for granted
+# of a part that the libraries take for granted
+_OTHER_SHAPE = (ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 Content = dict[str, Any]  # of a checkpoint: "model", "optimizer", "scaler", "config", "progress", "epoch", "step"
 _DATA = "annotations"  # what tells the contents of the annotation files, by key; checkpoints of before do not have it
 _COUNTED = ("train_ann_path", "valid_ann_path")  # of which the result is made
@@ -56,6 +57,7 @@ def read_content(path: Path, lazily: bool = False) -> Content:
         raise UserError(
             f"{path} is damaged, or no checkpoint of this code: {', '.join(odd)} in it must be dictionaries"
         )
+    require_plain(content["progress"], f"{path}: its progress")
     try:
         Progress.from_saved(content["progress"])
     except TypeError as error:
@@ -252,7 +254,7 @@ def require_same_experiment(folder: RunFolder) -> None:
 def changed_keys(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     """What a configuration says otherwise than another: `key: before -> now`."""
     changes = []
-    for key in sorted(before.keys() | now.keys()):
+    for key in sorted(before.keys() | now.keys(), key=str):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             changes += changed_keys(old, new, f"{prefix}{key}.")

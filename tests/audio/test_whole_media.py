@@ -445,7 +445,7 @@ def test_the_name_does_not_matter(tmp_path):
     assert heard(tmp_path / "a.wav", recorded("phone.m4a")) == pytest.approx(SECONDS, abs=0.13)
 
 
-UNSEEN = {("cut", "a.wma"), ("zeros", "a.3gp")}  # no length; zeros are silence
+UNSEEN = {("zeros", "a.3gp")}  # which are silence
 
 
 @pytest.mark.parametrize(
@@ -460,6 +460,51 @@ def test_damage_is_refused_by_the_second_decoder_too(tmp_path, damage, name):
     for look in (load_audio, decode_all):
         with pytest.raises(AudioError, match=r"undecodable|truncated|damaged|not finite|scale"):
             look(tmp_path / name)
+
+
+def packets_of(wma):
+    """The bytes of each packet of a wma."""
+    start = int.from_bytes(wma[16:24], "little")
+    size, n = (int.from_bytes(wma[start + at : start + at + 8], "little") for at in (16, 40))
+    first, each = start + 50, (size - 50) // n
+    return [range(first + i * each, first + (i + 1) * each) for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    "index", [b"", bytes.fromhex("90080033b1e5cf1189f400a0c90349cb") + struct.pack("<Q4976x", 5000)]
+)
+@pytest.mark.parametrize("damage", ["lost", "twice", "cut", "cut in one"])
+def test_a_wma_whose_packets_are_not_those_that_its_header_says_is_refused(tmp_path, damage, index):
+    data = recorded("a.wma")
+    assert heard(tmp_path / "a.wma", data + index) == pytest.approx(SECONDS, abs=0.13)
+    one = packets_of(data)[len(packets_of(data)) // 2]
+    rest = {
+        "lost": data[one.stop :] + index,
+        "twice": data[one.start :] + index,
+        "cut": b"",
+        "cut in one": data[one.start :][:9],
+    }
+    (tmp_path / "a.wma").write_bytes(data[: one.stop if damage == "twice" else one.start] + rest[damage])
+    for look in (load_audio, decode_all, inspect_header):
+        with pytest.raises(AudioError, match=r"truncated|lying header"):
+            look(tmp_path / "a.wma")
+
+
+def test_of_a_live_wma_what_is_there_is_heard(tmp_path):
+    data = recorded("a.wma")
+    start = int.from_bytes(data[16:24], "little")
+    live = data[: start + 16] + struct.pack("<Q", 50) + data[start + 24 :]
+    assert heard(tmp_path / "a.wma", live) == pytest.approx(SECONDS, abs=0.13)
+
+
+@pytest.mark.parametrize(("rate", "bitrate"), [(16_000, 24_000), (22_050, 32_000), (44_100, 48_000)])
+def test_a_packet_of_zeros_in_a_wma_is_noticed(tmp_path, rate, bitrate):
+    data = encode_av(loud_then_quiet(rate), rate, "wmav2", "asf", bitrate)
+    assert heard(tmp_path / "a.wma", data) == pytest.approx(SECONDS, abs=0.13)
+    one = packets_of(data)[3]
+    (tmp_path / "a.wma").write_bytes(data[: one.start] + bytes(len(one)) + data[one.stop :])
+    with pytest.raises(AudioError, match="nothing can be decoded from"):
+        decode_all(tmp_path / "a.wma")
 
 
 FILMS = {  # sound, container, codec of the pictures

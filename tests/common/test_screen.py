@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 
@@ -101,6 +102,15 @@ def test_nor_does_one_of_an_error_that_nobody_expected_or_of_an_option():
         assert result.returncode != 0
         assert r"\x1b[31mred" in result.stderr
         assert not orders(result.stderr)
+
+
+def test_every_command_shows_what_it_shows_through_it():
+    folders = ("salmonn", "util", "experiments", "dev")
+    files = [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
+    commands = [path for path in files if '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8")]
+    assert len(commands) > 20
+    through = re.compile(r"\n    run_cli\(main\)\n|\nfrom salmonn\.commands import ")
+    assert [path for path in commands if not through.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_a_message_for_torchrun_holds_none(monkeypatch, tmp_path):

@@ -50,6 +50,8 @@ def test_a_token_that_the_environment_lacks_is_told_when_the_config_is_read(tmp_
         "model.token='hf_planted\n'",
         "model.token=hf_planted é",
         "run.hf_token=[hf_planted", "hf_token hf_planted", "run.wandb_api_key=hf_planted[", "OPENAI_KEY: hf_planted",
+        "run={hf_token: hf_planted", "run.hub=[{apiKey: hf_planted", "model.token=${oc.env:hf_planted}",
+        "run.seed=http://h/?token=hf_planted",
     ],
 )  # fmt: skip
 def test_no_message_repeats_a_token(option):
@@ -102,6 +104,8 @@ def test_where_a_file_is_no_yaml_is_told_by_line_and_column(tmp_path):
     [
         "token", "hf_token", "api_key", "wandb.api_key", "WANDB_API_KEY", "wandb_key", "password", "client-secret",
         "hfToken", "apiKey", "x-api-key", "OPENAI_KEY", "judge_key", "key", "private_key", "auth", "credentials", "pwd",
+        "tokens", "hfTokens", "secretKey", "connection_string", "dbConnectionString", "AWS_ACCESS_KEY_ID", "apiKeys",
+        "hub_token_read", "HFToken", "cookies", "sentry_dsn",
     ],
 )  # fmt: skip
 def test_secrets_of_other_programs_in_files_of_others_are_not_taken_over(name):
@@ -110,6 +114,35 @@ def test_secrets_of_other_programs_in_files_of_others_are_not_taken_over(name):
     assert kept["run"][name] == kept["run"]["more"][0]["deep"][name] == ""
     assert (kept["run"]["max_tokens"], kept["run"]["seed"]) == (3, 1)
     assert config["run"][name] == "hf_planted"  # what was read stays as it was
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max_new_tokens",
+        "maxNewTokens",
+        "batch_tokens",
+        "query_tokens",
+        "special_tokens",
+        "eos_token",
+        "tokenizer",
+        "monkey",
+    ],
+)
+def test_what_counts_or_names_pieces_of_text_is_no_secret(name):
+    assert without_secrets({"run": {name: "auto"}})["run"][name] == "auto"
+
+
+@pytest.mark.parametrize(("name", "kept"), [("password", ""), ("db_pwd", ""), ("tokens", 12345), ("key", 12345)])
+def test_a_number_may_be_a_password_and_no_token(name, kept):
+    assert without_secrets({"run": {name: 12345}})["run"][name] == kept
+
+
+def test_an_address_is_written_without_the_secrets_that_it_asks_with():
+    address = "https://hub.example/a?version=1&X-Amz-Security-Token=hf_planted&apiKey=hf_planted#here"
+    assert without_secrets({"run": {"url": address}})["run"]["url"] == (
+        "https://hub.example/a?version=1&X-Amz-Security-Token=&apiKey=#here"
+    )
 
 
 def test_an_address_is_written_without_its_user_and_password():

@@ -81,6 +81,15 @@ def test_damaged_files_are_refused_with_one_message(model, tmp_path, content):
         checkpoint.load_parameters(model, tmp_path / "a.pth")
 
 
+@pytest.mark.parametrize(
+    "value", [3, "x", torch.eye(2).to_sparse(), torch.quantize_per_tensor(torch.ones(2), 1, 0, torch.qint8)]
+)
+def test_a_value_that_is_no_plain_tensor_is_named(tmp_path, value):
+    torch.save({"model": {"speech_llama_proj.bias": value}}, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=r"odd\.pth is not a .*dense tensors, e\.g\. speech_llama_proj"):
+        checkpoint.read(tmp_path / "odd.pth")
+
+
 def test_what_the_system_says_of_a_disk_is_told_in_its_words():
     with pytest.raises(UserError, match=r"^/proc/self/mem cannot be read: Input/output error$"):
         checkpoint.read("/proc/self/mem")  # a file whose first byte cannot be read

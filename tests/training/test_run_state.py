@@ -221,17 +221,39 @@ def nested(depth: int) -> dict:
         ("config", []), ("config", "x"), ("config", {"run": 3}), ("config", {"run": {"batch_size_train": "8"}}),
         ("config", {"run": {"optims": None}}), ("config", {"model": {"a": nested(100)}}), ("progress", None),
         ("progress", {"best": {"loss": 1.0}}), ("progress", {"valid": {"accuracy": "high"}}),
-        ("progress", {"epoch": "1"}),
+        ("progress", {"epoch": "1"}), ("progress", {"epoch": -1}), ("progress", {"seconds": float("nan")}),
+        ("progress", {"best": {"accuracy": float("nan")}}), ("progress", {"best": {"accuracy": 1.0, "loss": b"x"}}),
+        ("config", {"run": {"batch_seconds": torch.ones(2)}}), ("config", {"run": {"optims": {"beta2": b"x"}}}),
         ("progress", {"best": 0.5}), ("progress", {"seconds": []}), ("scaler", 1),
         ("optimizer", torch.ones(2)), ("optimizer", {}), ("optimizer", {"state": [], "param_groups": 3}),
         ("optimizer", {"state": {}, "param_groups": [{"params": 5}, 2]}),
+        ("optimizer", {"state": {}, "param_groups": [torch.tensor(3), torch.tensor(3)]}),
     ],
 )  # fmt: skip
 def test_a_checkpoint_with_parts_of_another_kind_is_told_by_its_name(make_state, tmp_path, key, wrong):
     require_told_by_name(make_state, tmp_path, lambda content: content.update({key: wrong}))
 
 
-@pytest.mark.parametrize("wrong", [torch.ones(3), torch.ones(1, 8, 8), "x", [1.0]])
+@pytest.mark.parametrize("name", ["maximize", "amsgrad", "differentiable", "capturable", "lr", "betas", "fused"])
+@pytest.mark.parametrize("wrong", [[1, 2], 1.5, b"x", torch.ones(2)])
+def test_how_the_optimiser_works_is_what_this_run_says(make_state, name, wrong):
+    state = make_state()
+    train(state)
+    state.save(0)
+    path = state.folder.path / "checkpoint_last.pth"
+    content = checkpoint.read(path)
+    for group in content["optimizer"]["param_groups"]:
+        group[name] = wrong
+    checkpoint.save(path, content)
+    again = taken_up(make_state(), find_resumed(state.folder))
+    for one in (state, again):
+        train(one, 1)
+    assert equal(held(again), held(state))
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.ones(3), torch.ones(2), torch.ones(1, 8, 8), torch.eye(2).to_sparse(), "x", [1.0]]
+)
 @pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "step"])
 def test_moments_of_another_shape_are_told_before_a_step_is_made_with_them(make_state, tmp_path, name, wrong):
     require_told_by_name(make_state, tmp_path, lambda content: content["optimizer"]["state"][0].update({name: wrong}))

@@ -155,6 +155,13 @@ def test_the_list_of_missing_clips_names_each_once_over_all_files(world: Path):
     assert (world / "missing.txt").read_text().splitlines() == ["/A/gone.wav", "/A/empty.wav"]
 
 
+def test_a_pipe_of_which_nothing_comes_is_no_annotation_file(tmp_path: Path, monkeypatch):
+    os.mkfifo(tmp_path / "a.json")
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: pytest.fail(f"{path} is waited for"))
+    with pytest.raises(UserError, match=r"a\.json is not a file"):
+        count_ready(tmp_path / "a.json", ClipPaths(str(tmp_path)))
+
+
 def test_an_unusual_layout_is_read_all_the_same(world: Path):
     content = {"info": {"of": ["us"]}, "annotation": [{"path": "/A/1.wav"}, {"path": "/A/gone.wav", "text": "}, {"}]}
     (world / "ann/a.json").write_text(json.dumps(content, indent=1))

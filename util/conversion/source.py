@@ -9,7 +9,7 @@ from torch import Tensor
 
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, model_config
-from salmonn.config.stored import require_literal, require_shallow, without_secrets
+from salmonn.config.stored import require_literal, require_plain, without_secrets
 from salmonn.model import checkpoint, pretrained
 from salmonn.model.lineage import LINEAGE
 
@@ -56,7 +56,7 @@ def _require_dictionaries(parts: Mapping[str, Any], path: Path) -> None:
         if not isinstance(value, dict):
             raise UserError(f"{path} is damaged, or not written by this code: {name} in it must be a dictionary")
     for name, value in parts.items():
-        require_shallow(value, f"{path}: {name} in it")
+        require_plain(value, f"{path}: {name} in it")
 
 
 def as_source(content: Mapping[str, Any]) -> Source:

@@ -97,8 +97,8 @@ def convert(
         with replacing(result.annotation) as temporary:
             write_entries(temporary, _new_entries(annotations, chosen, place_of, result))
             if not result.entries:
-                what = ": ".join(map(str, next(iter(result.left_out), ["no entry is usable"])))
-                raise UserError(f"nothing of {annotations.path} can be converted; entry {what}")
+                first = next((f"entry {number}: {why}" for number, why in result.left_out), "no entry is usable")
+                raise UserError(f"nothing of {annotations.path} can be converted; {first}")
         if not known:  # now it is: a kill before this makes all anew once more
             _write_settings(folder, settings)
     except OSError as error:

@@ -128,7 +128,7 @@ def count_ready(path: Path, clip_paths: ClipPaths, jobs: int = 0, progress: Call
     Only what this takes is read and checked: path, task, expand_wav. Raises UserError, as
     Annotations does, for a file that cannot be read or is wrong in these.
     """
-    if path.suffix != ".gz":
+    if path.suffix != ".gz" and path.is_file():  # of a pipe nothing may come, of /dev/zero too much
         try:
             with path.open("rb") as text:
                 ranges = candidate_ranges(text)
