@@ -8,6 +8,7 @@ from typing import Any
 from salmonn.evaluation.metrics import METRICS, Metric
 
 ALL, FINISHED = "all", "finished"  # the outputs that reports score, too
+EITHER = "all or finished"  # not told which of the two: the same where every answer is finished
 
 
 @dataclass
@@ -15,7 +16,7 @@ class Published:
     """A published score and what it was measured on. What is not told is empty, and then nothing is compared."""
 
     value: float = math.nan  # in the metric's own unit: shares for WER and accuracies, 0-100 for BLEU
-    outputs: str = ""  # "all", "finished" (answers that the model ended by itself), else in words which ones
+    outputs: str = ""  # "all", "finished" (by the model itself), "all or finished", else in words which ones
     clips: int = 0  # of the whole set, those whose outputs were left out among them
     tool: str = ""  # what counted it: as Metric.tool where it is the same, else in words
     judge: str = ""  # of judged scores: as the report names its own where it is the same, else in words
@@ -36,7 +37,9 @@ def _why_apart(published: Published, report: Mapping[str, Any], name: str) -> st
         return "its number of clips is not told"
     if n != published.clips:
         return f"{n} of {published.clips} clips" if n < published.clips else f"{n} clips, not {published.clips}"
-    if published.outputs not in (ALL, FINISHED):
+    if published.outputs == EITHER and report["unfinished"]:
+        return f"{report['unfinished']} unfinished, all or finished is not told"
+    if published.outputs not in (ALL, FINISHED, EITHER):
         return f"over {published.outputs}" if published.outputs else "which outputs is not told"
     if substitute := report["scoring"]["substitute"][name]:
         return str(substitute)
@@ -49,7 +52,7 @@ def _why_apart(published: Published, report: Mapping[str, Any], name: str) -> st
 
 def with_outputs(metric: Metric, published: Published, among: Sequence[Published]) -> str:
     """A published score as it is shown among those of its metric: with its outputs where they could be mistaken."""
-    plain = published.outputs in ("", ALL) and len(among) == 1
+    plain = published.outputs in ("", ALL, EITHER) and len(among) == 1
     return metric.show(published.value) if plain else f"{metric.show(published.value)} {published.outputs}".strip()
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -50,6 +51,13 @@ def submission_notes(ids: Sequence[str], texts: Sequence[str]) -> list[str]:
     return notes
 
 
+def other_ids(ids: Sequence[str]) -> str:
+    """What is to be told of ids of a set that are not of the hackathon's kind; "" where all are."""
+    others = [name for name in ids if not re.fullmatch(r"test\d{4}", name)]
+    what = "ids are not as test0000, which the official validator asks for"
+    return f"{len(others)} {what}: {examples(others)}" if others else ""
+
+
 def _formulas(rows: Iterable[tuple[str, str]]) -> str:
     named = [name for name, text in rows if text.startswith(_FORMULA)]
     return f"{len(named)} texts begin as a formula: a spreadsheet would change them: {examples(named)}" if named else ""
@@ -75,7 +83,8 @@ def validate_submission(path: Path, datasets: DictConfig, annotation: str = "") 
         raise UserError(f"{path} shares no testset_id with {', '.join(sets)}: whose submission is it? Give --ann FILE")
     check_submission(content, ids[chosen], f"{path}, checked against {chosen}")
     formulas = _formulas((name, text) for name, text in _rows(content, str(path))[1:])
-    return f"{path}: a valid submission for {chosen}, {len(ids[chosen])} rows{formulas and f'; {formulas}'}"
+    notes = filter(None, [formulas, other_ids(ids[chosen])])
+    return "; ".join([f"{path}: a valid submission for {chosen}, {len(ids[chosen])} rows", *notes])
 
 
 def _ids_of(annotation: str) -> list[str]:
@@ -122,7 +131,7 @@ def _is_no_string(text: str) -> bool:
 
 def _rows(content: str, source: str) -> list[list[str]]:
     try:
-        return list(csv.reader(io.StringIO(content, newline="")))
+        return list(csv.reader(io.StringIO(content, newline=""), strict=True))  # a quote without its end is an error
     except csv.Error as error:
         raise UserError(f"{source}: not a CSV file: {error}") from error
 

@@ -1,12 +1,13 @@
 """Answers in another task's form: phonemes for words, a caption for a transcript, the instruction repeated.
 
 A form counts only where no reference of the clip has it, so that ordinary answers, wrong ones too, are left alone.
-Languages are told by their script only: an English answer where German is asked for is not found. Answers that
-transcribe a spoken question are those that the following rate counts.
+Languages are told by their script, and German from English by their small words; others in Latin letters are not.
+Answers that transcribe a spoken question are those that the following rate counts.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,12 @@ _TRANSCRIBING = ("asr", "asr_zh", "asr_de", "lyrics_recognition", "phone_recogni
 _YES_NO = re.compile(r"\s*(?:yes|no)\b", re.IGNORECASE)
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
 _LETTER = re.compile(r"[^\W\d_]")
+# Of each language those that are no words of the other.
+_SMALL_WORDS = {
+    "English": frozenset("the a and is are of to that he she it his her with for on at not have has".split()),
+    "German": frozenset("der das und ist sind von zu dass er sie es sein ihr mit auf nicht haben hat ein eine".split()),
+}
+_SMALL_WORDS_AT_LEAST, _SMALL_WORD_SHARE = 2, 0.25
 _REPEATED_WORDS = 4  # of an instruction; shorter ones stand in answers by chance
 
 
@@ -50,6 +57,13 @@ def _is_other_script(text: str) -> bool:
     return bool(_LETTER.search(text)) and not _CJK.search(text)
 
 
+def _is_of(language: str, text: str) -> bool:
+    words = _words(text).split()
+    small = {name: sum(word in known for word in words) for name, known in _SMALL_WORDS.items()}
+    enough = max(_SMALL_WORDS_AT_LEAST, _SMALL_WORD_SHARE * len(words))
+    return small[language] >= enough and small[language] == max(small.values()) > min(small.values())
+
+
 def form_of(answer: str, references: Sequence[str], task: str = "asr", instruction: str = "") -> str:
     """The form of another task that an answer has and none of the references; "" for an ordinary answer.
 
@@ -64,6 +78,9 @@ def form_of(answer: str, references: Sequence[str], task: str = "asr", instructi
         "Chinese, Japanese or Korean": _is_cjk,
         "another script than Chinese, Japanese or Korean": _is_other_script,
     }
+    for language, other in (("English", "German"), ("German", "English")):
+        if any(_is_of(other, reference) for reference in references):
+            forms[language] = partial(_is_of, language)
     if task in _TRANSCRIBING:
         forms["a caption"] = lambda text: bool(_CAPTION.search(text.strip()))
     if _words(answer) in ("yes", "no"):

@@ -9,7 +9,7 @@ import pytest
 
 from salmonn.common.errors import UserError
 from salmonn.evaluation.pipeline import evaluate
-from salmonn.evaluation.submission import NO_TEXT, check_submission, submission_csv, submission_notes
+from salmonn.evaluation.submission import NO_TEXT, check_submission, other_ids, submission_csv, submission_notes
 from tests.fixtures.stub_model import config_for, entry, results
 
 
@@ -53,6 +53,22 @@ def test_what_we_call_valid_is_valid_there(texts):
         assert not is_valid_there(content)
     else:
         assert is_valid_there(content)
+
+
+@pytest.mark.parametrize("last", ['"a', '"', '"a\n', '"a "" b', 'a "b', '"a"', "'a"])
+def test_a_quote_without_its_end_is_valid_nowhere(last):
+    content = f"testset_id,text\ntest0000,x\ntest0001,y\ntest0002,{last}\n"
+    if last in ('a "b', '"a"', "'a"):  # no quote begins there, or it ends
+        check_submission(content, IDS, "theirs")
+        assert is_valid_there(content)
+        return
+    with pytest.raises(UserError, match="theirs: not a CSV file: unexpected end of data"):
+        check_submission(content, IDS, "theirs")
+
+
+def test_ids_that_the_official_validator_refuses_are_told():
+    assert other_ids(IDS) == ""
+    assert other_ids(["test0000", "test1", "asr_0001"]).endswith("the official validator asks for: test1, asr_0001")
 
 
 def test_every_value_that_pandas_takes_for_missing_is_known():

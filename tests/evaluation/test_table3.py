@@ -228,6 +228,14 @@ def test_finished_answers_are_compared_with_finished_ones_and_all_with_all():
     assert row[-1] == "4.00 % finished (-1.00 %); 17.00 % all (+1.00 %)"
 
 
+def test_a_score_over_all_or_finished_outputs_is_compared_where_every_answer_ends():
+    task = EvalTask("pr", "s", "a.json", metrics=["wer"], paper={"wer": [of_edits(0.04, "all or finished")]})
+    (row,) = rows_of(task, scored(wer=0.05))
+    assert row[-2] == "4.00 % (+1.00 %)"
+    (row,) = rows_of(task, scored(unfinished=2, wer=(0.17, 0.04)))
+    assert row[-2] == "4.00 % (n/a: 2 unfinished, all or finished is not told)"
+
+
 @pytest.mark.parametrize(
     ("report", "published", "why"),
     [
@@ -291,6 +299,8 @@ def test_the_reproductions_own_totals_differ_from_it_nowhere(name):
     assert not any(map(float, told))
     if name in ("asr_clean", "asr_other", "pr", "er", "story"):
         assert told  # like stands beside like, and is compared
+    if unfinished:  # the paper does not tell what became of such answers
+        assert not any(re.search(r"\([+-]", row[-2]) for row in rows)
 
 
 def test_published_scores_are_a_list_one_of_them_or_a_bare_value(tmp_path):

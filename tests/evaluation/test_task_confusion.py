@@ -33,6 +33,8 @@ SAID = ["he began a confused complaint against the wizard"]
         ("The audio contains a speech by a man", SAID, "a caption"),
         ("他开始抱怨", SAID, "Chinese, Japanese or Korean"),
         ("He began", ["他开始抱怨"], "another script than Chinese, Japanese or Korean"),
+        ("The man has not seen the dog", ["Der Mann hat den Hund nicht gesehen"], "English"),
+        ("Er hat das Haus nicht gesehen", ["he has not seen the house"], "German"),
         ("Write down what is said: write down what is said", SAID, "the instruction repeated"),
     ],
 )
@@ -55,6 +57,9 @@ def test_an_answer_in_another_tasks_form_is_found(answer, references, form):
         ("a dog barks while birds chirp in the background", ["A dog is barking loudly while rain falls"]),
         ("the man was speaking of his house", SAID),
         ("BBC 红狗", ["红狗"]),
+        ("He has not seen the house", ["blue dog"]),  # of no language that can be told
+        ("Die Frau has the house", ["she has the house of the man"]),
+        ("Der Mann hat die Frau nicht gesehen", ["Die Frau hat der Mann nicht gesehen"]),
         ("write it", ["right it"]),
         ("anything", []),
         *((line.partition(" ")[2], SAID) for text in TRANSCRIPTS.values() for line in text.splitlines()),

@@ -12,7 +12,7 @@ import numpy as np
 
 from salmonn.common.charts import BLUE, GREY, LIGHT_ORANGE, ORANGE, grid_shape, new_figure, percent_labels
 from salmonn.evaluation.metrics import METRICS
-from salmonn.evaluation.published import ALL, Published, score_alike
+from salmonn.evaluation.published import ALL, EITHER, Published, score_alike
 from salmonn.evaluation.report.tables import metrics_of, shown_score
 from salmonn.evaluation.tasks import EvalTask
 
@@ -67,7 +67,7 @@ def _bars(task: EvalTask, report: Mapping[str, Any], name: str) -> dict[str, flo
 
 def _is_alike(published: Published, report: Mapping[str, Any], name: str) -> bool:
     """Whether a published score may stand beside this run's bar, which is over all answers."""
-    return published.outputs == ALL and not score_alike(published, report, name)[1]
+    return published.outputs in (ALL, EITHER) and not score_alike(published, report, name)[1]
 
 
 def _panels(task: EvalTask, report: Mapping[str, Any]) -> list[list[str]]:
