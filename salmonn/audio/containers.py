@@ -41,11 +41,12 @@ _AIFC_BYTES = {  # of a frame of one channel
     **dict.fromkeys((b"ulaw", b"ULAW", b"alaw", b"ALAW"), 1),
     **{b"in24": 3, b"42ni": 3, b"in32": 4, b"23ni": 4, b"fl32": 4, b"FL32": 4, b"fl64": 8, b"FL64": 8, b"ima4": 34},
 }
-ASF_PARTS = [  # names of what an ASF (wma) is made of: header, packets, indices
+ASF_PARTS = [  # names of what an ASF (wma) is made of: header, packets, indices, XMP (Adobe's tags)
     bytes.fromhex(name)
     for name in (
         "3026b2758e66cf11a6d900aa0062ce6c", "3626b2758e66cf11a6d900aa0062ce6c", "90080033b1e5cf1189f400a0c90349cb",
         "d329e2d6da35d111903400a0c90349be", "f803b1fead12644c840f2a1d2f7ad48c", "d03fb73c4a0c0348953dedf7b6228f0c",
+        "cbcf7abea997e8429c71999491e3afac",
     )
 ]  # fmt: skip
 _ASF_EMPTY = 50  # bytes of a part for packets without one, as live recorders leave it

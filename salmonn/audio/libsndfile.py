@@ -139,8 +139,16 @@ def _goes_on(path: Path, read: Callable[[int], np.ndarray]) -> bool:
     except soundfile.LibsndfileError:  # something else was put behind it, if not another FLAC
         with path.open("rb") as raw:
             data = Bytes(raw)
-            require_no_file_within(data, after_tags(data) + 1)
+            require_no_file_within(data, _after_metadata(data))
         return False
+
+
+def _after_metadata(data: Bytes) -> int:
+    """The first byte of a FLAC behind its metadata, where the head of the WAV that it was made of may stand."""
+    position, is_last = after_tags(data) + len(b"fLaC"), False
+    while not is_last and (head := data[position : position + 4]):
+        is_last, position = head[0] >= 0x80, position + 4 + int.from_bytes(head[1:])
+    return position
 
 
 def _raise_system_error(source: int | View) -> None:

@@ -31,10 +31,11 @@ class Bytes:
         """The first byte from `position` on at which it stands; -1 for nowhere."""
         return self.search(re.compile(re.escape(what)), len(what), position)
 
-    def search(self, pattern: re.Pattern[bytes], size: int, position: int = 0) -> int:
-        """The first byte from `position` on at which a pattern of so many bytes stands; -1 for nowhere."""
-        while len(self[position : position + size]) == size:  # which brings what follows into memory
-            if found := pattern.search(self._block, position - self._at):
+    def search(self, pattern: re.Pattern[bytes], size: int, position: int = 0, stop: int | None = None) -> int:
+        """The first byte from `position` on, and before `stop`, at which a pattern of so many bytes stands; else -1."""
+        stop = len(self) if stop is None else stop
+        while position < stop and len(self[position : position + size]) == size:  # which brings more into memory
+            if found := pattern.search(self._block, position - self._at, stop + size - 1 - self._at):
                 return self._at + found.start()
             position = self._at + len(self._block) - size + 1
         return -1

@@ -6,6 +6,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from functools import lru_cache
 
 import numpy as np
@@ -14,6 +15,8 @@ import soundfile
 
 from salmonn.audio import ffmpeg
 from salmonn.audio.decode import AudioError, decode_all, inspect_header, load_audio, stream_audio
+from salmonn.audio.mp3 import _header, read_mp3
+from salmonn.audio.view import Bytes
 from tests.fixtures.encoders import copy_packets, encode_av, with_pictures
 from tests.fixtures.paths import ROOT
 from tests.fixtures.whole_media import encode, ogg_pages, wav_bytes, with_checksum
@@ -700,6 +703,46 @@ def test_a_wav_behind_an_mp3_is_not_passed_over_where_that_is_cut_or_something_s
     (tmp_path / "a").write_bytes(mp3[: len(mp3) - cut] + between + file_of("wav"))
     with pytest.raises(AudioError, match="another sound file stands behind it"):
         decode_all(tmp_path / "a")
+
+
+def test_looking_for_another_file_in_the_gaps_of_an_mp3_takes_time_by_its_length(tmp_path):
+    data, at, parts = vbr_mp3(tag="0"), 0, []
+    while at < len(data):
+        size = _header(data[at : at + 4]).size
+        parts.append(data[at : at + size])
+        at += size
+    torn = b"".join(b"junk".join(parts[i : i + 3]) if i % 2 else b"".join(parts[i : i + 3]) for i in range(len(parts)))
+    (tmp_path / "a").write_bytes(data + torn * 8)
+    began = time.process_time()
+    with (tmp_path / "a").open("rb") as file:
+        assert read_mp3(Bytes(file)).frames > 5 * len(parts)
+    assert time.process_time() - began < 2  # 8 s where each gap was looked through up to the end
+
+
+def with_foreign_metadata(flac):
+    """With the head of the WAV that it was made of: flac --keep-foreign-metadata."""
+    wav = file_of("wav")
+    blocks = b"".join(b"\2" + (4 + len(part)).to_bytes(3) + b"riff" + part for part in (wav[:12], wav[12:36]))
+    return (
+        flac[:4]
+        + bytes([flac[4] & 0x7F])
+        + flac[5:42]
+        + blocks
+        + (flac[42:] if flac[4] < 0x80 else b"\x81\0\0\0" + flac[42:])
+    )
+
+
+@pytest.mark.parametrize("behind", [b"", bytes(1000), b"ID3\4\0\0\0\0\0\x7f" + bytes(127)], ids=["", "zeros", "ID3"])
+def test_the_head_of_a_wav_in_the_metadata_of_a_flac_is_no_other_file(tmp_path, behind):
+    assert heard(tmp_path / "a", with_foreign_metadata(file_of("flac")) + behind) == pytest.approx(2, abs=0.01)
+    (tmp_path / "a").write_bytes(with_foreign_metadata(file_of("flac")) + behind + file_of("wav"))
+    with pytest.raises(AudioError, match="another sound file stands behind it"):
+        decode_all(tmp_path / "a")
+
+
+def test_xmp_behind_a_wma_is_heard_over(tmp_path):
+    xmp = bytes.fromhex("cbcf7abea997e8429c71999491e3afac") + struct.pack("<Q4000x", 4024)
+    assert heard(tmp_path / "a.wma", recorded("a.wma") + xmp) == pytest.approx(SECONDS, abs=0.13)
 
 
 @pytest.mark.parametrize("first", ["ogg", "opus", "flac", "m4a", "mka"])
