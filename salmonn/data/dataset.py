@@ -71,6 +71,11 @@ class SALMONNDataset:
         return np.array([len(self.annotations[number]["text"]) for number in self.usable.tolist()])
 
     @property
+    def content(self) -> str:
+        """What tells this content of the annotation file from another; "" of a list."""
+        return self.annotations.content if isinstance(self.annotations, Annotations) else ""
+
+    @property
     def tasks(self) -> list[str]:
         """The tasks of the annotation file."""
         if isinstance(self.annotations, Annotations):

@@ -287,7 +287,7 @@ class RunState:
     ) -> None:
         self.folder, self.model, self.step, self.progress, self.quarantine = folder, model, step, progress, quarantine
         self.lineage: list[Training] = []  # the runs that the parameters come from, this one the last
-        self.annotations: dict[str, str] = {}  # `contents_of_data` when the run was started
+        self.annotations: dict[str, str] = {}  # what tells the contents of its annotation files, by key
         self.is_saved = False  # all that was done up to the last attempt
         self.started_at = self.saved_at = time.monotonic()
 

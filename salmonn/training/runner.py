@@ -36,7 +36,6 @@ from salmonn.training.run_state import (
     Content,
     Resumed,
     RunState,
-    contents_of_data,
     find_resumed,
     lineage_of_run,
     mend_best,
@@ -275,7 +274,7 @@ class Runner:
         self.state = RunState(self.run_folder, self.model, self.step, self.progress, self.quarantine)
         train_set = self.datasets["train_ann_path"]
         content = self.content or read_content(self.resumed.path) if self.resumed else None
-        self.state.annotations = contents_of_data(self.config)
+        self.state.annotations = {key: dataset.content for key, dataset in self.datasets.items()}
         self.state.lineage = lineage_of_run(self.config, train_set.tasks, content)
         if self.resumed and content:
             self.state.restore(self.resumed, content)

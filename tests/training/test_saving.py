@@ -2,13 +2,17 @@
 
 import itertools
 import json
+import shutil
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from salmonn.common.errors import UserError
+from salmonn.data.annotations import Annotations
+from salmonn.data.loader import open_datasets
 from salmonn.model import checkpoint
+from salmonn.training import runner as runner_module
 from salmonn.training.runner import Runner
 from tests.fixtures.commands import run_command
 from tests.fixtures.runners import log_lines
@@ -25,6 +29,25 @@ def test_the_best_checkpoint_is_that_of_highest_accuracy(make_runner, monkeypatc
     assert checkpoint.read(runner.folder / "checkpoint_best.pth")["epoch"] == 1
     assert checkpoint.read(runner.folder / "checkpoint_last.pth")["epoch"] == 2
     assert checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]["best"]["epoch"] == 1
+
+
+def test_a_checkpoint_tells_the_content_that_was_opened_whatever_took_its_place_since(
+    make_runner, mini_world, monkeypatch, tmp_path
+):
+    file = tmp_path / "own.json"
+    shutil.copy(mini_world / "ann/stage1_train.json", file)
+
+    def open_then_replace(*args):
+        opened = open_datasets(*args)
+        (tmp_path / "new.json").write_text(file.read_text() + " ")
+        (tmp_path / "new.json").replace(file)
+        return opened
+
+    before = Annotations(file).content
+    monkeypatch.setattr(runner_module, "open_datasets", open_then_replace)
+    runner = make_runner(f"datasets.train_ann_path={file}")
+    assert runner.state.annotations["train_ann_path"] == before != Annotations(file).content
+    runner.close()
 
 
 INSIDE = ["run.iters_per_epoch=6", "run.optims.max_epoch=2", "run.batch_size_train=1", "run.valid_every_steps=2"]
