@@ -6,12 +6,14 @@ import dataclasses
 import hashlib
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
 import soundfile
 
 from salmonn.audio.decode import AudioError, load_clip
+from salmonn.common.errors import UserError
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths
 from tests.fixtures.commands import run_command
@@ -42,6 +44,19 @@ def test_the_same_seed_makes_the_same_world_and_another_seed_another(tmp_path):
         found.append(digests(tmp_path / name))
     assert found[0] == found[1]
     assert found[0]["ann/stage1_train.json"] != found[2]["ann/stage1_train.json"]
+
+
+@pytest.mark.parametrize("error", [UserError("no room"), KeyboardInterrupt()])
+def test_what_fails_is_told_at_once_whatever_the_workers_still_do(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(corpus, "write_audio", fail)
+    settings = {"seed": 0, "train_clips": 40, "test_clips": 20, "broken": 0, "pretrain_scale": 1}
+    began = time.monotonic()
+    with pytest.raises(type(error)):
+        build.build(tmp_path / "world", settings)
+    assert time.monotonic() - began < 20  # LLaMA takes two minutes
 
 
 def test_a_complete_world_is_left_as_it_is(mini_world):

@@ -6,7 +6,7 @@ import multiprocessing
 import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -37,7 +37,7 @@ def build(out: Path, settings: dict[str, Any]) -> None:
 
     seed, scale = settings["seed"], settings["pretrain_scale"]
     seconds: dict[str, float] = {}
-    with timed("all", seconds), _worker() as first, _worker() as second, _worker() as third:
+    with timed("all", seconds), _workers(3) as (first, second, third):
         clips = corpus.plan(settings["train_clips"], settings["test_clips"], settings["broken"], seed)
         held_out = frozenset(corpus.sentences(clip for clip in clips if clip.split != "train"))
         # it takes longest and hears nothing
@@ -50,6 +50,8 @@ def build(out: Path, settings: dict[str, Any]) -> None:
         heard = (clips, out / "audio", scale, seed)
         jobs.append(first.submit(_make, "whisper", "encoders", out / "weights/whisper", *heard))
         jobs.append(second.submit(_make, "beats", "encoders", out / "weights/beats.pt", *heard))
+        for job in as_completed(jobs):
+            job.result()  # what fails first ends the others
         quality = {}
         for job in jobs:
             part, found, took = job.result()
@@ -77,9 +79,20 @@ def _make(part: str, module: str, *arguments: Any) -> tuple[str, dict[str, float
     return part, make(*arguments), time.monotonic() - began
 
 
-def _worker() -> ProcessPoolExecutor:
+@contextmanager
+def _workers(n: int) -> Iterator[list[ProcessPoolExecutor]]:
+    """Pools of one process each; where something fails, what they still do, for minutes, is not waited for."""
     # spawned, not forked: torch and espeak-ng each keep state that does not survive a fork
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    pools = [ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) for _ in range(n)]
+    try:
+        yield pools
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
+    finally:
+        for pool in pools:
+            pool.shutdown()
 
 
 @contextmanager
