@@ -8,11 +8,12 @@ gives the same world. A world that is complete and was made with the same settin
 """
 
 import os
+import signal
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
-# Two worker processes of one thread each: nothing is gained by more threads on matrices this small,
+# Three worker processes of one thread each: nothing is gained by more threads on matrices this small,
 # and the result does not depend on the number of cores. Must be set before torch is imported.
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -58,6 +59,7 @@ def parse_arguments() -> Namespace:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that its processes end, too
     args = parse_arguments()
     if min(args.train_clips, args.test_clips) < 20:
         raise UserError("--train-clips and --test-clips must be at least 20, or some tasks get no clip")

@@ -6,11 +6,15 @@ import dataclasses
 import hashlib
 import json
 import re
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import soundfile
+import torch
 
 from salmonn.audio.decode import AudioError, load_clip
 from salmonn.common.errors import UserError
@@ -18,7 +22,12 @@ from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths
 from tests.fixtures.commands import run_command
 from tests.fixtures.mini_world import mini_options, train_options
-from util.mini_world import build, corpus
+from tests.fixtures.paths import ROOT
+from tests.fixtures.waiting import wait_until
+from util.benchmarks.measure import family
+from util.mini_world import build, corpus, encoders
+from util.mini_world.render import Clip
+from util.mini_world.scenes import Speech
 
 SMALL = ["--train-clips", "40", "--test-clips", "20", "--pretrain-scale", "0"]
 
@@ -57,6 +66,33 @@ def test_what_fails_is_told_at_once_whatever_the_workers_still_do(tmp_path, monk
     with pytest.raises(type(error)):
         build.build(tmp_path / "world", settings)
     assert time.monotonic() - began < 20  # LLaMA takes two minutes
+
+
+def test_its_processes_end_with_it(tmp_path):
+    command = [sys.executable, str(ROOT / "util/make_mini_world.py"), "--out", str(tmp_path / "world")]
+    script = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: len(family(script.pid)) > 4, script)  # with the tracker of multiprocessing
+    started = family(script.pid)
+    script.terminate()
+    assert script.wait(20) == 1
+    wait_until(lambda: not any(is_running(pid) for pid in started))
+
+
+def is_running(pid):
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_what_only_a_validation_clip_holds_is_learned_by_name_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoders, "fit", lambda *_: None)
+    monkeypatch.setattr(encoders, "_wave", lambda *_: torch.zeros(1, 80_000))
+    said = {"train": [(0.0, ""), (1.0, "a")], "valid": [(0.0, ""), (1.0, "b")]}
+    clips = [Clip(split, "", Speech, 16_000, False, (), words=[track], phones=[track]) for split, track in said.items()]
+    assert encoders.make_whisper(tmp_path, clips, tmp_path, 1, 0).keys() == {
+        "frame_phone_accuracy",
+        "frame_word_accuracy",
+    }
 
 
 def test_a_complete_world_is_left_as_it_is(mini_world):

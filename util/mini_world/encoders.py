@@ -89,8 +89,8 @@ def _pretrain_whisper(
 ) -> dict[str, float]:
     spoken = [clip for clip in clips if clip.words and not clip.broken]
     train, valid = ([clip for clip in spoken if clip.split == split] for split in ("train", "valid"))
-    phones = sorted({phone for clip in train for track in clip.phones for _, phone in track})
-    words = sorted({word for clip in train for track in clip.words for _, word in track})
+    phones = sorted({phone for clip in (*train, *valid) for track in clip.phones for _, phone in track})
+    words = sorted({word for clip in (*train, *valid) for track in clip.words for _, word in track})
     heads = nn.ModuleDict({"phone": nn.Linear(96, len(phones)), "word": nn.Linear(96, len(words))})
 
     def examples(chosen: list[Clip]) -> tuple[Tensor, Tensor, Tensor]:
