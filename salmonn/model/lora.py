@@ -55,7 +55,9 @@ def _compiling_later() -> Iterator[None]:
     """
     compile_now = torch.compile
 
-    def compile_later(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    def compile_later(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
+        if function is None:  # of a decorator with options
+            return partial(compile_later, **options)
         compiled = cache(partial(compile_now, function, **options))
 
         @wraps(function)

@@ -381,7 +381,10 @@ def test_what_is_to_be_compiled_while_peft_is_imported_is_compiled_at_its_first_
     before = torch.compile
     with lora._compiling_later():
         double = torch.compile(lambda x: 2 * x, dynamic=False)
+        decorated = torch.compile(dynamic=True)(lambda x: 3 * x)
     assert torch.compile is before
     assert compiled == []
     assert (double(2), double(3)) == (4, 6)
     assert compiled == [{"dynamic": False}]
+    assert decorated(2) == 6
+    assert compiled[1:] == [{"dynamic": True}]
