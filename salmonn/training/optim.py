@@ -43,8 +43,11 @@ def build_optimizer(model: nn.Module, optims: DictConfig) -> AdamW:
 
 def restore_optimizer(optimizer: AdamW, state: dict) -> None:
     """Take up moments and step counts; all settings stay as configured now. Raises ValueError if they do not fit."""
-    pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
-    optimizer.load_state_dict({**state, "param_groups": [{**ours, "params": saved["params"]} for ours, saved in pairs]})
+    groups, saved = optimizer.param_groups, state["param_groups"]
+    if len(saved) != len(groups):
+        raise ValueError(f"its parameters are in another number of groups ({len(saved)}, not {len(groups)})")
+    pairs = zip(groups, saved, strict=True)
+    optimizer.load_state_dict({**state, "param_groups": [{**ours, "params": its["params"]} for ours, its in pairs]})
     for parameter, moments in optimizer.state.items():
         for name, values in moments.items():
             if not isinstance(values, Tensor) or values.shape != (() if name == "step" else parameter.shape):
