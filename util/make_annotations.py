@@ -22,7 +22,7 @@ import os
 import re
 import shlex
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from salmonn.common.cli import run_cli
+from salmonn.common.cli import command_parser, run_cli
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.data.annotation_format import write_annotations
@@ -189,7 +189,7 @@ def columns_given(given: Sequence[str]) -> dict[str, str]:
 
 
 def parse_arguments() -> Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("sources", nargs="+", type=Path, metavar="FILE", help="lists or folders of recordings")
     add("--to", type=Path, required=True, metavar="FILE.json", help="the annotation file to write")

@@ -163,10 +163,16 @@ class _Parser(ArgumentParser):
         super().error(message + (f" (did you mean {', '.join(meant)}?)" if meant else ""))
 
 
-def argument_parser(description: str, default_cfg_path: str | None = None) -> ArgumentParser:
-    """The options shared by the commands: --cfg-path, with a default of "" for those that go without, and --options."""
+def command_parser(description: str) -> ArgumentParser:
+    """What every command has: its description as it is written, --version, and a hint where an option is none."""
     parser = _Parser(prog=program_name(), description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"salmonn {__version__}")
+    return parser
+
+
+def argument_parser(description: str, default_cfg_path: str | None = None) -> ArgumentParser:
+    """The options shared by the commands: --cfg-path, with a default of "" for those that go without, and --options."""
+    parser = command_parser(description)
     parser.add_argument(
         "--cfg-path",
         required=default_cfg_path is None,
