@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ["speech/test_00002.ogg", "sound/test_00199.flac"]
 QUESTIONS = ["Transcribe", "What colour are the pears?", "Man or woman?"]  # tasks by their button
+WAITING = ("", "…", "Loading content")  # what the page shows while nothing of an answer is written yet
 
 _PATIENCE = 30  # s
 
@@ -171,7 +172,7 @@ def converse(visitor: Visitor) -> None:
     for n_asked, question in enumerate(QUESTIONS, 1):
         is_task = question in visitor.texts("#tasks button")
         (visitor.press if is_task else visitor.ask)(question)
-        visitor.until(lambda n=n_asked: [text not in ("", "…") for text in visitor.texts(".message.bot")] == [True] * n)
+        visitor.until(lambda n=n_asked: [text not in WAITING for text in visitor.texts(".message.bot")] == [True] * n)
 
 
 def smaller(picture: bytes) -> bytes:
