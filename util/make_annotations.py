@@ -40,7 +40,7 @@ from salmonn.data.annotation_scan import DEFAULT_TASK, SPEECH_MARKERS, list_prob
 from salmonn.data.annotations import Annotations
 from salmonn.model.prompts import asks_question, load_train_prompts
 from util.eval_sets.annotation import annotated_path
-from util.inspector.split import SPLITS, add_split, check_shares, split
+from util.inspector.split import SPLITS, add_split, check_shares, split, told_split
 from util.own_data.base import NAMES, Reading, Row
 from util.own_data.clips import Collection, collect
 from util.own_data.formats import read
@@ -77,7 +77,7 @@ def main() -> None:
     if args.split:
         everything = np.ones(len(annotations), bool)
         counts = split(annotations, everything, args.split, args.seed, False, args.to.parent, args.force)
-        print(f"split by clips, seed {args.seed}: {', '.join(f'{name} {n}' for name, n in counts.items())} entries")
+        print(told_split(counts, args.to, args.to.parent, args.seed))
         written = [path for path in parts if path.exists()]
     print(how_to_go_on(written, prefix))
 
