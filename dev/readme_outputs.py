@@ -22,14 +22,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.cli import run_cli
+from salmonn.common.cli import command_parser, run_cli
 from salmonn.common.errors import UserError
 from salmonn.common.files import replacing
 from util.jobs import ENVIRONMENT
@@ -55,7 +54,7 @@ Results = dict[str, str]  # what came out, by the block with its marker: the tra
 
 def main() -> None:
     """Bring the files up to date, or tell what differs."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument(
         "files", nargs="*", default=FILES, metavar="FILE", help=f"pages to look at (default: {' '.join(FILES)})"
     )

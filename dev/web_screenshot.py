@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.cli import run_cli
+from salmonn.common.cli import command_parser, run_cli
 from salmonn.common.errors import UserError
 from salmonn.common.files import replacing
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ["speech/test_00002.ogg", "sound/test_00199.flac"]
 QUESTIONS = ["Transcribe", "What colour are the pears?", "Man or woman?"]  # tasks by their button
+WAITING = ("", "…", "Loading content")  # what the page shows while nothing of an answer is written yet
 
 _PATIENCE = 30  # s
 
@@ -171,7 +172,7 @@ def converse(visitor: Visitor) -> None:
     for n_asked, question in enumerate(QUESTIONS, 1):
         is_task = question in visitor.texts("#tasks button")
         (visitor.press if is_task else visitor.ask)(question)
-        visitor.until(lambda n=n_asked: [text not in ("", "…") for text in visitor.texts(".message.bot")] == [True] * n)
+        visitor.until(lambda n=n_asked: [text not in WAITING for text in visitor.texts(".message.bot")] == [True] * n)
 
 
 def smaller(picture: bytes) -> bytes:
@@ -185,7 +186,7 @@ def smaller(picture: bytes) -> bytes:
 
 def parse_arguments() -> Namespace:
     """The command line."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="PNG to write")
     parser.add_argument("--width", type=int, default=1280, metavar="PIXELS", help="of the window (default: 1280)")
     parser.add_argument("--dark", action="store_true", help="as in a dark colour scheme")

@@ -21,7 +21,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import AutoTokenizer, PreTrainedModel  # noqa: E402
 
-from salmonn.common.cli import run_cli  # noqa: E402
+from salmonn.common.cli import command_parser, run_cli  # noqa: E402
 from salmonn.common.errors import UserError  # noqa: E402
 from salmonn.config.loading import model_config  # noqa: E402
 from salmonn.model.llm import load_llm  # noqa: E402
@@ -46,7 +46,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--llm", required=True, metavar="DIR", help="folder of a causal language model")
     parser.add_argument("--text", required=True, type=Path, metavar="FILE", help="text that it reads")
     parser.add_argument("--rows", type=int, default=2, metavar="N", help="of the text (default 2)")

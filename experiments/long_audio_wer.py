@@ -10,7 +10,6 @@ windows cost more than 5 points of WER over all files.
 import json
 import sys
 import tempfile
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import soundfile
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from salmonn.audio.decode import SAMPLE_RATE, load_clip
-from salmonn.common.cli import run_cli
+from salmonn.common.cli import command_parser, run_cli
 from salmonn.config.loading import load_config
 from salmonn.evaluation.metrics.base import Texts
 from salmonn.evaluation.metrics.word_errors import word_errors
@@ -36,7 +35,7 @@ Clip = tuple[np.ndarray, str]  # samples, what is said
 
 
 def main() -> None:
-    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
+    command_parser(__doc__).parse_args()
     world = ROOT / "output/mini/world"
     engine = InferenceEngine.load(load_config(ROOT / "configs/mini/decode.yaml"))
     entries = json.loads((world / "ann/test_asr.json").read_text())["annotation"]

@@ -58,6 +58,7 @@ def with_subcommands(parser: ArgumentParser) -> Iterator[ArgumentParser]:
 def test_a_command_says_what_it_does_and_explains_every_option(program):
     main = parser_of(program)
     assert f"  python {program}" in main.description  # an example at least
+    assert "--version" in main.format_usage()
     for parser in with_subcommands(main):
         for action in parser._actions:
             assert isinstance(action, _SubParsersAction) or (action.help and action.help != SUPPRESS), action

@@ -19,12 +19,12 @@ the input is wrong; 1 after Ctrl-C.
 
 import json
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.cli import run_cli
+from salmonn.common.cli import command_parser, run_cli
 from salmonn.common.errors import UserError
 from salmonn.common.files import make_folder
 from salmonn.config.loading import load_config
@@ -88,7 +88,7 @@ def path_mapping(text: str) -> dict[str, str]:
 
 
 def parse_arguments() -> Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--ann", nargs="+", type=Path, metavar="FILE", help="annotation files, also .gz (default: all in ann/)")
     add("--prefix", metavar="DIR", help="folder of the corpora (default: datasets.prefix of configs/base.yaml)")

@@ -78,7 +78,7 @@ def draw(attention: Attention, title: str) -> "Figure":
     behind = attention.windows[:, starts[:-1] >= attention.seconds].sum(axis=1).mean()
     heights = [2.0, 1.2, 0.3 + 0.26 * len(attention.words)]
     figure = new_figure(11, 1.8 + sum(heights))
-    figure.suptitle(fill(title, 100))
+    figure.suptitle(fill(title, 100 if title.isascii() else 60), wrap=True)  # letters may be wide, or shown as codes
     mel, inside, words = figure.subplots(3, 1, sharex=True, height_ratios=heights)
 
     n_mels, n_mel_frames = attention.log_mel.shape

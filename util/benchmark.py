@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from salmonn.common.cli import above_zero, at_least_one, run_cli, tell_wait  # noqa: E402
+from salmonn.common.cli import above_zero, at_least_one, command_parser, run_cli, tell_wait  # noqa: E402
 
 if __name__ == "__main__":
     tell_wait("loading PyTorch")  # what is imported below takes seconds
@@ -95,7 +95,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line; exits with its usage for a benchmark that does not exist and numbers that cannot be."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     _of_all(parser.add_argument)
     _of_models(
         parser.add_argument_group("of the benchmarks of models: train, memory, scale, generate, batches").add_argument

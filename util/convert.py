@@ -17,7 +17,7 @@ command starts anew. Exit code 0; 2 when the input is bad, or when an inspected 
 """
 
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.cli import run_cli, tell_wait
+from salmonn.common.cli import command_parser, run_cli, tell_wait
 from salmonn.common.errors import UserError
 from salmonn.common.files import clear_unfinished_of, making_folder, replacing
 
@@ -146,7 +146,7 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def parse_arguments() -> Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: object, source: str, target: str = "", with_config: bool = False) -> ArgumentParser:

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from salmonn.common.cli import above_zero, run_cli  # noqa: E402
+from salmonn.common.cli import above_zero, command_parser, run_cli  # noqa: E402
 from salmonn.common.errors import UserError  # noqa: E402
 
 LOOK = 0.2  # s between looks at a part
@@ -115,7 +115,7 @@ def limit(names: list[str], left: float) -> float:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--minutes", type=above_zero, default=8.0, metavar="M", help="time for all of it (default 8)")
     add("--out", type=Path, default=ROOT / "output/gpu_check", metavar="DIR", help="results (default %(default)s)")

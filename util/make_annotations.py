@@ -22,7 +22,7 @@ import os
 import re
 import shlex
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from salmonn.common.cli import run_cli
+from salmonn.common.cli import command_parser, run_cli
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.data.annotation_format import write_annotations
@@ -40,7 +40,7 @@ from salmonn.data.annotation_scan import DEFAULT_TASK, SPEECH_MARKERS, list_prob
 from salmonn.data.annotations import Annotations
 from salmonn.model.prompts import asks_question, load_train_prompts
 from util.eval_sets.annotation import annotated_path
-from util.inspector.split import SPLITS, add_split, check_shares, split
+from util.inspector.split import SPLITS, add_split, check_shares, split, told_split
 from util.own_data.base import NAMES, Reading, Row
 from util.own_data.clips import Collection, collect
 from util.own_data.formats import read
@@ -77,7 +77,7 @@ def main() -> None:
     if args.split:
         everything = np.ones(len(annotations), bool)
         counts = split(annotations, everything, args.split, args.seed, False, args.to.parent, args.force)
-        print(f"split by clips, seed {args.seed}: {', '.join(f'{name} {n}' for name, n in counts.items())} entries")
+        print(told_split(counts, args.to, args.to.parent, args.seed))
         written = [path for path in parts if path.exists()]
     print(how_to_go_on(written, prefix))
 
@@ -189,7 +189,7 @@ def columns_given(given: Sequence[str]) -> dict[str, str]:
 
 
 def parse_arguments() -> Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("sources", nargs="+", type=Path, metavar="FILE", help="lists or folders of recordings")
     add("--to", type=Path, required=True, metavar="FILE.json", help="the annotation file to write")

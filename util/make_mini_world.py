@@ -10,7 +10,7 @@ gives the same world. A world that is complete and was made with the same settin
 import os
 import signal
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from pathlib import Path
 
 # Three worker processes of one thread each: nothing is gained by more threads on matrices this small,
@@ -18,13 +18,13 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.cli import run_cli, seed_number
+from salmonn.common.cli import command_parser, run_cli, seed_number
 from salmonn.common.errors import UserError
 from util.mini_world.build import build
 
 
 def parse_arguments() -> Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument(
         "--out",
         type=Path,

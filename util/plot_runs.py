@@ -8,7 +8,6 @@ several have a colour each, the first the widest lines, and dashed the control w
 """
 
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from salmonn.common.charts import distinct_parts, png_path
-from salmonn.common.cli import run_cli
+from salmonn.common.cli import command_parser, run_cli
 from salmonn.common.errors import UserError
 from salmonn.training.curves import plot_curves, plot_runs, read_log
 
@@ -25,7 +24,7 @@ LOG = "log.jsonl"
 
 def main() -> None:
     """Read the logs and write the picture."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a training run, or its log.jsonl")
     parser.add_argument(
         "--out", type=png_path, default=Path("runs.png"), metavar="FILE", help="picture, .png (default: runs.png)"

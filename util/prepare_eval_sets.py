@@ -16,14 +16,14 @@ the head of each file in util/eval_sets/.
 
 import os
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.cli import run_cli
+from salmonn.common.cli import command_parser, run_cli
 from salmonn.common.errors import UserError
 from util.eval_sets.annotation import Clip, make_clips, write
 from util.eval_sets.base import EvalSet, MissingError, Request
@@ -90,7 +90,7 @@ def summary(out: Path, clips: Sequence[Clip], kept: Sequence[Clip], request: Req
 def parse_arguments() -> Namespace:
     listed = "".join(f"  {name:<19} {chosen.download}\n" for name, chosen in SETS.items())
     description = __doc__.replace("SETS\n", listed)
-    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser = command_parser(description)
     add = parser.add_argument
     add("set", choices=SETS, metavar="SET", help="one of those above")
     add("--root", type=Path, required=True, metavar="DIR", help="the corpus")

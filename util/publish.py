@@ -11,7 +11,7 @@ Paths of this machine stay here. Private unless --public. The hub has to know yo
 
 import sys
 import tempfile
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.cli import run_cli, tell_wait
+from salmonn.common.cli import command_parser, run_cli, tell_wait
 
 if __name__ == "__main__":
     tell_wait("loading PyTorch")  # what is imported below takes seconds
@@ -53,7 +53,7 @@ def main() -> None:
 
 def parse_arguments() -> Namespace:
     """The command line."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("source", type=Path, metavar="FILE.pth|DIR", help="a checkpoint, or a folder of util/convert.py")
     add("name", metavar="USER/NAME", help="on the hub; is made there if need be")

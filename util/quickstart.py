@@ -14,7 +14,6 @@ Exit code 0 if the model has learned to listen (the bars of the report), 1 if no
 import os
 import shutil
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.cli import run_cli, seed_number
+from salmonn.common.cli import command_parser, run_cli, seed_number
 from salmonn.common.errors import UserError
 from salmonn.common.files import write_json, write_text
 from salmonn.config.loading import load_config
@@ -37,7 +36,7 @@ STATE = "quickstart.json"  # the seconds of each part that is done
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument(
         "--seed",
         type=seed_number,

@@ -11,7 +11,6 @@ again; the tables there (report.md, report.json, report.png) are of all of them.
 quickstart makes the miniature one, make small the other. One thread a process: start several with other --seeds.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -21,14 +20,14 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from experiments.samples_to_learn.recipes import load_study  # noqa: E402
-from salmonn.common.cli import run_cli, seed_number, tell_wait  # noqa: E402
+from salmonn.common.cli import command_parser, run_cli, seed_number, tell_wait  # noqa: E402
 from salmonn.common.errors import UserError  # noqa: E402
 from salmonn.common.files import write_json, write_text  # noqa: E402
 
 
 def main() -> None:
     """Make the runs that are missing, then the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--world", choices=("mini", "small"), default="mini", help="where (default: %(default)s)")
     parser.add_argument(
         "--recipes", type=Path, metavar="FILE", help="what is compared (default: configs/WORLD/recipes.yaml)"

@@ -17,12 +17,12 @@ python -m salmonn.chat --cfg-path configs/small/decode.yaml --audio my.wav   ans
 
 import os
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.cli import at_least_one, run_cli
+from salmonn.common.cli import at_least_one, command_parser, run_cli
 from util.jobs import ROOT, seen_from_root
 
 
@@ -38,7 +38,7 @@ def main() -> None:
 
 def parse_arguments() -> Namespace:
     """The command line."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add(
         "--out",

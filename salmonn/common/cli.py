@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import select
 import signal
 import socket
 import sys
@@ -49,6 +50,7 @@ def run_cli(main: Callable[[], None]) -> None:
     try:
         require_whole(os.environ, joins=False)
         main()
+        sys.stdout.flush()
     except UserError as error:
         _tell(f"error: {error}")
         sys.exit(2)
@@ -56,6 +58,9 @@ def run_cli(main: Callable[[], None]) -> None:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(1)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            tell("ended: nothing reads the output any more")
+            sys.exit(1)
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             _tell(f"error: the disk is full ({error}): make room; what was finished until then is kept")
             sys.exit(2)
@@ -66,6 +71,16 @@ def run_cli(main: Callable[[], None]) -> None:
             raise
         _tell(_lost_contact(error) or traceback.format_exc())
         sys.exit(1)
+
+
+def _reader_is_gone() -> bool:
+    """Whether nothing reads our output any more, as after `| head`; what would still be written then goes nowhere."""
+    stdout = select.poll()
+    stdout.register(1, 0)  # errors alone
+    if not stdout.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return True
 
 
 def _screen(stream: TextIO, takes_bars: bool = True) -> TextIO:
@@ -148,10 +163,16 @@ class _Parser(ArgumentParser):
         super().error(message + (f" (did you mean {', '.join(meant)}?)" if meant else ""))
 
 
-def argument_parser(description: str, default_cfg_path: str | None = None) -> ArgumentParser:
-    """The options shared by the commands: --cfg-path, with a default of "" for those that go without, and --options."""
+def command_parser(description: str) -> ArgumentParser:
+    """What every command has: its description as it is written, --version, and a hint where an option is none."""
     parser = _Parser(prog=program_name(), description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"salmonn {__version__}")
+    return parser
+
+
+def argument_parser(description: str, default_cfg_path: str | None = None) -> ArgumentParser:
+    """The options shared by the commands: --cfg-path, with a default of "" for those that go without, and --options."""
+    parser = command_parser(description)
     parser.add_argument(
         "--cfg-path",
         required=default_cfg_path is None,

@@ -22,7 +22,7 @@ class ShowKeys(Action):
     def __call__(self, parser: ArgumentParser, namespace: Namespace, prefix: Any, option: str | None = None) -> None:
         """Raises UserError for a prefix that no key has."""
         del namespace, option
-        print("\n".join(key_lines(prefix or "")))
+        print("\n".join(key_lines(prefix or "")), flush=True)
         parser.exit()
 
 

@@ -66,6 +66,20 @@ def test_a_full_disk_is_one_message_and_no_traceback(monkeypatch, capsys, rank):
         run_cli(raising(PermissionError(errno.EACCES, "denied", "x")))
 
 
+@pytest.mark.parametrize("printed", ["'x\\n' * 10**6", "'x'"])
+def test_a_reader_that_ends_before_us_is_a_line_and_no_traceback(printed):
+    """As in `python train.py --keys | head`; what is short fails only when it is flushed."""
+    code = f"import sys; from salmonn.common.cli import run_cli; sys.stdin.read(); run_cli(lambda: print({printed}))"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as one:
+        one.stdout.close()
+        one.stdin.close()
+        assert one.stderr.read() == "ended: nothing reads the output any more\n"
+    assert one.returncode == 1
+
+
 def test_an_error_of_ours_is_raised_as_it_is():
     with pytest.raises(ZeroDivisionError):
         run_cli(raising(ZeroDivisionError()))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from salmonn.common.errors import UserError
+from salmonn.common.letters import show_letters
 from salmonn.config.loading import load_config
 from salmonn.inference.engine import InferenceEngine
 from salmonn.model.attention_maps import (
@@ -161,6 +162,19 @@ def test_the_picture_has_every_weight_over_its_seconds():
     assert "0% behind" in words.get_title("left")
     late = Attention(**{**vars(attention), "windows": np.eye(2, 6, k=3)})  # the second word's begins at 1.36 s
     assert "50% behind" in draw(late, "").axes[2].get_title("left")
+
+
+@pytest.mark.parametrize("title", ["雨の音が聞こえますか" * 8, "a.wav: " + " U+96E8" * 60, "What do you hear? " * 12])
+def test_a_long_title_stays_in_the_picture(title, monkeypatch):
+    monkeypatch.setattr("salmonn.common.letters._fonts_here", tuple)  # none that has more letters than matplotlib's
+    attention = Attention(
+        seconds=1.0, log_mel=np.zeros((80, 100)), log_mel_seconds=1.0, window=0.5, stride=0.5, frames=np.ones((2, 2)),
+        words=["a"], windows=np.ones((1, 2)), band_hertz=np.linspace(0, 8000, 80),
+    )  # fmt: skip
+    figure = draw(attention, title)
+    show_letters(figure)
+    figure.draw_without_rendering()
+    assert 0 <= figure._suptitle.get_window_extent().x0 < figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
 
 
 @pytest.fixture(scope="module")

@@ -321,10 +321,10 @@ def test_split_writes_files_that_share_no_clip(here, monkeypatch, capsys):
     run(monkeypatch, "many", "--split", "0.8", "0.2", "0")
     counts = [len(json.loads(Path(f"ann/own_{part}.json").read_text())["annotation"]) for part in ("train", "valid")]
     assert counts == [16, 4]
-    assert (
-        "datasets.train_ann_path=ann/own_train.json datasets.valid_ann_path=ann/own_valid.json"
-        in capsys.readouterr().out
-    )
+    out = capsys.readouterr().out
+    assert "datasets.train_ann_path=ann/own_train.json datasets.valid_ann_path=ann/own_valid.json" in out
+    assert "   ann/own_train.json: 16 entries\n   ann/own_valid.json: 4 entries\n" in out
+    assert "own_test.json" not in out
     with pytest.raises(UserError, match=r"own_train.json.*--force"):
         run(monkeypatch, "many", "--split", "0.8", "0.2", "0")
 
@@ -341,6 +341,7 @@ def test_a_task_without_prompt_and_a_task_without_question_are_told(here, monkey
 BAD = {
     "no such column": ("x.csv", "uri,said\nrec/a.wav,one\n", ("uri, said", "--columns path=COLUMN")),
     "no text column": ("x.csv", "path,said\nrec/a.wav,one\n", ("--columns text=COLUMN", "--without-text")),
+    "three columns without header": ("x.txt", "rec/a.wav|7|one\nrec/b.flac|8|two\n", ("line 1", "3 'one'", "text=N")),
     "too many values": ("x.csv", "path,text\nrec/a.wav,one, two\n", ("x.csv, line 2", "3 values")),
     "no path": ("x.csv", "path,text\n,one\n", ("line 2", "path is empty")),
     "a quote too many": ("x.csv", 'path,text\nrec/a.wav,"he said "no""\n', ("x.csv, line", "quotation mark")),

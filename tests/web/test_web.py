@@ -16,7 +16,7 @@ import soundfile
 from omegaconf import OmegaConf
 
 from dev import web_screenshot
-from dev.web_screenshot import Visitor, open_browser, served
+from dev.web_screenshot import WAITING, Visitor, open_browser, served
 from salmonn.audio.decode import load_clip
 from salmonn.common.errors import UserError
 from salmonn.inference.engine import Answer, InferenceEngine
@@ -29,8 +29,6 @@ from salmonn.web.page import TWO_CLIPS, Page, answer_settings
 from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG
 from tests.fixtures.web_rows import SEARCH, VERY_LONG, asked, heard, shown
-
-WAITING = ("", "…", "Loading content")  # what gradio shows while nothing is written yet
 
 pytest_plugins = ["tests.fixtures.web"]
 

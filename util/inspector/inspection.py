@@ -11,7 +11,6 @@ import numpy as np
 from tqdm import tqdm
 
 from salmonn.common.errors import UserError
-from salmonn.common.screen import counted
 from salmonn.config.schema import DatasetsConfig
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths, FolderCache
@@ -176,14 +175,11 @@ class Inspection:
         return {"repeated": repeated, "texts": texts}
 
     def _split(self) -> dict[str, int]:
-        from util.inspector.split import split, split_file
+        from util.inspector.split import split, told_split
 
         args, folder = self.args, self.args.out or self.path.parent
         counts = split(self.annotations, self.usable, args.split, args.seed, args.stratify, folder, args.force)
-        print(f"split by clips, seed {args.seed}:")
-        for name, n in counts.items():
-            if n:
-                print(f"   {split_file(self.path, name, folder)}: {counted(n, 'entry', 'entries')}")
+        print(told_split(counts, self.path, folder, args.seed))
         return counts
 
     def _convert(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import math
 import os
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import numpy as np
 
 from salmonn.common.errors import UserError
 from salmonn.common.files import clear_unfinished_of, replacing
+from salmonn.common.screen import counted
 from salmonn.data.annotation_scan import DEFAULT_TASK
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import OTHER_EXTENSIONS, RELEASED_PATH_MAP
@@ -162,6 +163,14 @@ def clip_name(clip: str) -> str:
 
 def _digest(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def told_split(counts: Mapping[str, int], path: Path, folder: Path, seed: int) -> str:
+    """Each file that `split` wrote, with its entries."""
+    files = [
+        f"   {split_file(path, name, folder)}: {counted(n, 'entry', 'entries')}" for name, n in counts.items() if n
+    ]
+    return "\n".join([f"split by clips, seed {seed}:", *files])
 
 
 def split_file(annotation: Path, name: str, folder: Path) -> Path:

@@ -11,6 +11,7 @@ from util.own_data.base import NAMES, Reading, Row
 from util.own_data.folders import text_beside
 
 _DELIMITERS = ("\t", "|", ";", ",")
+_TWO = ("path", "text")  # the columns of a table without header that says no more
 
 
 def read_table(reading: Reading) -> Iterator[Row]:
@@ -27,7 +28,10 @@ def read_table(reading: Reading) -> Iterator[Row]:
     if has_numbers := any(column.isdecimal() for column in reading.columns.values()):
         header = [str(number) for number in range(1, len(header) + 1)]
     elif not reading.columns and _is_clip(reading.source, header[0]):
-        header, has_numbers = ["path", "text", *map(str, range(3, len(header) + 1))], True
+        if len(header) > len(_TWO) and reading.needs_text:  # such as clip|speaker|text: the second is not the text
+            told = ", ".join(f"{number} {text[:20]!r}" for number, text in enumerate(header, 1))
+            raise bad(reading.source, 1, f"no header, and {len(header)} columns ({told}): say --columns path=1 text=N")
+        header, has_numbers = [*_TWO, *map(str, range(3, len(header) + 1))], True
     yield from _rows(reading, header, rows if has_numbers else rows[1:])
 
 
