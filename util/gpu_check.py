@@ -39,9 +39,8 @@ HAS_GPU = "import sys, torch; sys.exit(not torch.cuda.is_available())"
 LEAST = 45.0  # s that a part has in any case while there are as many: the first one loads the libraries from disk
 # By what they are imported as; tests/util/test_gpu_check.py runs each part with all others away.
 LEAST_NEEDED = ("torch", "numpy", "omegaconf", "tqdm")
-MODEL = (*LEAST_NEEDED, "transformers", "accelerate", "safetensors", "peft", "soundfile", "soxr", "filelock")
+MODEL = (*LEAST_NEEDED, "transformers", "accelerate", "safetensors", "peft", "soundfile", "soxr", "filelock", "msgspec")
 TOKENIZER = ("sentencepiece", "google.protobuf")  # of LLaMA's own files
-STEP = (*MODEL, "msgspec")
 
 
 class Part(NamedTuple):
@@ -56,14 +55,14 @@ class Part(NamedTuple):
 PARTS = {
     "environment": Part("environment", 2, needs=(*LEAST_NEEDED, "packaging")),
     "right": Part("right", 2, needs=(*MODEL, *TOKENIZER)),
-    "fast-bfloat16": Part("fast", 4, ("none",), needs=(*STEP, "torchaudio")),
-    "fits": Part("fits", 4, needs=(*STEP, "bitsandbytes")),
-    "waits": Part("waits", 2, needs=STEP),
+    "fast-bfloat16": Part("fast", 4, ("none",), needs=(*MODEL, "torchaudio")),
+    "fits": Part("fits", 4, needs=(*MODEL, "bitsandbytes")),
+    "waits": Part("waits", 2),
     "answers": Part("answers", 3, needs=(*MODEL, "torchaudio")),
-    "one-rank": Part("one_rank", 4, needs=(*STEP, *TOKENIZER, "espeakng_loader", "tensorboardX", "editdistance")),
-    "fast-8bit": Part("fast", 3, ("8bit",), needs=(*STEP, "bitsandbytes", "torchaudio")),
-    "fast-nf4": Part("fast", 3, ("nf4",), needs=(*STEP, "bitsandbytes", "torchaudio")),
-    "compile": Part("compiled", 3, needs=STEP),
+    "one-rank": Part("one_rank", 4, needs=(*MODEL, *TOKENIZER, "espeakng_loader", "tensorboardX", "editdistance")),
+    "fast-8bit": Part("fast", 3, ("8bit",), needs=(*MODEL, "bitsandbytes", "torchaudio")),
+    "fast-nf4": Part("fast", 3, ("nf4",), needs=(*MODEL, "bitsandbytes", "torchaudio")),
+    "compile": Part("compiled", 3),
 }
 
 
