@@ -23,12 +23,8 @@ _TAG_WITHIN = 64  # bytes of the first frame
 _CHECKED = 6  # bytes of a frame's header and checksum; up to the tag all others are 0
 # how a frame begins, but for a few: with no version, layer and bitrate that there is not
 _LIKE_A_FRAME = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][\x10-\xeb]")
-_ADTS = (
-    b"\xff\xf0",
-    b"\xff\xf1",
-    b"\xff\xf8",
-    b"\xff\xf9",
-)  # how frames of an AAC begin, like those of an mp3
+# how frames of an AAC begin, like those of an mp3
+_ADTS = (b"\xff\xf0", b"\xff\xf1", b"\xff\xf8", b"\xff\xf9")
 _MOST_TRIES = 100_000  # what looks like a frame between frames, and is none: more is another file than an mp3
 TAG_HEAD = 32  # bytes by which a tag is known, and its size
 _OLD_ID3 = 128  # bytes
