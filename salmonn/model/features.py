@@ -23,6 +23,7 @@ FBANK_BINS = 128
 FBANK_LOW, FBANK_HIGH = 20.0, 8000.0  # Hz
 FBANK_MEAN, FBANK_STD = 15.41663, 6.55582
 FBANK_FLOOR = 1.1920929e-07  # float32 epsilon, Kaldi's floor under the logarithm
+FBANK_BLOCK = 256  # frames that a CPU works on at once: what is made of more of them leaves its caches
 PCM_SCALE = 2.0**15  # BEATs was trained on 16-bit sample values
 
 
@@ -90,12 +91,18 @@ def kaldi_fbank(raw_wav: Tensor) -> Tensor:
     """
     wav = raw_wav.double() * PCM_SCALE
     frames = wav.unfold(1, FBANK_FRAME, FBANK_SHIFT)  # [B, T, 400]
+    block = max(1, FBANK_BLOCK // len(wav)) if wav.device.type == "cpu" else frames.shape[1]
+    return torch.cat([_fbank(part) for part in frames.split(block, dim=1)], dim=1)
+
+
+def _fbank(frames: Tensor) -> Tensor:
+    """Of frames [B, T, 400] float64: [B, T, 128] float32."""
     frames = frames - frames.mean(dim=-1, keepdim=True)
     previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
-    frames = (frames - 0.97 * previous) * _povey_window(wav.device)
+    frames = (frames - 0.97 * previous) * _povey_window(frames.device)
     power = _power(torch.fft.rfft(frames, n=FBANK_FFT))  # [B, T, 257]
-    with torch.autocast(wav.device.type, enabled=False):
-        mel = power @ _kaldi_mel_filters(wav.device)  # [B, T, 128]
+    with torch.autocast(frames.device.type, enabled=False):
+        mel = power @ _kaldi_mel_filters(frames.device)  # [B, T, 128]
     log_mel = torch.log(mel.clamp(min=FBANK_FLOOR))
     return ((log_mel - FBANK_MEAN) / (2 * FBANK_STD)).float()
 
