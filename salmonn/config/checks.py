@@ -70,6 +70,7 @@ BOUNDS: dict[str, tuple[float | str, float | str]] = {
     "run.optims.weight_decay": (0, 1000),
     "run.optims.beta2": (0, _BELOW),
     "run.optims.lora_lr_factor": (0, 1000),
+    "run.optims.muon_lr_factor": (0, 1000),
     "run.optims.grad_clip_norm": (0, 1e9),
     "generate.max_new_tokens": (1, 10**6),
     "generate.num_beams": (1, 1000),

@@ -78,7 +78,7 @@ class DatasetsConfig:
 
 @dataclass
 class OptimsConfig:
-    """AdamW and the schedule of its rate."""
+    """AdamW, Muon beside it, and the schedule of their rate."""
 
     max_epoch: int = 30  # epochs of the run
     warmup_steps: int = 3000  # iterations in which the rate rises to init_lr
@@ -88,6 +88,7 @@ class OptimsConfig:
     weight_decay: float = 0.05  # of AdamW; biases and norms have none
     beta2: float = 0.999  # of AdamW
     lora_lr_factor: float = 1.0  # rate of the LoRA parameters, as a multiple of the others'
+    muon_lr_factor: float = 0.0  # Muon's rate for the matrices of Q-Former and projection, likewise; 0 = all AdamW
     grad_clip_norm: float = 0.0  # global norm of the unscaled gradients; 0 = no clipping
 
 
