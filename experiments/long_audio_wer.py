@@ -3,7 +3,7 @@
   python experiments/long_audio_wer.py        after make quickstart; two minutes on two cores
 
 The clips of the test set, in its order, make files of 95 s or a little less. Each is transcribed through
-windows as `python -m salmonn.chat --long --overlap 3.8 --task asr` does, and its clips one by one. Fails if
+windows as `python -m salmonn.chat --long --task asr` does, and its clips one by one. Fails if
 windows cost more than 5 points of WER over all files.
 """
 
@@ -28,7 +28,6 @@ from salmonn.inference.engine import InferenceEngine
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 95.0
-OVERLAP = 3.8  # s: a window of the miniature world has 5 s, its sentences 1.5 to 4.6 s
 MOST_POINTS = 5.0  # of WER
 
 Clip = tuple[np.ndarray, str]  # samples, what is said
@@ -74,7 +73,7 @@ def transcribe_long(engine: InferenceEngine, group: Sequence[Clip]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long.flac"
         soundfile.write(path, np.concatenate([wav for wav, _ in group]), SAMPLE_RATE)
-        [answer] = engine.ask(engine.hear_long(path, OVERLAP), engine.task_question("asr"))
+        [answer] = engine.ask(engine.hear_long(path), engine.task_question("asr"))
     return answer.text
 
 

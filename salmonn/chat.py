@@ -88,7 +88,12 @@ def parse_arguments() -> Namespace:
     add("--question", default="", metavar="TEXT", help="fills {} in the prompt of --task")
     add("--json", action="store_true", help="print a JSON object per clip")
     add("--long", action="store_true", help="hear clips of any length, in windows of what the model hears at once")
-    add("--overlap", type=float, metavar="SECONDS", help="of these windows (default: a sixth of a window)")
+    add(
+        "--overlap",
+        type=float,
+        metavar="SECONDS",
+        help="of these windows (default: 5, of windows under 7 s three quarters)",
+    )
     args = parser.parse_args()
     is_asked = bool(args.task) or args.prompt is not None
     wrong = {

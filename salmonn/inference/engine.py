@@ -21,7 +21,7 @@ from salmonn.common.cli import tell
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
 from salmonn.data.collate import pad_wavs
-from salmonn.inference.long_audio import Span, cut_windows, join_transcripts, list_answers
+from salmonn.inference.long_audio import Span, cut_windows, default_overlap, join_transcripts, list_answers
 from salmonn.model import prompts
 from salmonn.model.llm_input import build_llm_inputs
 from salmonn.model.salmonn import SALMONN, load_for_inference
@@ -111,7 +111,7 @@ class InferenceEngine:
         return int(self.model.max_seconds * SAMPLE_RATE)
 
     def hear_long(self, path: str | Path, overlap: float | None = None) -> EncodedAudio:
-        """Encode a file of any length, window by window; `overlap` in seconds, by default a sixth of a window.
+        """Encode a file of any length, window by window; `overlap` in seconds, by default `default_overlap`.
 
         Raises UserError for a file that cannot be read and an overlap that leaves no window.
         """
@@ -120,7 +120,7 @@ class InferenceEngine:
     def read_windows(self, path: str | Path, overlap: float | None = None) -> Iterator[list[tuple[Span, np.ndarray]]]:
         """Read and cut a file as `hear_long` does: as many windows [N] at a time as are encoded together."""
         seconds = self.model.max_seconds
-        overlap = seconds / 6 if overlap is None else overlap
+        overlap = default_overlap(seconds) if overlap is None else overlap
         if not 0 <= overlap < seconds:
             raise UserError(f"an overlap of {overlap:g} s: 0 or more, and less than the window of {seconds:g} s")
         try:

@@ -16,6 +16,7 @@ import numpy as np
 
 from salmonn.audio.decode import SAMPLE_RATE
 
+OVERLAP_SECONDS, OVERLAP_SHARE = 5.0, 0.75  # people pause that often; of a short window no more than this
 PAUSE_SECONDS = 0.15  # at least, between sentences or phrases; closures within words are shorter
 PAUSE_DB = 20.0  # below the mean power of the window
 PAUSE_RANGE_DB = 3.0  # above the quietest stretch, in which a pause still counts
@@ -33,6 +34,11 @@ class Span:
     start: float
     end: float
     overlap: float = 0.0
+
+
+def default_overlap(seconds: float) -> float:
+    """The overlap (s) of windows of `seconds` that is searched for a pause where nobody has said how long."""
+    return min(OVERLAP_SECONDS, OVERLAP_SHARE * seconds)
 
 
 def cut_windows(blocks: Iterable[np.ndarray], seconds: float, overlap: float) -> Iterator[tuple[Span, np.ndarray]]:

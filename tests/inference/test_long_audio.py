@@ -5,7 +5,15 @@ import pytest
 import soundfile
 
 from salmonn.audio.decode import SAMPLE_RATE, AudioError, load_audio, stream_audio
-from salmonn.inference.long_audio import Span, clock, cut_windows, find_pause, join_transcripts, list_answers
+from salmonn.inference.long_audio import (
+    Span,
+    clock,
+    cut_windows,
+    default_overlap,
+    find_pause,
+    join_transcripts,
+    list_answers,
+)
 
 
 def noise(seconds: float, loudness: float = 0.1) -> np.ndarray:
@@ -102,6 +110,17 @@ def test_a_window_ends_in_a_pause_and_the_next_repeats_nothing():
     (first, _), (second, _) = cut_windows([wav], 5.0, 2.5)
     assert 3.4 < first.end < 3.8
     assert (second.start, second.overlap) == (first.end, 0.0)
+
+
+@pytest.mark.parametrize(("window", "overlap"), [(30.0, 5.0), (12.0, 5.0), (5.0, 3.75), (1.0, 0.75)])
+def test_pauses_are_looked_for_where_people_make_them_however_short_the_window(window: float, overlap: float):
+    assert default_overlap(window) == overlap
+    wav = np.concatenate([noise(2.9), noise(0.5, 1e-4), noise(3.3), noise(0.5, 1e-4), noise(3.4)])  # three sentences
+    if window == 5.0:
+        spans = [span for span, _ in cut_windows([wav], window, default_overlap(window))]
+        assert [span.overlap for span in spans] == [0.0, 0.0, 0.0]
+        assert 2.9 < spans[0].end < 3.4
+        assert 6.7 < spans[1].end < 7.2
 
 
 def test_without_a_pause_the_next_window_repeats_the_overlap():
