@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ["speech/test_00002.ogg", "sound/test_00199.flac"]
-QUESTIONS = ["Transcribe", "What colour are the pears?", "Man or woman?"]  # tasks by their button
+QUESTIONS = ["Transcribe", "How many are there?", "Man or woman?"]  # tasks by their button
 WAITING = ("", "…", "Loading content")  # what the page shows while nothing of an answer is written yet
 
 _PATIENCE = 30  # s
