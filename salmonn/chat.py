@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from salmonn.audio.decode import AudioError, inspect_header
 from salmonn.common.cli import argument_parser, run_cli, tell, tell_wait
 from salmonn.common.errors import UserError
+from salmonn.common.imports import importing
 from salmonn.common.screen import printable
 from salmonn.config.installed import here_or_installed
 from salmonn.config.loading import load_config
@@ -58,9 +59,10 @@ def main() -> None:
     require_task(config.model, args)
 
     tell_wait(f"loading {config.model.ckpt or config.model.llama_path}")
-    from salmonn.common import distributed  # torch and transformers load only now
-    from salmonn.common.logging import setup_logging
-    from salmonn.inference.engine import InferenceEngine, tell_if_untrained
+    with importing():  # torch and transformers load only now
+        from salmonn.common import distributed
+        from salmonn.common.logging import setup_logging
+        from salmonn.inference.engine import InferenceEngine, tell_if_untrained
 
     setup_logging()
     logging.getLogger().setLevel(logging.WARNING)

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from salmonn.common.cli import command_parser, run_cli, tell_wait
 from salmonn.common.errors import UserError
 from salmonn.common.files import clear_unfinished_of, making_folder, replacing
+from salmonn.common.imports import importing
 
 if TYPE_CHECKING:  # seconds, with torch or transformers: each command loads what it needs
     from omegaconf import DictConfig
@@ -46,9 +47,9 @@ def main() -> None:
 
 def to_folder(args: Namespace) -> None:
     """A checkpoint as a folder for SALMONN.from_pretrained."""
+    source, section = open_fitting(args)
     from salmonn.model import pretrained
 
-    source, section = open_fitting(args)
     config = {key: value for key, value in source.config.items() if key != "model"}
     with writing(args.target), making_folder(args.target) as folder:
         pretrained.save(folder, source.parameters, section, {**source.training, "config": config})
@@ -72,9 +73,9 @@ def to_pth(args: Namespace) -> None:
 
 def export_lora(args: Namespace) -> None:
     """The LoRA adapters in PEFT's format."""
+    source, section = open_fitting(args)
     from util.conversion import lora
 
-    source, section = open_fitting(args)
     section = lora.at_scaling(section, args.lora_scaling)
     with writing(args.target), making_folder(args.target) as folder:
         n_tensors = lora.write_adapter(folder, source.parameters, section)
@@ -86,10 +87,10 @@ def export_lora(args: Namespace) -> None:
 
 def export_merged(args: Namespace) -> None:
     """The language model with the adapters in its weights."""
+    source, section = open_fitting(args)
     from salmonn.config.loading import llm_quantization
     from util.conversion import lora
 
-    source, section = open_fitting(args)
     section = lora.at_scaling(section, args.lora_scaling)
     with writing(args.target), making_folder(args.target) as folder:
         lora.write_merged(folder, source.parameters, section, args.source, args.dtype)
@@ -102,7 +103,8 @@ def export_merged(args: Namespace) -> None:
 
 def inspect(args: Namespace) -> None:
     """What a checkpoint, a folder or a BEATs file holds, and whether it would load."""
-    from util.conversion.describe import describe, shown
+    with importing():
+        from util.conversion.describe import describe, shown
 
     rows, problems = describe(args.source)
     print(shown(rows))
@@ -112,8 +114,9 @@ def inspect(args: Namespace) -> None:
 
 def open_fitting(args: Namespace) -> "tuple[Source, DictConfig]":
     """The checkpoint with its `model` section. Raises UserError unless they fit each other."""
-    from util.conversion import fit
-    from util.conversion.source import model_section, read_source
+    with importing():
+        from util.conversion import fit
+        from util.conversion.source import model_section, read_source
 
     source = read_source(args.source)
     section = model_section(source, args.source, args.cfg_path)

@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from salmonn.chat import require_audio
 from salmonn.common.charts import png_path, write_png
 from salmonn.common.cli import argument_parser, run_cli, tell_wait
+from salmonn.common.imports import importing
 from salmonn.common.logging import setup_logging
 from salmonn.config.loading import load_config
 
@@ -31,9 +32,10 @@ def main() -> None:
     config = load_config(args.cfg_path, args.options)
     require_audio([args.audio])  # a wrong path is known before the model is loaded
     tell_wait(f"loading {config.model.ckpt or config.model.llama_path}")
-    from salmonn.common.device import autocast
-    from salmonn.inference.engine import InferenceEngine
-    from util.attention_picture import draw, look
+    with importing():
+        from salmonn.common.device import autocast
+        from salmonn.inference.engine import InferenceEngine
+        from util.attention_picture import draw, look
 
     setup_logging()
     engine = InferenceEngine.load(config)

@@ -8,6 +8,7 @@ import os
 import platform
 import tomllib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from textwrap import fill
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from salmonn import __version__
 from salmonn.common.errors import BROKEN, reason
 from salmonn.common.files import GB, home_folder
+from salmonn.common.imports import compiling_later, importing
 from salmonn.doctor.findings import NOTE, OK, WRONG, Finding
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 
 IMPORT_NAMES = {"protobuf": "google.protobuf"}  # where it is not the package's name
+COMPILING = ("peft", "bitsandbytes")  # what they have compiled is not called: see there
 
 # What is lost without a package; without any other one the commands do not run.
 COSTS = {
@@ -89,12 +92,12 @@ def check_packages() -> Iterator[Finding]:
     if not wanted:
         raise RuntimeError("the installed salmonn declares no packages; run this in the repository")
     fine = []
-    for requirement in wanted:
-        finding = check_package(requirement)
-        if finding.state == OK:
-            fine.append(f"{finding.name} {finding.says}")
-        else:
-            yield finding
+    with importing():
+        for finding in map(check_package, wanted):
+            if finding.state == OK:
+                fine.append(f"{finding.name} {finding.says}")
+            else:
+                yield finding
     if fine:
         yield Finding(OK, "packages", fill(f"as tested: {', '.join(fine)}", 100))
 
@@ -110,7 +113,8 @@ def check_package(requirement: "Requirement") -> Finding:
     except PackageNotFoundError:
         return Finding(state, name, f"not installed; get it: pip install {wanted}", costs)
     try:
-        importlib.import_module(IMPORT_NAMES.get(name, name.replace("-", "_")))
+        with compiling_later() if name in COMPILING else nullcontext():
+            importlib.import_module(IMPORT_NAMES.get(name, name.replace("-", "_")))
     except Exception as error:  # code of others, perhaps for another Python: a SyntaxError, too
         return Finding(state, name, f"{found} cannot be loaded: {reason(error)}", costs)
     if not requirement.specifier.contains(found, prereleases=True):

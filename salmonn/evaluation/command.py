@@ -34,6 +34,7 @@ from omegaconf import DictConfig
 from salmonn.common import slurm
 from salmonn.common.cli import argument_parser, refuse_former, run_cli, tell_wait
 from salmonn.common.errors import UserError
+from salmonn.common.imports import importing
 from salmonn.config.loading import load_config
 from salmonn.evaluation.tasks import MODES, load_tasks, named_tasks
 
@@ -86,7 +87,8 @@ def run_mode(args: argparse.Namespace, config: DictConfig) -> None:
     # a wrong name is known before torch and transformers are loaded
     chosen = named_tasks(config, args.tasks) if "tasks" in OPERANDS[args.mode] else []
     tell_wait(f"{args.cfg_path}: loading PyTorch")
-    from salmonn.evaluation import pipeline
+    with importing():
+        from salmonn.evaluation import pipeline
 
     folder = pipeline.results_folder(config, args.mode)
     if args.mode == "table3":

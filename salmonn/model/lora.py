@@ -1,10 +1,8 @@
 """LoRA on the frozen LLM, by peft (paper, section 3.1)."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache, partial, wraps
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
@@ -13,6 +11,7 @@ from transformers import PreTrainedModel
 
 from salmonn.common.device import is_autocast
 from salmonn.common.errors import UserError
+from salmonn.common.imports import compiling_later
 
 if TYPE_CHECKING:  # it takes its time: imported where it is used
     from peft import LoraConfig, PeftModel
@@ -21,7 +20,7 @@ if TYPE_CHECKING:  # it takes its time: imported where it is used
 
 def lora_config(config: DictConfig) -> "LoraConfig":
     """The adapters of a `model` section as peft describes them."""
-    with _compiling_later():
+    with compiling_later():
         from peft import LoraConfig, TaskType
 
     return LoraConfig(
@@ -35,7 +34,7 @@ def lora_config(config: DictConfig) -> "LoraConfig":
 
 def add_lora(llm: PreTrainedModel, config: DictConfig) -> "PeftModel":
     """Put LoRA adapters (float32, trainable) on the target modules (paper: q_proj and v_proj, rank 8, alpha 32)."""
-    with _compiling_later():
+    with compiling_later():
         from peft import get_peft_model
 
     _require_targets(llm, config.lora_target_modules)
@@ -45,32 +44,6 @@ def add_lora(llm: PreTrainedModel, config: DictConfig) -> "PeftModel":
             return get_peft_model(llm, lora_config(config))
     except ValueError as error:
         raise UserError(f"model.lora_target_modules = {list(config.lora_target_modules)}: {error}") from error
-
-
-@contextmanager
-def _compiling_later() -> Iterator[None]:
-    """Put `torch.compile` off to the first call of what it is asked to compile.
-
-    peft imports bitsandbytes for any LLM, which has functions compiled that are not called: 1.3 s of each process.
-    """
-    compile_now = torch.compile
-
-    def compile_later(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
-        if function is None:  # of a decorator with options
-            return partial(compile_later, **options)
-        compiled = cache(partial(compile_now, function, **options))
-
-        @wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return compiled()(*args, **kwargs)
-
-        return call
-
-    torch.compile = compile_later  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.compile = compile_now
 
 
 def _require_targets(llm: nn.Module, targets: Sequence[str]) -> None:

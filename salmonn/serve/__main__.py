@@ -11,7 +11,6 @@ are answered together, run.batch_size_eval at a time. Ctrl-C, or SIGTERM, ends i
 brought to its end, what waits is refused. docs/serving.md has examples.
 """
 
-import gc
 import ipaddress
 import os
 import signal
@@ -24,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from salmonn.common.cli import argument_parser, run_cli, tell_wait
 from salmonn.common.errors import UserError
+from salmonn.common.imports import importing
 from salmonn.config.loading import load_config
 from salmonn.web.__main__ import require_port
 
@@ -103,14 +103,15 @@ def require_fastapi() -> None:
 
 def serve(args: Namespace, config: DictConfig, key: str) -> None:
     """Load the model and serve it."""
-    import uvicorn  # it, torch and transformers load only now
+    with importing():  # torch and transformers load only now
+        import uvicorn
 
-    from salmonn.common.logging import setup_logging
-    from salmonn.inference.engine import InferenceEngine, tell_if_untrained
-    from salmonn.serve.api import Api, Service
-    from salmonn.serve.batches import Batches
-    from salmonn.web.gate import own_names
-    from salmonn.web.request_queue import RequestQueue
+        from salmonn.common.logging import setup_logging
+        from salmonn.inference.engine import InferenceEngine, tell_if_untrained
+        from salmonn.serve.api import Api, Service
+        from salmonn.serve.batches import Batches
+        from salmonn.web.gate import own_names
+        from salmonn.web.request_queue import RequestQueue
 
     setup_logging()
     queue = RequestQueue(InferenceEngine.load(config))
@@ -140,7 +141,6 @@ def serve(args: Namespace, config: DictConfig, key: str) -> None:
         server.should_exit = True
         thread.join()
         queue.close()
-        gc.freeze()  # else the interpreter looks through all of it for garbage as it ends, for seconds
 
 
 def _end(ending: threading.Event, server: "uvicorn.Server") -> None:

@@ -15,6 +15,7 @@ import sys
 
 from salmonn.common import slurm
 from salmonn.common.cli import argument_parser, refuse_former, run_cli, tell_wait
+from salmonn.common.imports import importing
 from salmonn.config.listing import ShowKeys
 from salmonn.config.loading import load_stages
 
@@ -44,11 +45,13 @@ def main() -> None:
 
     tell_wait(f"{args.cfg_path}: loading PyTorch")
     if args.dry_run:
-        from salmonn.training.dry_run import dry_run
+        with importing():
+            from salmonn.training.dry_run import dry_run
 
         dry_run(configs)
     else:
-        from salmonn.training.stages import run_stages
+        with importing():
+            from salmonn.training.stages import run_stages
 
         run_stages(configs)
 

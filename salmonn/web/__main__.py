@@ -11,7 +11,6 @@ this machine's name). A visitor uploads 200 files a day, in all ten times --max-
 visitors, one request after the other. Ctrl-C ends it.
 """
 
-import gc
 import os
 import socket
 import tempfile
@@ -28,6 +27,7 @@ from salmonn.audio.decode import AudioError, inspect_header
 from salmonn.common.cli import argument_parser, run_cli, tell, tell_wait
 from salmonn.common.errors import UserError
 from salmonn.common.files import existing_part, visible
+from salmonn.common.imports import importing
 from salmonn.config.loading import load_config
 from salmonn.data.clip_paths import OTHER_EXTENSIONS
 
@@ -51,12 +51,13 @@ def main() -> None:
 
 def show(args: Namespace, config: DictConfig, examples: dict[str, str]) -> None:
     """Load the model and serve the page."""
-    from salmonn.common.logging import setup_logging  # gradio, torch and transformers load only now
-    from salmonn.inference.engine import InferenceEngine, tell_if_untrained
-    from salmonn.model.lineage import read_lineage
-    from salmonn.web.layout import build, close, serve
-    from salmonn.web.page import Page
-    from salmonn.web.request_queue import RequestQueue
+    with importing():  # torch and transformers load only now
+        from salmonn.common.logging import setup_logging
+        from salmonn.inference.engine import InferenceEngine, tell_if_untrained
+        from salmonn.model.lineage import read_lineage
+        from salmonn.web.layout import build, close, serve
+        from salmonn.web.page import Page
+        from salmonn.web.request_queue import RequestQueue
 
     setup_logging()
     engine = InferenceEngine.load(config)
@@ -71,7 +72,6 @@ def show(args: Namespace, config: DictConfig, examples: dict[str, str]) -> None:
     finally:
         queue.close()
         close(blocks)
-        gc.freeze()  # else the interpreter looks through all of it for garbage as it ends, for seconds
 
 
 def parse_arguments() -> Namespace:
@@ -177,7 +177,8 @@ def uploads_folder() -> Iterator[None]:
 def require_gradio() -> None:
     """Raises UserError where gradio is not there, or does not load."""
     try:
-        import gradio  # noqa: F401
+        with importing():
+            import gradio  # noqa: F401
     except ImportError as error:
         raise UserError(f"the web page needs gradio ({error}): pip install -r requirements.txt") from error
 

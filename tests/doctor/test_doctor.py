@@ -76,6 +76,16 @@ def test_an_absent_package_is_wrong_or_costs_what_it_is_for(monkeypatch):
     assert check_package(Requirement("no-such-package==1.0"))[::3] == (NOTE, "no songs")
 
 
+@pytest.mark.parametrize("is_compiling", [True, False])
+def test_what_a_package_has_compiled_as_it_is_loaded_is_compiled_when_it_is_called(package, monkeypatch, is_compiling):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    name = f"doctor_compiling_{is_compiling}".lower()
+    monkeypatch.setattr(installed, "COMPILING", (name,) if is_compiling else ())
+    finding = check_package(package(name, "2.0", "import torch\n@torch.compile\ndef double(x): return 2 * x"))
+    assert (finding.state, len(compiled)) == (OK, 0 if is_compiling else 1)
+
+
 def test_every_pinned_package_is_checked_against_its_pin(monkeypatch):
     monkeypatch.setattr(installed, "check_package", lambda wanted: Finding(NOTE, str(wanted), ""))
     found = [finding.name for finding in check_packages()]

@@ -15,7 +15,6 @@ from transformers import AutoTokenizer
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
 from salmonn.config.loading import model_config
-from salmonn.model import lora
 from salmonn.model.beats import PUBLISHED_SIZES, load_beats
 from salmonn.model.lora import lora_layers
 from salmonn.model.qformer import split_windows, window_frames
@@ -373,18 +372,3 @@ def test_of_the_small_talk_of_peft_exactly_what_helps_nobody_is_left_out(caplog)
     for message in ("Failed to load CPU gemm_4bit_forward from kernels-community: no kernels", "this one is news"):
         logger.handle(logger.makeRecord(logger.name, logging.WARNING, "", 0, message, (), None))
     assert [r.msg for r in caplog.records if r.levelno >= logging.WARNING] == ["this one is news"]
-
-
-def test_what_is_to_be_compiled_while_peft_is_imported_is_compiled_at_its_first_call(monkeypatch):
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(options) or function)
-    before = torch.compile
-    with lora._compiling_later():
-        double = torch.compile(lambda x: 2 * x, dynamic=False)
-        decorated = torch.compile(dynamic=True)(lambda x: 3 * x)
-    assert torch.compile is before
-    assert compiled == []
-    assert (double(2), double(3)) == (4, 6)
-    assert compiled == [{"dynamic": False}]
-    assert decorated(2) == 6
-    assert compiled[1:] == [{"dynamic": True}]
