@@ -23,7 +23,7 @@ from tests.fixtures.mini_world import mini_options
 from tests.fixtures.paths import ROOT
 from tests.fixtures.whole_media import flac_without_length, make_good
 
-N_DAMAGED, N_GOOD = 465, 400  # in training: each kind of damage thrice
+N_DAMAGED, N_GOOD = 465, 200  # in training: each kind of damage thrice
 N_READ = 1550  # damaged files in the tests of the readers: each kind ten times
 SEED = 20
 
@@ -198,7 +198,7 @@ def test_files_that_kill_their_process_get_a_verdict_and_cost_no_other_file_its_
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """As many good clips as damaged ones, annotated, and a validation set of a few good ones."""
+    """Good clips and damaged ones, annotated, and a validation set of a few good ones."""
     folder = tmp_path_factory.mktemp("corpus")
     damaged = make_damaged(folder / "damaged", N_DAMAGED, SEED + 1)
     good = make_good(folder / "good", N_GOOD, SEED + 1)

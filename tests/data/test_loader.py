@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import threading
-import time
 from collections import Counter
 from functools import partial
 from itertools import chain, islice
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from salmonn.common.processes import Parcel, in_processes
 from salmonn.config.schema import RunConfig
+from salmonn.data import loader as loader_module
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths
 from salmonn.data.dataset import SALMONNDataset, load_items
@@ -24,6 +24,7 @@ from salmonn.data.loader import LoadingError, TrainBatches, eval_loader, inferen
 from salmonn.training.progress import make_plan
 from tests.fixtures.kill_runs import workers_of
 from tests.fixtures.numbered_clips import Numbers, loaded_modules
+from tests.fixtures.waiting import HANG
 
 
 def stream(n_batches, **kwargs):
@@ -129,10 +130,12 @@ def test_a_process_that_crashes_sends_to_the_integrity_check():
         list(inference_loader(Numbers(2, crashes=[1]), range(2), 1, 2))
 
 
-def test_a_process_that_stands_still_is_noticed_and_named():
-    loader = inference_loader(Numbers(4, stands_still=[2]), range(4), 2, 1, timeout_minutes=0.05)
-    assert next(loader)["index"] == [0, 1]
-    with pytest.raises(LoadingError, match=r"stands still: .*loader_timeout_minutes = 0\.05 .*/2\.wav, /3\.wav"):
+def test_a_process_that_stands_still_is_noticed_and_named(monkeypatch):
+    loader = inference_loader(Numbers(4, stands_still=[2]), range(4), 2, 1, timeout_minutes=7)
+    assert next(loader)["index"] == [0, 1]  # whose process may take long to start
+    wait = loader_module._wait
+    monkeypatch.setattr(loader_module, "_wait", lambda *what: wait(*what[:2], what[2] / 420))
+    with pytest.raises(LoadingError, match=r"stands still: .*loader_timeout_minutes = 7 .*/2\.wav, /3\.wav"):
         next(loader)
     assert workers_of(os.getpid()) == []
 
@@ -154,10 +157,12 @@ def test_who_is_stopped_gets_no_more_batches(workers):
 
 def test_a_stop_is_heard_while_a_batch_is_waited_for():
     stopped = threading.Event()
-    threading.Timer(1.0, stopped.set).start()
-    began = time.monotonic()
-    assert seen(inference_loader(Numbers(2, stands_still=[1]), range(2), 1, 1, stopped=stopped.is_set)) == [0]
-    assert time.monotonic() - began < 30
+    loader = inference_loader(
+        Numbers(2, stands_still=[1]), range(2), 1, 1, stopped=stopped.is_set, timeout_minutes=HANG / 60
+    )
+    assert next(loader)["index"] == [0]
+    threading.Timer(0.5, stopped.set).start()
+    assert seen(loader) == []
 
 
 def test_processes_share_the_list_of_usable_entries(tmp_path):

@@ -141,22 +141,19 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_sees_the_same_samples(mi
     records = {name: tmp_path / "records" / name for name in ("two", "as_before", "half")}
     for folder in records.values():
         folder.mkdir(parents=True)
-    command = [*torchrun(), script, *arguments(mini_world, tmp_path / "two")]
-    result = run_command(*command, RECORDS=str(records["two"]), FATE="0 2 stop")
+    command = [script, *arguments(mini_world, tmp_path / "two")]
+    result = run_command(*command, ranks=2, RECORDS=str(records["two"]), FATE="0 2 stop")
     assert result.returncode == 0, result.stderr
     n = json.loads((records["two"] / "0").read_text().splitlines()[0])["n"]
     stream = [batch[0] for batch in islice(TrainBatches(n, 1, 0, 1, seed=42), 24)]
     assert seen(records["two"]) == stream[:12]
-    runs = {}
     for name, batch in (("as_before", 4), ("half", 2)):
         shutil.copytree(tmp_path / "two", tmp_path / name)
         options = arguments(mini_world, tmp_path / name, f"run.batch_size_train={batch}", "run.resume=auto")
-        runs[name, batch] = start([script, *options], RECORDS=str(records[name]))
-    for (name, batch), process in runs.items():
-        message = process.communicate(timeout=HANG)[1]
-        assert process.returncode == 0, message
-        assert "iteration 3, 12 samples seen" in message
-        assert "number of processes: 1 instead of 2; the samples go on where they were" in message
+        gone_on = run_command(script, *options, RECORDS=str(records[name]))
+        assert gone_on.returncode == 0, gone_on.stderr
+        assert "iteration 3, 12 samples seen" in gone_on.stderr
+        assert "number of processes: 1 instead of 2; the samples go on where they were" in gone_on.stderr
         assert seen(records[name]) == stream[12 : 12 + 3 * batch]
         progress = checkpoint.read(tmp_path / name / "stage1/checkpoint_last.pth")["progress"]
         assert progress["samples"] == 12 + 3 * batch

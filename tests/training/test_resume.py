@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from salmonn.model import checkpoint
 from tests.fixtures.commands import json_lines, run_command
-from tests.fixtures.kill_runs import command, command_of, family, run_killed, same_state, start
+from tests.fixtures.kill_runs import command, command_of, family, run_killed, same_state, start, train_arguments
 from tests.fixtures.mini_world import train_options
 from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG, n_lines, wait_until
@@ -22,6 +22,14 @@ from tests.fixtures.waiting import HANG, n_lines, wait_until
 # One process, two short epochs, a checkpoint after each step.
 SHORT = ["run.iters_per_epoch=4", "run.optims.max_epoch=2", "run.batch_size_train=2", "run.batch_size_eval=8"]
 SHORT += ["run.log_freq=1", "run.save_every_steps=1"]
+
+IMPATIENT = """
+import runpy
+from salmonn.training import run_folder
+
+run_folder._LOCK_SECONDS = 0
+runpy.run_path("train.py", run_name="__main__")
+"""
 
 
 def arguments(world: Path, output: Path, *options: str) -> list[str]:
@@ -42,10 +50,15 @@ def log_steps(output: Path, kind: str = "train") -> list[int]:
 def whole(mini_world, tmp_path_factory):
     """A run of 2 ranks that was never disturbed."""
     output = tmp_path_factory.mktemp("whole")
-    process = start(command(mini_world, output))
-    message = process.communicate(timeout=HANG)[1]
-    assert process.returncode == 0, message
+    go_on(mini_world, output)
     return output
+
+
+def go_on(world: Path, output: Path) -> str:
+    """Train to the end what `kill_runs.command` trains, without torchrun and its start; what it says."""
+    result = run_command(*train_arguments(world, output), ranks=2)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +89,7 @@ def test_a_signal_to_every_process_stops_the_run_after_saving_and_it_goes_on(min
     assert "the same command goes on from there" in message
     stopped = checkpoint.read(tmp_path / "stage1/checkpoint_last.pth")["progress"]
     assert 0 < stopped["epoch"] * 20 + stopped["epoch_iteration"] < 40
-    process = start(command(mini_world, tmp_path))
-    message = process.communicate(timeout=HANG)[1]
-    assert process.returncode == 0, message
+    go_on(mini_world, tmp_path)
     assert same_state(whole, tmp_path)
 
 
@@ -92,10 +103,7 @@ def test_when_torchrun_alone_is_killed_its_ranks_save_and_go_and_the_same_comman
     assert "torchrun has ended" in message
     assert "the same command goes on from there" in message
     assert not any(command_of(pid) for pid in ranks)
-    process = start(command(mini_world, tmp_path))
-    message = process.communicate(timeout=HANG)[1]
-    assert process.returncode == 0, message
-    assert "going on with" in message
+    assert "going on with" in go_on(mini_world, tmp_path)
     assert same_state(whole, tmp_path)
 
 
@@ -207,8 +215,12 @@ def test_a_run_can_go_on_from_a_named_checkpoint_elsewhere(mini_world, short, tm
 
 
 def test_two_runs_never_write_to_one_folder(mini_world, tmp_path):
+    """Not after the minute either that the second waits for the first, here a moment."""
+    script = tmp_path / "train.py"
+    script.write_text(IMPATIENT)
     (tmp_path / "stage1").mkdir()
     with FileLock(tmp_path / "stage1/.lock"):
-        result = train(mini_world, tmp_path)
+        result = run_command(str(script), *arguments(mini_world, tmp_path)[1:], PYTHONPATH=str(ROOT))
     assert result.returncode == 2
+    assert "waiting up to 0 s: another process is training in" in result.stderr
     assert "another process is training in" in result.stderr

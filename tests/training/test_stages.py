@@ -3,7 +3,6 @@
 import itertools
 import json
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -76,15 +75,20 @@ def test_stages_on_two_processes_the_last_on_one_then_nothing_is_left(mini_world
     ]
     assert [set(run.tasks) for run in runs[::2]] == [{"asr", "audiocaption"}, {"audio_story_telling"}]
     assert {"asr", "QA", "audio_story_telling"} <= known_tasks(runs)
-    again = run_command(*arguments)
+    again = run_command(*command(mini_world, stages), ranks=2)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("training is done, 1 epoch:") == 3
     assert "trainable parameters" not in again.stderr  # no model was loaded to find nothing to do
 
 
 def test_a_signal_ends_the_stage_and_the_list_and_the_same_command_goes_on(mini_world, stages):
-    arguments = [sys.executable, *command(mini_world, stages, "run.iters_per_epoch=30", "run.save_every_steps=1")]
-    process = start(arguments)
+    for stage, steps in ((1, 30), (2, 2), (3, 2)):  # the first for long enough, whatever the command says of all
+        config = OmegaConf.load(stages / f"stage{stage}.yaml")
+        config.run.iters_per_epoch = steps
+        OmegaConf.save(config, stages / f"stage{stage}.yaml")
+    arguments = command(mini_world, stages, "run.save_every_steps=1")
+    arguments.remove("run.iters_per_epoch=2")
+    process = start([sys.executable, *arguments])
     log = stages / "out/stage1/log.jsonl"
     wait_until(lambda: n_lines(log) >= 2, process)
     process.send_signal(signal.SIGTERM)
@@ -92,10 +96,11 @@ def test_a_signal_ends_the_stage_and_the_list_and_the_same_command_goes_on(mini_
     assert process.returncode == 0, message
     assert "stopped by SIGTERM" in message
     assert not (stages / "out/stage2").exists()
-    again = subprocess.run(arguments, capture_output=True, text=True, timeout=HANG, cwd=ROOT)
+    again = run_command(*arguments)
     assert again.returncode == 0, again.stderr
     assert "going on with" in again.stderr
-    assert json.loads((stages / "out/stage3/summary.json").read_text())["steps"] == 30
+    steps = [json.loads((stages / f"out/stage{i}/summary.json").read_text())["steps"] for i in (1, 2, 3)]
+    assert steps == [30, 2, 2]
 
 
 def test_problems_of_a_later_stage_are_told_before_the_first_begins(mini_world, stages):

@@ -340,6 +340,8 @@ def test_the_machine_s_peak_is_that_of_the_largest_products_that_take_no_time(mo
     monkeypatch.setattr(measure, "product_seconds", lambda n, *_: tried.append(n) or 2 * n**3 / speed)
     assert measure.matmul_peak(CPU, torch.float16) == pytest.approx(speed)
     assert tried[-1] == n
+    assert measure.matmul_peak(CPU, torch.float16, largest=512) == pytest.approx(speed)
+    assert tried[-1] == 512
 
 
 def test_a_process_of_its_own_is_another_one():
@@ -348,6 +350,7 @@ def test_a_process_of_its_own_is_another_one():
 
 def bench(monkeypatch, dtype: str) -> list[dict]:
     monkeypatch.setattr(training, "in_own_process", lambda function, *args: function(*args))  # which takes long
+    monkeypatch.setitem(measure.MATMUL_SIZES, "cpu", measure.SMALLEST)
     # this process holds too much already
     monkeypatch.setattr(training, "held_and_peak", lambda work, _: (10**8, 10**9 * len(work())))
     args = Namespace(size="mini", device="cpu", dtype=dtype, quant="none", batch=2, repeats=1, recompute=False)

@@ -3,12 +3,13 @@
 import pytest
 
 from salmonn.common.errors import UserError
+from tests.fixtures.waiting import HANG
 from util.benchmarks.starts import started
 
 SAYS_LATE = "import time; time.sleep(0.3); print('late', flush=True); time.sleep(0.3); sum(range(10**7))"
 SERVES = (
     "import time; print('loading', flush=True); time.sleep(0.3); sum(range(10**7)); "
-    "print('http://127.0.0.1', flush=True); time.sleep(600)"
+    f"print('http://127.0.0.1', flush=True); time.sleep({HANG})"
 )
 
 
@@ -20,7 +21,7 @@ def test_the_first_word_and_the_end_of_a_command_are_told_apart_and_waiting_is_n
 
 def test_a_server_is_ended_once_it_can_be_visited():
     first, ready, cpu = started(["-c", SERVES], is_server=True)
-    assert first + 0.2 <= ready < 60
+    assert first + 0.2 <= ready < HANG
     assert 0 < cpu < ready
 
 

@@ -186,11 +186,12 @@ def test_a_part_for_which_no_time_is_left_is_not_begun(tmp_path):
 def test_results_lie_where_the_user_stands_and_the_command_can_be_typed_again(tmp_path):
     here = tmp_path / "a folder"
     here.mkdir()
-    command = [str(ROOT / MINI[0]), *MINI[1:], "--out", "my results", "--parts", "environment"]
+    command = [str(ROOT / MINI[0]), *MINI[1:], "--out", "my results", "--parts", "waits"]
     result = run_command(*command, cwd=here)
     assert result.returncode == 0, result.stdout + result.stderr
-    said = report(here / "my results")["command"]
-    assert shlex.split(said)[2:] == command[1:]
+    said = report(here / "my results")
+    assert said["parts"]["waits"]["rows"]
+    assert shlex.split(said["command"])[2:] == command[1:]
 
 
 def test_a_bar_that_is_not_met_is_seen():

@@ -35,7 +35,7 @@ def test_the_environment_names_versions_also_where_a_package_is_missing(monkeypa
     def said() -> dict[str, str]:
         return {line["what"]: line["value"] for line in environment.rows(Setup("cpu", "mini"))}
 
-    monkeypatch.setattr(environment, "matmul_peak", lambda *_: 1.0)
+    monkeypatch.setattr(environment, "peak_of", lambda *_: 1.0)
     monkeypatch.setattr(environment, "COPY_BYTES", {"cpu": 8})
     with_it = said()["python, torch, CUDA, transformers"]
     assert with_it.split(", ")[0::3] == [platform.python_version(), metadata.version("transformers")]
@@ -46,6 +46,23 @@ def test_the_environment_names_versions_also_where_a_package_is_missing(monkeypa
     assert without["python, torch, CUDA, transformers"].endswith(", none")
     assert without["package peft"] == "not installed"
     assert without["packages"] == "see above"
+
+
+# ---- times
+
+
+@pytest.mark.parametrize(("device", "seconds", "calls"), [("cuda", 1.0, 7), ("cuda", 4.0, 4), ("cpu", 1.0, 1)])
+def test_calls_are_repeated_on_a_gpu_as_often_as_there_is_time_and_not_on_a_cpu(monkeypatch, device, seconds, calls):
+    clock = [0.0]
+
+    def work() -> None:
+        clock[0] += seconds * (2 if len(clock) == 1 else 1)  # the first call takes longer
+        clock.append(clock[0])
+
+    monkeypatch.setattr(rows, "now", lambda _: clock[0])
+    monkeypatch.setattr(rows.time, "perf_counter", lambda: clock[0])
+    assert rows.seconds_of(work, torch.device(device), warm_up=2) == (seconds if calls > 1 else 2 * seconds)
+    assert len(clock) == 1 + calls
 
 
 # ---- memory that does not suffice
@@ -119,7 +136,6 @@ def test_a_card_on_which_no_clip_fits_is_told(monkeypatch, model):
 
 def test_one_way_that_does_not_fit_is_a_row_and_the_others_are_measured(monkeypatch, model):
     monkeypatch.setattr(fast, "our_step", Limited(fast.BATCH["mini"]))
-    monkeypatch.setattr(rows, "LONGEST", 0.0)
     lines = list(fast._ways("mini", model, "mini", (0.4, 0.5), 1e9, 0.0))
     told = {line["what"]: line["value"] for line in lines if "batch" in line["what"]}
     small, large = fast.BATCH["mini"], fast.LARGER["mini"]
@@ -388,8 +404,7 @@ def fresh_compiler():
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_a_compiled_step_is_timed_and_has_the_same_loss(monkeypatch):
-    monkeypatch.setattr(rows, "LONGEST", 0.0)
+def test_a_compiled_step_is_timed_and_has_the_same_loss():
     lines = by_what(compiled.rows(Setup("cpu", "mini"), "eager"))
     assert lines["loss, dropout off, compiled against not"]["ok"]
     assert lines["loss, dropout off, compiled against not"]["value"] < 1e-2  # %: nothing was learned in between

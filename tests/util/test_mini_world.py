@@ -8,7 +8,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from salmonn.data.clip_paths import ClipPaths
 from tests.fixtures.commands import run_command
 from tests.fixtures.mini_world import mini_options, train_options
 from tests.fixtures.paths import ROOT
-from tests.fixtures.waiting import wait_until
+from tests.fixtures.waiting import HANG, wait_until
 from util.benchmarks.measure import family
 from util.mini_world import build, corpus, encoders
 from util.mini_world.render import Clip
@@ -47,12 +46,16 @@ def digests(folder):
 
 def test_the_same_seed_makes_the_same_world_and_another_seed_another(tmp_path):
     found = []
-    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
-        result = run_command("util/make_mini_world.py", "--out", str(tmp_path / name), "--seed", seed, *SMALL)
+    for name in "ab":
+        result = run_command("util/make_mini_world.py", "--out", str(tmp_path / name), "--seed", "3", *SMALL)
         assert result.returncode == 0, result.stderr
         found.append(digests(tmp_path / name))
     assert found[0] == found[1]
-    assert found[0]["ann/stage1_train.json"] != found[2]["ann/stage1_train.json"]
+    for seed in (3, 4):  # of what is not rendered yet: a whole world takes long
+        corpus.write_annotations(corpus.plan(40, 20, 0.1, seed), tmp_path / f"{seed}/ann", seed)
+    same, other = (digests(tmp_path / str(seed)) for seed in (3, 4))
+    assert same == {name: digest for name, digest in found[0].items() if name.startswith("ann/")}
+    assert same["ann/stage1_train.json"] != other["ann/stage1_train.json"]
 
 
 @pytest.mark.parametrize("error", [UserError("no room"), KeyboardInterrupt()])
@@ -62,10 +65,9 @@ def test_what_fails_is_told_at_once_whatever_the_workers_still_do(tmp_path, monk
 
     monkeypatch.setattr(corpus, "write_audio", fail)
     settings = {"seed": 0, "train_clips": 40, "test_clips": 20, "broken": 0, "pretrain_scale": 1}
-    began = time.monotonic()
     with pytest.raises(type(error)):
         build.build(tmp_path / "world", settings)
-    assert time.monotonic() - began < 20  # LLaMA takes two minutes
+    assert not list(tmp_path.rglob("model.safetensors"))  # LLaMA takes two minutes, and was not waited for
 
 
 def test_its_processes_end_with_it(tmp_path):
@@ -74,7 +76,7 @@ def test_its_processes_end_with_it(tmp_path):
     wait_until(lambda: len(family(script.pid)) > 4, script)  # with the tracker of multiprocessing
     started = family(script.pid)
     script.terminate()
-    assert script.wait(20) == 1
+    assert script.wait(HANG) == 1
     wait_until(lambda: not any(is_running(pid) for pid in started))
 
 

@@ -24,6 +24,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 
 from salmonn.common.errors import UserError
 from salmonn.model import hub
+from tests.fixtures.commands import run_command
 from tests.fixtures.lightweight import write_llm
 from tests.fixtures.paths import ROOT
 from util import small
@@ -504,6 +505,14 @@ def test_options_are_told_without_loading_anything():
     assert "Mini LibriSpeech" in shown
 
 
+def run_warm(title: str, command: list[str], _processes: int) -> tuple[float, int]:
+    """`util.jobs.run_command` without the start of each of six commands."""
+    print(f"\n=== {title}")
+    result = run_command(*command)
+    print(result.stdout, result.stderr)
+    return 0.0, result.returncode
+
+
 @pytest.fixture
 def libri(tmp_path: Path) -> Path:
     """A tree in Mini LibriSpeech's layout, spoken by espeak-ng."""
@@ -522,38 +531,22 @@ def libri(tmp_path: Path) -> Path:
     return tmp_path / "LibriSpeech"
 
 
-def test_the_whole_job_on_a_corpus_in_librispeechs_layout_and_again(tmp_path, libri):
+def test_the_whole_job_on_a_corpus_in_librispeechs_layout_and_again(tmp_path, libri, monkeypatch, capfd):
     write_ctranslate2(tmp_path / "ct2", tiny_whisper())
     convert_whisper(tmp_path / "ct2", tmp_path / "whisper")
     write_llm(tmp_path / "llm", "qwen2.5")
     shutil.copy(tmp_path / "llm/tokenizer.json", tmp_path / "whisper")
     short = [f"stage{i}:run.iters_per_epoch=2" for i in range(4)]
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        "util/small.py",
-        "--out",
-        out,
-        "--corpus",
-        libri,
-        "--recordings",
-        "none",
-        "--processes",
-        "1",
-    ]
-    command += [
-        "--whisper",
-        tmp_path / "whisper",
-        "--llm",
-        tmp_path / "llm",
-        "--min-story-words",
-        "1",
-        "--stories",
-        "1",
-    ]
+    given = {"out": out, "corpus": libri, "recordings": "none", "processes": 1, "whisper": tmp_path / "whisper"}
+    given |= {"llm": tmp_path / "llm", "min-story-words": 1, "stories": 1}
+    command = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
     command += ["--options", *short, "evaluate:generate.max_new_tokens=4"]
-    first = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert first.returncode == 0, first.stdout + first.stderr
+    monkeypatch.setattr(parts, "run_command", run_warm)
+    monkeypatch.setattr(sys, "argv", ["small.py", *command])
+    monkeypatch.chdir(ROOT)
+    small.main()
+    assert capfd.readouterr().out.count("=== training, stage") == 4
     summary = json.loads((out / "summary.json").read_text())
     assert summary["wer_corpus"] > 0.5  # two steps teach nothing
     assert {"wer_corpus_shuffled", "wer_whisper_corpus", "accuracy_QA", "minutes"} <= summary.keys()
@@ -565,10 +558,10 @@ def test_the_whole_job_on_a_corpus_in_librispeechs_layout_and_again(tmp_path, li
     assert speakers["stage1_train"] == {"84", "174"}
     assert not speakers["stage1_valid"] & speakers["test_corpus"]
     assert "## Speech recognition: word error rates" in (out / "report.md").read_text()
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 0
+    again = run_command("util/small.py", *command)
+    assert again.returncode == 0, again.stderr
     assert again.stdout.count("done before") >= 10
     assert "===" not in again.stdout  # nothing was trained again
-    other = subprocess.run([*command, "--clips", "5"], capture_output=True, text=True, check=False)
+    other = run_command("util/small.py", *command, "--clips", "5")
     assert other.returncode == 2
     assert "was made with --clips 24000" in other.stderr

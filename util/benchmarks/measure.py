@@ -117,13 +117,13 @@ def _bytes(path: str, name: str) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP per second (of `spent`) of the fastest of some products of large square matrices.
+def matmul_peak(device: torch.device, dtype: torch.dtype, largest: int = 0) -> float:
+    """FLOP per second (of `spent`) of the fastest of some products of large square matrices, up to [largest, largest].
 
     Of smaller ones where the processor has no instructions for them: in float16 a large one takes half a minute.
     """
     n, fastest = SMALLEST, product_seconds(SMALLEST, device, dtype)
-    while n < MATMUL_SIZES[device.type] and fastest < LONG:
+    while n < (largest or MATMUL_SIZES[device.type]) and fastest < LONG:
         n *= 2
         fastest = product_seconds(n, device, dtype)
     return 2 * n**3 / fastest

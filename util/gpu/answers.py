@@ -13,9 +13,9 @@ from util.benchmarks.generation import Answers, answer, published, tell_clips_ap
 from util.benchmarks.sizes import build, make_batch
 from util.gpu.rows import MODELS, Row, Setup, named, quantisation_for, release, row, unless_too_big
 
-TOKENS = {"full": 24, "mini": 8}
-REPEATS = 2
-BEAMS, CLIPS = (1, 4), (1, 8)
+TOKENS = {"full": 24, "mini": 4}
+REPEATS = {"cuda": 2, "cpu": 1}
+BEAMS, CLIPS = (1, 4), {"full": (1, 8), "mini": (1, 2)}
 
 
 def rows(setup: Setup) -> Iterator[Row]:
@@ -30,7 +30,7 @@ def _rows(setup: Setup, quantization: str) -> Iterator[Row]:
     tell_clips_apart(model)
     for beams in BEAMS:
         settings = of_length(generate_config({"num_beams": beams}), tokens)
-        for clips in CLIPS:
+        for clips in CLIPS[setup.size]:
             search = "greedy" if beams == 1 else f"{beams} beams"
             what = f"{named(setup.size, quantization)}, {search}, batch {clips}, {tokens} tokens"
             release(where)
@@ -41,7 +41,7 @@ def _compared(what: str, model: SALMONN, clips: int, settings: DictConfig) -> It
     samples = make_batch(model, clips)  # of one prompt: with several, padding in the published prompts changes answers
     log_mel = model.log_mel(samples["raw_wav"].to(model.device))  # published: made by the loader's processes
     ours, plain = [], []
-    for _ in range(REPEATS + 1):  # in turns; the first round warms up
+    for _ in range(REPEATS[model.device.type] + 1):  # in turns; the first round warms up
         ours.append(answer(model, samples, settings))
         plain.append(published(model, samples | {"spectrogram": log_mel}, settings))
     for name, side in (("ours", ours), ("published way, its log-mel from the loader", plain)):

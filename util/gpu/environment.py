@@ -10,8 +10,7 @@ import torch
 from salmonn.doctor.findings import OK
 from salmonn.doctor.hardware import nvidia_driver
 from salmonn.doctor.packages import check_packages
-from util.benchmarks.measure import matmul_peak
-from util.gpu.rows import Row, Setup, row, seconds_of
+from util.gpu.rows import Row, Setup, peak_of, row, seconds_of
 
 COPY_BYTES = {"cuda": 1 << 31, "cpu": 1 << 27}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,9 +32,8 @@ def rows(setup: Setup) -> Iterator[Row]:
     yield row("packages", "as tested" if all(finding.state == OK for finding in findings) else "see above")
     where = torch.device(setup.device)
     for dtype in DTYPES:
-        yield row(
-            f"products of large matrices, {dtype}".replace("torch.", ""), matmul_peak(where, dtype) / 1e12, "TFLOP/s"
-        )
+        what = f"products of large matrices, {dtype}".replace("torch.", "")
+        yield row(what, peak_of(where, dtype) / 1e12, "TFLOP/s")
     source = torch.randint(0, 255, (COPY_BYTES[setup.device],), dtype=torch.uint8, device=where)
     target = torch.empty_like(source)
     copied = seconds_of(lambda: target.copy_(source), where)

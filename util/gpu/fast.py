@@ -11,13 +11,12 @@ from salmonn.config.schema import RunConfig
 from salmonn.model.activation_memory import set_gradient_checkpointing
 from salmonn.model.salmonn import SALMONN
 from util.benchmarks.flops import audio_tokens
-from util.benchmarks.measure import matmul_peak
 from util.benchmarks.memory import batch_of
 from util.benchmarks.plain_step import Step, plain_step
 from util.benchmarks.sizes import build, make_batch
 from util.benchmarks.training import batch_flops, our_step
 from util.gpu.kernels import kernel_rows
-from util.gpu.rows import MODELS, Row, Setup, named, release, row, seconds_of, unless_too_big
+from util.gpu.rows import MODELS, Row, Setup, named, peak_of, release, row, seconds_of, unless_too_big
 
 SECONDS = {"full": (30.0, 10.0), "mini": (5.0,)}
 BATCH = {"full": 8, "mini": 2}
@@ -34,7 +33,7 @@ def rows(setup: Setup, quantization: str) -> Iterator[Row]:
 def _rows(setup: Setup, quantization: str) -> Iterator[Row]:
     device, size = setup
     where = torch.device(device)
-    peak = matmul_peak(where, torch.bfloat16)
+    peak = peak_of(where, torch.bfloat16)
     yield row("products of large matrices in bfloat16", peak / 1e12, "TFLOP/s")
     model = build(MODELS[size], where, "bfloat16", quantization, gradient_checkpointing=True).train()
     bar = MFU_BAR if quantization == "none" and size == "full" else 0.0

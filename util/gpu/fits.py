@@ -41,7 +41,7 @@ KEYS = ("encoder_dtype", "lora", "lora_rank", "lora_alpha", "lora_dropout", "lor
 STEPS, MICRO_BATCHES = 2, 2  # in the second step the optimiser's state, in each second micro-batch the gradients stay
 CLIPS = {  # times the configuration's batch, without and with gradient checkpointing
     "full": {False: (0.25, 1), True: (1, 4)},
-    "mini": {False: (1,), True: (1,)},
+    "mini": {False: (0.25,), True: (0.25,)},
 }
 
 

@@ -40,8 +40,9 @@ def rows(setup: Setup) -> Iterator[Row]:
     samples = make_batch(model, CLIPS, (0.2, 1.0))
     yield from _batch_rows(model, samples)
     yield from _amp_rows(model, samples)
-    run = OmegaConf.structured(RunConfig(amp=True, amp_dtype="fp16", batch_size_train=CLIPS))
-    yield from scaler_rows("mini, fp16", model.train(), run, samples)
+    run = OmegaConf.structured(RunConfig(amp=True, amp_dtype="fp16", batch_size_train=1))
+    one = rows_of(samples, slice(0, 1))  # of which the gradients overflow as well: float16 is slow on a CPU
+    yield from scaler_rows("mini, fp16", model.train(), run, one)
 
 
 def _golden_rows(name: str, case: SimpleNamespace, tf32: bool) -> Iterator[Row]:

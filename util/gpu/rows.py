@@ -13,11 +13,13 @@ import torch
 
 from salmonn.common.device import now
 from salmonn.common.files import GB
+from util.benchmarks.measure import matmul_peak
 
 Row = dict[str, Any]  # what, value, unit; bar and ok where something is wanted
 
 MODELS = {"full": "13b", "mini": "mini"}  # names of util/benchmarks/sizes.py
-LONGEST = 6.0  # s that a call is repeated at most
+LARGEST_PRODUCT = {"cuda": 8192, "cpu": 512}
+REPEATS, LONGEST = 5, 6.0  # times that a call is repeated, and s at most
 ROOM_FOR_HALF = 40 * GB  # of a card that takes steps and answers of a 13B LLM in bfloat16, which is 26 GB
 
 
@@ -38,8 +40,17 @@ def largest(differences: Iterable[float]) -> float:
     return float(np.max(list(differences)))
 
 
-def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 5, warm_up: int = 1) -> float:
-    """Median seconds of a call, the device's work done; fewer repeats where they would take more than `LONGEST`."""
+def peak_of(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP per second of products of large matrices; on a CPU of smaller ones, whose speed nobody asks this script."""
+    return matmul_peak(device, dtype, LARGEST_PRODUCT[device.type])
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, warm_up: int = 1) -> float:
+    """Median seconds of a call, the device's work done; fewer repeats where they would take more than `LONGEST`.
+
+    On a CPU of a single call: there only that it runs is of interest.
+    """
+    repeats, warm_up = (REPEATS, warm_up) if device.type == "cuda" else (1, 0)
     for _ in range(warm_up):
         work()
     times: list[float] = []
