@@ -218,9 +218,10 @@ def residual_writers(llm: nn.Module) -> Iterator[nn.Parameter]:
 
 @torch.no_grad()
 def scale_(parameters: Iterable[nn.Parameter], factor: float) -> None:
-    """Multiply in place."""
-    for parameter in parameters:
-        parameter.mul_(factor)
+    """Multiply in place; by 1 also what an LLM in 8 bits has, which cannot be multiplied."""
+    if factor != 1:
+        for parameter in parameters:
+            parameter.mul_(factor)
 
 
 def _take_subsets(datasets: DictConfig, study: Study, tasks: Sequence[str], folder: Path) -> None:

@@ -136,6 +136,10 @@ def test_the_scale_of_the_residual_stream_changes_no_logit(mini_world):
         torch.testing.assert_close(llm(ids).logits, before)
 
 
+def test_weights_in_8_bits_stay_as_they_are():
+    scale_([torch.nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)], 1.0)
+
+
 def test_speed_and_each_seeds_word_errors_are_shown_beside_the_first_recipe():
     study = load_study(RECIPES)
 
