@@ -141,6 +141,8 @@ def _of_models(add: Add) -> None:
     )
     add("--quant", choices=QUANTISATIONS, default="none", help="how the LLM is quantised (default none)")
     add("--recompute", action="store_true", help="train, scale: ours with model.gradient_checkpointing=True")
+    silence = "train: ours with model.only_filled_windows=True and model.whisper_silence=S"
+    add("--whisper-silence", type=float, metavar="S", help=silence)
     clips = "train, memory, scale, stage0: clips, in turn (default 4; scale with --cfg-path, stage0: the run's)"
     count("--batch", nargs="+", help=clips)
     count("--batches", nargs="+", default=[1, 8, 32], help="generate: clips per batch (default 1 8 32)")

@@ -2,15 +2,18 @@
 
   python util/samples_to_learn.py                            all recipes of configs/mini/recipes.yaml, 3 seeds
   python util/samples_to_learn.py --world small              those of configs/small/recipes.yaml, on real parts
+  python util/samples_to_learn.py --recipes configs/mini/faster.yaml --out output/faster     what makes a step cheaper
   python util/samples_to_learn.py --only published half_batch --seeds 4 5
   python util/samples_to_learn.py --report-only              from the runs that are there
 
 Each run is stage 1 by the real Runner, some after a stage 0, validated often beside the control with shuffled audio,
-and ended when the plateau is left and half of the accuracy is gained. Finished runs are kept in --out and not made
-again; the tables there (report.md, report.json, report.png) are of all of them. The world must be there: make
-quickstart makes the miniature one, make small the other. One thread a process: start several with other --seeds.
+and ended when the plateau is left and half of the accuracy is gained, or where the recipes say. Finished runs are kept
+in --out and not made again; the tables there (report.md, report.json, report.png) are of all of them. The world must be
+there: make quickstart makes the miniature one, make small the other. One thread a process: start several with other
+--seeds.
 """
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -25,8 +28,8 @@ from salmonn.common.errors import UserError  # noqa: E402
 from salmonn.common.files import write_json, write_text  # noqa: E402
 
 
-def main() -> None:
-    """Make the runs that are missing, then the report."""
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = command_parser(__doc__)
     parser.add_argument("--world", choices=("mini", "small"), default="mini", help="where (default: %(default)s)")
     parser.add_argument(
@@ -51,8 +54,12 @@ def main() -> None:
     parser.add_argument(
         "--report-only", action="store_true", help="make no run, only the report of those that are there"
     )
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    """Make the runs that are missing, then the report."""
+    args = parse_arguments()
     recipes = args.recipes or ROOT / "configs" / args.world / "recipes.yaml"
     out = args.out or Path("output/samples_to_learn" if args.world == "mini" else "output/samples_to_learn_small")
     study = load_study(recipes)
@@ -66,7 +73,7 @@ def main() -> None:
         # seed by seed: what is there when it is stopped can be compared
         runs = [(name, seed) for seed in args.seeds for name in args.only or study.recipes]
         if not all(is_measured(name, seed, out) for name, seed in runs):
-            fill_cache(study, args.options)
+            fill_cache(study, args.only or list(study.recipes), args.options)
         for name, seed in runs:
             measure(study, name, seed, out, args.options)
     curves = read_curves(study, out)

@@ -32,6 +32,7 @@ from salmonn.training.validation import fixed_prompts
 CURVE = "curve.json"
 ENOUGH = "the end of the experiment"
 GREEDY = {"num_beams": 1, "max_new_tokens": 60}
+OF_ENCODERS = ("whisper_path", "beats_path", "encoder_dtype", "max_seconds", "whisper_silence")  # what they say
 
 
 def measure(study: Study, name: str, seed: int, out: Path, options: Sequence[str] = ()) -> None:
@@ -68,14 +69,15 @@ def _of_parts(options: Sequence[str]) -> list[str]:
     return [option for option in options if option.startswith(("model.", "datasets."))]
 
 
-def fill_cache(study: Study, options: Sequence[str] = ()) -> None:
-    """Encode every clip once, so that no run pays for what the others find; nothing to do without a cache."""
-    configs = [recipe_config(study, next(iter(study.recipes)), options)]
-    configs += [stage0_config(study, name, _of_parts(options)) for name, of in study.recipes.items() if of.stage0]
+def fill_cache(study: Study, names: Sequence[str], options: Sequence[str] = ()) -> None:
+    """Encode every clip once in each way, so that no run pays for what others find; nothing to do without a cache."""
+    configs = [recipe_config(study, name, options) for name in names]
+    configs += [stage0_config(study, name, _of_parts(options)) for name in names if study.recipes[name].stage0]
     filled = set()
     for config in configs:
         run = config.run
         kept = (run.encoder_cache, config.model.only_filled_windows or run.objective == "ctc")
+        kept += (run.amp and run.amp_dtype, *(config.model[key] for key in OF_ENCODERS))
         if not run.encoder_cache or kept in filled:
             continue
         filled.add(kept)
@@ -171,7 +173,8 @@ class ObservedRunner(TimedRunner):
         result = super().validate(dataset, epoch, step)
         if result is not None:
             samples, study = self.progress.samples, self.study
-            point = {"samples": samples, "cpu_seconds": self.trained_seconds(), **result}
+            seconds = self.trained_seconds()
+            point = {"samples": samples, "cpu_seconds": seconds, "samples_per_cpu_second": samples / seconds, **result}
             if study.word_errors_every and samples % study.word_errors_every == 0:
                 point["word_error_rate"] = self._word_error_rate(dataset)
             self.curve.append(point)
@@ -215,9 +218,10 @@ def residual_writers(llm: nn.Module) -> Iterator[nn.Parameter]:
 
 @torch.no_grad()
 def scale_(parameters: Iterable[nn.Parameter], factor: float) -> None:
-    """Multiply in place."""
-    for parameter in parameters:
-        parameter.mul_(factor)
+    """Multiply in place; by 1 also what an LLM in 8 bits has, which cannot be multiplied."""
+    if factor != 1:
+        for parameter in parameters:
+            parameter.mul_(factor)
 
 
 def _take_subsets(datasets: DictConfig, study: Study, tasks: Sequence[str], folder: Path) -> None:

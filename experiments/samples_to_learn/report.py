@@ -36,6 +36,7 @@ def summarise(study: Study, curves: Curves) -> dict[str, Any]:
             "options": study.recipes[name].options,
             **{key: {seed: _or_none(value) for seed, value in of.items()} for key, of in found.items()},
             "median": {key: _or_none(statistics.median(of.values())) for key, of in found.items()},
+            "samples_per_cpu_second": _speed(by_seed),
             "last_samples": {seed: curve[-1]["samples"] for seed, curve in by_seed.items()},
             "curves": by_seed,
         }
@@ -53,8 +54,14 @@ def _cpu_seconds(by_seed: Mapping[int, Sequence[Point]], samples: Mapping[int, f
     return {seed: math.inf if math.isnan(value) else value for seed, value in found.items()}
 
 
+def _speed(by_seed: Mapping[int, Sequence[Point]]) -> dict[int, float]:
+    """Samples for each CPU second of a whole run's training, stage 0 not counted; none of runs that did not tell."""
+    last = {seed: curve[-1].get("samples_per_cpu_second") for seed, curve in by_seed.items()}
+    return {seed: value for seed, value in last.items() if value is not None}
+
+
 def _word_errors(curves: Curves) -> dict[str, Any]:
-    """Median word error rates where all recipes can be compared: at equal samples and at equal CPU seconds."""
+    """Word error rates where all recipes can be compared, at equal samples and at equal CPU seconds; nan = unknown."""
     counted = {
         name: [[point for point in curve if "word_error_rate" in point] for curve in by_seed.values()]
         for name, by_seed in curves.items()
@@ -66,10 +73,12 @@ def _word_errors(curves: Curves) -> dict[str, Any]:
     for by in ("samples", "cpu_seconds"):
         at = min(points[-1][by] for points in runs)
         rates = {
-            name: statistics.median(at_samples(points, at, "word_error_rate", by) for points in of_recipe)
+            name: [at_samples(points, at, "word_error_rate", by) for points in of_recipe]
             for name, of_recipe in counted.items()
         }
-        found[by] = {"at": at, "median": {name: None if math.isnan(rate) else rate for name, rate in rates.items()}}
+        known = {name: of if not any(map(math.isnan, of)) else None for name, of in rates.items()}
+        found[by] = {"at": at, "by_seed": known}
+        found[by] |= {"median": {name: of and statistics.median(of) for name, of in known.items()}}
     return found
 
 
@@ -82,7 +91,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     header = ["recipe", "differs in", "samples to leave the plateau, by seed", "median", "x", "CPU s", "x"]
     header += [titles[key] for key in parts]
     header += ["half-way accuracy, by seed", "median", "x", "CPU s", "x"]
-    header += [_at(by, of["at"]) for by, of in word_errors.items()]
+    header += ["samples/CPU s, by seed", "x"] + [_at(by, of["at"]) for by, of in word_errors.items()]
     rows = []
     for name, recipe in recipes.items():
         row, last = [name, recipe["says"]], recipe["last_samples"]
@@ -93,9 +102,18 @@ def markdown(summary: Mapping[str, Any]) -> str:
                 row += [_shown(of, min(last.values())) if value == key else _or_dash(of), _factor(of, compared)]
             if key == "left":
                 row += [_shown(recipe["median"][part], min(last.values())) for part in parts]
-        rates = [of["median"][name] for of in word_errors.values()]
-        rows.append(row + ["-" if rate is None else f"{100 * rate:.1f} %" for rate in rates])
-    return f"{summary['criterion']} CPU seconds count stage 0.\n\n{table(header, rows)}\n"
+        speeds = [[*of["samples_per_cpu_second"].values()] for of in (recipe, first)]
+        row += [", ".join(f"{value:.1f}" for value in speeds[0]) or "-"]
+        row += [_factor(*map(statistics.median, speeds)) if all(speeds) else "-"]
+        rows.append(row + [_percent(of["by_seed"][name]) for of in word_errors.values()])
+    told = "CPU seconds count stage 0, samples/CPU s do not. Word errors: the median, and each seed's."
+    return f"{summary['criterion']} {told}\n\n{table(header, rows)}\n"
+
+
+def _percent(rates: Sequence[float] | None) -> str:
+    if rates is None:
+        return "-"
+    return f"{100 * statistics.median(rates):.1f} % ({', '.join(f'{100 * rate:.1f}' for rate in rates)})"
 
 
 def _at(by: str, value: float) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from experiments.samples_to_learn import experiment
 from experiments.samples_to_learn.criterion import HALF_WAY_ACCURACY, at_samples, half_way, left_plateau
-from experiments.samples_to_learn.experiment import read_curves, residual_writers, scale_
+from experiments.samples_to_learn.experiment import fill_cache, read_curves, residual_writers, scale_
 from experiments.samples_to_learn.recipes import load_study, recipe_config, stage0_config
+from experiments.samples_to_learn.report import markdown, summarise
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.training.runner import Runner
@@ -79,7 +81,7 @@ def test_a_value_is_found_between_the_points_that_have_one_and_nowhere_else():
     assert math.isnan(at_samples(curve, 201, "rate"))
 
 
-@pytest.mark.parametrize("recipes", [RECIPES, ROOT / "configs/small/recipes.yaml"])
+@pytest.mark.parametrize("recipes", [RECIPES, ROOT / "configs/mini/faster.yaml", ROOT / "configs/small/recipes.yaml"])
 def test_the_recipes_are_usable_and_differ_from_the_first_in_what_they_say(recipes):
     study = load_study(recipes)
     first, *others = study.recipes
@@ -134,6 +136,35 @@ def test_the_scale_of_the_residual_stream_changes_no_logit(mini_world):
         torch.testing.assert_close(llm(ids).logits, before)
 
 
+def test_weights_in_8_bits_stay_as_they_are():
+    scale_([torch.nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)], 1.0)
+
+
+def test_speed_and_each_seeds_word_errors_are_shown_beside_the_first_recipe():
+    study = load_study(RECIPES)
+
+    def curves(speed: float, *rates: float) -> dict[int, list[dict]]:
+        points = [{**point, "cpu_seconds": 50.0, "tasks": {}} for point in curve_of(1.0)]
+        told = {"samples_per_cpu_second": speed} if speed else {}
+        return {seed: [points[0] | told | {"word_error_rate": rate}] for seed, rate in enumerate(rates, start=1)}
+
+    of = {"published": curves(40.0, 0.1, 0.3), "half_batch": curves(60.0, 0.2, 0.08), "no_warmup": curves(0, 0.5, 0.5)}
+    _, faster, unknown = markdown(summarise(study, of)).splitlines()[-3:]
+    assert [cell.strip() for cell in faster.split("|")[-5:-1]] == ["60.0, 60.0", "1.50", *2 * ["14.0 % (20.0, 8.0)"]]
+    assert [cell.strip() for cell in unknown.split("|")[-5:-3]] == ["-", "-"]  # runs of before it was counted
+
+
+def test_a_cache_is_filled_once_for_each_way_of_encoding(monkeypatch):
+    built = []
+    namespace = SimpleNamespace(eval=SimpleNamespace)
+    monkeypatch.setattr(experiment, "build_model", lambda *of: built.append(of[:2]) or namespace)
+    monkeypatch.setattr(experiment, "open_datasets", lambda *_: {})
+    monkeypatch.setattr(experiment, "open_cache", lambda *_: None)
+    study = load_study(ROOT / "configs/mini/faster.yaml")
+    fill_cache(study, ["published", "own_length", "own_length_tokens", "int8"], ["run.encoder_cache=cache"])
+    assert [model.whisper_silence for model, _ in built] == [None, 0.0]
+
+
 def test_recipes_are_run_once_and_reported(mini_world, tmp_path, monkeypatch):
     recipes, out = tmp_path / "recipes.yaml", tmp_path / "out"
     study = {"config": "configs/mini/stage1.yaml", "max_samples": 16, "valid_every_samples": 8, "valid_clips": 8}
@@ -149,6 +180,9 @@ def test_recipes_are_run_once_and_reported(mini_world, tmp_path, monkeypatch):
     assert summary["word_errors"]["samples"]["at"] == 16
     assert summary["word_errors"]["samples"]["median"]["asr_only"] > 0.3  # it says nothing yet, or nonsense
     report = summary["recipes"]["asr_only"]
+    assert "samples/CPU s, by seed" in result.stdout
+    last = report["curves"]["7"][-1]
+    assert report["samples_per_cpu_second"] == {"7": pytest.approx(16 / last["cpu_seconds"])}  # no stage 0
     assert [point["samples"] for point in report["curves"]["7"]] == [8, 16]
     assert report["left"] == {"7": None}  # random weights: there is nothing to hear
     trained_on = json.loads((out / "asr_only-7" / "train.json").read_text())["annotation"]

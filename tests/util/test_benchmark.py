@@ -348,20 +348,25 @@ def test_a_process_of_its_own_is_another_one():
     assert in_own_process(os.getpid) not in (os.getpid(), os.getppid())
 
 
-def bench(monkeypatch, dtype: str) -> list[dict]:
+def of_train(**given: object) -> Namespace:
+    """Its arguments."""
+    args = {"size": "mini", "device": "cpu", "dtype": "float32", "quant": "none", "batch": 2, "repeats": 1}
+    return Namespace(**args | {"recompute": False, "whisper_silence": None} | given)
+
+
+def bench(monkeypatch, **given: object) -> list[dict]:
     monkeypatch.setattr(training, "in_own_process", lambda function, *args: function(*args))  # which takes long
     monkeypatch.setitem(measure.MATMUL_SIZES, "cpu", measure.SMALLEST)
     # this process holds too much already
     monkeypatch.setattr(training, "held_and_peak", lambda work, _: (10**8, 10**9 * len(work())))
-    args = Namespace(size="mini", device="cpu", dtype=dtype, quant="none", batch=2, repeats=1, recompute=False)
-    rows = list(training.bench_train(args))
+    rows = list(training.bench_train(of_train(**given)))
     assert all(text_line(row).startswith(row["what"]) for row in rows)
     assert json.loads(json.dumps(rows)) == rows
     return rows
 
 
 def test_in_bfloat16_ours_is_compared_with_the_plain_step_in_both_precisions(monkeypatch):
-    rows = bench(monkeypatch, "bfloat16")
+    rows = bench(monkeypatch, dtype="bfloat16")
     assert "bfloat16 autocast on both sides" in rows[0]["what"]
     assert rows[1]["what"] == "   against plain, float32"
     by_name = {row["what"].strip(): row for row in rows}
@@ -377,7 +382,7 @@ def test_in_bfloat16_ours_is_compared_with_the_plain_step_in_both_precisions(mon
 
 
 def test_in_float32_there_is_one_comparison_with_both_peaks(monkeypatch):
-    rows = bench(monkeypatch, "float32")
+    rows = bench(monkeypatch)
     assert not any("against" in row["what"] for row in rows)
     by_name = {row["what"].strip(): row for row in rows}
     assert by_name["peak of the whole process"]["plain"] == pytest.approx(training.MEMORY_STEPS)
@@ -392,9 +397,20 @@ def test_a_size_that_a_cpu_cannot_train_is_refused(size):
 
 def test_a_gpu_that_is_not_there_is_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    args = Namespace(size="mini", device="cuda", dtype="float32", quant="none", batch=1, repeats=1, recompute=False)
     with pytest.raises(UserError, match="no GPU"):
-        next(training.bench_train(args))
+        next(training.bench_train(of_train(device="cuda")))
+
+
+def test_ours_can_hear_the_clip_alone_beside_the_published_way(monkeypatch):
+    setup = training.Setup("mini", "cpu", "float32", "none", 2, silence=0.0)
+    models = {side: setup.model(side) for side in setup.sides}
+    tokens = {side: len(model.encode_clips(torch.zeros(1, 2 * 16_000))[0]) for side, model in models.items()}
+    assert tokens == {"ours": 6, "plain": 14}
+    rows = bench(monkeypatch, whisper_silence=0.0)
+    assert "clips and 0 s heard" in rows[0]["what"]
+    assert rows[1]["what"].strip() == "loss, dropout off"
+    assert rows[1]["difference"] > 1e-5  # another model
+    assert not any("operations" in row["what"] for row in rows)
 
 
 def test_gpu_passes_on_what_its_script_says(monkeypatch):

@@ -40,6 +40,7 @@ class Setup:
     quantization: str
     batch: int
     recompute: bool = False  # ours: gradient checkpointing of the LLM
+    silence: float | None = None  # ours hears the clip and so many seconds behind it
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -53,11 +54,13 @@ class Setup:
 
     def shares_model(self) -> bool:
         """Whether both sides have one model: always on a GPU, which need not hold two."""
-        return not self.recompute and (self.device != "cpu" or self.dtype == "float32")
+        return not self.recompute and self.silence is None and (self.device != "cpu" or self.dtype == "float32")
 
     def model(self, side: str) -> SALMONN:
         """The model of a side, in training mode."""
         how: dict[str, Any] = {"gradient_checkpointing": self.recompute and side == "ours"}
+        if side == "ours" and self.silence is not None:
+            how |= {"only_filled_windows": True, "whisper_silence": self.silence}
         if side != "ours" and not self.shares_model():
             how["encoder_dtype"] = "float32"  # the published encoders stay so, and autocast rounds them each time
         return build(self.size, torch.device(self.device), self.dtype_of(side), self.quantization, **how).train()
@@ -90,7 +93,8 @@ def bench_train(args: argparse.Namespace) -> Iterator[dict]:
     """
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no GPU here")
-    setup = Setup(args.size, args.device, args.dtype, args.quant, args.batch or BATCH, args.recompute)
+    ours = (args.recompute, args.whisper_silence)
+    setup = Setup(args.size, args.device, args.dtype, args.quant, args.batch or BATCH, *ours)
     device = torch.device(setup.device)
     memory = _memory_rows(setup)  # while this process holds nothing
     models = {"ours": setup.model("ours")}
@@ -106,7 +110,8 @@ def bench_train(args: argparse.Namespace) -> Iterator[dict]:
     quantised = "" if setup.quantization == "none" else f", {setup.quantization}"
     recomputed = ", LLM recomputed" if setup.recompute else ""
     precision = "bfloat16 autocast on both sides" if setup.dtype == "bfloat16" else setup.dtype
-    what = f"train {setup.size}, {precision}{quantised}{recomputed}, batch {setup.batch}"
+    heard = "" if setup.silence is None else f", clips and {setup.silence:g} s heard"
+    what = f"train {setup.size}, {precision}{quantised}{recomputed}{heard}, batch {setup.batch}"
     unit = "CPU s a step" if device.type == "cpu" else "s a step"
     for side, of_side in zip(setup.sides[1:], seconds[1:], strict=True):
         yield row(what if side == "plain" else _against(side), (seconds[0], of_side)) | {"unit": unit}
@@ -122,7 +127,8 @@ def bench_train(args: argparse.Namespace) -> Iterator[dict]:
     wait = data_wait(steps["ours"], setup.batch, models["ours"].max_seconds)
     yield {"what": "   data wait of ours", "seconds": wait}
     yield from _split_rows(models, steps, args.repeats, device)
-    yield from _flops_rows(models["ours"], setup, seconds[0], max(peaks))
+    if setup.silence is None:  # all windows are counted
+        yield from _flops_rows(models["ours"], setup, seconds[0], max(peaks))
     yield from memory
 
 
