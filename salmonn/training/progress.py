@@ -41,10 +41,20 @@ class Progress:
             if not isinstance(default, dict) and not 0 <= value < math.inf:
                 raise TypeError(f"{name} = {value!r} in its progress")
         for name, validation in (("best", progress.best), ("valid", progress.valid)):
-            accuracy = validation.get("accuracy")
-            if validation and not (isinstance(accuracy, int | float) and math.isfinite(accuracy)):
+            accuracy, loss = validation.get("accuracy"), validation.get("loss", 0.0)
+            is_one = isinstance(accuracy, int | float) and math.isfinite(accuracy) and isinstance(loss, int | float)
+            if validation and not is_one:
                 raise TypeError(f"{name} in its progress is no validation")
         return progress
+
+    def is_best(self) -> bool:
+        """Whether the newest validation has the highest token accuracy so far, or as high a one at a lower loss.
+
+        A best one of before that tells no loss stays the best of its equals, as it was then.
+        """
+        if not self.best or self.valid["accuracy"] != self.best["accuracy"]:
+            return not self.best or self.valid["accuracy"] > self.best["accuracy"]
+        return self.valid["loss"] < self.best.get("loss", -math.inf)
 
     def go_on(self, before: Mapping[str, Any], run: DictConfig, processes: int) -> None:
         """On another number of processes the samples go on where they were; so does an epoch that is a pass.

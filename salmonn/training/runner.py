@@ -220,12 +220,12 @@ class Runner:
     # ---- validation
 
     def _is_best(self, epoch: int) -> bool | None:
-        """Validate: whether this is the highest token accuracy so far. None when a signal interrupted it."""
+        """Validate: whether this is the best so far (`Progress.is_best`). None when a signal interrupted it."""
         result = self.validate(self.datasets["valid_ann_path"], epoch, self.progress.iteration)
         if result is None:
             return None
         self.progress.valid = {"epoch": epoch, "step": self.progress.iteration, **result}
-        return not self.progress.best or result["accuracy"] > self.progress.best["accuracy"]
+        return self.progress.is_best()
 
     def _is_best_inside(self, epoch: int) -> bool:
         """The same in the middle of an epoch, where a validation is due."""

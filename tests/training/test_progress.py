@@ -128,3 +128,25 @@ def test_in_an_epoch_of_iterations_the_place_stays(caplog):
 def test_in_other_steps_it_begins_with_the_first_micro_batch_of_one(before: int, now: int, iteration: int):
     progress = gone_on({"accum_grad_iters": before}, {"accum_grad_iters": now})
     assert progress.epoch_iteration == iteration
+
+
+# ---- the best validation
+
+
+def test_the_best_validation_is_the_most_accurate_and_of_equals_that_of_lowest_loss():
+    validations = [(0.5, 1.0), (0.5, 0.9), (0.5, 0.9), (0.4, 0.1), (0.6, 2.0), (0.6, float("nan")), (0.6, 1.9)]
+    progress, kept = Progress(), []
+    for accuracy, loss in validations:
+        progress.valid = {"accuracy": accuracy, "loss": loss}
+        if progress.is_best():
+            progress.best = progress.valid
+            kept.append((accuracy, loss))
+    assert kept == [(0.5, 1.0), (0.5, 0.9), (0.6, 2.0), (0.6, 1.9)]
+
+
+def test_a_best_validation_of_before_without_a_loss_gives_way_to_a_more_accurate_one_only():
+    progress = Progress.from_saved({"best": {"accuracy": 0.5}})
+    found = []
+    for progress.valid in ({"accuracy": 0.5, "loss": 0.1}, {"accuracy": 0.6, "loss": 9.0}):
+        found.append(progress.is_best())
+    assert found == [False, True]

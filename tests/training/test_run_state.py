@@ -225,6 +225,7 @@ def nested(depth: int) -> dict:
         ("progress", {"best": {"accuracy": float("nan")}}), ("progress", {"best": {"accuracy": 1.0, "loss": b"x"}}),
         ("config", {"run": {"batch_seconds": torch.ones(2)}}), ("config", {"run": {"optims": {"beta2": b"x"}}}),
         ("progress", {"best": 0.5}), ("progress", {"seconds": []}), ("scaler", 1),
+        ("progress", {"best": {"accuracy": 1.0, "loss": "low"}}),
         ("optimizer", torch.ones(2)), ("optimizer", {}), ("optimizer", {"state": [], "param_groups": 3}),
         ("optimizer", {"state": {}, "param_groups": [{"params": 5}, 2]}),
         ("optimizer", {"state": {}, "param_groups": [torch.tensor(3), torch.tensor(3)]}),

@@ -31,6 +31,24 @@ def test_the_best_checkpoint_is_that_of_highest_accuracy(make_runner, monkeypatc
     assert checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]["best"]["epoch"] == 1
 
 
+def test_of_equally_accurate_validations_the_one_of_lowest_loss_is_the_best_also_when_the_run_is_taken_up(
+    make_runner, monkeypatch
+):
+    losses = [0.5, 0.3, 0.4]
+    monkeypatch.setattr(
+        Runner, "validate", lambda _, __, epoch, *___: {"loss": losses[epoch], "accuracy": 1.0, "loss_shuffled": 2.0}
+    )
+    runs = {"at once": [3], "taken up": [2, 3]}  # the epochs after which it ends
+    for name, ends in runs.items():
+        for end in ends:
+            length = ("run.iters_per_epoch=1", "run.batch_size_train=1", f"run.optims.max_epoch={end}")
+            runner = make_runner(*length, f"run.exp_name={name}", "run.resume=auto", "run.overwrite=False")
+            assert runner.train()
+            runner.close()
+        best, last = (checkpoint.read(runner.folder / f"checkpoint_{kind}.pth") for kind in ("best", "last"))
+        assert best["epoch"] == last["progress"]["best"]["epoch"] == 1, name
+
+
 def test_a_checkpoint_tells_the_content_that_was_opened_whatever_took_its_place_since(
     make_runner, mini_world, monkeypatch, tmp_path
 ):
