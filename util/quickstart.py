@@ -12,6 +12,7 @@ Exit code 0 if the model has learned to listen (the bars of the report), 1 if no
 """
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -66,7 +67,20 @@ def main() -> None:
     write_report(Path(out), summary, verdicts)
     print("\n" + "\n".join(verdict.line for verdict in verdicts))
     print(f"\n{seconds['total']:.0f} s in all. Read {out}/report.md; numbers are in {out}/summary.json.")
-    sys.exit(0 if all(verdict.passed for verdict in verdicts) else 1)
+    if not all(verdict.passed for verdict in verdicts):
+        sys.exit(1)
+    print("\n".join(["Then talk to it:", *what_comes_next(out)]))
+
+
+def what_comes_next(out: str) -> list[str]:
+    """The commands that talk to the final model, which name what is in another folder, and where to read on."""
+    options = moved(f"{CONFIGS}/decode.yaml", DEFAULT_OUT, out)
+    more = f" --options {shlex.join(options)}" if options else ""
+    talks = [f"  python -m salmonn.{name} --cfg-path {CONFIGS}/decode.yaml{more}" for name in ("chat", "web")]
+    activate = ROOT / ".venv/bin/activate"  # as `make` installs; elsewhere the reader has chosen the Python
+    into = [f"  source {activate.relative_to(ROOT)}"] if activate.exists() else []
+    own = ["Then teach it recordings of your own: docs/own-data.md"]
+    return [*into, *talks, *([] if options else own)]  # that page has the usual paths
 
 
 class Part(NamedTuple):

@@ -1,6 +1,7 @@
 """The quickstart's last part: what it gathers from the others, its bars, its pictures; and its options."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from salmonn.common.errors import UserError
-from salmonn.config.loading import load_stages
+from salmonn.config.loading import load_config, load_stages
 from util import quickstart
 from util.quickstart import clear, overrides, parts, run_all, seconds_of_done, stages_file
 from util.quickstart_report import MODES, STAGES, Recipe, check_bars, summarise, write_report
@@ -194,6 +195,22 @@ def _plain(config: DictConfig) -> str:
 def test_where_nothing_differs_the_files_of_the_project_are_used():
     files = {"fast": "configs/mini/fast/all_stages.yaml", "published": "configs/mini/all_stages.yaml"}
     assert {name: str(stages_file("output/mini", recipe)) for name, recipe in RECIPES.items()} == files
+
+
+def test_what_is_told_to_come_next_names_the_model_that_was_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart, "ROOT", tmp_path)
+    usual = quickstart.what_comes_next("output/mini")
+    talks = [f"  python -m salmonn.{name} --cfg-path configs/mini/decode.yaml" for name in ("chat", "web")]
+    assert usual == [*talks, "Then teach it recordings of your own: docs/own-data.md"]
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
+    assert quickstart.what_comes_next("output/mini") == ["  source .venv/bin/activate", *usual]
+    _, chat, web = quickstart.what_comes_next("output/a b")
+    words = shlex.split(chat)
+    config = load_config(words[words.index("--cfg-path") + 1], words[words.index("--options") + 1 :])
+    assert config.model.ckpt == "output/a b/stage3/checkpoint_best.pth"
+    assert "output/mini" not in _plain(config.model)
+    assert web == chat.replace("chat", "web")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"seed": 42, "seconds": 3}'])
