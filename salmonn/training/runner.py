@@ -45,7 +45,7 @@ from salmonn.training.step import NotFiniteError, StepResult, TrainingStep
 from salmonn.training.stop_signal import StopRequest
 from salmonn.training.token_batches import micro_batches
 from salmonn.training.token_budget import token_budget
-from salmonn.training.validation import report_listening, validate
+from salmonn.training.validation import report_listening, report_too_long, validate
 from salmonn.training.wandb_log import open_wandb
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class Runner:
         self.progress = self.resumed.progress if self.resumed else Progress(processes=distributed.world_size())
         self.quarantine = Quarantine(self.folder, config.datasets.max_bad_fraction)
         self.stop_request = StopRequest()
+        self.told_too_long = False  # the transcripts are the same in each validation
         self.failure: LoadingError | None = None  # of this rank's loader: told once all ranks have stopped and saved
 
     def run(self) -> bool:
@@ -253,6 +254,9 @@ class Runner:
         if result is None:
             raise UserError("no validation clip could be read: check datasets.valid_ann_path and datasets.prefix")
         report_listening(result, epoch, past_warmup=step >= self.run_config.optims.warmup_steps)
+        if result.get("too_long") and not self.told_too_long:
+            self.told_too_long = True
+            report_too_long(result["too_long"], len(dataset))
         self.log.write("valid", step, epoch=epoch, **result)
         return result
 

@@ -2,15 +2,18 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from salmonn.common.errors import UserError
+from salmonn.config.loading import load_config
 from salmonn.model import checkpoint
 from salmonn.model.alignment import Aligner
-from salmonn.training.validation import report_listening, validate
+from salmonn.training import runner
+from salmonn.training.validation import report_listening, report_too_long, validate
 from tests.fixtures.commands import json_lines, run_command
 from tests.fixtures.golden import golden_config
 from tests.fixtures.lightweight import samples_of, write_llm
@@ -175,5 +178,32 @@ def test_the_shuffled_control_parts_from_the_right_audio_once_a_toy_is_learned(t
     with caplog.at_level("INFO"):
         report_listening({**result, "too_long": 1}, 0, past_warmup=True)
     assert "greedy CTC: word error rate" in caplog.text
-    assert "1 transcripts have more tokens than their clips have audio tokens" in caplog.text
+    assert "more tokens" not in caplog.text  # that is told once a run
     assert "NOT LISTENING" not in caplog.text
+
+
+@pytest.mark.parametrize(("n", "level", "advice"), [(3, "INFO", False), (7, "WARNING", True)])
+def test_transcripts_that_are_too_long_are_told_with_their_share_and_advice_where_they_are_many(
+    caplog, n: int, level: str, advice: bool
+):
+    with caplog.at_level("INFO"):
+        report_too_long(n, 123)
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert f"{n} of 123 transcripts ({100 * n / 123:.1f} %) have more tokens" in record.getMessage()
+    assert ("model.second_per_window" in record.getMessage()) is advice
+
+
+def test_transcripts_that_are_too_long_are_told_once_a_run(monkeypatch, caplog):
+    values = {"loss": 1.0, "accuracy": 0.5, "loss_shuffled": 2.0, "accuracy_shuffled": 0.1}
+    values |= {"word_error_rate": 0.5, "word_error_rate_shuffled": 1.0, "too_long": 3, "tasks": {}}
+    monkeypatch.setattr(runner, "eval_loader", lambda *_, **__: iter(()))
+    monkeypatch.setattr(runner, "validate", lambda *_: dict(values))
+    run = runner.Runner.__new__(runner.Runner)
+    run.run_config = load_config("configs/mini/stage0.yaml").run
+    run.model, run.quarantine, run.device, run.failure, run.told_too_long = None, None, torch.device("cpu"), None, False
+    run.stop_request, run.log = SimpleNamespace(name=""), SimpleNamespace(write=lambda *_, **__: None)
+    with caplog.at_level("INFO"):
+        for epoch in range(3):
+            run.validate(range(123), epoch, epoch)
+    assert caplog.text.count("3 of 123 transcripts") == 1
