@@ -232,4 +232,4 @@ def test_where_the_tokenizer_of_ptb_cannot_run_the_note_says_why(java, cache: Pa
     assert "java is 17.0.15; AAC_METRICS_JAVA_PATH" in note()
     monkeypatch.delenv("AAC_METRICS_JAVA_PATH")
     (cache / captions.PTB_FILE).unlink()
-    assert note() == f"{cache / captions.PTB_FILE} is not there; get it: aac-metrics-download."
+    assert note() == "the Java program for it is not there; get it: aac-metrics-download."

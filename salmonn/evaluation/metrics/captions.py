@@ -30,7 +30,7 @@ def java_for(file: str) -> str:
 
     path = Path(get_default_cache_path()) / file
     java = next(filter(_accepted, _javas()), None)
-    missing = [] if path.is_file() else [f"{path} is not there; get it: {DOWNLOAD}"]
+    missing = [] if path.is_file() else [f"the Java program for it is not there; get it: {DOWNLOAD}"]
     if java is None:
         missing.append(_wanted_java())
     if java is None or missing:

@@ -83,7 +83,7 @@ def build_report(
             "prompt": task.prompt,
             "judge": judgement.judge if judgement else "",
         }
-        notes += [normaliser_note, *_notes_on(scores)]
+        notes += [normaliser_note, *_notes_on(scores, normaliser_note)]
     report = {
         "name": task.name,
         "title": task.title,
@@ -124,8 +124,16 @@ def _compared(task: EvalTask) -> EvalTask:
     return replace(task, metrics=[name for name in task.metrics if METRICS[name].needs in COMPARED])
 
 
-def _notes_on(scores: Scores) -> list[str]:
-    notes = [f"{METRICS[name].title} has no score: {why}." for name, why in scores.unavailable.items()]
+def _notes_on(scores: Scores, said: str) -> list[str]:
+    """What there is to know of the scores; a reason that was `said` before, or is that of several, is told once."""
+    without: dict[str, list[str]] = {}  # by reason
+    for name, why in scores.unavailable.items():
+        without.setdefault(why, []).append(METRICS[name].title)
+    notes = [
+        f"{' and '.join(titles)} {'have' if len(titles) > 1 else 'has'} no score"
+        f"{', for the same reason' if why in said else f': {why}'}."
+        for why, titles in without.items()
+    ]
     noted = {name: details["note"] for name, details in scores.details.items() if "note" in details}
     notes += [f"{METRICS[name].title}: {note}." for name, note in noted.items()]
     if scores.empty_references:
