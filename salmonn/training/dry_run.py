@@ -4,7 +4,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,15 @@ def dry_run(configs: Sequence[DictConfig]) -> None:
     if problem := shared_memory_problem(configs, n_gpus=torch.cuda.device_count()):
         print(f"warning: {problem}", flush=True)
     made: list[str] = []
+    unreadable = 0
     for config in configs:
         print(f"\n{config.run.exp_name}\n  " + "\n  ".join(describe(config, made)), flush=True)
-        print("  " + tiny_step(config), flush=True)
+        step = tiny_step(config)
+        print(f"  {told_step(step)}", flush=True)
+        unreadable += step["bad"]
         made.append(best_checkpoint(config.run))
-    print("\nAll that could be checked without reading the big weights is well; nothing was written.")
+    but = f" but for {counted(unreadable, 'unreadable clip')}" if unreadable else ""
+    print(f"\nAll that could be checked without reading the big weights is well{but}; nothing was written.")
 
 
 def describe(config: DictConfig, made: Sequence[str]) -> list[str]:
@@ -126,8 +130,8 @@ def _precision(config: DictConfig) -> str:
 # ---- one step
 
 
-def tiny_step(config: DictConfig) -> str:
-    """Take one optimiser step with the run's data, prompts, tokenizer, precision and device; says what came out.
+def tiny_step(config: DictConfig) -> dict[str, Any]:
+    """Take one optimiser step with the run's data, prompts, tokenizer, precision and device; its line of the log.
 
     The weights are random and few, the layers, windows, vocabulary and file formats those of the run.
     """
@@ -154,8 +158,12 @@ def tiny_step(config: DictConfig) -> str:
         finally:
             runner.close()
             log.setLevel(level)
-        line = read_log(runner.folder / "log.jsonl")[-1]
+        return {**read_log(runner.folder / "log.jsonl")[-1], "seconds": time.monotonic() - began}
+
+
+def told_step(line: Mapping[str, Any]) -> str:
+    """What `tiny_step` returns, for a person."""
     return (
         f"one step    of a tiny model of this shape: loss {line['loss']:.2f}, gradient norm {line['grad_norm']:.2f}, "
-        f"{line['tried']} clips tried, {line['bad']} unreadable, {time.monotonic() - began:.1f} s"
+        f"{line['tried']} clips tried, {line['bad']} unreadable, {line['seconds']:.1f} s"
     )

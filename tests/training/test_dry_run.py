@@ -17,7 +17,6 @@ from tests.fixtures.paths import ROOT
 @pytest.fixture
 def config_of(mini_world, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(dry_run, "tiny_step", lambda _: "one step")
     return lambda *options: load_config("configs/mini/stage1.yaml", [*train_options(mini_world, tmp_path), *options])
 
 
@@ -32,6 +31,17 @@ def test_what_is_unusual_about_a_run_is_told_before_it(config_of):
 def test_a_validation_without_a_control_is_told_before_it(config_of):
     lines = dry_run.describe(config_of("run.optims.warmup_steps=0", "run.batch_size_eval=1"), [])
     assert lines[-1].startswith("warning     run.batch_size_eval = 1: there is no control with shuffled audio")
+
+
+@pytest.mark.parametrize(("bad", "told"), [(0, "is well; "), (1, "is well but for 1 unreadable clip; ")])
+def test_the_last_line_of_a_dry_run_says_how_many_clips_could_not_be_read(config_of, monkeypatch, capsys, bad, told):
+    step = {"loss": 1.0, "grad_norm": 1.0, "tried": 9, "bad": bad, "seconds": 1.0}
+    monkeypatch.setattr(dry_run, "tiny_step", lambda _: step)
+    monkeypatch.setattr(dry_run, "describe", lambda *_: [])
+    dry_run.dry_run([config_of()])
+    output = capsys.readouterr().out
+    assert f"9 clips tried, {bad} unreadable" in output
+    assert f"{told}nothing was written" in output.splitlines()[-1]
 
 
 def test_that_nothing_can_be_compiled_is_told_before_it(config_of, monkeypatch):

@@ -35,7 +35,8 @@ def test_the_doctor_names_what_is_there_who_needs_it_and_what_to_do(monkeypatch)
 
 
 def test_the_dry_run_warns(config, monkeypatch, capsys):
-    for name, value in {"require_all_ready": None, "describe": [], "tiny_step": "one step"}.items():
+    step = {"loss": 1.0, "grad_norm": 1.0, "tried": 9, "bad": 0, "seconds": 1.0}
+    for name, value in {"require_all_ready": None, "describe": [], "tiny_step": step}.items():
         monkeypatch.setattr(dry_run, name, lambda *_, value=value: value)
     dry_run.dry_run([config])
     assert "warning: 0.06 GB free in /dev/shm" in capsys.readouterr().out
