@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from salmonn.audio.decode import AudioError, inspect_header
+from salmonn.audio.silence import too_little
 from salmonn.common.cli import argument_parser, run_cli, tell, tell_wait
 from salmonn.common.errors import UserError
 from salmonn.common.imports import importing
@@ -165,6 +166,7 @@ def hear(engine: "InferenceEngine", paths: Sequence[str], in_windows: bool, over
     seconds = engine.model.max_seconds
     if in_windows:
         heard = engine.hear_long(paths[0], overlap)
+        tell_too_little(paths[0], sum(heard.sound))
         if len(heard.spans) > 1:
             tell(
                 f"note: {paths[0]}: {heard.spans[-1].end:.1f} s, put together from {len(heard.spans)} windows; the "
@@ -172,10 +174,17 @@ def hear(engine: "InferenceEngine", paths: Sequence[str], in_windows: bool, over
             )
         return heard
     heard = engine.hear(paths)
-    for path, is_cut in zip(paths, heard.cut, strict=True):
+    for path, is_cut, sound in zip(paths, heard.cut, heard.sound, strict=True):
         if is_cut:
             tell(f"note: {path}: only the first {seconds:g} s are heard; --long hears all of it")
+        tell_too_little(path, sound)
     return heard
+
+
+def tell_too_little(path: str, seconds: float) -> None:
+    """Say of a clip in which hardly anything is to be heard that the answer is about nothing."""
+    if problem := too_little(seconds):
+        tell(f"note: {path}: {problem}; the model answers all the same")
 
 
 def show_answers(

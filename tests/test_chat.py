@@ -14,7 +14,7 @@ import torch
 from transformers import TextIteratorStreamer
 
 from salmonn.audio.decode import load_clip
-from salmonn.chat import Chat, answer_once, number, parse_arguments
+from salmonn.chat import Chat, answer_once, hear, number, parse_arguments
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.inference.engine import InferenceEngine
@@ -308,6 +308,18 @@ def test_a_short_clip_is_not_stitched(engine: InferenceEngine, clips):
 def test_an_overlap_that_leaves_no_window_is_refused(engine: InferenceEngine, clips, overlap):
     with pytest.raises(UserError, match="less than the window of 5 s"):
         engine.hear_long(clips[0], overlap)
+
+
+@pytest.mark.parametrize("in_windows", [False, True])
+def test_that_there_is_hardly_any_sound_in_a_clip_is_told(engine: InferenceEngine, clips, tmp_path, capsys, in_windows):
+    soundfile.write(tmp_path / "mute.wav", np.zeros(6 * 16_000), 16_000)
+    soundfile.write(tmp_path / "blip.wav", 0.1 * np.ones(50), 16_000)
+    for name, said in (("mute", "it holds only silence"), ("blip", "it holds less than 0.1 s of sound")):
+        path = str(tmp_path / f"{name}.wav")
+        assert hear(engine, [path], in_windows, None).embeds
+        assert capsys.readouterr().err.count(f"note: {path}: {said}; the model answers all the same\n") == 1
+    hear(engine, clips[:1], in_windows, None)
+    assert "sound" not in capsys.readouterr().err
 
 
 def test_numbers_are_whole_where_they_have_to_be():

@@ -12,8 +12,8 @@ file, audio, audio_filepath ...; text, transcript, sentence, caption ...; task; 
 
 Paths begin at the list's own folder, its clips/, wavs/, wav/ or audio/, or here; else at --audio. Pieces of recordings
 and recordings inside tables are written to --clips. What has no clip that can be read, or no text, is left out and
-told. The paths in the annotation file are below the prefix that is printed: it is your datasets.prefix. Exit code 2
-where nothing is left or something in the input is wrong.
+told; clips that are silent, or too short for their text, are told. The paths in the annotation file are below the
+prefix that is printed: it is your datasets.prefix. Exit code 2 where nothing is left or some input is wrong.
 """
 
 import difflib
@@ -32,8 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from salmonn.audio.silence import SHORTEST
 from salmonn.common.cli import command_parser, run_cli
-from salmonn.common.errors import UserError
+from salmonn.common.errors import UserError, examples
 from salmonn.config.loading import load_config
 from salmonn.data.annotation_format import write_annotations
 from salmonn.data.annotation_scan import DEFAULT_TASK, SPEECH_MARKERS, list_problems
@@ -42,11 +43,12 @@ from salmonn.model.prompts import asks_question, load_train_prompts
 from util.eval_sets.annotation import annotated_path
 from util.inspector.split import SPLITS, add_split, check_shares, split, told_split
 from util.own_data.base import NAMES, Reading, Row
-from util.own_data.clips import Collection, collect
+from util.own_data.clips import Collection, collect, listen
 from util.own_data.formats import read
 
 ROOT = Path(__file__).resolve().parent.parent
 _SHOWN = 5  # of what was left out
+_FASTEST = 30  # characters of a transcript in a second: twice as many as are spoken, and more than anybody speaks
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -71,7 +73,7 @@ def main() -> None:
         raise UserError(f"--to {args.to}: {error}") from error
     annotations = Annotations(args.to, need_text=not args.without_text, end_sym=base.model.end_sym)
     print("\n  ".join([f"{args.to}: {counted(annotations, collection)}", *left_out(collection)]))
-    for note in notes(entries, collection, base.model):
+    for note in (*notes(entries, collection, base.model), *notes_on_sound(entries, collection)):
         print(f"note: {note}")
     written = [args.to]
     if args.split:
@@ -163,6 +165,30 @@ def notes(entries: Sequence[dict[str, Any]], collection: Collection, model: Any)
     repeated = len(entries) - len({json.dumps(entry) for entry in entries})
     if repeated:
         yield f"{repeated} entries stand twice"
+
+
+def notes_on_sound(entries: Sequence[dict[str, Any]], collection: Collection) -> Iterator[str]:
+    """Which clips hold nothing, break, or are too short for what is said to be in them."""
+    listened = listen(collection)
+    if listened is None:
+        yield "so many clips are not decoded here: util/anns_inspector.py --check-integrity tells which are silent"
+    else:
+        silent, broken = listened
+        if silent:
+            yield f"{len(silent)} clips are silent, as of a muted microphone: {examples(silent)}"
+        if broken:
+            yield f"{len(broken)} clips break before their end: {examples([*map(': '.join, broken.items())])}"
+    short = [file for file, seconds in collection.seconds.items() if 0 < seconds < SHORTEST]
+    if short:
+        yield f"{len(short)} clips are shorter than {SHORTEST:g} s: {examples(short)}"
+    crammed = []
+    for entry, (_, files) in zip(entries, collection.files, strict=True):
+        lengths = [collection.seconds[file] for file in files]
+        is_told = entry["task"] == DEFAULT_TASK and min(lengths) >= SHORTEST  # 0: a length that no header tells
+        if is_told and len(entry.get("text", "")) > _FASTEST * sum(lengths):
+            crammed.append(f"{files[0]} ({len(entry['text'])} characters in {sum(lengths):.1f} s)")
+    if crammed:
+        yield f"{len(crammed)} texts are longer than can be spoken in their clips' time: {examples(crammed)}"
 
 
 def how_to_go_on(written: Sequence[Path], prefix: str) -> str:

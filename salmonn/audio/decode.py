@@ -16,6 +16,7 @@ import soxr
 from salmonn.audio.ffmpeg import container_of, open_with_ffmpeg
 from salmonn.audio.libsndfile import open_with_libsndfile
 from salmonn.audio.ogg import is_plain_ogg
+from salmonn.audio.silence import is_silent
 from salmonn.audio.sound import Sound
 
 SAMPLE_RATE = 16_000  # Hz
@@ -38,12 +39,13 @@ class AudioError(Exception):
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file's header says."""
+    """What a file's header says, or what came of decoding it."""
 
     rate: int  # Hz
     channels: int
     frames: int
     format: str  # such as "FLAC PCM_16"
+    is_silent: bool | None = None  # None: not decoded
 
     @property
     def seconds(self) -> float:
@@ -120,8 +122,12 @@ def inspect_header(path: str | Path) -> AudioInfo:
 
 def decode_all(path: str | Path) -> AudioInfo:
     """Decode a whole file, a block at a time. Raises AudioError for any damage that a decoder can see."""
+    frames, silent = 0, True
     with _open(path) as sound:
-        return AudioInfo(sound.rate, sound.channels, sum(map(len, _blocks(sound))), sound.format)
+        for samples in _blocks(sound):
+            frames += len(samples)
+            silent = silent and is_silent(samples)
+        return AudioInfo(sound.rate, sound.channels, frames, sound.format, silent)
 
 
 @contextmanager

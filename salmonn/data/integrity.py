@@ -19,6 +19,7 @@ import msgspec
 import soundfile
 
 from salmonn.audio.decode import AudioError, decode_all, inspect_header
+from salmonn.audio.silence import SHORTEST
 from salmonn.common.files import NO_FILE, appending, read_json_lines, sealed
 from salmonn.common.processes import DiedError, Parcel, Worker, in_processes
 
@@ -45,6 +46,7 @@ class Verdict(msgspec.Struct, omit_defaults=True):
     seconds: float = 0.0
     format: str = ""
     ctime_ns: int = 0  # when anything about the file was last changed, which nobody can set; 0 where not known
+    silent: bool | None = None  # nothing is to be heard in it; None where not known, as in verdicts of before
 
     @property
     def version(self) -> tuple[str, int, int]:
@@ -60,6 +62,13 @@ class Verdict(msgspec.Struct, omit_defaults=True):
     def is_passing(self) -> bool:
         """Whether it tells of the system at that time and not of the file: then it is no verdict."""
         return is_passing(self.reason)
+
+    @property
+    def remark(self) -> str:
+        """What is odd about a good file, which is used all the same; "" for nothing."""
+        if not self.ok:
+            return ""
+        return "silent" if self.silent else f"shorter than {SHORTEST:g} s" if 0 < self.seconds < SHORTEST else ""
 
     def excess(self, max_seconds: float) -> str:
         """Why a clip is left out that is longer than so many seconds; "" where it is not, and for a limit of 0."""
@@ -114,7 +123,8 @@ def check_file(path: str, how: str) -> Verdict:
     except AudioError as error:
         return Verdict(path, False, reason_of(error), size, mtime_ns, how, ctime_ns=ctime_ns)
     seconds = round(info.seconds, 4)
-    return Verdict(path, True, "", size, mtime_ns, how, info.rate, info.channels, seconds, info.format, ctime_ns)
+    found = (info.rate, info.channels, seconds, info.format)
+    return Verdict(path, True, "", size, mtime_ns, how, *found, ctime_ns, info.is_silent)
 
 
 def at_second_try(look: Callable[[], _Found]) -> _Found:

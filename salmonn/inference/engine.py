@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from salmonn.audio.decode import SAMPLE_RATE, AudioError, load_clip, stream_audio
+from salmonn.audio.silence import seconds_of_sound
 from salmonn.common.cli import tell
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
@@ -39,6 +40,7 @@ class EncodedAudio:
     embeds: list[Tensor]  # each [A, H], on the CPU
     wav: np.ndarray  # [N] float32 at 16 kHz, of the first row
     cut: list[bool] = field(default_factory=list)  # per clip: it goes on after what was heard
+    sound: list[float] = field(default_factory=list)  # per row: seconds from its first to its last sound
     spans: list[Span] = field(default_factory=list)  # of the windows of a long clip
 
 
@@ -92,7 +94,7 @@ class InferenceEngine:
         if problems:
             raise UserError("\n".join(problems))
         heard = [wav[: self._limit] for wav in wavs]
-        return EncodedAudio(self._encode(heard), heard[0], [self.is_cut(wav) for wav in wavs])
+        return EncodedAudio(self._encode(heard), heard[0], [self.is_cut(wav) for wav in wavs], sound_of(heard))
 
     def read_clip(self, paths: str | Path | Sequence[str | Path]) -> np.ndarray:
         """A clip as `hear` takes it, [N] float32 at 16 kHz: what is heard, and a bit more where it goes on.
@@ -134,7 +136,7 @@ class InferenceEngine:
     def hear_windows(self, windows: Sequence[tuple[Span, np.ndarray]]) -> EncodedAudio:
         """Encode some windows of a long clip; `join_encoded` puts all of it together."""
         spans, wavs = zip(*windows, strict=True)
-        return EncodedAudio(self._encode(wavs), wavs[0], spans=list(spans))
+        return EncodedAudio(self._encode(wavs), wavs[0], sound=sound_of(wavs), spans=list(spans))
 
     @torch.no_grad()
     def _encode(self, wavs: Sequence[np.ndarray]) -> list[Tensor]:
@@ -220,7 +222,13 @@ class InferenceEngine:
 def join_encoded(parts: Sequence[EncodedAudio]) -> EncodedAudio:
     """A long clip of which some windows at a time were heard."""
     embeds = [clip for part in parts for clip in part.embeds]
-    return EncodedAudio(embeds, parts[0].wav, spans=[span for part in parts for span in part.spans])
+    sound = [seconds for part in parts for seconds in part.sound]
+    return EncodedAudio(embeds, parts[0].wav, sound=sound, spans=[span for part in parts for span in part.spans])
+
+
+def sound_of(wavs: Iterable[np.ndarray]) -> list[float]:
+    """Seconds from the first to the last sound of each wav [N] at 16 kHz."""
+    return [seconds_of_sound(wav, SAMPLE_RATE) for wav in wavs]
 
 
 def _answers(details: Sequence[dict[str, Any]], spans: Sequence[Span], question: Question) -> list[Answer]:

@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from salmonn.audio.decode import AudioError, inspect_header
+from salmonn.audio.silence import too_little
 from salmonn.common.errors import UserError
 from salmonn.config.loading import generate_config
 from salmonn.inference.engine import LONGEST_QUESTION, Answer, EncodedAudio, Question, join_encoded
@@ -162,7 +163,8 @@ class Page:
         heard = yield from self.queue.take(partial(self.engine.hear, [[path, *more]]), hearing.stop)
         picture = yield from self.queue.take(partial(self._picture, path, heard), hearing.stop)
         hearing.heard = heard
-        yield picture, f"Only the first {self.engine.model.max_seconds:g} s are heard." if any(heard.cut) else ""
+        note = f"Only the first {self.engine.model.max_seconds:g} s are heard." if any(heard.cut) else ""
+        yield picture, _with_too_little(note, heard)
 
     def drop_unheard(self, conversation: Conversation) -> Any:
         """What the player of the clip holds now: nothing where it could not be heard, which is not to look as if."""
@@ -188,7 +190,8 @@ class Page:
             how = "heard until it was stopped"
         heard = hearing.heard = join_encoded(parts)
         end, n_windows = heard.spans[-1].end, len(heard.spans)
-        yield picture, f"{end:.1f} s, {how} in {n_windows} windows; the picture shows the first." * (n_windows > 1)
+        note = f"{end:.1f} s, {how} in {n_windows} windows; the picture shows the first." * (n_windows > 1)
+        yield picture, _with_too_little(note, heard)
 
     def _length(self, path: str) -> float:
         """Seconds of a clip, 0 if its header does not tell. Raises UserError for one that is not heard in windows."""
@@ -285,6 +288,12 @@ class Page:
                 raise UserError("Write a question first, then press this button.")
             return self.engine.task_question(task, text), text.strip()
         return self.engine.task_question(task), task_label(task)
+
+
+def _with_too_little(note: str, heard: EncodedAudio) -> str:
+    """A note about a clip, and that hardly anything is to be heard in it."""
+    problem = too_little(sum(heard.sound))
+    return f"{note} As far as it was heard, {problem}: is the microphone on?".strip() if problem else note
 
 
 def answer_settings(generate: DictConfig, beams: int, sample: bool, temperature: float, top_p: float) -> DictConfig:

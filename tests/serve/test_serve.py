@@ -161,6 +161,14 @@ def test_of_a_long_clip_the_beginning_is_heard_if_that_is_wanted(serve, engine, 
     assert ask(serve(cut_long=True), long_clip).choices[0].message.content == expected.text
 
 
+def test_an_answer_about_silence_comes_with_a_warning(serve, clip, tmp_path):
+    soundfile.write(tmp_path / "mute.wav", np.zeros(16_000), 16_000)
+    served = serve()
+    assert ask(served, tmp_path / "mute.wav").model_extra == {"warning": "the clip: it holds only silence"}
+    assert all(event.warning for event in ask(served, tmp_path / "mute.wav", stream=True))
+    assert not ask(served, clip).model_extra
+
+
 # ---- what is refused
 
 

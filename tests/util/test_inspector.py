@@ -12,12 +12,14 @@ import unicodedata
 from itertools import product
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import soundfile
 
 from salmonn.common.errors import UserError
 from salmonn.data.clip_paths import OTHER_EXTENSIONS, RELEASED_PATH_MAP, ClipPaths
+from salmonn.data.integrity import VerdictList, write_verdicts
 from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG, n_lines, wait_until
 from util import anns_inspector
@@ -187,6 +189,30 @@ def test_integrity_decodes_each_clip_once_and_again_only_when_it_changes(tmp_pat
     assert "8 clips, 1 of them decoded now" in third.stdout
     assert "undecodable" not in third.stdout
     assert len(verdicts(tmp_path)) == 9
+
+
+def test_silent_and_very_short_clips_are_classes_of_their_own_that_stay_ready(tmp_path: Path, monkeypatch, capsys):
+    (tmp_path / "ann").mkdir()
+    clips(tmp_path, 4, seconds=0.5)
+    soundfile.write(tmp_path / "media/A/1.flac", np.zeros(16_000), 16_000)
+    soundfile.write(tmp_path / "media/A/2.flac", 0.1 * np.ones(50), 16_000)
+    command = ("--prefix", "media", "--check-integrity", "--describe")
+    report = inspect_here(tmp_path, monkeypatch, capsys, *command)
+    assert {row["verdict"]: row["files"] for row in report["integrity"]["files"]} == {
+        "good": 2, "silent": 1, "shorter than 0.1 s": 1,
+    }  # fmt: skip
+    assert report["total"]["ready"] == 4
+    assert f"silent: {tmp_path}/media/A/1.flac; good and ready all the same" in report["told"]
+    assert "[A] 4 clips, 0.00 h, 0 unreadable, 1 s" in report["told"]
+    assert report["clips"][0]["odd"] == {"silent": 1, "shorter than 0.1 s": 1}
+    assert [line["ok"] for line in verdicts(tmp_path)] == [True] * 4
+    listed = tmp_path / "ann/verdicts.jsonl"
+    of_before = [msgspec.structs.replace(verdict, silent=None) for verdict in VerdictList(listed).read()]
+    with listed.open("wb") as file:
+        write_verdicts(file, of_before)
+    again = inspect_here(tmp_path, monkeypatch, capsys, *command)
+    assert again["integrity"]["decoded"] == 0
+    assert "3 good verdicts of before cannot tell whether it is silent" in again["told"]
 
 
 def test_verdicts_on_a_private_corpus_stay_beside_its_annotation_file(tmp_path: Path):

@@ -375,3 +375,31 @@ def test_bad_input_is_one_message_with_the_place_and_writes_nothing(case, here, 
         run(monkeypatch, name)
     assert [part for part in told if part not in str(error.value)] == []
     assert not Path("ann/own.json").exists()
+
+
+def test_clips_that_are_silent_broken_or_too_short_for_their_text_are_told(here, monkeypatch, capsys):
+    soundfile.write(here / "rec/mute.wav", np.zeros(3 * RATE), RATE)
+    noise(here / "rec/blip.wav", 50 / RATE)
+    noise(here / "rec/short.wav", 0.5)
+    noise(here / "rec/cut.flac", 3)
+    content = (here / "rec/cut.flac").read_bytes()
+    (here / "rec/cut.flac").write_bytes(content[: len(content) // 2])
+    names = ["a.wav", "mute.wav", "blip.wav", "short.wav", "cut.flac"]
+    (here / "rec/own.csv").write_text("path,text\n" + "".join(f"{name},a clock ticks in a hall\n" for name in names))
+    run(monkeypatch, "rec/own.csv")
+    output = capsys.readouterr().out
+    folder = here / "rec"
+    assert f"note: 1 clips are silent, as of a muted microphone: {folder}/mute.wav\n" in output
+    assert f"note: 1 clips are shorter than 0.1 s: {folder}/blip.wav\n" in output
+    assert f"note: 1 clips break before their end: {folder}/cut.flac: " in output
+    crammed = f"{folder}/short.wav (23 characters in 0.5 s)"
+    assert f"note: 1 texts are longer than can be spoken in their clips' time: {crammed}\n" in output
+    run(monkeypatch, "rec/own.csv", "--task", "audiocaption", "--force")  # a caption may be longer than its clip
+    assert "longer than can be spoken" not in capsys.readouterr().out
+
+
+def test_so_many_clips_are_not_decoded_and_that_is_told(here, monkeypatch, capsys):
+    monkeypatch.setattr("util.own_data.clips._DECODED", (2, 3600.0))
+    (here / "rec/own.csv").write_text("path,text\n" + "".join(f"{name},x\n" for name, _ in THREE))
+    run(monkeypatch, "rec/own.csv")
+    assert "not decoded here: util/anns_inspector.py --check-integrity" in capsys.readouterr().out

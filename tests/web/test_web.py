@@ -78,6 +78,16 @@ def test_of_a_long_clip_it_is_told_what_was_heard(page: Page, long_clip):
 
 
 @pytest.mark.parametrize("in_windows", [False, True])
+def test_that_a_clip_is_silent_is_told_in_the_note(page: Page, clip, tmp_path, in_windows):
+    soundfile.write(tmp_path / "mute.wav", np.zeros(12 * 16_000), 16_000)
+    conversation, [_, _, note, error] = heard(page, str(tmp_path / "mute.wav"), in_windows=in_windows)
+    assert "it holds only silence: is the microphone on?" in note
+    assert ("windows; the picture" in note, error) == (in_windows, "")
+    assert conversation.hearing.heard
+    assert "silence" not in heard(page, clip, in_windows=in_windows)[1][2]
+
+
+@pytest.mark.parametrize("in_windows", [False, True])
 def test_a_clip_is_decoded_once(page: Page, clip, in_windows, monkeypatch):
     read, decoded = soundfile.SoundFile.read, []
     monkeypatch.setattr(

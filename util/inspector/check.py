@@ -2,14 +2,15 @@
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from salmonn.common.errors import UserError
-from salmonn.data.integrity import VerdictList, check_files, kind_of, write_verdicts
+from salmonn.common.errors import UserError, examples
+from salmonn.common.screen import counted
+from salmonn.data.integrity import VerdictList, check_files, kind_of, version_of, write_verdicts
 from salmonn.data.unreadable import NOT_VERIFIED, unverified_files
 
 
@@ -47,6 +48,38 @@ def _without_verdict(files: Sequence[str], verdicts: Path) -> list[str]:
     return [file for file, reason in unverified_files(files, verdicts).items() if reason == NOT_VERIFIED]
 
 
+def odd_files(files: Iterable[str], verdicts: Path) -> tuple[dict[str, str], int]:
+    """{file: what is odd} of good files that are silent or hardly longer than nothing, in their present version.
+
+    And how many good verdicts are of before this was looked at, and do not tell.
+    """
+    odd: dict[tuple[str, int, int], str] = {}
+    untold: set[int] = set()  # as `unverified_files` keeps them
+    for verdict in VerdictList(verdicts).read():
+        if verdict.checked != "decode" or verdict.is_passing:
+            continue
+        odd.pop(verdict.version, None)
+        untold.discard(hash(verdict.version))
+        if verdict.remark:
+            odd[verdict.version] = verdict.remark
+        elif verdict.ok and verdict.silent is None:
+            untold.add(hash(verdict.version))
+    paths = {path for path, _, _ in odd}
+    found = {file: odd.get(version_of(file), "") for file in files if file in paths}
+    return {file: remark for file, remark in found.items() if remark}, len(untold)
+
+
+def odd_lines(odd: Mapping[str, str], untold: int) -> list[str]:
+    """What is said of them."""
+    lines = []
+    for remark in dict.fromkeys(odd.values()):
+        named = [file for file, what in odd.items() if what == remark]
+        lines.append(f"{remark}: {examples(named)}; good and ready all the same, but hear whether they are meant")
+    if untold:
+        lines.append(f"{counted(untold, 'good verdict')} of before cannot tell whether it is silent; a new list can")
+    return lines
+
+
 def passing_line(passing: Mapping[str, str]) -> str:
     """What is said of {file: reason} that could not be read now."""
     kinds = Counter(reason.partition(": ")[2] for reason in passing.values())
@@ -54,8 +87,8 @@ def passing_line(passing: Mapping[str, str]) -> str:
     return f"{len(passing)} clips could not be read now: {counts}; they have no verdict, the next run looks again"
 
 
-def verdict_table(files: Mapping[str, str], bad: Mapping[str, str]) -> list[dict[str, Any]]:
+def verdict_table(files: Mapping[str, str], others: Mapping[str, str]) -> list[dict[str, Any]]:
     """Rows {"corpus", "verdict", "files"} of {file: corpus}: good ones, then those in {file: reason} by its kind."""
-    counts = Counter((corpus, kind_of(bad.get(file, "good"))) for file, corpus in files.items())
+    counts = Counter((corpus, kind_of(others.get(file, "good"))) for file, corpus in files.items())
     rows = [{"corpus": corpus, "verdict": kind, "files": n} for (corpus, kind), n in counts.items()]
     return sorted(rows, key=lambda row: (row["corpus"], row["verdict"] != "good", -row["files"]))

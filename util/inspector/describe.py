@@ -21,6 +21,7 @@ class Corpus:
     channels: Counter[int] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     unreadable: int = 0
+    odd: Counter[str] = field(default_factory=Counter)  # silent ones, as far as verdicts tell, and very short ones
 
     def add(self, verdict: Verdict) -> None:
         """Count one file."""
@@ -29,6 +30,8 @@ class Corpus:
             return
         self.sample = self.sample or verdict
         self.seconds[verdict.path] = verdict.seconds
+        if verdict.remark:
+            self.odd[verdict.remark] += 1
         self.rates[verdict.rate] += 1
         self.channels[verdict.channels] += 1
         self.formats[verdict.format] += 1
@@ -62,6 +65,7 @@ def corpus_rows(corpora: Mapping[str, Corpus]) -> list[dict[str, Any]]:
             "corpus": name,
             "clips": len(corpus.seconds),
             "unreadable": corpus.unreadable,
+            "odd": _shares(corpus.odd),
             "hours": round(sum(corpus.seconds.values()) / 3600, 3),
             "rates": _shares(corpus.rates),
             "channels": _shares(corpus.channels),
@@ -91,8 +95,9 @@ def describe_text(rows: Sequence[Mapping[str, Any]]) -> str:
             lines.append(f"[{row['corpus']}] no readable clip")
             continue
         sample = row["sample"]
+        odd = "".join(f", {n} {remark}" for remark, n in row["odd"].items())
         lines += [
-            f"[{row['corpus']}] {row['clips']} clips, {row['hours']:.2f} h, {row['unreadable']} unreadable",
+            f"[{row['corpus']}] {row['clips']} clips, {row['hours']:.2f} h, {row['unreadable']} unreadable{odd}",
             f"   Hz: {_listed(row['rates'])}   channels: {_listed(row['channels'])}   {_listed(row['formats'])}",
             f"   e.g. {sample['path']}: {sample['rate']} Hz, {sample['channels']} channel(s), "
             f"{sample['format']}, {sample['seconds']:.2f} s",

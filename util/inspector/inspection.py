@@ -102,13 +102,14 @@ class Inspection:
         return str(target)
 
     def _integrity(self) -> dict[str, Any]:
-        from util.inspector.check import check_integrity, passing_line, verdict_table
+        from util.inspector.check import check_integrity, odd_files, odd_lines, passing_line, verdict_table
         from util.inspector.statistics import format_table
 
         looked_at, passing = check_integrity(list(self.files), self.verdicts, self.args.jobs)
         made = looked_at - len(passing)
         bad = unverified_files(self.files, self.verdicts) | passing
-        rows = verdict_table(self.files, bad)
+        odd, untold = odd_files(self.files, self.verdicts)
+        rows = verdict_table(self.files, odd | bad)
         print("Ready means that the file is there. Decoded to the end, each file once:")
         print(f"{len(self.files)} clips, {made} of them decoded now; verdicts: {self.verdicts}")
         print(format_table(rows))
@@ -116,6 +117,8 @@ class Inspection:
             print(passing_line(passing))
         if self.verdicts != Path(DatasetsConfig().verdicts):
             print(f"note: training finds this list by datasets.verdicts={self.verdicts}", file=sys.stderr)
+        for line in odd_lines(odd, untold):
+            print(line)
         for file in list(bad)[:_FAILED_SHOWN]:
             print(f"   {file}: {bad[file]}")
         if len(bad) > _FAILED_SHOWN:

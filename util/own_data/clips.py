@@ -20,6 +20,7 @@ from util.own_data.folders import EXTENSIONS
 
 CLIP_FOLDERS = ("clips", "wavs", "wav", "audio")  # beside a list, in which its clips may lie
 _ROUNDED = 0.1  # s that a piece may end behind its recording
+_DECODED = (1000, 3600.0)  # clips and seconds, up to which all are decoded: some seconds of a core
 Piece = tuple[Row, Path]  # and where it is written
 
 
@@ -65,6 +66,21 @@ def collect(rows: Iterable[tuple[Row, Path]], audio: Path | None, made: Path, ne
     failed = {target: reason for recording, pieces in cut.items() for target, reason in cut_out(recording, pieces)}
     _leave_out_unreadable(collection, failed)
     return collection
+
+
+def listen(collection: Collection) -> tuple[list[str], dict[str, str]] | None:
+    """The clips in which nothing is to be heard, and {file: reason} of those that break before their end.
+
+    None where there are so many that decoding them takes a while.
+    """
+    most, seconds = _DECODED
+    if len(collection.seconds) > most or sum(collection.seconds.values()) > seconds:
+        return None
+    verdicts = {verdict.path: verdict for verdict in check_files(collection.seconds, "decode", 1)}
+    in_order = [verdicts[file] for file in collection.seconds]
+    return [found.path for found in in_order if found.silent], {
+        found.path: found.reason for found in in_order if not found.ok
+    }
 
 
 def locate(path: str, bases: Sequence[Path]) -> str:
