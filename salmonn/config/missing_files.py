@@ -6,12 +6,17 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from salmonn.common.spelling import did_you_mean
 from salmonn.config.installed import here_or_installed
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # org/name, unless a folder `org` lies here
 
 _REPOSITORY = Path(__file__).parents[2]
-_MINI_WORLD = ("output", "mini")  # how paths of its configurations begin
+_WORLDS: dict[tuple[str, ...], str] = {  # how paths of their configurations begin
+    ("output", "mini"): "the miniature world: `make quickstart`",
+    ("output", "small"): "`make small`",
+}
+_MINI_MODEL = Path("output/mini/stage3/checkpoint_best.pth")  # the last that `make quickstart` makes
 
 _ORIGIN = {
     "model.llama_path": "Hugging Face lmsys/vicuna-13b-v1.1 (7B: lmsys/vicuna-7b-v1.5)",
@@ -19,10 +24,13 @@ _ORIGIN = {
     "model.beats_path": "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt, see github.com/microsoft/unilm, beats/",
     "model.ckpt": "the checkpoint of the stage before; or salmonn_v1.pth from Hugging Face tsinghua-ee/SALMONN",
     "model.test_prompt_path": "prompts/test_prompt.json of github.com/bytedance/SALMONN; ours: configs/prompts/",
-    "datasets.train_ann_path": "salmonn_stageN_data.json, linked from github.com/bytedance/SALMONN, under this name",
-    "other annotations": "none was released; util/anns_inspector.py --split makes one, or write it (ann/README.md)",
-    "datasets.prefix": "the folder with your corpora (LibriSpeech/, AudioCaps/, ...); see ann/README.md",
+    "datasets.prefix": "the folder with your corpora (LibriSpeech/, AudioCaps/, ...), see ann/README.md; "
+    "of recordings of your own the one that util/make_annotations.py printed",
 }
+_RELEASED = "salmonn_stageN_data.json, linked from github.com/bytedance/SALMONN, under this name"
+_NOT_RELEASED = "none was released; util/anns_inspector.py --split makes one, or write it (ann/README.md)"
+_OF_A_STAGE = re.compile(r"stage\d")  # in the names that the README gives the released files
+_PART = re.compile(r"(.+)_(?:train|valid|test)")  # of a file that --split has cut
 
 
 def missing_files(config: DictConfig, annotations: Sequence[str], unread: Sequence[str] = ()) -> list[str]:
@@ -53,13 +61,42 @@ def _is_there(key: str, path: str) -> bool:
 
 
 def _absent(key: str, path: str) -> str:
-    where = _ORIGIN.get(key) or (_ORIGIN["other annotations"] if "ann_path" in key else "")
     if path and not Path(path).is_absolute() and (_REPOSITORY / path).exists():
         return f"{key}: {path} is not in {Path.cwd()}, but in {_REPOSITORY}: run the command there"
-    if Path(path).parts[:2] == _MINI_WORLD:
-        where = f"`make quickstart`, in {_REPOSITORY}, makes it: it is of the miniature world"
+    fits = Path.is_dir if key == "datasets.prefix" else Path.is_file if key.startswith("datasets.") else Path.exists
+    if path and (meant := did_you_mean(path, fits)):
+        return f"{key}: {path} does not exist{meant}"
+    where = _origin(key, Path(path))
     shown = f"{path} does not exist" if path else "is not set"
     return f"{key}: {shown}" + (f"\n    get it: {where}" if where else "")
+
+
+def _origin(key: str, path: Path) -> str:
+    """Where a file is to be had, by its key and name; "" where nothing is known."""
+    if maker := _WORLDS.get(path.parts[:2]):
+        return f"{maker}, in {_REPOSITORY}, makes it"
+    if "ann_path" not in key:
+        return _ORIGIN.get(key, "")
+    part, is_released = _PART.fullmatch(path.stem), bool(_OF_A_STAGE.search(path.name))
+    for whole in (path.with_stem(part[1]), path.with_stem(f"{part[1]}_train")) if part else ():
+        if whole != path and whole.is_file():
+            shares = "0.99 0.005 0.005" if is_released else "0.9 0.1 0"
+            made = f"{whole.stem}_{{train,valid}}.json"
+            return f"python util/anns_inspector.py --prefix PREFIX --ann {whole} --split {shares} makes {made}"
+    if is_released or not path.name:
+        return _RELEASED if key == "datasets.train_ann_path" else _NOT_RELEASED
+    if not part and key not in ("datasets.train_ann_path", "datasets.valid_ann_path"):
+        return _NOT_RELEASED
+    list_of = path.with_stem(part[1]) if part else path
+    return (
+        f"python util/make_annotations.py RECORDINGS --to {list_of} --split 0.9 0.1 0, of recordings of your own "
+        "(docs/own-data.md); the released files: ann/README.md"
+    )
+
+
+def has_mini_model() -> bool:
+    """Whether `make quickstart` was here and came to its end."""
+    return _MINI_MODEL.exists()
 
 
 def annotation_keys(config: DictConfig) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from salmonn.common.errors import UserError
+from salmonn.common.spelling import did_you_mean
 from salmonn.config.installed import CONFIGS, here_or_installed
 from salmonn.config.schema import Config
 from salmonn.config.stored import DEEPEST, sets_secret
@@ -31,7 +32,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
     """The keys of a YAML file over those of its `base`. Raises UserError for anything else."""
     given, path = path, here_or_installed(path)
     if not os.path.isfile(path):
-        problem = "is a folder" if os.path.isdir(path) else "does not exist"
+        problem = "is a folder" if os.path.isdir(path) else f"does not exist{did_you_mean(path, Path.is_file)}"
         raise UserError(f"config file {given} {problem}; the ready ones are in {here_or_installed(CONFIGS)}/")
     if path.resolve() in seen:
         raise UserError(f"{path}: `base` leads back to the same file")

@@ -33,6 +33,7 @@ from salmonn.common.files import (
     unsealed,
 )
 from salmonn.common.packed import unpacked
+from salmonn.common.spelling import did_you_mean
 from salmonn.data.annotation_scan import RECORD, SHOWN_PROBLEMS, Place, scan
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ def open_index(source: Path, end_sym: str = "") -> Index:
     """
     try:
         status = source.stat()
+    except FileNotFoundError as error:
+        raise UserError(f"annotation file {source} does not exist{did_you_mean(source, Path.is_file)}") from error
     except OSError as error:
         raise UserError(f"annotation file {source} cannot be read: {error}") from error
     if not source.is_file():

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from salmonn.common.errors import UserError, examples
 from salmonn.common.files import is_lfs_pointer, replacing
 from salmonn.common.screen import counted
+from salmonn.common.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def _is_dense(value: Any) -> bool:
 
 def _why_no_file(path: Path) -> str:
     if not path.is_dir():
-        return "does not exist"
+        return f"does not exist{did_you_mean(path, Path.is_file)}"
     inside = sorted(str(file) for file in path.iterdir() if file.suffix in (".pth", ".pt", ".safetensors"))
     return f"is a folder: name the file, {examples(inside) if inside else 'of which none is in it'}"
 

@@ -152,6 +152,12 @@ def test_bytes_that_are_no_utf8_are_refused(tmp_path):
         Annotations(path)
 
 
+def test_a_file_that_is_not_there_may_be_another_one(tmp_path):
+    (tmp_path / "own.json").touch()
+    with pytest.raises(UserError, match=r"own\.jsn does not exist; did you mean .*/own\.json\?"):
+        Annotations(tmp_path / "own.jsn")
+
+
 def test_the_second_open_reads_the_index_and_not_the_file(tmp_path, monkeypatch):
     path = write_annotations(tmp_path / "a.json", some_entries(10))
     first = Annotations(path)
