@@ -36,6 +36,7 @@ from salmonn.common.screen import printable
 from salmonn.config.installed import here_or_installed
 from salmonn.config.loading import load_config
 from salmonn.model.prompts import load_test_prompts, task_prompt
+from salmonn.preflight import MINI_ANSWERS, require_files, require_loadable
 
 if TYPE_CHECKING:
     from salmonn.inference.engine import Answer, EncodedAudio, InferenceEngine, Question
@@ -59,16 +60,21 @@ def main() -> None:
     require_audio(args.audio)  # a wrong path, or question, is known before the model is loaded
     require_task(config.model, args)
 
+    what = "this question" if args.task or args.prompt is not None else "this conversation"
+    require_files(config, (), (), what, MINI_ANSWERS)
+
     tell_wait(f"loading {config.model.ckpt or config.model.llama_path}")
     with importing():  # torch and transformers load only now
         from salmonn.common import distributed
         from salmonn.common.logging import setup_logging
         from salmonn.inference.engine import InferenceEngine, tell_if_untrained
+        from salmonn.model.salmonn import load_for_inference
 
     setup_logging()
     logging.getLogger().setLevel(logging.WARNING)
+    require_loadable(config, what)  # with the device, which `init` would tell alone
     distributed.init(config)
-    engine = InferenceEngine.load(config)
+    engine = InferenceEngine(load_for_inference(config), config)
     with engine.model.lending():
         if distributed.is_main():  # the others hold their shares of the LLM
             tell_if_untrained(config)

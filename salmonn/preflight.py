@@ -1,36 +1,54 @@
-"""What keeps a run from starting, all of it told together and before anything big is read."""
+"""What keeps a run from starting, all of it told together and before anything big is read.
+
+PyTorch and transformers, which take seconds, load only where a check needs them: that files are missing is told before.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from salmonn.common.device import device_of
 from salmonn.common.errors import UserError, examples
 from salmonn.common.files import GB, free_bytes
-from salmonn.config.missing_files import missing_files
+from salmonn.common.gpu import require_driver
+from salmonn.config.missing_files import has_mini_model, missing_files
 from salmonn.data.annotations import Annotations
-from salmonn.data.filtering import require_some_usable, require_tasks
-from salmonn.model import checkpoint, prompts
-from salmonn.model.alignment import model_class
-from salmonn.model.llm_input import tokenize
-from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits
-from salmonn.model.salmonn import SALMONN
+from salmonn.model import prompts
+
+if TYPE_CHECKING:
+    from salmonn.model.salmonn import SALMONN
 
 _TASKS_SHOWN = 5
+MINI_ANSWERS, MINI_EVALUATES = "configs/mini/decode.yaml", "configs/mini/evaluate.yaml"
 _ADAM_STATE = 2  # values that AdamW keeps beside each parameter
 
 
-def refuse(problems: Sequence[str]) -> None:
-    """Raise one UserError that lists the problems, each once, if there are any."""
+def refuse(problems: Sequence[str], what: str = "this run", mini: str = "") -> None:
+    """Raise one UserError that lists the problems, each once, if there are any.
+
+    `what` cannot start; `mini`: the configuration of the miniature world's model for the same.
+    """
     if problems:
         lines = [problem.replace("\n", "\n  ") for problem in dict.fromkeys(problems)]
-        remedy = (
-            f"\nPaths begin in {Path.cwd()}; set them in the config file or with --options KEY=PATH."
-            "\nTo see everything work without downloads, run the miniature world: make quickstart"
-        )
+        remedy = f"\nPaths begin in {Path.cwd()}; set them in the config file or with --options KEY=PATH."
+        if not has_mini_model():
+            remedy += "\nTo see everything work without downloads, run the miniature world: make quickstart"
+        elif mini:
+            remedy += f"\nThe model that is here is the miniature world's: --cfg-path {mini}"
         is_missing = any("get it: " in problem for problem in problems)
-        raise UserError("\n  ".join(["this run cannot start:", *lines]) + (remedy if is_missing else ""))
+        raise UserError("\n  ".join([f"{what} cannot start:", *lines]) + (remedy if is_missing else ""))
+
+
+def require_loadable(config: DictConfig, what: str) -> None:
+    """Raise one UserError with all that keeps a model from being loaded to answer questions."""
+    refuse(find_problems(config, (), training=False), what, MINI_ANSWERS)
+
+
+def require_files(config: DictConfig, annotations: Sequence[str], unread: Sequence[str], what: str, mini: str) -> None:
+    """Where files are missing, raise UserError with all that keeps a model from answering; PyTorch is not needed."""
+    if missing_files(config, annotations, unread):
+        refuse(find_problems(config, annotations, unread, training=False), what, mini)
 
 
 def find_problems(
@@ -69,11 +87,17 @@ def problem_of(require: Callable[..., object], *args: object, **kwargs: object) 
 
 
 def _require_device(config: DictConfig) -> None:
-    device_of(config)
+    require_driver(config.run.device)
+    if config.run.device != "cpu":
+        from salmonn.common.device import device_of
+
+        device_of(config)
 
 
 def _require_entries(config: DictConfig, path: str) -> None:
     """Raise UserError when an annotation file or none of its clips can be read, or there is nothing to learn from."""
+    from salmonn.data.filtering import require_some_usable, require_tasks
+
     annotations = Annotations(path, end_sym=config.model.end_sym)
     tasks = config.run.ctc_tasks if config.run.objective == "ctc" else None
     if tasks is not None:
@@ -112,8 +136,10 @@ def _require_prompts(model: DictConfig, annotations: Annotations) -> None:
         raise UserError("\n".join(problems))
 
 
-def _require_short_questions(model: SALMONN, path: str) -> None:
+def _require_short_questions(model: "SALMONN", path: str) -> None:
     """Raise UserError where a question alone fills the LLM: with it a batch would take the memory of many."""
+    from salmonn.model.llm_input import tokenize
+
     if problem_of(Annotations, path):  # told already
         return
     prompt_path, annotations = model.config.prompt_path, Annotations(path)
@@ -134,6 +160,11 @@ def _require_model(
     config: DictConfig, unread: Sequence[str], training: bool, goes_on: Sequence[Path], annotations: Sequence[str]
 ) -> None:
     """Raise UserError when a part has the wrong kind, a checkpoint or a question does not fit, or the disk is full."""
+    from salmonn.model import checkpoint
+    from salmonn.model.alignment import model_class
+    from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits
+    from salmonn.model.salmonn import SALMONN
+
     meta_model = build_meta_model(config.model, model_class(config.run) if training else SALMONN)
     problems = []
     for path, partial in ((config.model.speech_llama_proj_model, True), (config.model.ckpt, False)):

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from salmonn import preflight
-from salmonn.common import files
+from salmonn.common import files, gpu
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.model.beats import PUBLISHED_SIZES, BEATs
@@ -19,7 +21,8 @@ from salmonn.model.random_model import VICUNA_7B, VICUNA_13B, WHISPER_LARGE
 from salmonn.training import readiness
 from tests.fixtures.checkpoints import write_weights_without_values
 from tests.fixtures.commands import run_command
-from tests.fixtures.paths import GOLDEN
+from tests.fixtures.paths import GOLDEN, ROOT
+from tests.fixtures.waiting import HANG
 
 FULL = json.loads((GOLDEN / "full_size_keys.json").read_text())
 SHARD = "model-0000{}-of-00002.safetensors"
@@ -225,6 +228,51 @@ def test_a_machine_without_weights_lists_everything_in_one_screen():
         assert what in result.stderr
     assert "no usable GPU" in result.stderr or torch.cuda.is_available()
     assert "Traceback" not in result.stderr
+
+
+TOLD_AT_ONCE = """
+import importlib, sys
+sys.modules |= dict.fromkeys(("torch", "transformers", "gradio"))  # whose import fails now
+from salmonn.common.errors import UserError
+for module, *words in (
+    ("salmonn.training.command", "--cfg-path", "configs/own.yaml"),
+    ("salmonn.training.command", "--cfg-path", "configs/all_stages.yaml", "--dry-run"),
+    ("salmonn.evaluation.command", "--mode", "valid_asr"), ("salmonn.evaluation.command", "--mode", "table3"),
+    ("salmonn.chat",), ("salmonn.chat", "--ckpt", "nowhere.pth"), ("salmonn.web.__main__", "--port", "7861"),
+    ("salmonn.serve.__main__", "--port", "8001"),
+):
+    sys.argv = [module, *words, "--options", "run.device=cpu", "model.llama_path=/nowhere/llama"]
+    try:
+        importlib.import_module(module).main()
+    except UserError as error:
+        print(str(error).partition(":")[0], "llama" in str(error), "whisper" in str(error))
+"""
+
+
+def test_missing_files_are_told_by_each_command_in_its_words_before_pytorch_is_loaded():
+    done = subprocess.run([sys.executable, "-c", TOLD_AT_ONCE], cwd=ROOT, capture_output=True, text=True, timeout=HANG)
+    what = ["run", "run", "evaluation", "evaluation", "conversation", "conversation", "page", "server"]
+    told = [f"{'the' if one in ('page', 'server') else 'this'} {one} cannot start True True" for one in what]
+    assert done.stdout.splitlines() == told, done.stderr
+
+
+def test_chat_lists_the_device_with_the_files_and_names_the_model_that_is_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "_DRIVERS", ("libnowhere.so.1", "/nowhere"))
+    config = load_config(ROOT / "configs/decode.yaml")
+    monkeypatch.chdir(tmp_path)
+    for is_here in (False, True):
+        with pytest.raises(UserError) as error:
+            preflight.require_files(config, (), (), "this conversation", preflight.MINI_ANSWERS)
+        for told in ("llama_path", "whisper_path", "beats_path", "model.ckpt", "run.device = cuda"):
+            assert told in str(error.value)
+        assert ("make quickstart" in str(error.value)) is not is_here
+        assert ("--cfg-path configs/mini/decode.yaml" in str(error.value)) is is_here
+        (tmp_path / "output/mini/stage3").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "output/mini/stage3/checkpoint_best.pth").touch()
+    with pytest.raises(UserError) as error:
+        preflight.refuse(["a: b does not exist\n    get it: c"])
+    assert "mini" not in str(error.value)  # of a run there is nothing to say
+    assert "quickstart" not in str(error.value)
 
 
 def test_dry_run_of_the_full_size_model_takes_a_step_without_its_weights(weights, mini_world, tmp_path):

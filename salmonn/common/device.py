@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from salmonn.common.errors import UserError
+from salmonn.common.gpu import no_gpu
 
 AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -30,7 +31,7 @@ def device_of(config: DictConfig) -> torch.device:
     if not run.device.startswith("cuda"):
         return torch.device(run.device)
     if not torch.cuda.is_available():
-        raise UserError(f"run.device = {run.device}, but this machine has no usable GPU; run.device=cpu goes without")
+        raise no_gpu(run.device)
     device = torch.device("cuda", local_rank) if run.device == "cuda" else torch.device(run.device)
     if device.index >= torch.cuda.device_count():
         raise UserError(f"{device} is asked for, but this machine has {torch.cuda.device_count()} GPUs")

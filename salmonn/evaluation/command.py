@@ -35,8 +35,10 @@ from salmonn.common import slurm
 from salmonn.common.cli import argument_parser, refuse_former, run_cli, tell_wait
 from salmonn.common.errors import UserError
 from salmonn.common.imports import importing
+from salmonn.common.spelling import did_you_mean
 from salmonn.config.loading import load_config
-from salmonn.evaluation.tasks import MODES, load_tasks, named_tasks
+from salmonn.evaluation.tasks import MODES, annotation_key, load_tasks, named_tasks
+from salmonn.preflight import MINI_EVALUATES, require_files
 
 # Which operands a mode takes.
 OPERANDS = {
@@ -86,6 +88,10 @@ def run_mode(args: argparse.Namespace, config: DictConfig) -> None:
         return
     # a wrong name is known before torch and transformers are loaded
     chosen = named_tasks(config, args.tasks) if "tasks" in OPERANDS[args.mode] else []
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        annotations = [annotation_key(args.mode, config.datasets)] if args.mode in MODES else []
+        unread = [config.model.ckpt] if args.checkpoints else []
+        require_files(config, annotations, unread, "this evaluation", MINI_EVALUATES)
     tell_wait(f"{args.cfg_path}: loading PyTorch")
     with importing():
         from salmonn.evaluation import pipeline
@@ -144,6 +150,8 @@ def parse_arguments() -> argparse.Namespace:
     needed = {"generate": "ann", "validate_submission": "csv"}.get(args.mode)
     if needed and needed not in given:
         raise UserError(f"{command} needs --{needed} FILE")
+    if args.ann and not Path(args.ann).exists():
+        raise UserError(f"--ann {args.ann} does not exist{did_you_mean(args.ann, Path.is_file)}")
     return args
 
 

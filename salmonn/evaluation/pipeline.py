@@ -36,7 +36,7 @@ from salmonn.evaluation.tasks import (
 )
 from salmonn.model.encoder_cache import open_cache, require_room
 from salmonn.model.salmonn import SALMONN, load_for_inference
-from salmonn.preflight import find_problems, problem_of, refuse
+from salmonn.preflight import MINI_EVALUATES, find_problems, problem_of, refuse
 
 
 def evaluate(config: DictConfig, mode: str) -> None:
@@ -205,7 +205,8 @@ def session(config: DictConfig, annotations: Sequence[str] = ()) -> Iterator[Non
         raise SystemExit(0)  # the first process evaluates alone
     setup_logging()
     if distributed.is_local_main():  # one process looks; the others wait for it where all join
-        refuse([*find_problems(config, annotations, training=False), *problem_of(require_room, config.run)])
+        problems = [*find_problems(config, annotations, training=False), *problem_of(require_room, config.run)]
+        refuse(problems, "this evaluation", MINI_EVALUATES)
     distributed.init(config)
     try:
         yield

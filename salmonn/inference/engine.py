@@ -26,7 +26,7 @@ from salmonn.inference.long_audio import Span, cut_windows, default_overlap, joi
 from salmonn.model import prompts
 from salmonn.model.llm_input import build_llm_inputs
 from salmonn.model.salmonn import SALMONN, load_for_inference
-from salmonn.preflight import find_problems, refuse
+from salmonn.preflight import require_loadable
 
 TRANSCRIPT = "asr"  # the task whose answers about windows are joined by their words
 
@@ -69,9 +69,9 @@ class InferenceEngine:
         self.config = config
 
     @classmethod
-    def load(cls, config: DictConfig) -> "InferenceEngine":
-        """Load the model that a complete config names. Raises UserError that lists all that is missing."""
-        refuse(find_problems(config, (), training=False))
+    def load(cls, config: DictConfig, what: str = "this command") -> "InferenceEngine":
+        """Load the model that a complete config names. Raises UserError that lists all that is missing to `what`."""
+        require_loadable(config, what)
         return cls(load_for_inference(config), config)
 
     # ---- audio

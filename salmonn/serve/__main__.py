@@ -25,6 +25,7 @@ from salmonn.common.cli import argument_parser, run_cli, tell_wait
 from salmonn.common.errors import UserError
 from salmonn.common.imports import importing
 from salmonn.config.loading import load_config
+from salmonn.preflight import MINI_ANSWERS, require_files
 from salmonn.web.__main__ import require_port
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def main() -> None:
     if args.ckpt:
         config = OmegaConf.merge(config, {"model": {"ckpt": args.ckpt}})
     require_port(args.host, args.port)  # all that is wrong is known before the model is loaded
+    require_files(config, (), (), "the server", MINI_ANSWERS)
     tell_wait(f"loading the server and {config.model.ckpt or config.model.llama_path}")
     require_fastapi()
     serve(args, config, key)
@@ -114,7 +116,7 @@ def serve(args: Namespace, config: DictConfig, key: str) -> None:
         from salmonn.web.request_queue import RequestQueue
 
     setup_logging()
-    queue = RequestQueue(InferenceEngine.load(config))
+    queue = RequestQueue(InferenceEngine.load(config, "the server"))
     tell_if_untrained(config)
     largest_clip = int(args.max_upload_mb * 2**20)
     service = Service(args.name, key, largest_clip, args.max_waiting, args.max_seconds, args.cut_long)

@@ -18,6 +18,7 @@ from salmonn.common.cli import argument_parser, refuse_former, run_cli, tell_wai
 from salmonn.common.imports import importing
 from salmonn.config.listing import ShowKeys
 from salmonn.config.loading import load_stages
+from salmonn.training.readiness import require_files
 
 FORMER = {"--dryrun": "--dry-run", "--device": "--options run.device=cuda:0"}
 
@@ -43,6 +44,8 @@ def main() -> None:
     configs = load_stages(args.cfg_path, args.options)
     slurm.require_whole(os.environ, joins=any(config.run.use_distributed for config in configs))
 
+    if os.environ.get("RANK" if args.dry_run else "LOCAL_RANK", "0") == "0":  # one process looks
+        require_files(configs)
     tell_wait(f"{args.cfg_path}: loading PyTorch")
     if args.dry_run:
         with importing():

@@ -7,17 +7,23 @@ from omegaconf import DictConfig
 
 from salmonn.common.shared_memory import shared_memory
 from salmonn.config.loading import best_checkpoint
-from salmonn.config.missing_files import annotation_keys
-from salmonn.model.encoder_cache import require_room
+from salmonn.config.missing_files import annotation_keys, missing_files
 from salmonn.preflight import find_problems, problem_of, refuse
 from salmonn.training.run_folder import RunFolder
-from salmonn.training.run_state import require_same_experiment
 from salmonn.training.wandb_log import require_wandb
 
 
 def require_all_ready(configs: Sequence[DictConfig]) -> None:
     """Raise one UserError with the problems of all stages, each told once."""
     refuse(all_problems(configs))
+
+
+def require_files(configs: Sequence[DictConfig]) -> None:
+    """Where files are missing, raise UserError as `require_all_ready`, mostly before PyTorch is loaded."""
+    made = [best_checkpoint(config.run) for config in configs]
+    for i, config in enumerate(configs):
+        if missing_files(config, annotation_keys(config), _unread(config, made[:i])):
+            require_all_ready(configs)
 
 
 def all_problems(configs: Sequence[DictConfig]) -> list[str]:
@@ -32,14 +38,24 @@ def all_problems(configs: Sequence[DictConfig]) -> list[str]:
 
 def run_problems(config: DictConfig, made_before: Sequence[str] = ()) -> list[str]:
     """All that keeps a training run from starting. `made_before`: checkpoints that will be there when it does."""
-    folder, unread = RunFolder(config), list(made_before)
-    if folder.continues():  # then these are not read any more
-        unread += [config.model.ckpt, config.model.speech_llama_proj_model]
+    folder, unread = RunFolder(config), _unread(config, made_before)
     problems = folder.problems()
-    if not problems:  # else it need not be there
+    if not problems and folder.candidates():  # else it need not be there
+        from salmonn.training.run_state import require_same_experiment
+
         problems += problem_of(require_same_experiment, folder)
     problems += find_problems(config, annotation_keys(config), unread, goes_on=folder.candidates())
-    return problems + problem_of(require_room, config.run) + problem_of(require_wandb, config)
+    if config.run.encoder_cache:
+        from salmonn.model.encoder_cache import require_room
+
+        problems += problem_of(require_room, config.run)
+    return problems + problem_of(require_wandb, config)
+
+
+def _unread(config: DictConfig, made_before: Sequence[str]) -> list[str]:
+    """Checkpoints that a run names and that need not be there: made before, or not read any more as it goes on."""
+    ckpts = [config.model.ckpt, config.model.speech_llama_proj_model] if RunFolder(config).continues() else []
+    return [*made_before, *ckpts]
 
 
 def shared_memory_problem(configs: Sequence[DictConfig], n_gpus: int = 1) -> str:

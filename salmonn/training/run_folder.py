@@ -11,11 +11,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
-from salmonn.common import distributed
 from salmonn.common.errors import UserError
 from salmonn.common.files import UNFINISHED, clear_unfinished, existing_part, make_folder, replacing
+from salmonn.common.spelling import did_you_mean
 from salmonn.config.loading import BEST, RESUME
-from salmonn.model import checkpoint
 from salmonn.training.wandb_log import WANDB_ID
 
 logger = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ class RunFolder:
             )
         if self.names_checkpoint() and not Path(run.resume).is_file():
             inside = Path(run.resume) / LAST
-            hint = f"; this folder has {inside}" if inside.is_file() else ""
+            hint = f"; this folder has {inside}" if inside.is_file() else did_you_mean(run.resume, Path.is_file)
             problems.append(f"run.resume = {run.resume}: choose auto, none, or a checkpoint that exists{hint}")
         if ckpt and Path(ckpt).resolve().parent == self.path.resolve():
             problems.append(
@@ -105,7 +104,7 @@ class RunFolder:
         try:
             make_folder(self.path)
             self._lock()
-            if distributed.is_main():
+            if _is_main():
                 self._holder_file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
                 clear_unfinished(self.path.rglob(UNFINISHED))
         except OSError as error:
@@ -113,7 +112,7 @@ class RunFolder:
 
     def _lock(self) -> None:
         """Held until this process ends: ranks that outlived their launcher must not write beside a new run."""
-        if not distributed.is_main():
+        if not _is_main():
             return
         if self.is_taken():
             logger.info("waiting up to %d s: %s", _LOCK_SECONDS, self.taken)
@@ -127,7 +126,7 @@ class RunFolder:
 
     def release(self) -> None:
         """Let other processes use the folder."""
-        if distributed.is_main():
+        if _is_main():
             self._holder_file.unlink(missing_ok=True)
             self.lock.release()
 
@@ -165,6 +164,8 @@ class RunFolder:
         Killed at any moment, a whole checkpoint is left. Raises OSError when the disk is full; then
         all is as before.
         """
+        from salmonn.model import checkpoint
+
         with replacing(self.path / LAST) as temporary:
             checkpoint.write_content(temporary, content)
             kept = self.kept()
@@ -175,7 +176,15 @@ class RunFolder:
 
     def save_best(self, content: dict[str, Any]) -> None:
         """Write checkpoint_best.pth."""
+        from salmonn.model import checkpoint
+
         checkpoint.save(self.path / BEST, content)
+
+
+def _is_main() -> bool:
+    from salmonn.common import distributed  # with PyTorch: what is wrong with a folder is told without
+
+    return distributed.is_main()
 
 
 def is_restart() -> bool:

@@ -30,6 +30,7 @@ from salmonn.common.files import existing_part, visible
 from salmonn.common.imports import importing
 from salmonn.config.loading import load_config
 from salmonn.data.clip_paths import OTHER_EXTENSIONS
+from salmonn.preflight import MINI_ANSWERS, require_files
 
 _EXTENSIONS = (".wav", *OTHER_EXTENSIONS)
 
@@ -43,6 +44,7 @@ def main() -> None:
         config = OmegaConf.merge(config, {"model": {"ckpt": args.ckpt}})
     examples = find_examples(args.examples)
     require_port(args.host, args.port)  # all that is wrong is known before the model is loaded
+    require_files(config, (), (), "the page", MINI_ANSWERS)
     tell_wait(f"loading the page and {config.model.ckpt or config.model.llama_path}")
     with uploads_folder():
         require_gradio()
@@ -60,7 +62,7 @@ def show(args: Namespace, config: DictConfig, examples: dict[str, str]) -> None:
         from salmonn.web.request_queue import RequestQueue
 
     setup_logging()
-    engine = InferenceEngine.load(config)
+    engine = InferenceEngine.load(config, "the page")
     queue = RequestQueue(engine)
     tell_if_untrained(config)
     blocks = build(Page(queue, examples, args.max_minutes, read_lineage(engine.config.model.ckpt)))
