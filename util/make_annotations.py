@@ -23,8 +23,7 @@ import re
 import shlex
 import sys
 from argparse import Namespace
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ import numpy as np
 from salmonn.audio.silence import SHORTEST
 from salmonn.common.cli import command_parser, run_cli
 from salmonn.common.errors import UserError, examples
+from salmonn.common.spelling import did_you_mean
 from salmonn.config.loading import load_config
 from salmonn.data.annotation_format import write_annotations
 from salmonn.data.annotation_scan import DEFAULT_TASK, SPEECH_MARKERS, list_problems
@@ -43,12 +43,17 @@ from salmonn.model.prompts import asks_question, load_train_prompts
 from util.eval_sets.annotation import annotated_path
 from util.inspector.split import SPLITS, add_split, check_shares, split, told_split
 from util.own_data.base import NAMES, Reading, Row
-from util.own_data.clips import Collection, collect, listen
+from util.own_data.clips import NO_TEXT, Collection, collect, listen
 from util.own_data.formats import read
 
 ROOT = Path(__file__).resolve().parent.parent
-_SHOWN = 5  # of what was left out
+_SHOWN = 3  # of what was left out
+_TEXTS_WANTED = (
+    "have no text: put it into NAME.txt beside NAME.wav, or into a column of the list (--columns text=COLUMN where its "
+    "name is not known); --without-text writes a file to be answered only"
+)
 _FASTEST = 30  # characters of a transcript in a second: twice as many as are spoken, and more than anybody speaks
+_TEXT_SHOWN = 40  # characters
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -73,15 +78,17 @@ def main() -> None:
         raise UserError(f"--to {args.to}: {error}") from error
     annotations = Annotations(args.to, need_text=not args.without_text, end_sym=base.model.end_sym)
     print("\n  ".join([f"{args.to}: {counted(annotations, collection)}", *left_out(collection)]))
-    for note in (*notes(entries, collection, base.model), *notes_on_sound(entries, collection)):
+    hindrances = list(hindrances_of(annotations, base.model))
+    doubts = (*notes(entries, collection, base.model.max_seconds), *notes_on_sound(entries, collection))
+    for note in (*hindrances, *doubts):
         print(f"note: {note}")
-    written = [args.to]
+    made = {}
     if args.split:
         everything = np.ones(len(annotations), bool)
         counts = split(annotations, everything, args.split, args.seed, False, args.to.parent, args.force)
         print(told_split(counts, args.to, args.to.parent, args.seed))
-        written = [path for path in parts if path.exists()]
-    print(how_to_go_on(written, prefix))
+        made = {name: path for name, path in zip(SPLITS, parts, strict=True) if counts[name]}
+    print(how_to_go_on(args, made, prefix, bool(hindrances)))
 
 
 def read_all(args: Namespace) -> Iterator[tuple[Row, Path]]:
@@ -141,27 +148,39 @@ def counted(annotations: Annotations, collection: Collection) -> str:
 
 
 def left_out(collection: Collection) -> list[str]:
-    """What was left out, the first few with their reasons."""
-    found = collection.left_out
+    """What was left out, a few with their reasons; what texts may be given by."""
+    found = sorted(collection.left_out, key=lambda one: one[1] == NO_TEXT)  # other reasons first
     lines = [f"left out: {source}: {reason}" for source, reason in found[:_SHOWN]]
-    return lines + ([f"... {len(found)} left out in all"] if len(found) > _SHOWN else [])
+    lines += [f"... {len(found)} left out in all"] if len(found) > _SHOWN else []
+    silent = sum(reason == NO_TEXT for _, reason in found)
+    return lines + ([f"{silent} of these {_TEXTS_WANTED}"] if silent else [])
 
 
-def notes(entries: Sequence[dict[str, Any]], collection: Collection, model: Any) -> Iterator[str]:
-    """What may not be as it was meant."""
+def hindrances_of(annotations: Annotations, model: Any) -> Iterator[str]:
+    """What training refuses: tasks without prompt, and entries without the question that the prompts of theirs ask."""
     prompts = load_train_prompts(ROOT / model.prompt_path, "{}")
-    for task, n in Counter(entry["task"] for entry in entries).items():
+    for task, n in annotations.task_counts().items():
         if task not in prompts:
             near = difflib.get_close_matches(task, prompts, n=1)
             meant = f"did you mean {near[0]}? " if near else f"known: {', '.join(prompts)}; "
             yield f"{n} entries have the task {task!r}, which has no prompt: {meant}docs/extending.md makes a new one"
-        elif all(map(asks_question, prompts[task])):
-            asked = sum(entry["task"] == task and not entry.get("Q", "").strip() for entry in entries)
-            if asked:
-                yield f"{asked} entries of the task {task} ask nothing: it needs a column question (or Q)"
-    long = [file for file, seconds in collection.seconds.items() if seconds > model.max_seconds]
+        elif any(map(asks_question, prompts[task])) and (silent := len(annotations.without_question(task))):
+            yield f"{silent} entries of the task {task} ask nothing: it needs a column question (or Q)"
+
+
+def notes(entries: Sequence[dict[str, Any]], collection: Collection, max_seconds: float) -> Iterator[str]:
+    """What may not be as it was meant."""
+    long = [file for file, seconds in collection.seconds.items() if seconds > max_seconds]
     if long:
-        yield f"{len(long)} clips are longer than the {model.max_seconds:g} s that are heard, such as {long[0]}"
+        yield f"{len(long)} clips are longer than the {max_seconds:g} s that are heard, such as {long[0]}"
+    texts: dict[str, dict[str, str]] = {}  # by all else that an entry has; {text: clip}
+    for entry in entries:
+        asked = json.dumps({key: value for key, value in entry.items() if key != "text"})
+        texts.setdefault(asked, {})[entry.get("text", "")] = entry["path"]
+    if several := [found for found in texts.values() if len(found) > 1]:
+        first, second = list(several[0].items())[:2]
+        shown = f"{first[1]}: {first[0][:_TEXT_SHOWN]!r} and {second[0][:_TEXT_SHOWN]!r}"
+        yield f"{len(several)} clips come with different texts for the same question, such as {shown}"
     repeated = len(entries) - len({json.dumps(entry) for entry in entries})
     if repeated:
         yield f"{repeated} entries stand twice"
@@ -191,13 +210,28 @@ def notes_on_sound(entries: Sequence[dict[str, Any]], collection: Collection) ->
         yield f"{len(crammed)} texts are longer than can be spoken in their clips' time: {examples(crammed)}"
 
 
-def how_to_go_on(written: Sequence[Path], prefix: str) -> str:
-    """The keys that a command needs to read the files."""
-    by_name = {path.stem.rpartition("_")[2]: path for path in written}
-    train = by_name.get("train", written[0])
-    keys = {"prefix": prefix, "train_ann_path": train, "valid_ann_path": by_name.get("valid", "")}
-    options = [shlex.quote(f"datasets.{key}={value}") for key, value in keys.items() if value]
-    return "to train on it, see docs/own-data.md: --options " + " ".join(options)
+def how_to_go_on(args: Namespace, made: Mapping[str, Path], prefix: str, is_hindered: bool) -> str:
+    """The next command, as it can be typed here, or what is needed before. `made`: {part of a split: file}."""
+    at_root = Path.cwd() == ROOT
+    holds = str if at_root else os.path.abspath
+    below = shlex.quote(f"datasets.prefix={holds(prefix)}")
+    if is_hindered:
+        return f"to be mended before it can be used: what the notes say; the paths in it are below {below}"
+    if args.without_text:
+        command = ["python", "evaluate.py", "--mode", "generate", "--ann", holds(args.to), "--options"]
+        return f"to have it answered, see docs/evaluation.md:\n  {_typed(command, at_root)} {below}"
+    if not {"train", "valid"} <= made.keys():
+        return (
+            "to train on it a validation file is needed, too: the same command with --split 0.9 0.1 0 --force makes "
+            f"both; the paths in them are below {below}"
+        )
+    files = [f"datasets.{part}_ann_path={holds(made[part])}" for part in ("train", "valid")]
+    command = ["python", "train.py", "--cfg-path", "configs/own.yaml", "--options"]
+    return f"to train on it, see docs/own-data.md:\n  {_typed(command, at_root)} {below} {shlex.join(files)}"
+
+
+def _typed(command: Sequence[str], at_root: bool) -> str:
+    return ("" if at_root else f"cd {shlex.quote(str(ROOT))} && ") + shlex.join(command)
 
 
 def columns_given(given: Sequence[str]) -> dict[str, str]:
@@ -239,7 +273,7 @@ def parse_arguments() -> Namespace:
     if not args.task.strip():
         raise UserError("--task is empty: name one, such as asr")
     if args.audio and not args.audio.is_dir():
-        raise UserError(f"--audio {args.audio} is no folder")
+        raise UserError(f"--audio {args.audio} is no folder{did_you_mean(args.audio, Path.is_dir)}")
     if args.split:
         check_shares(args.split)
     args.columns = columns_given(args.columns)

@@ -160,7 +160,14 @@ class _Parser(ArgumentParser):
         unknown = message.removeprefix(_UNKNOWN).split() if message.startswith(_UNKNOWN) else []
         options = [option for action in self._actions for option in action.option_strings]
         meant = [name for one in unknown for name in difflib.get_close_matches(one.partition("=")[0], options, n=1)]
-        super().error(message + (f" (did you mean {', '.join(meant)}?)" if meant else ""))
+        super().error(message + (f" (did you mean {', '.join(meant)}?)" if meant else "") + self._form(message))
+
+    def _form(self, message: str) -> str:
+        """How an option of several values is written, where the message is about one."""
+        action = self._option_string_actions.get(message.removeprefix("argument ").partition(":")[0])
+        if action is None or not isinstance(action.metavar, tuple):
+            return ""
+        return f": write {' '.join((*action.option_strings, *action.metavar))} ({action.help})"
 
 
 def command_parser(description: str) -> ArgumentParser:

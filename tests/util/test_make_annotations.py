@@ -15,6 +15,7 @@ import soundfile
 from salmonn.common.errors import UserError
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths
+from tests.fixtures.paths import ROOT
 from util import make_annotations
 
 RATE = 16_000  # Hz
@@ -322,7 +323,9 @@ def test_split_writes_files_that_share_no_clip(here, monkeypatch, capsys):
     counts = [len(json.loads(Path(f"ann/own_{part}.json").read_text())["annotation"]) for part in ("train", "valid")]
     assert counts == [16, 4]
     out = capsys.readouterr().out
-    assert "datasets.train_ann_path=ann/own_train.json datasets.valid_ann_path=ann/own_valid.json" in out
+    files = [f"datasets.{part}_ann_path={here}/ann/own_{part}.json" for part in ("train", "valid")]
+    command = f"cd {ROOT} && python train.py --cfg-path configs/own.yaml --options datasets.prefix={here} "
+    assert out.endswith(f"  {command}{' '.join(files)}\n")
     assert "   ann/own_train.json: 16 entries\n   ann/own_valid.json: 4 entries\n" in out
     assert "own_test.json" not in out
     with pytest.raises(UserError, match=r"own_train.json.*--force"):
@@ -336,6 +339,99 @@ def test_a_task_without_prompt_and_a_task_without_question_are_told(here, monkey
     assert "did you mean audiocaption?" in out
     assert "1 entries of the task QA ask nothing" in out
     assert json.loads(Path("ann/own.json").read_text())["annotation"][2]["task"] == "gender_recognition"
+    assert "train.py" not in out  # it would be refused
+    assert f"datasets.prefix={here}" in out
+
+
+def test_in_the_projects_root_the_command_is_short(here, monkeypatch, capsys):
+    monkeypatch.setattr(make_annotations, "ROOT", here)
+    (here / "configs").symlink_to(ROOT / "configs")
+    (here / "own.csv").write_text("path,text\nrec/a.wav,one\nrec/b.flac,two\n")
+    run(monkeypatch, "own.csv", "--split", "0.5", "0.5", "0")
+    (command,) = [line for line in capsys.readouterr().out.splitlines() if "train.py" in line]
+    assert command.startswith("  python train.py --cfg-path configs/own.yaml --options datasets.prefix=")
+    assert command.endswith("datasets.train_ann_path=ann/own_train.json datasets.valid_ann_path=ann/own_valid.json")
+
+
+@pytest.mark.parametrize("split", [(), ("--split", "1", "0", "0"), ("--split", "0.5", "0", "0.5")])
+def test_without_a_validation_file_it_is_told_how_to_get_one(here, monkeypatch, capsys, split):
+    (here / "own.csv").write_text("path,text\nrec/a.wav,one\nrec/b.flac,two\n")
+    run(monkeypatch, "own.csv", *split)
+    out = capsys.readouterr().out
+    assert "a validation file is needed, too: the same command with --split 0.9 0.1 0 --force" in out
+    assert f"datasets.prefix={here}" in out
+    assert "train.py" not in out
+
+
+def test_clips_without_texts_come_with_the_command_that_has_them_answered(here, monkeypatch, capsys):
+    run(monkeypatch, "rec", "--without-text")
+    command = f"python evaluate.py --mode generate --ann {here}/ann/own.json --options datasets.prefix={here}\n"
+    assert capsys.readouterr().out.endswith(command)
+
+
+def test_a_task_that_nobody_knows_gets_no_training_command(here, monkeypatch, capsys):
+    (here / "own.csv").write_text("path,text\nrec/a.wav,one\nrec/b.flac,two\n")
+    run(monkeypatch, "own.csv", "--task", "transcribe", "--split", "0.5", "0.5", "0")
+    out = capsys.readouterr().out
+    assert "'transcribe', which has no prompt" in out
+    assert "to be mended before it can be used: what the notes say" in out
+    assert "train.py" not in out
+
+
+def test_a_clip_with_two_texts_is_told(here, monkeypatch, capsys):
+    rows = ["rec/a.wav,one", "rec/a.wav,another", "rec/b.flac,two", "rec/b.flac,two", "rec/c.mp3,three"]
+    (here / "own.csv").write_text("\n".join(["path,text", *rows]))
+    run(monkeypatch, "own.csv")
+    out = capsys.readouterr().out
+    assert "1 clips come with different texts for the same question, such as /rec/a.wav: 'one' and 'another'" in out
+    assert "1 entries stand twice" in out
+
+
+@pytest.mark.parametrize("given", ["rec", "list.csv", "table.csv"])
+def test_what_can_be_done_about_clips_without_text_is_told_once(here, monkeypatch, capsys, given):
+    for i in range(20):
+        noise(here / f"rec/{i}.wav", 0.1)
+    names = [f"rec/{i}.wav" for i in range(20)]
+    (here / "list.csv").write_text("\n".join(["path", *names]))
+    (here / "table.csv").write_text("\n".join(["path,text", *(f"{name}," for name in names)]))
+    with pytest.raises(UserError) as error:
+        run(monkeypatch, given)
+    assert str(error.value).count(": no text") == 3
+    assert str(error.value).count("NAME.txt beside NAME.wav") == 1
+    for way in ("--columns text=COLUMN", "--without-text"):
+        assert way in str(error.value)
+    (here / "rec/0.txt").write_text("zero")
+    (here / "table.csv").write_text((here / "table.csv").read_text().replace("0.wav,", "0.wav,zero") + "\ngone.wav,x")
+    run(monkeypatch, given)
+    out = capsys.readouterr().out
+    assert out.count(": no text") == (2 if given == "table.csv" else 3)  # of other reasons more is seen
+    assert out.count("NAME.txt beside NAME.wav") == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("kind", ["csv", "quoted tsv, as Excel and pandas write it", "jsonl", "one json list"])
+def test_a_byte_order_mark_tells_the_encoding(here, monkeypatch, capsys, kind, encoding):
+    name, content = TABLES[kind]
+    mark = "" if encoding in ("utf-16", "utf-32") else "\ufeff"  # these write their own
+    (here / name).write_bytes(f"{mark}{content}".encode(encoding))
+    run(monkeypatch, name)
+    assert made(capsys) == THREE
+
+
+@pytest.mark.usefixtures("here")
+def test_a_source_that_is_not_there_may_be_another_one(monkeypatch):
+    with pytest.raises(UserError, match=r"rce does not exist; did you mean rec\?"):
+        run(monkeypatch, "rce")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("shares", [("90", "10"), ("90%", "10%", "0"), ("90", "10", "0")])
+def test_a_split_that_is_written_otherwise_is_told_its_form(monkeypatch, capsys, shares):
+    with pytest.raises((UserError, SystemExit)) as error:
+        run(monkeypatch, "rec", "--split", *shares)
+    said = f"{error.value}\n{capsys.readouterr().err}"
+    assert "0.9 0.1 0" in said
+    assert "--split TRAIN VALID TEST" in said or "--split 0.9 0.1 0" in said
 
 
 BAD = {
@@ -348,8 +444,8 @@ BAD = {
     "empty": ("x.csv", "", ("no entry",)),
     "nothing between the commas": ("x.csv", ",,\n,,\n", ("no entry",)),
     "a header alone": ("x.csv", "path,text\n", ("no entry",)),
-    "Latin-1": ("x.csv", "path,text\nrec/a.wav,für\n".encode("latin-1"), ("x.csv", "UTF-8", "iconv")),
-    "UTF-16": ("x.csv", "path,text\nrec/a.wav,one\n".encode("utf-16"), ("x.csv", "UTF-8", "iconv")),
+    "Latin-1": ("x.csv", "path,text\nrec/a.wav,für\n".encode("latin-1"), ("x.csv", "CSV UTF-8", "python -c")),
+    "half of UTF-16": ("x.csv", "path,text\nrec/a.wav,one\n".encode("utf-16")[:-1], ("x.csv", "CSV UTF-8")),
     "half an object": ("x.jsonl", '{"path": "rec/a.wav", "text": "one"}\n{"path": ', ("x.jsonl, line 2", "no JSON")),
     "no object": ("x.jsonl", '{"path": "rec/a.wav", "text": "one"}\n7\n', ("line 2", "got '7'")),
     "a list for a text": ("x.jsonl", '{"path": "rec/a.wav", "text": ["one"]}\n', ("line 1", "text must be text")),

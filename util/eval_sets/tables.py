@@ -1,5 +1,6 @@
 """CSV, TSV, JSON lines and plain lines with their line numbers; whatever is wrong names file and line."""
 
+import codecs
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,10 @@ import msgspec
 from salmonn.common.errors import UserError
 from util.eval_sets.base import MissingError
 
+_MARKS = (  # UTF-32's first: that of little-endian UTF-16 begins it
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
 Row = TypeVar("Row")
 
 
@@ -24,15 +29,31 @@ def source(path: Path, line: int) -> str:
     return f"{path}, line {line}"
 
 
+def decoded(content: bytes, errors: str = "strict") -> str:
+    """UTF-8 with or without a byte order mark, or what the mark tells, as that of Excel's "Unicode Text".
+
+    Line ends stay as they are. Raises UnicodeDecodeError.
+    """
+    return content.decode(next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8-sig"), errors)
+
+
+def undecodable(path: Path, error: UnicodeDecodeError) -> UserError:
+    """The error of a file that is no text, or text of an encoding that it does not tell, to be raised."""
+    reading = f"open({str(path)!r}, encoding='cp1252').read()"
+    return UserError(
+        f"{path}: no UTF-8 text ({error}): save it as UTF-8, in a spreadsheet by the file type CSV UTF-8; of Windows's "
+        f"or Latin-1 text: python -c \"open('utf8-{path.name}', 'w', encoding='utf-8').write({reading})\""
+    )
+
+
 def read_text(path: Path, errors: str = "strict") -> str:
-    """A UTF-8 file, with or without a byte order mark, line ends as they are. Raises UserError."""
+    """A text file as `decoded` reads it. Raises UserError."""
     try:
-        with path.open(encoding="utf-8-sig", errors=errors, newline="") as file:
-            return file.read()
+        return decoded(path.read_bytes(), errors)
     except FileNotFoundError as error:
         raise MissingError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: no UTF-8 text ({error}): iconv -f LATIN1 (or UTF-16) -t UTF-8 makes it so") from error
+        raise undecodable(path, error) from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
 

@@ -64,7 +64,7 @@ def split(
 
 def add_split(add: Callable[..., Any], how: str) -> None:
     """The options --split and --seed of a command whose parser this `add` is of."""
-    add("--split", nargs=3, type=float, metavar=("TRAIN", "VALID", "TEST"), help=how)
+    add("--split", nargs=3, type=float, metavar=("TRAIN", "VALID", "TEST"), help=f"{how}, such as 0.9 0.1 0")
     add("--seed", type=int, default=42, metavar="N", help="of --split (default: %(default)s)")
 
 
@@ -72,7 +72,10 @@ def check_shares(shares: Sequence[float]) -> None:
     """Raise UserError unless they are three numbers >= 0 with the sum 1."""
     good = len(shares) == len(SPLITS) and all(share >= 0 for share in shares)  # NaN is not >= 0
     if not (good and math.isclose(sum(shares), 1, rel_tol=0, abs_tol=1e-6)):
-        raise UserError(f"shares of {'/'.join(SPLITS)} must be three numbers >= 0 with the sum 1, got {list(shares)}")
+        raise UserError(
+            f"shares of {'/'.join(SPLITS)} must be three numbers >= 0 with the sum 1, as --split 0.9 0.1 0, got "
+            f"{list(shares)}"
+        )
 
 
 def assign(

@@ -19,6 +19,7 @@ from util.own_data.base import Row
 from util.own_data.folders import EXTENSIONS
 
 CLIP_FOLDERS = ("clips", "wavs", "wav", "audio")  # beside a list, in which its clips may lie
+NO_TEXT = "no text"  # why a clip is left out
 _ROUNDED = 0.1  # s that a piece may end behind its recording
 _DECODED = (1000, 3600.0)  # clips and seconds, up to which all are decoded: some seconds of a core
 Piece = tuple[Row, Path]  # and where it is written
@@ -44,7 +45,7 @@ def collect(rows: Iterable[tuple[Row, Path]], audio: Path | None, made: Path, ne
     taken: dict[Path, Any] = {}
     for row, origin in rows:
         if needs_text and not (row.text or "").strip():
-            collection.left_out.append((row.source, "no text"))
+            collection.left_out.append((row.source, NO_TEXT))
             continue
         if row.content is not None:
             target = _target(made, row.name, row.source, taken)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from salmonn.common.errors import UserError
 from salmonn.common.files import visible
+from salmonn.common.spelling import did_you_mean
+from util.eval_sets.tables import decoded
 from util.own_data.base import Reading, Row
 from util.own_data.folders import EXTENSIONS, read_folder
 from util.own_data.huggingface import SUFFIXES, read_huggingface
@@ -22,7 +24,7 @@ def read(reading: Reading) -> Iterator[Row]:
     """The rows of a file or folder, by what it holds. Raises UserError."""
     source = reading.source
     if not source.exists():
-        raise UserError(f"{source} does not exist")
+        raise UserError(f"{source} does not exist{did_you_mean(source)}")
     if source.is_dir():
         yield from _read_folder(reading)
     elif source.suffix in SUFFIXES:
@@ -65,4 +67,4 @@ def _is_json(path: Path) -> bool:
 
 
 def _begins_json(start: bytes) -> bool:
-    return start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith((b"{", b"["))
+    return decoded(start, "replace").lstrip().startswith(("{", "["))

@@ -9,6 +9,7 @@ from typing import Any
 
 from salmonn.common.errors import UserError
 from salmonn.common.packed import unpacked
+from util.eval_sets.tables import decoded, undecodable
 from util.own_data.base import Reading, Row, text_of
 
 
@@ -118,8 +119,8 @@ def _text(path: Path) -> str:
         content = path.read_bytes()
         if content.startswith(b"\x1f\x8b"):
             content = b"".join(unpacked(path, io.BytesIO(content), len(content)))
-        return content.decode("utf-8-sig")
+        return decoded(content)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: no UTF-8 text ({error})") from error
+        raise undecodable(path, error) from error
