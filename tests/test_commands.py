@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from argparse import SUPPRESS, ArgumentParser, _SubParsersAction
@@ -83,6 +84,15 @@ def test_a_command_loads_nothing_heavy_before_it_has_said_something(program):
     if '    tell_wait("loading PyTorch")  # what is imported below' not in Path(file).read_text(encoding="utf-8"):
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=HANG)
         assert done.stdout == "[]\n", done.stderr
+
+
+def test_make_help_has_a_line_for_each_target_and_make_alone_installs():
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=HANG).stdout
+    (targets,) = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.findall(r"^  make (\w+): \S", shown, re.MULTILINE) == targets.split()
+    assert targets.split()[0] == "install"
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

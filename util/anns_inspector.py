@@ -24,9 +24,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salmonn.common.cli import command_parser, run_cli
+from salmonn.common.cli import command_parser, run_cli, tell
 from salmonn.common.errors import UserError
 from salmonn.common.files import make_folder
+from salmonn.common.spelling import did_you_mean
 from salmonn.config.loading import load_config
 from salmonn.data.clip_paths import ClipPaths
 from util.inspector.inspection import VERDICTS, Inspection, readiness_line
@@ -45,7 +46,8 @@ def main() -> None:
     paths = args.ann or default_files(ANN_FOLDER, without_splits=bool(args.split or args.convert))
     for folder in (prefix or ".", *(mapping["to"].replace("{prefix}", prefix) for mapping in path_map)):
         if not Path(folder).is_dir():
-            print(f"note: {folder} is no folder; --prefix and --path-map say where the corpora are", file=sys.stderr)
+            meant = did_you_mean(folder, Path.is_dir)
+            tell(f"note: {folder} is no folder{meant}; --prefix and --path-map say where the corpora are")
     max_txt_len = args.max_txt_len or base.model.max_txt_len
     inspections = [Inspection(path, clip_paths, args, max_txt_len, base.model.end_sym) for path in paths]
     reports = [inspection.run() for inspection in inspections]
@@ -142,6 +144,8 @@ def parse_arguments() -> Namespace:
         raise UserError("--max-clip-seconds goes with --split or --convert")
     if not 0 <= args.max_clip_seconds < float("inf"):
         raise UserError(f"--max-clip-seconds {args.max_clip_seconds:g}: a number of seconds, or 0 for no limit")
+    if absent := [path for path in args.ann or () if not path.exists()]:
+        raise UserError("\n".join(f"--ann {path} does not exist{did_you_mean(path, Path.is_file)}" for path in absent))
     if args.jobs < 0:
         raise UserError(f"--jobs {args.jobs}: at least 1, or 0 for one per core")
     if args.verdicts and not args.check_integrity and not args.verdicts.is_file():

@@ -118,6 +118,21 @@ def test_a_malformed_file_is_one_message_and_exit_code_2(world: Path, content: s
     assert "Traceback" not in result.stderr
 
 
+def test_files_that_are_not_there_are_one_message_without_a_bar(world: Path, monkeypatch, capsys):
+    monkeypatch.chdir(world)
+    annotate(world / "ann/own.json", ("/A/1.wav", ""))
+    monkeypatch.setattr(sys, "argv", ["inspector", "--ann", "ann/ow.json", "ann/gone.json", "--split", "1", "0", "0"])
+    with pytest.raises(UserError) as error:
+        anns_inspector.main()
+    assert str(error.value) == (
+        "--ann ann/ow.json does not exist; did you mean ann/own.json?\n--ann ann/gone.json does not exist"
+    )
+    monkeypatch.setattr(sys, "argv", ["inspector", "--ann", "ann"])
+    with pytest.raises(UserError, match="annotation file ann is not a file"):
+        anns_inspector.main()
+    assert "0.00B" not in capsys.readouterr().err
+
+
 def clips(folder: Path, n: int, seconds: float = 0.1) -> None:
     """n noise clips at 16 and 32 kHz in folder/media/A, with an annotation file ann/a.json."""
     (folder / "media/A").mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,9 @@ class Inspection:
     # ---- the parts
 
     def _readiness(self) -> dict[str, Any]:
-        size = self.path.stat().st_size if self.path.is_file() else None
+        if not self.path.is_file():
+            self.annotations  # noqa: B018  (tells why it is none)
+        size = self.path.stat().st_size
         compressed = self.path.suffix == ".gz"
         with tqdm(
             total=None if compressed else size, desc=str(self.path), unit="B", unit_scale=True, mininterval=0.5
