@@ -186,7 +186,7 @@ def listener(mini_world, tmp_path_factory) -> InferenceEngine:
 
 
 def test_the_command_draws_the_answer_that_it_prints(listener, mini_world, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(InferenceEngine, "load", lambda _: listener)
+    monkeypatch.setattr(InferenceEngine, "load", lambda *_: listener)
     monkeypatch.setattr(plot_attention, "setup_logging", lambda: None)
     clip = next((mini_world / "audio/speech").glob("test_*.wav"))
     out = tmp_path / "new/attention.png"
@@ -201,7 +201,7 @@ def test_the_command_draws_the_answer_that_it_prints(listener, mini_world, tmp_p
 
 
 def test_a_wrong_file_is_named_before_the_model_is_loaded(monkeypatch):
-    monkeypatch.setattr(InferenceEngine, "load", lambda _: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(InferenceEngine, "load", lambda *_: pytest.fail("the model is loaded"))
     config = str(ROOT / "configs/mini/decode.yaml")
     monkeypatch.setattr(
         sys, "argv", ["plot_attention.py", "--cfg-path", config, "--audio", "nowhere.wav", "--task", "asr"]

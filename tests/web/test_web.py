@@ -72,7 +72,7 @@ def test_a_file_that_cannot_be_heard_is_told_by_its_name(page: Page, broken):
 def test_of_a_long_clip_it_is_told_what_was_heard(page: Page, long_clip):
     assert "Only the first 5 s are heard." in heard(page, long_clip)[1][2]
     conversation, [_, _, note, error] = heard(page, long_clip, in_windows=True)
-    assert "12.0 s, heard in 3 windows" in note
+    assert "7.4 s, heard in 3 windows" in note
     assert error == ""
     assert len(conversation.hearing.heard.embeds) == 3
 
@@ -473,7 +473,7 @@ def test_a_visit(browser, address: str, page: Page, clip, long_clip, written, tm
     until(lambda: texts(".note") == ["Only the first 5 s are heard."])
     assert texts(".message") == []
     find("#in-windows input")[0].click()
-    until(lambda: texts(".note") == ["12.0 s, heard in 3 windows; the picture shows the first."])
+    until(lambda: texts(".note") == ["7.4 s, heard in 3 windows; the picture shows the first."])
     assert fits(visitor)
     visitor.press("Describe the sound")
     heard = engine.hear_long(long_clip)
