@@ -81,7 +81,7 @@ def test_a_value_is_found_between_the_points_that_have_one_and_nowhere_else():
     assert math.isnan(at_samples(curve, 201, "rate"))
 
 
-@pytest.mark.parametrize("recipes", [RECIPES, ROOT / "configs/mini/faster.yaml", ROOT / "configs/small/recipes.yaml"])
+@pytest.mark.parametrize("recipes", [RECIPES, ROOT / "configs/mini/recipes_faster.yaml", ROOT / "configs/small/recipes.yaml"])
 def test_the_recipes_are_usable_and_differ_from_the_first_in_what_they_say(recipes):
     study = load_study(recipes)
     first, *others = study.recipes
@@ -160,7 +160,7 @@ def test_a_cache_is_filled_once_for_each_way_of_encoding(monkeypatch):
     monkeypatch.setattr(experiment, "build_model", lambda *of: built.append(of[:2]) or namespace)
     monkeypatch.setattr(experiment, "open_datasets", lambda *_: {})
     monkeypatch.setattr(experiment, "open_cache", lambda *_: None)
-    study = load_study(ROOT / "configs/mini/faster.yaml")
+    study = load_study(ROOT / "configs/mini/recipes_faster.yaml")
     fill_cache(study, ["published", "own_length", "own_length_tokens", "int8"], ["run.encoder_cache=cache"])
     assert [model.whisper_silence for model, _ in built] == [None, 0.0]
 
