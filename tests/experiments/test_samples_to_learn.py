@@ -81,7 +81,9 @@ def test_a_value_is_found_between_the_points_that_have_one_and_nowhere_else():
     assert math.isnan(at_samples(curve, 201, "rate"))
 
 
-@pytest.mark.parametrize("recipes", [RECIPES, ROOT / "configs/mini/recipes_faster.yaml", ROOT / "configs/small/recipes.yaml"])
+@pytest.mark.parametrize(
+    "recipes", [RECIPES, ROOT / "configs/mini/recipes_faster.yaml", ROOT / "configs/small/recipes.yaml"]
+)
 def test_the_recipes_are_usable_and_differ_from_the_first_in_what_they_say(recipes):
     study = load_study(recipes)
     first, *others = study.recipes
