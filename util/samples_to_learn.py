@@ -2,7 +2,7 @@
 
   python util/samples_to_learn.py                            all recipes of configs/mini/recipes.yaml, 3 seeds
   python util/samples_to_learn.py --world small              those of configs/small/recipes.yaml, on real parts
-  python util/samples_to_learn.py --recipes configs/mini/recipes_faster.yaml --out output/faster     what makes a step cheaper
+  python util/samples_to_learn.py --recipes configs/mini/recipes_faster.yaml --out output/faster    cheaper steps
   python util/samples_to_learn.py --only published half_batch --seeds 4 5
   python util/samples_to_learn.py --report-only              from the runs that are there
 
