@@ -29,7 +29,7 @@ small: install  ## a model of real pretrained parts that hears people; 2 to 3 ho
 readme: install  ## after quickstart: what the READMEs show, run and written down
 	$(BIN)/python dev/readme_outputs.py $(ARGS)
 
-test: install  ## the test suite, about a quarter of an hour on two cores (ARGS=FILE: one file)
+test: install  ## the test suite, about 20 minutes on two cores (ARGS=FILE: one file)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: install  ## style, types, rooms

@@ -3,15 +3,18 @@
 PyTorch and transformers, which take seconds, load only where a check needs them: that files are missing is told before.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from salmonn.common.cli import tell_wait
 from salmonn.common.errors import UserError, examples
 from salmonn.common.files import GB, free_bytes
 from salmonn.common.gpu import require_driver
+from salmonn.common.imports import importing
 from salmonn.config.missing_files import has_mini_model, missing_files
 from salmonn.data.annotations import Annotations
 from salmonn.model import prompts
@@ -87,7 +90,8 @@ def problem_of(require: Callable[..., object], *args: object, **kwargs: object) 
 
 
 def _require_device(config: DictConfig) -> None:
-    require_driver(config.run.device)
+    if "torch" not in sys.modules:  # it knows drivers in places of its own
+        require_driver(config.run.device)
     if config.run.device != "cpu":
         from salmonn.common.device import device_of
 
@@ -160,10 +164,13 @@ def _require_model(
     config: DictConfig, unread: Sequence[str], training: bool, goes_on: Sequence[Path], annotations: Sequence[str]
 ) -> None:
     """Raise UserError when a part has the wrong kind, a checkpoint or a question does not fit, or the disk is full."""
-    from salmonn.model import checkpoint
-    from salmonn.model.alignment import model_class
-    from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits
-    from salmonn.model.salmonn import SALMONN
+    if "torch" not in sys.modules:
+        tell_wait("loading PyTorch")
+    with importing():
+        from salmonn.model import checkpoint
+        from salmonn.model.alignment import model_class
+        from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits
+        from salmonn.model.salmonn import SALMONN
 
     meta_model = build_meta_model(config.model, model_class(config.run) if training else SALMONN)
     problems = []

@@ -47,7 +47,7 @@ def main() -> None:
     for folder in (prefix or ".", *(mapping["to"].replace("{prefix}", prefix) for mapping in path_map)):
         if not Path(folder).is_dir():
             meant = did_you_mean(folder, Path.is_dir)
-            tell(f"note: {folder} is no folder{meant}; --prefix and --path-map say where the corpora are")
+            tell(f"note: {folder} is no folder; --prefix and --path-map say where the corpora are{meant}")
     max_txt_len = args.max_txt_len or base.model.max_txt_len
     inspections = [Inspection(path, clip_paths, args, max_txt_len, base.model.end_sym) for path in paths]
     reports = [inspection.run() for inspection in inspections]

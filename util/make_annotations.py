@@ -39,7 +39,7 @@ from salmonn.config.loading import load_config
 from salmonn.data.annotation_format import write_annotations
 from salmonn.data.annotation_scan import DEFAULT_TASK, SPEECH_MARKERS, list_problems
 from salmonn.data.annotations import Annotations
-from salmonn.model.prompts import asks_question, load_train_prompts
+from salmonn.model.prompts import asks_question, load_test_prompts, load_train_prompts
 from util.eval_sets.annotation import annotated_path
 from util.inspector.split import SPLITS, add_split, check_shares, split, told_split
 from util.own_data.base import NAMES, Reading, Row
@@ -78,17 +78,17 @@ def main() -> None:
         raise UserError(f"--to {args.to}: {error}") from error
     annotations = Annotations(args.to, need_text=not args.without_text, end_sym=base.model.end_sym)
     print("\n  ".join([f"{args.to}: {counted(annotations, collection)}", *left_out(collection)]))
-    hindrances = list(hindrances_of(annotations, base.model))
+    hindrances = list(hindrances_of(annotations, pools_of(base.model, args.without_text)))
     doubts = (*notes(entries, collection, base.model.max_seconds), *notes_on_sound(entries, collection))
     for note in (*hindrances, *doubts):
         print(f"note: {note}")
-    made = {}
+    cut = {}
     if args.split:
         everything = np.ones(len(annotations), bool)
         counts = split(annotations, everything, args.split, args.seed, False, args.to.parent, args.force)
         print(told_split(counts, args.to, args.to.parent, args.seed))
-        made = {name: path for name, path in zip(SPLITS, parts, strict=True) if counts[name]}
-    print(how_to_go_on(args, made, prefix, bool(hindrances)))
+        cut = {name: path for name, path in zip(SPLITS, parts, strict=True) if counts[name]}
+    print(how_to_go_on(args, cut, prefix, bool(hindrances)))
 
 
 def read_all(args: Namespace) -> Iterator[tuple[Row, Path]]:
@@ -156,9 +156,15 @@ def left_out(collection: Collection) -> list[str]:
     return lines + ([f"{silent} of these {_TEXTS_WANTED}"] if silent else [])
 
 
-def hindrances_of(annotations: Annotations, model: Any) -> Iterator[str]:
-    """What training refuses: tasks without prompt, and entries without the question that the prompts of theirs ask."""
-    prompts = load_train_prompts(ROOT / model.prompt_path, "{}")
+def pools_of(model: Any, is_answered: bool) -> dict[str, list[str]]:
+    """The prompts of each task: those of tests where the entries are to be answered only."""
+    if is_answered:
+        return {task: [one] for task, one in load_test_prompts(ROOT / model.test_prompt_path, "{}").items()}
+    return load_train_prompts(ROOT / model.prompt_path, "{}")
+
+
+def hindrances_of(annotations: Annotations, prompts: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """What is refused: tasks without prompt, and entries without the question that the prompts of theirs ask."""
     for task, n in annotations.task_counts().items():
         if task not in prompts:
             near = difflib.get_close_matches(task, prompts, n=1)

@@ -30,7 +30,8 @@ _ORIGIN = {
 _RELEASED = "salmonn_stageN_data.json, linked from github.com/bytedance/SALMONN, under this name"
 _NOT_RELEASED = "none was released; util/anns_inspector.py --split makes one, or write it (ann/README.md)"
 _OF_A_STAGE = re.compile(r"stage\d")  # in the names that the README gives the released files
-_PART = re.compile(r"(.+)_(?:train|valid|test)")  # of a file that --split has cut
+_PART = re.compile(r"(.+)_(train|valid|test)")  # of a file that --split has cut
+_SHARES = {False: "0.9 0.1 0", True: "0.8 0.1 0.1"}  # for --split, by whether there is a part to test
 
 
 def missing_files(config: DictConfig, annotations: Sequence[str], unread: Sequence[str] = ()) -> list[str]:
@@ -64,10 +65,8 @@ def _absent(key: str, path: str) -> str:
     if path and not Path(path).is_absolute() and (_REPOSITORY / path).exists():
         return f"{key}: {path} is not in {Path.cwd()}, but in {_REPOSITORY}: run the command there"
     fits = Path.is_dir if key == "datasets.prefix" else Path.is_file if key.startswith("datasets.") else Path.exists
-    if path and (meant := did_you_mean(path, fits)):
-        return f"{key}: {path} does not exist{meant}"
     where = _origin(key, Path(path))
-    shown = f"{path} does not exist" if path else "is not set"
+    shown = f"{path} does not exist{did_you_mean(path, fits)}" if path else "is not set"
     return f"{key}: {shown}" + (f"\n    get it: {where}" if where else "")
 
 
@@ -78,24 +77,25 @@ def _origin(key: str, path: Path) -> str:
     if "ann_path" not in key:
         return _ORIGIN.get(key, "")
     part, is_released = _PART.fullmatch(path.stem), bool(_OF_A_STAGE.search(path.name))
+    shares = _SHARES[bool(part and part[2] == "test")]
     for whole in (path.with_stem(part[1]), path.with_stem(f"{part[1]}_train")) if part else ():
         if whole != path and whole.is_file():
-            shares = "0.99 0.005 0.005" if is_released else "0.9 0.1 0"
-            made = f"{whole.stem}_{{train,valid}}.json"
-            return f"python util/anns_inspector.py --prefix PREFIX --ann {whole} --split {shares} makes {made}"
+            cut = f"--split {'0.99 0.005 0.005' if is_released else shares}"
+            made = f"{whole.stem}_{path.stem.rpartition('_')[2]}.json"
+            return f"python util/anns_inspector.py --prefix PREFIX --ann {whole} {cut} makes {made}"
     if is_released or not path.name:
         return _RELEASED if key == "datasets.train_ann_path" else _NOT_RELEASED
     if not part and key not in ("datasets.train_ann_path", "datasets.valid_ann_path"):
         return _NOT_RELEASED
     list_of = path.with_stem(part[1]) if part else path
     return (
-        f"python util/make_annotations.py RECORDINGS --to {list_of} --split 0.9 0.1 0, of recordings of your own "
+        f"python util/make_annotations.py RECORDINGS --to {list_of} --split {shares}, of recordings of your own "
         "(docs/own-data.md); the released files: ann/README.md"
     )
 
 
 def has_mini_model() -> bool:
-    """Whether `make quickstart` was here and came to its end."""
+    """Whether the model of `make quickstart` is here."""
     return _MINI_MODEL.exists()
 
 

@@ -32,8 +32,9 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
     """The keys of a YAML file over those of its `base`. Raises UserError for anything else."""
     given, path = path, here_or_installed(path)
     if not os.path.isfile(path):
-        problem = "is a folder" if os.path.isdir(path) else f"does not exist{did_you_mean(path, Path.is_file)}"
-        raise UserError(f"config file {given} {problem}; the ready ones are in {here_or_installed(CONFIGS)}/")
+        problem = "is a folder" if os.path.isdir(path) else "does not exist"
+        ready, meant = here_or_installed(CONFIGS), did_you_mean(path, Path.is_file)
+        raise UserError(f"config file {given} {problem}; the ready ones are in {ready}/{meant}")
     if path.resolve() in seen:
         raise UserError(f"{path}: `base` leads back to the same file")
     try:

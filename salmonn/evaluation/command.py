@@ -88,7 +88,8 @@ def run_mode(args: argparse.Namespace, config: DictConfig) -> None:
         return
     # a wrong name is known before torch and transformers are loaded
     chosen = named_tasks(config, args.tasks) if "tasks" in OPERANDS[args.mode] else []
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    looks = config.run.use_distributed or os.environ.get("RANK", "0") == "0"  # else others have nothing to do
+    if looks and os.environ.get("LOCAL_RANK", "0") == "0":
         annotations = [annotation_key(args.mode, config.datasets)] if args.mode in MODES else []
         unread = [config.model.ckpt] if args.checkpoints else []
         require_files(config, annotations, unread, "this evaluation", MINI_EVALUATES)

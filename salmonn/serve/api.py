@@ -18,9 +18,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from salmonn.audio.silence import too_little
+from salmonn.audio.decode import SAMPLE_RATE
+from salmonn.audio.silence import seconds_of_sound, too_little
 from salmonn.common.errors import UserError
-from salmonn.inference.engine import sound_of
 from salmonn.serve.batches import Answered, Asked, Batches
 from salmonn.serve.chat_request import ChatRequest, asked_of, read_request
 from salmonn.serve.errors import RefusedError, answer_errors, failure, refuse
@@ -128,7 +128,7 @@ class Api:
         chat, asked = await run_in_threadpool(self._read, body)
         self.batches.ask(asked)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.service.name}
-        if problem := too_little(*sound_of([asked.wav])):
+        if problem := too_little(seconds_of_sound(asked.wav, SAMPLE_RATE)):
             head["warning"] = f"the clip: {problem}"
         if chat.stream:
             events = self._events(chat, asked, request, {**head, "object": "chat.completion.chunk"})

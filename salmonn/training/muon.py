@@ -27,14 +27,15 @@ class MuonAdamW(AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Move all parameters that have gradients."""
+        """Move all that has gradients. No closure is taken: it would make those of the matrices too late."""
+        del closure
         groups = self.param_groups
         for group in groups:
             if group["muon"]:
                 self._move(group)
         self.param_groups = [group for group in groups if not group["muon"]]
         try:
-            return super().step(closure)
+            return super().step()
         finally:
             self.param_groups = groups
 

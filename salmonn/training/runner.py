@@ -256,7 +256,7 @@ class Runner:
         report_listening(result, epoch, past_warmup=step >= self.run_config.optims.warmup_steps)
         if result.get("too_long") and not self.told_too_long:
             self.told_too_long = True
-            report_too_long(result["too_long"], len(dataset))
+            report_too_long(result)
         self.log.write("valid", step, epoch=epoch, **result)
         return result
 

@@ -135,8 +135,9 @@ def _report_spelling(result: dict[str, Any]) -> None:
     )
 
 
-def report_too_long(n: int, total: int) -> None:
-    """Log how many of all transcripts of a validation have no loss; advice where they are many."""
+def report_too_long(result: dict[str, Any]) -> None:
+    """Log how many of a validation's transcripts have no loss; advice where they are many."""
+    n, total = result["too_long"], result["transcripts"]
     told = f"{n} of {total} transcripts ({100 * n / total:.1f} %) have more tokens than their clips have audio tokens"
     if n < _MANY_TOO_LONG * total:
         logger.info("   %s, and teach nothing; so few do no harm", told)
@@ -168,7 +169,7 @@ def _means(sums: np.ndarray) -> dict[str, float | None]:
         if spells:
             means[f"word_error_rate{suffix}"] = errors / words if words else None
     if spells:
-        means["too_long"] = int(sums[0, 6] - sums[0, 1])
+        means |= {"too_long": int(sums[0, 6] - sums[0, 1]), "transcripts": int(sums[0, 6])}
     return means
 
 

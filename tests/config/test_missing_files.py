@@ -32,16 +32,25 @@ def test_files_of_ones_own_are_made_and_not_downloaded(here: Path):
         assert "util/make_annotations.py RECORDINGS --to ann/own.json --split 0.9 0.1 0" in lines[key]
         assert "docs/own-data.md" in lines[key]
         assert "salmonn_stageN" not in lines[key]
-    (other,) = {told("configs/own.yaml", f"datasets.train_ann_path={here}/clips.json")["train_ann_path"]}
+    other = told("configs/own.yaml", f"datasets.train_ann_path={here}/clips.json")["train_ann_path"]
     assert f"--to {here}/clips.json --split" in other
     assert "ann/README.md" in other  # a released file under another name is possible
 
 
-@pytest.mark.parametrize(("whole", "made"), [("own", "own"), ("own_train", "own_train")])
-def test_a_validation_file_is_cut_from_what_is_there(here: Path, whole: str, made: str):
+@pytest.mark.parametrize("whole", ["own", "own_train"])
+def test_a_validation_file_is_cut_from_what_is_there(here: Path, whole: str):
     (here / f"ann/{whole}.json").write_text("{}")
     line = told("configs/own.yaml")["valid_ann_path"]
-    assert f"util/anns_inspector.py --prefix PREFIX --ann ann/{whole}.json --split 0.9 0.1 0 makes {made}_" in line
+    cut = f"util/anns_inspector.py --prefix PREFIX --ann ann/{whole}.json --split 0.9 0.1 0 makes {whole}_valid.json"
+    assert cut in line
+
+
+def test_a_file_to_test_on_is_given_a_share(here: Path):
+    options = "run.evaluate=True", "datasets.test_ann_path=ann/own_test.json"
+    assert "--to ann/own.json --split 0.8 0.1 0.1" in told("configs/own.yaml", *options)["test_ann_path"]
+    (here / "ann/own.json").write_text("{}")
+    line = told("configs/own.yaml", *options)["test_ann_path"]
+    assert "--ann ann/own.json --split 0.8 0.1 0.1 makes own_test.json" in line
 
 
 def test_released_files_are_linked_and_their_validation_files_cut(here: Path):
@@ -76,7 +85,13 @@ def test_a_slip_is_told_with_what_was_meant(here: Path, key: str):
     typed, meant = slips[key]
     for folder in ("mine", "mein") if typed else ("mein",):
         line = told("configs/own.yaml", f"{section}.{key}={here}/{folder}/{typed}")[key]
-        assert line.endswith(f"does not exist; did you mean {here / 'mine' / meant}?")
+        assert f"does not exist; did you mean {here / 'mine' / meant}?" in line
+
+
+def test_another_file_of_nearly_that_name_does_not_hide_how_it_is_made(here: Path):
+    (here / "own_en.json").write_text("{}")
+    line = told("configs/own.yaml", f"datasets.train_ann_path={here}/own_de.json")["train_ann_path"]
+    assert f"--to {here}/own_de.json --split" in line
 
 
 def test_a_slip_in_the_name_of_a_config_or_of_a_checkpoint_is_told_too(here: Path, monkeypatch: pytest.MonkeyPatch):
@@ -86,5 +101,5 @@ def test_a_slip_in_the_name_of_a_config_or_of_a_checkpoint_is_told_too(here: Pat
     config = load_config(ROOT / "configs/own.yaml", ["run.resume=lsat.pth"])
     assert [problem for problem in RunFolder(config).problems() if problem.endswith("; did you mean last.pth?")]
     monkeypatch.chdir(ROOT)
-    with pytest.raises(UserError, match=r"onw\.yaml does not exist; did you mean configs/own\.yaml\?; the"):
+    with pytest.raises(UserError, match=r"onw\.yaml does not exist; the .*/; did you mean configs/own\.yaml\?"):
         load_config("configs/onw.yaml")

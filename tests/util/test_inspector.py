@@ -227,7 +227,7 @@ def test_silent_and_very_short_clips_are_classes_of_their_own_that_stay_ready(tm
         write_verdicts(file, of_before)
     again = inspect_here(tmp_path, monkeypatch, capsys, *command)
     assert again["integrity"]["decoded"] == 0
-    assert "3 good verdicts of before cannot tell whether it is silent" in again["told"]
+    assert "3 good verdicts of earlier versions do not tell whether a file is silent" in again["told"]
 
 
 def test_verdicts_on_a_private_corpus_stay_beside_its_annotation_file(tmp_path: Path):

@@ -369,6 +369,14 @@ def test_clips_without_texts_come_with_the_command_that_has_them_answered(here, 
     assert capsys.readouterr().out.endswith(command)
 
 
+@pytest.mark.usefixtures("here")
+def test_a_task_with_a_test_prompt_alone_can_be_answered(monkeypatch, capsys):
+    run(monkeypatch, "rec", "--without-text", "--task", "lyrics_recognition")
+    out = capsys.readouterr().out
+    assert "--mode generate" in out
+    assert "which has no prompt" not in out
+
+
 def test_a_task_that_nobody_knows_gets_no_training_command(here, monkeypatch, capsys):
     (here / "own.csv").write_text("path,text\nrec/a.wav,one\nrec/b.flac,two\n")
     run(monkeypatch, "own.csv", "--task", "transcribe", "--split", "0.5", "0.5", "0")

@@ -18,7 +18,7 @@ from util.benchmarks.measure import matmul_peak
 Row = dict[str, Any]  # what, value, unit; bar and ok where something is wanted
 
 MODELS = {"full": "13b", "mini": "mini"}  # names of util/benchmarks/sizes.py
-LARGEST_PRODUCT = {"cuda": 8192, "cpu": 512}
+LARGEST_ON_CPU = 512  # side of a product
 REPEATS, LONGEST = 5, 6.0  # times that a call is repeated, and s at most
 ROOM_FOR_HALF = 40 * GB  # of a card that takes steps and answers of a 13B LLM in bfloat16, which is 26 GB
 
@@ -42,7 +42,7 @@ def largest(differences: Iterable[float]) -> float:
 
 def peak_of(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP per second of products of large matrices; on a CPU of smaller ones, whose speed nobody asks this script."""
-    return matmul_peak(device, dtype, LARGEST_PRODUCT[device.type])
+    return matmul_peak(device, dtype, LARGEST_ON_CPU if device.type == "cpu" else 0)
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, warm_up: int = 1) -> float:

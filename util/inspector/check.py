@@ -54,19 +54,19 @@ def odd_files(files: Iterable[str], verdicts: Path) -> tuple[dict[str, str], int
     And how many good verdicts are of before this was looked at, and do not tell.
     """
     odd: dict[tuple[str, int, int], str] = {}
-    untold: set[int] = set()  # as `unverified_files` keeps them
+    untold: set[int] = set()  # hashes of paths
     for verdict in VerdictList(verdicts).read():
         if verdict.checked != "decode" or verdict.is_passing:
             continue
         odd.pop(verdict.version, None)
-        untold.discard(hash(verdict.version))
+        untold.discard(hash(verdict.path))
         if verdict.remark:
             odd[verdict.version] = verdict.remark
         elif verdict.ok and verdict.silent is None:
-            untold.add(hash(verdict.version))
-    paths = {path for path, _, _ in odd}
+            untold.add(hash(verdict.path))
+    paths, files = {path for path, _, _ in odd}, [*files]
     found = {file: odd.get(version_of(file), "") for file in files if file in paths}
-    return {file: remark for file, remark in found.items() if remark}, len(untold)
+    return {file: remark for file, remark in found.items() if remark}, sum(hash(file) in untold for file in files)
 
 
 def odd_lines(odd: Mapping[str, str], untold: int) -> list[str]:
@@ -76,7 +76,8 @@ def odd_lines(odd: Mapping[str, str], untold: int) -> list[str]:
         named = [file for file, what in odd.items() if what == remark]
         lines.append(f"{remark}: {examples(named)}; good and ready all the same, but hear whether they are meant")
     if untold:
-        lines.append(f"{counted(untold, 'good verdict')} of before cannot tell whether it is silent; a new list can")
+        told = counted(untold, "good verdict")
+        lines.append(f"{told} of earlier versions do not tell whether a file is silent; a new list does")
     return lines
 
 
