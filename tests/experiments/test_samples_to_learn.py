@@ -156,14 +156,15 @@ def test_speed_and_each_seeds_word_errors_are_shown_beside_the_first_recipe():
     assert [cell.strip() for cell in unknown.split("|")[-5:-3]] == ["-", "-"]  # runs of before it was counted
 
 
-def test_a_cache_is_filled_once_for_each_way_of_encoding(monkeypatch):
+def test_a_cache_is_filled_once_for_each_way_of_encoding(mini_world, tmp_path, monkeypatch):
     built = []
     namespace = SimpleNamespace(eval=SimpleNamespace)
     monkeypatch.setattr(experiment, "build_model", lambda *of: built.append(of[:2]) or namespace)
     monkeypatch.setattr(experiment, "open_datasets", lambda *_: {})
     monkeypatch.setattr(experiment, "open_cache", lambda *_: None)
     study = load_study(ROOT / "configs/mini/recipes_faster.yaml")
-    fill_cache(study, ["published", "own_length", "own_length_tokens", "int8"], ["run.encoder_cache=cache"])
+    options = [*train_options(mini_world, tmp_path), "model.ckpt=", "run.encoder_cache=cache"]
+    fill_cache(study, ["published", "own_length", "own_length_tokens", "int8"], options)
     assert [model.whisper_silence for model, _ in built] == [None, 0.0]
 
 

@@ -292,6 +292,7 @@ def test_what_cannot_be_served_is_told_before_the_model_is_loaded(monkeypatch, t
 
 def test_a_gradio_that_does_not_load_is_told_in_a_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(web, "require_files", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["web", "--cfg-path", f"{ROOT}/configs/mini/decode.yaml", "--port", "7999"])
     with pytest.raises(UserError, match=r"the web page needs gradio \(.*\): pip install -r requirements.txt"):
         web.main()

@@ -204,6 +204,7 @@ def test_ctrl_c_ends_the_server_whatever_it_does(engine: InferenceEngine, clip, 
         port = free.getsockname()[1]
     settings = OmegaConf.merge(engine.config, {"run": {"batch_size_eval": 1}})
     monkeypatch.setattr(InferenceEngine, "load", lambda *_: InferenceEngine(engine.model, settings))
+    monkeypatch.setattr(web, "require_files", lambda *_: None)  # the engine is there already
     monkeypatch.setattr(sys, "argv", ["web", "--port", str(port), "--cfg-path", f"{ROOT}/configs/mini/decode.yaml"])
     main_thread, left = threading.main_thread().ident, []
 
