@@ -77,8 +77,8 @@ def _word_errors(curves: Curves) -> dict[str, Any]:
             for name, of_recipe in counted.items()
         }
         known = {name: of if not any(map(math.isnan, of)) else None for name, of in rates.items()}
-        found[by] = {"at": at, "by_seed": known}
-        found[by] |= {"median": {name: of and statistics.median(of) for name, of in known.items()}}
+        medians = {name: of and statistics.median(of) for name, of in known.items()}
+        found[by] = {"at": at, "by_seed": known, "median": medians}
     return found
 
 
