@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -9,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from types import FrameType
+from typing import IO, Any
 
 from omegaconf import OmegaConf
 
@@ -36,9 +38,8 @@ def run_command(title: str, command: Sequence[str], processes: int = 1) -> tuple
         arguments = ["--standalone", f"--nproc_per_node={processes}"]
         shown, launcher = shlex.join(["torchrun", *arguments]), [*launcher, "-m", "torch.distributed.run", *arguments]
     print(f"\n=== {title}\n$ {shown} {shlex.join(command)}\n", flush=True)
-    started = time.monotonic()
-    result = subprocess.run([*launcher, *command], env=_environment(processes), check=False)
-    return round(time.monotonic() - started, 1), result.returncode
+    seconds, [code] = _run([[*launcher, *command]], [None], _environment(processes))
+    return seconds, code
 
 
 def run_at_once(title: str, commands: Sequence[Sequence[str]]) -> tuple[float, int]:
@@ -46,20 +47,45 @@ def run_at_once(title: str, commands: Sequence[Sequence[str]]) -> tuple[float, i
 
     The first has its output in view, that of the others follows when all have ended.
     """
-    environment = _environment(len(commands))
     print(f"\n=== {title}\n" + "".join(f"$ python {shlex.join(command)}\n" for command in commands), flush=True)
-    started = time.monotonic()
     with ExitStack() as stack:
-        outputs = [None, *(stack.enter_context(TemporaryFile()) for _ in commands[1:])]
-        processes = [
-            stack.enter_context(subprocess.Popen([sys.executable, *command], env=environment, stdout=out, stderr=out))
-            for command, out in zip(commands, outputs, strict=True)
-        ]
-        codes = [process.wait() for process in processes]
-        for output in outputs[1:]:
+        outputs = [stack.enter_context(TemporaryFile()) for _ in commands[1:]]
+        ours = [[sys.executable, *command] for command in commands]
+        seconds, codes = _run(ours, [None, *outputs], _environment(len(commands)))
+        for output in outputs:
             output.seek(0)
             sys.stdout.write(output.read().decode(errors="replace"))
-    return round(time.monotonic() - started, 1), next((code for code in codes if code), 0)
+    return seconds, next((code for code in codes if code), 0)
+
+
+def _run(
+    commands: Sequence[Sequence[str]], outputs: Sequence[IO[bytes] | None], environment: dict[str, str]
+) -> tuple[float, list[int]]:
+    """Seconds of all and the exit code of each. Raises KeyboardInterrupt, when all have ended, if it was to stop.
+
+    What asks this process to stop goes on to its children, who know how to end well. They are a group of their own, or
+    Ctrl-C would come to them twice.
+    """
+    processes: list[subprocess.Popen] = []
+    asked: list[int] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+        for process in processes:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    started = time.monotonic()
+    try:
+        for command, output in zip(commands, outputs, strict=True):
+            processes.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output, process_group=0))
+        codes = [process.wait() for process in processes]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        raise KeyboardInterrupt
+    return round(time.monotonic() - started, 1), codes
 
 
 def _environment(shares: int) -> dict[str, str]:

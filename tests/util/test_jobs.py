@@ -1,5 +1,7 @@
 """The environment in which jobs of several parts run their commands."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from util import jobs
+from util.jobs import ROOT
 
 LIBRARIES = ("libtbbmalloc.so.2", "libtbbmalloc_proxy.so.2")
 
@@ -26,8 +29,8 @@ def test_onetbbs_malloc_is_loaded_where_all_of_it_is_installed(monkeypatch, tmp_
 def test_a_command_has_it_unless_the_user_has_chosen_another(monkeypatch, own):
     seen = []
     monkeypatch.setattr(jobs, "allocator", lambda: {"LD_PRELOAD": "libtheirs.so"})
-    done = subprocess.CompletedProcess([], 0)
-    monkeypatch.setattr(subprocess, "run", lambda _, env, **_others: seen.append(env) or done)
+    done = SimpleNamespace(wait=lambda: 0)
+    monkeypatch.setattr(subprocess, "Popen", lambda _, env, **_others: seen.append(env) or done)
     monkeypatch.delenv("LD_PRELOAD", raising=False)
     if own:
         monkeypatch.setenv("LD_PRELOAD", own)
@@ -59,3 +62,34 @@ def test_commands_at_once_run_beside_each_other_and_their_outputs_do_not_mix(cap
 def test_of_commands_at_once_the_code_of_the_one_that_failed_is_told(codes, monkeypatch):
     monkeypatch.setattr(jobs, "time", SimpleNamespace(monotonic=iter([10.0, 12.34]).__next__))
     assert jobs.run_at_once("scores", [["-c", f"raise SystemExit({code})"] for code in codes]) == (2.3, 3)
+
+
+_ENDS_WELL = """
+import signal, sys, time
+def end(number, frame):
+    print("asked by", signal.Signals(number).name, flush=True)
+    time.sleep(0.5)
+    print("ended well", flush=True)
+    sys.exit(1)
+signal.signal(signal.SIGINT, end)
+signal.signal(signal.SIGTERM, end)
+print("at work", flush=True)
+while True: time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("way", ["SIGINT", "SIGTERM", "ctrl-c"])
+def test_a_job_that_is_stopped_stops_its_command_once_and_waits_for_it(way):
+    job = f"from util import jobs\njobs.run_command('a part', ['-c', {_ENDS_WELL!r}])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", job], cwd=ROOT, stdout=subprocess.PIPE, text=True, process_group=0
+    )
+    while (line := process.stdout.readline()) != "at work\n":
+        assert line  # it has not ended before
+    if way == "ctrl-c":  # a terminal asks the whole group
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.Signals[way])
+    name = "SIGINT" if way == "ctrl-c" else way
+    assert process.stdout.read() == f"asked by {name}\nended well\n"
+    assert process.wait() != 0
