@@ -32,6 +32,7 @@ from salmonn.training.validation import fixed_prompts
 CURVE = "curve.json"
 ENOUGH = "the end of the experiment"
 GREEDY = {"num_beams": 1, "max_new_tokens": 60}
+_OF_ALL_STAGES = ("model.", "datasets.", "run.amp", "run.encoder_cache")  # what is heard, by what, how precisely
 OF_ENCODERS = ("whisper_path", "beats_path", "encoder_dtype", "max_seconds", "whisper_silence")  # what they say
 
 
@@ -65,8 +66,8 @@ def measure(study: Study, name: str, seed: int, out: Path, options: Sequence[str
 
 
 def _of_parts(options: Sequence[str]) -> list[str]:
-    """Those of the options for all runs that say where data and models are: stage 0 has rates of its own."""
-    return [option for option in options if option.startswith(("model.", "datasets."))]
+    """Those of the options for all runs that count for their stage 0, too, which has rates and batches of its own."""
+    return [option for option in options if option.startswith(_OF_ALL_STAGES)]
 
 
 def fill_cache(study: Study, names: Sequence[str], options: Sequence[str] = ()) -> None:
