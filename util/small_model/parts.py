@@ -2,9 +2,10 @@
 
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
@@ -89,8 +90,8 @@ def run_all(args: Namespace) -> None:
     Raises UserError, before anything is done, for what would end the job later.
     """
     small, done = Small(args), _read_state(args)
-    if any(part.name not in done["minutes"] for part in PARTS):
-        _require_possible(small)
+    if undone := {part.name for part in PARTS} - done["minutes"].keys():
+        _require_possible(small, undone)
     started, spent = time.monotonic(), sum(done["minutes"].values()) + sum(done["stopped"].values())
     for number, part in enumerate(PARTS):
         if part.name in done["minutes"]:
@@ -129,8 +130,9 @@ def _read_state(args: Namespace) -> dict:
     return state
 
 
-def _require_possible(small: Small) -> None:
+def _require_possible(small: Small, undone: Set[str]) -> None:
     args = small.args
+    _require_packages(small, undone)
     given = {"whisper": args.whisper, "llm": args.llm, "corpus": args.corpus, "prompts": args.prompts}
     if args.corpus is not None:
         given |= {"train-split": args.corpus / args.train_split, "valid-split": args.corpus / args.valid_split}
@@ -148,6 +150,17 @@ def _require_possible(small: Small) -> None:
         make_folder(small.data)
     except OSError as error:
         raise UserError(f"--out {small.out}: {error}") from error
+
+
+def _require_packages(small: Small, undone: Set[str]) -> None:
+    """Raises UserError without what reads the language model's package, where it may come from one, and the voices."""
+    args = small.args
+    wanted = {
+        "gguf": "models" in undone and args.llm is None and not small.model(sources.HUB_LLM).is_dir(),
+        "onnxruntime": "voices" in undone and args.corpus is None,
+    }
+    if missing := [name for name, is_wanted in wanted.items() if is_wanted and find_spec(name) is None]:
+        raise UserError(f"{' and '.join(missing)}: not installed. pip install -r requirements-small.txt brings it")
 
 
 # ---- what is trained from
@@ -193,8 +206,10 @@ def get_recordings(small: Small) -> None:
                 found += recordings.english_prompts(sounds, small.data, small.args.prompts)
             else:
                 found += recordings.foreign_prompts(sounds, small.data)
-        test_data = "pocketsphinx-5.1.1/test/data/librivox"
-        found += recordings.librivox(sources.fetch(sources.LIBRIVOX, small.downloads) / test_data, small.data)
+        sphinx = sources.fetch(sources.SPHINX, small.downloads) / "usr/share/pocketsphinx/test/data"
+        channels = sources.fetch(sources.CHANNELS, small.downloads) / "usr/share/sounds/freedesktop/stereo"
+        found += recordings.librivox(sphinx, small.data)
+        found += recordings.other_speakers(sphinx, channels, small.data)
         found += recordings.music(sources.fetch(sources.MUSIC, small.downloads) / "usr/share/asterisk/moh", small.data)
     write_records(small.data / "recordings.json", found)
     minutes = sum(one.seconds for one in found) / 60
@@ -245,7 +260,7 @@ def annotate(small: Small) -> None:
         write_annotations(_ann(small, name), entries)
         print(f"{_ann(small, name)}: {len(entries)} entries")
     write_annotations(_ann(small, "test_corpus"), asr["test"])
-    for kind in ("prompt", "word", "librivox"):
+    for kind in ("prompt", "word", "librivox", "speaker"):
         of_kind = [one for one in small.recordings if one.kind == kind]
         write_annotations(_ann(small, f"test_{kind}"), corpus.prompt_entries(of_kind, "test", small.max_seconds))
 
@@ -308,6 +323,8 @@ def tell(small: Small) -> None:
     whisper = small.args.whisper or small.model(sources.HUB_WHISPER)
     rates = report.whisper_errors(whisper, small.out / "ann", small.data)
     summary = report.summarise(small.out, rates, _read_state(small.args)["minutes"])
+    voices_heard = {one.voice for one in small.recordings if one.kind == "speaker"}
+    summary["speakers_unseen_speakers"] = len(voices_heard)
     used = [one for one in sources.ALL if sources.is_fetched(one, small.downloads)]
     what = str(small.args.corpus or f"{small.args.clips} clips of synthetic voices")
     report.write_report(small.out, summary, used, f"{what} and recorded prompts")

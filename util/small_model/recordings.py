@@ -1,4 +1,4 @@
-"""Recordings of real people and of music: telephone prompts in five languages, a LibriVox reader, five pieces.
+"""Recordings of real people and of music: telephone prompts in five languages, other speakers, five pieces.
 
 Sentences are divided between training, validation and test by themselves, so that none is heard in two of them.
 """
@@ -14,14 +14,14 @@ import av
 import numpy as np
 import soundfile
 
-from salmonn.audio.decode import SAMPLE_RATE
-from salmonn.common.errors import UserError
-from util.eval_sets.tables import bad, lines
+from salmonn.audio.decode import SAMPLE_RATE, load_audio
+from util.eval_sets.tables import bad, lines, read_text
 from util.small_model.texts import DIGITS, TEENS, TENS, spoken
 
 SPLITS = {"train": 60, "valid": 10, "test": 30}  # percent
 MUSIC_SECONDS = 6  # of a piece of music
 SHORTEST = 0.3  # s
+_RAW = {"samplerate": SAMPLE_RATE, "channels": 1, "subtype": "PCM_16", "endian": "LITTLE"}
 VOICES = {  # folder of the package -> language and whether a woman or a man speaks
     "en_US_f_Allison": ("english", "woman"),
     "es_MX_f_Allison": ("spanish", "woman"),
@@ -58,7 +58,7 @@ class Recording:
     path: str  # below the data folder
     split: str
     seconds: float
-    kind: str  # prompt | word | librivox | speech (of another language, or not written down) | music
+    kind: str  # prompt | word | librivox | speaker | speech (of another language, or not written down) | music
     text: str = ""
     language: str = ""
     voice: str = ""
@@ -104,14 +104,36 @@ def _kept(file: Path, out: Path, name: str, kind: str, identity: str, text: str 
 
 def librivox(folder: Path, out: Path) -> Iterator[Recording]:
     """The five sentences of pocketsphinx's test data, all for testing."""
-    (out / "librivox").mkdir(parents=True, exist_ok=True)
-    for text, name in re.findall(r"<s> (.*?) </s> \((.*?)\)", (folder / "transcription").read_text()):
-        wav, rate = soundfile.read(folder / f"{name}.wav", dtype="float32")
-        if rate != SAMPLE_RATE:
-            raise UserError(f"{folder / name}.wav has {rate} Hz, expected {SAMPLE_RATE}")
-        soundfile.write(out / "librivox" / f"{name}.flac", wav, SAMPLE_RATE)
+    for name, text in _sphinx_transcripts(folder / "librivox/transcription"):
         text = text.replace("more a amiable", "more amiable")  # what is read
-        yield Recording(f"librivox/{name}.flac", "test", len(wav) / SAMPLE_RATE, "librivox", text, "english")
+        wav = load_audio(folder / "librivox" / f"{name}.wav")
+        yield _for_testing(wav, out, f"librivox/{name}.flac", "librivox", text, "librivox")
+
+
+def other_speakers(sphinx: Path, channels: Path, out: Path) -> Iterator[Recording]:
+    """Short phrases of people of whom nothing is trained on, all for testing: cards, a command, loudspeakers.
+
+    Whether one or two men speak pocketsphinx's is not written down: they count as one.
+    """
+    for name, text in _sphinx_transcripts(sphinx / "cards/cards.transcription"):
+        wav = load_audio(sphinx / "cards" / f"{name}.wav")
+        yield _for_testing(wav, out, f"speaker/cards_{name}.flac", "speaker", text, "sphinx")
+    [command] = re.findall(r"<move> = (.*?);", read_text(sphinx / "goforward.gram"))
+    wav, _ = soundfile.read(sphinx / "goforward.raw", dtype="float32", format="RAW", **_RAW)
+    yield _for_testing(wav, out, "speaker/goforward.flac", "speaker", command, "sphinx")
+    for file in sorted(channels.glob("audio-channel-*.oga")):
+        text = file.stem.removeprefix("audio-channel-").replace("-", " ")  # what is said is the name
+        yield _for_testing(load_audio(file), out, f"speaker/{file.stem}.flac", "speaker", text, "channels")
+
+
+def _sphinx_transcripts(file: Path) -> list[tuple[str, str]]:
+    return [(name, " ".join(text.split())) for text, name in re.findall(r"<s>(.*?)</s> \((.*?)\)", read_text(file))]
+
+
+def _for_testing(wav: np.ndarray, out: Path, name: str, kind: str, text: str, voice: str) -> Recording:
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(out / name, wav, SAMPLE_RATE)
+    return Recording(name, "test", len(wav) / SAMPLE_RATE, kind, text, "english", voice)
 
 
 def music(folder: Path, out: Path) -> Iterator[Recording]:

