@@ -11,9 +11,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from salmonn.audio.decode import AudioError, load_clip
 from salmonn.common.errors import UserError
@@ -25,7 +27,7 @@ from tests.fixtures.mini_world import mini_options, train_options
 from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG, wait_until
 from util.benchmarks.measure import family
-from util.mini_world import build, corpus, encoders
+from util.mini_world import build, corpus, encoders, llama
 from util.mini_world.render import Clip
 from util.mini_world.scenes import Speech
 
@@ -139,6 +141,26 @@ def test_a_leak_is_found():
     corpus.check_splits(clips)
     with pytest.raises(corpus.LeakError, match="sentences"):
         corpus.check_splits([*clips, dataclasses.replace(spoken_test, split="train", path="/speech/new.wav")])
+
+
+def test_the_tiny_llama_computes_what_predicts_answers_as_the_whole_model_does():
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=20, hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+    model = LlamaForCausalLM(config)
+    slots = (llama.SLOTS, llama.BLEND)
+    samples = [
+        llama.Sample(
+            [1, 2, *[0] * llama.SLOTS, 5, *answer], 2, len(answer), np.full(slots, 3), np.ones(slots, np.float32)
+        )
+        for answer in ([7, 8, 9], [4])
+    ]
+    torch.manual_seed(1)  # embeddings of slots are noisy
+    hidden, targets = llama._hidden_and_targets(model, samples)
+    torch.manual_seed(1)
+    whole = model.model(inputs_embeds=llama.embed(model, samples)).last_hidden_state
+    at = 2 + llama.SLOTS  # of the last token before the answer
+    assert targets.tolist() == [7, 8, 9, 4]
+    torch.testing.assert_close(hidden, torch.cat([whole[0, at : at + 3], whole[1, at : at + 1]]))
 
 
 def clips(entry, prefix=""):

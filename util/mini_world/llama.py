@@ -259,7 +259,8 @@ def embed(model: LlamaForCausalLM, batch: list[Sample]) -> Tensor:
     pieces = torch.from_numpy(np.stack([s.pieces for s in batch]))  # [B, SLOTS, BLEND]
     weights = torch.from_numpy(np.stack([s.weights for s in batch]))
     table = model.model.embed_tokens
-    blends = (table(pieces) * weights[..., None]).sum(dim=2)  # [B, SLOTS, D]
+    bags = F.embedding_bag(pieces.flatten(0, 1), table.weight, per_sample_weights=weights.flatten(0, 1), mode="sum")
+    blends = bags.unflatten(0, (len(batch), SLOTS))  # [B, SLOTS, D]
     # loudness and accuracy differ from clip to clip
     loudness = torch.exp(0.3 * torch.randn(len(batch), 1, 1))
     blends = loudness * blends + EMBEDDING_STD * torch.rand(len(batch), 1, 1) * torch.randn_like(blends)
@@ -271,13 +272,17 @@ def embed(model: LlamaForCausalLM, batch: list[Sample]) -> Tensor:
 
 def _hidden_and_targets(model: LlamaForCausalLM, batch: list[Sample]) -> tuple[Tensor, Tensor]:
     """Hidden states that predict the answers' tokens, [N, D], and these tokens [N]."""
-    hidden = model.model(inputs_embeds=embed(model, batch), use_cache=False).last_hidden_state
-    predicting = torch.zeros(hidden.shape[:2], dtype=torch.bool)
-    for row, sample in enumerate(batch):
-        end = len(sample.tokens) - 1
-        predicting[row, end - sample.answer_length : end] = True
+    body, hidden = model.model, embed(model, batch)
+    rotary = body.rotary_emb(hidden, torch.arange(hidden.shape[1])[None])
+    *layers, last = body.layers
+    for layer in layers:
+        hidden = layer(hidden, position_embeddings=rotary)
+    hidden = hidden + last.self_attn(last.input_layernorm(hidden), rotary)[0]
+    # one token in five is predicted, and from here on each is looked at alone
+    hidden = torch.cat([row[: len(s.tokens) - 1][-s.answer_length :] for row, s in zip(hidden, batch, strict=True)])
+    hidden = hidden + last.mlp(last.post_attention_layernorm(hidden))
     targets = torch.tensor([token for s in batch for token in s.tokens[-s.answer_length :]])
-    return hidden[predicting], targets
+    return body.norm(hidden), targets
 
 
 @torch.no_grad()
