@@ -28,7 +28,7 @@ from salmonn.common.files import write_json, write_text
 from salmonn.config.loading import load_config
 from salmonn.config.reading import read_options, read_yaml
 from util.jobs import ROOT, moved, read_note, run_at_once, run_command, seen_from_root
-from util.quickstart_report import EVALUATED_STAGES, MODES, STAGES, Recipe, check_bars, summarise, write_report
+from util.quickstart_report import EVALUATED_STAGES, STAGES, TASKS, Recipe, check_bars, summarise, write_report
 
 CONFIGS = "configs/mini"
 DEFAULT_OUT, DEFAULT_SEED = "output/mini", 42  # as the configs have them
@@ -115,16 +115,15 @@ def parts(out: str, recipe: Recipe) -> list[Part]:
     inspect = ["util/anns_inspector.py", "--prefix", prefix, "--ann", *annotations, "--json", f"{out}/inspector.json"]
     train = ["train.py", "--cfg-path", str(stages_file(out, recipe))]
     curves = f"{out}/stage{STAGES[-1]}/training_curves.png"  # drawn when the last run is done
-    found = [
+    scores = f"{out}/results/stage{EVALUATED_STAGES[-1]}/{TASKS[-1]}/report.json"
+    evaluate = [evaluation(stage, out, seed) for stage in EVALUATED_STAGES]
+    evaluated = " and ".join(map(str, EVALUATED_STAGES))
+    return [
         Part("world", "corpus and tiny models", f"{world}/world.json", [make]),
         Part("inspector", "what is ready", f"{out}/inspector.json", [inspect]),
         Part("training", f"training, stages {recipe.stages[0]} to {recipe.stages[-1]}", curves, [train], PROCESSES),
+        Part("scores", f"scores after stages {evaluated}", scores, evaluate),
     ]
-    for stage in EVALUATED_STAGES:
-        reports = [f"{out}/results/stage{stage}_{mode}/report.json" for mode in MODES]
-        evaluate = [evaluation(mode, f"stage{stage}_{mode}", stage, out, seed) for mode in MODES]
-        found.append(Part(f"scores{stage}", f"scores after stage {stage}", reports[-1], evaluate))
-    return found
 
 
 def stages_file(out: str, recipe: Recipe) -> Path:
@@ -166,16 +165,30 @@ def clear(out: Path) -> None:
     for name in (STATE, "summary.json", "report.md"):
         (out / name).unlink(missing_ok=True)
     for stage in STAGES:
-        shutil.rmtree(out / f"stage{stage}", ignore_errors=True)
-        for mode in MODES:
-            shutil.rmtree(out / "results" / f"stage{stage}_{mode}", ignore_errors=True)
+        for folder in (out / f"stage{stage}", out / "results" / f"stage{stage}"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def evaluation(mode: str, name: str, stage: int, out: str, seed: int) -> list[str]:
+def evaluation(stage: int, out: str, seed: int) -> list[str]:
     """The command that evaluates a stage's best checkpoint."""
-    options = [f"model.ckpt={out}/stage{stage}/checkpoint_best.pth", f"evaluate.name={name}"]
+    options = [f"model.ckpt={out}/stage{stage}/checkpoint_best.pth", f"evaluate.name=stage{stage}"]
+    # the control hears the same clips once more
+    options += [f"run.encoder_cache={out}/encoder_cache", "run.encoder_cache_gb=2"]
     options += [option for option in overrides("evaluate.yaml", out, seed) if not option.startswith("model.ckpt=")]
-    return ["evaluate.py", "--mode", mode, "--cfg-path", f"{CONFIGS}/evaluate.yaml", "--options", *options]
+    if Path(out) != Path(DEFAULT_OUT):
+        options.append(f"evaluate.tasks_file={moved_tasks(out)}")
+    chosen = ["--mode", "table3", "--tasks", ",".join(TASKS)]
+    return ["evaluate.py", *chosen, "--cfg-path", f"{CONFIGS}/evaluate.yaml", "--options", *options]
+
+
+def moved_tasks(out: str) -> Path:
+    """The list of what can be evaluated, made for another folder."""
+    own = Path(CONFIGS, "eval_tasks.yaml")
+    tasks = read_yaml(own)
+    for task in tasks.values():
+        task.annotation = f"{out}{task.annotation.removeprefix(DEFAULT_OUT)}"
+    write_text(Path(out, "configs", own.name), OmegaConf.to_yaml(tasks))
+    return Path(out, "configs", own.name)
 
 
 def overrides(name: str, out: str, seed: int) -> list[str]:

@@ -10,12 +10,12 @@ from salmonn.evaluation.report.tables import table
 
 STAGES = (0, 1, 2, 3)
 EVALUATED_STAGES = (1, 3)
-MODES = ("valid_asr", "valid_aac")
-SCORES = {  # name in the summary: mode, name in its report
-    "asr_wer": ("valid_asr", "wer"),
-    "aac_cider_d": ("valid_aac", "cider_d"),
-    "aac_rouge_l": ("valid_aac", "rouge_l"),
-    "aac_exact": ("valid_aac", "exact"),
+TASKS = ("asr", "aac")  # of configs/mini/eval_tasks.yaml
+SCORES = {  # name in the summary: task, name in its report
+    "asr_wer": ("asr", "wer"),
+    "aac_cider_d": ("aac", "cider_d"),
+    "aac_rouge_l": ("aac", "rouge_l"),
+    "aac_exact": ("aac", "exact"),
 }
 SAMPLES_SHOWN = 6  # per evaluation
 _HOW = {
@@ -99,8 +99,8 @@ def summarise(out: Path, recipe: Recipe, seconds: dict[str, float]) -> dict[str,
 
 def _scores(out: Path, stage: int) -> dict[str, float]:
     scores = {}
-    for name, (mode, metric) in SCORES.items():
-        found = read_json(out / "results" / f"stage{stage}_{mode}" / "report.json")["scores"]
+    for name, (task, metric) in SCORES.items():
+        found = read_json(out / "results" / f"stage{stage}" / task / "report.json")["scores"]
         scores |= {name: found[metric], f"{name}_shuffled": found[f"{metric}_shuffled"]}
     return scores
 
@@ -134,7 +134,7 @@ def write_report(out: Path, summary: dict[str, Any], verdicts: Sequence[Check]) 
         "world holds on purpose (each stage lists its own in quarantine.jsonl).",
         *(f"![{name}]({name}/training_curves.png)" for name in summary["steps"]),
         "## Sample answers of the final model",
-        *(_samples(out, mode) for mode in MODES),
+        *(_samples(out, task) for task in TASKS),
         "## Seconds",
         table(["part", "seconds"], [[part, f"{value:.0f}"] for part, value in summary["seconds"].items()]),
     ]
@@ -164,8 +164,8 @@ def _training_table(out: Path, summary: dict[str, Any]) -> str:
     return table(["stage", "steps", "validation loss", "shuffled", "training entries"], rows)
 
 
-def _samples(out: Path, mode: str) -> str:
-    path = out / "results" / f"stage{EVALUATED_STAGES[-1]}_{mode}" / "predictions.jsonl"
+def _samples(out: Path, task: str) -> str:
+    path = out / "results" / f"stage{EVALUATED_STAGES[-1]}" / task / "predictions.jsonl"
     heard = [line for line in read_json_lines(path, "an answer") if not line["unreadable"]][:SAMPLES_SHOWN]
     rows = [[line["references"][0], line["text"], line["text_shuffled"]] for line in heard]
-    return table(["truth", f"answer ({mode})", "answer to another clip's audio"], rows)
+    return table(["truth", f"answer ({task})", "answer to another clip's audio"], rows)

@@ -35,7 +35,8 @@ def test_a_command_has_it_unless_the_user_has_chosen_another(monkeypatch, own):
     if own:
         monkeypatch.setenv("LD_PRELOAD", own)
     jobs.run_command("a part", ["train.py"])
-    assert seen[0]["LD_PRELOAD"] == (own or "libtheirs.so")
+    jobs.run_at_once("scores", [["evaluate.py"]])  # whose answers take longer with it
+    assert [environment.get("LD_PRELOAD", "") for environment in seen] == [own or "libtheirs.so", own]
 
 
 @pytest.mark.skipif(not Path(sys.prefix, "lib", LIBRARIES[1]).exists(), reason="tbb is not installed")

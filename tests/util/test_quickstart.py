@@ -10,9 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, load_stages
+from salmonn.evaluation.pipeline import results_folder
+from salmonn.evaluation.tasks import load_tasks
 from util import quickstart
 from util.quickstart import clear, overrides, parts, run_all, seconds_of_done, stages_file
-from util.quickstart_report import MODES, STAGES, Recipe, check_bars, summarise, write_report
+from util.quickstart_report import EVALUATED_STAGES, STAGES, TASKS, Recipe, check_bars, summarise, write_report
 
 GOOD = {"wer": 0.12, "wer_shuffled": 0.94, "exact": 0.82, "exact_shuffled": 0.11}
 FAST, PUBLISHED = Recipe(42), Recipe(42, published=True)
@@ -43,10 +45,10 @@ def out(tmp_path: Path) -> Path:
         }
         write(folder / "log.jsonl", *train, valid)
         write(folder / "quarantine.jsonl", {"path": "always.wav"}, {"path": f"{stage}.wav"})
-        for mode in MODES:
-            evaluation = tmp_path / "results" / f"stage{stage}_{mode}"
+        for task in TASKS:
+            evaluation = tmp_path / "results" / f"stage{stage}" / task
             write(evaluation / "report.json", {"scores": {**GOOD, **CAPTIONS}})
-            answer = {"unreadable": "", "references": ["a | b"], "text": "a b", "text_shuffled": f"{mode} c"}
+            answer = {"unreadable": "", "references": ["a | b"], "text": "a b", "text_shuffled": f"{task} c"}
             write(evaluation / "predictions.jsonl", answer, {"unreadable": "gone"})
     files = [{"file": f"w/stage{s}_train.json", "tasks": [{"task": "asr", "total": 9}]} for s in STAGES[1:]]
     write(tmp_path / "inspector.json", {"files": files})
@@ -55,7 +57,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_summary_holds_the_scores_of_the_final_model_and_of_stage_1(out: Path):
-    write(out / "results/stage1_valid_asr/report.json", {"scores": {"wer": 0.2, "wer_shuffled": 0.9}})
+    write(out / "results/stage1/asr/report.json", {"scores": {"wer": 0.2, "wer_shuffled": 0.9}})
     summary = summarise(out, Recipe(7), {"stage1": 70.0, "total": 71.0})
     assert summary["seed"] == 7
     assert (summary["asr_wer"], summary["stage1"]["asr_wer"]) == (0.12, 0.2)
@@ -68,8 +70,8 @@ def test_summary_holds_the_scores_of_the_final_model_and_of_stage_1(out: Path):
 def test_a_listening_model_passes_every_bar_and_a_deaf_one_fails(out: Path):
     assert all(verdict.passed for verdict in check_bars(summarise(out, FAST, {})))
     deaf = {"wer": 0.94, "wer_shuffled": 0.94, "exact": 0.11, "exact_shuffled": 0.11}
-    write(out / "results/stage3_valid_asr/report.json", {"scores": deaf})
-    write(out / "results/stage3_valid_aac/report.json", {"scores": {**deaf, **CAPTIONS}})
+    write(out / "results/stage3/asr/report.json", {"scores": deaf})
+    write(out / "results/stage3/aac/report.json", {"scores": {**deaf, **CAPTIONS}})
     failed = [verdict.line for verdict in check_bars(summarise(out, FAST, {})) if not verdict.passed]
     assert failed == [
         "FAIL  asr_wer after stage 3: 0.940 (at most 0.35)",
@@ -81,7 +83,7 @@ def test_report_shows_scores_samples_and_a_picture_per_stage(out: Path):
     summary = summarise(out, FAST, {"stage1": 70.0, "total": 71.0})
     write_report(out, summary, check_bars(summary))
     page = (out / "report.md").read_text()
-    for expected in ("PASS  asr_wer", "| 0.120", "asr 9 (loss of CTC)", "5 of the 5", "a \\| b", "valid_aac c"):
+    for expected in ("PASS  asr_wer", "| 0.120", "asr 9 (loss of CTC)", "5 of the 5", "a \\| b", "aac c"):
         assert expected in page
     for stage in STAGES:
         assert f"](stage{stage}/training_curves.png)" in page
@@ -190,6 +192,17 @@ def test_stages_in_another_folder_differ_from_the_miniature_worlds_own_in_folder
 
 def _plain(config: DictConfig) -> str:
     return json.dumps(OmegaConf.to_container(config))
+
+
+def test_each_evaluated_stage_is_asked_about_the_worlds_own_sets_by_one_command(tmp_path):
+    for out in ("output/mini", f"{tmp_path}/a b"):
+        for command, stage in zip(parts(out, FAST)[-1].commands, EVALUATED_STAGES, strict=True):
+            config = load_config(command[command.index("--cfg-path") + 1], command[command.index("--options") + 1 :])
+            assert config.model.ckpt == f"{out}/stage{stage}/checkpoint_best.pth"
+            assert results_folder(config, "table3") == Path(out, f"results/stage{stage}")
+            found = load_tasks(config.evaluate.tasks_file, command[command.index("--tasks") + 1].split(","))
+            sets = [f"{out}/world/ann/test_{name}.json" for name in ("asr", "audiocaption")]
+            assert [(task.name, task.annotation) for task in found] == list(zip(TASKS, sets, strict=True))
 
 
 def test_where_nothing_differs_the_files_of_the_project_are_used():
