@@ -1,23 +1,28 @@
 """One run of a recipe: stage 1 by the real Runner, validated often, ended when all is known."""
 
+import contextlib
+import hashlib
+import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import editdistance
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from tqdm import tqdm
 
+from experiments.samples_to_learn.changes import distil, drop_frames, easier, normalise_audio_tokens
 from experiments.samples_to_learn.criterion import Point, says_enough
-from experiments.samples_to_learn.recipes import Recipe, Study, recipe_config, stage0_config, stage0_options
+from experiments.samples_to_learn.recipes import Recipe, Study, made_by, of_stage0, recipe_config, stage0_config
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
 from salmonn.common.files import make_folder, read_json, write_json
-from salmonn.config.stored import options_without_secrets
+from salmonn.common.samples import Samples
 from salmonn.data.annotations import Annotations
 from salmonn.data.dataset import SALMONNDataset
 from salmonn.data.loader import eval_loader, open_datasets
@@ -29,7 +34,7 @@ from salmonn.training.readiness import require_all_ready
 from salmonn.training.runner import Runner
 from salmonn.training.validation import fixed_prompts
 
-CURVE = "curve.json"
+CURVE, ALIGNED = "curve.json", "stage0.json"
 ENOUGH = "the end of the experiment"
 GREEDY = {"num_beams": 1, "max_new_tokens": 60}
 _OF_ALL_STAGES = ("model.", "datasets.", "run.amp", "run.encoder_cache")  # what is heard, by what, how precisely
@@ -41,28 +46,26 @@ def measure(study: Study, name: str, seed: int, out: Path, options: Sequence[str
 
     Raises UserError where the run that is there was made in another way.
     """
-    folder, recipe = run_folder(out, name, seed), study.recipes[name]
-    given = [*study.options, *recipe.options, *options]
-    made_by = {"options": options_without_secrets(given), "tasks": recipe.tasks}
-    made_by |= {"projection_scale": recipe.projection_scale, "llm_scale": recipe.llm_scale}
-    if recipe.stage0:
-        made_by |= {"stage0": recipe.stage0, "stage0_options": stage0_options(study, name)}
+    folder, recipe, made = run_folder(out, name, seed), study.recipes[name], made_by(study, name, options)
     if is_measured(name, seed, out):
-        if read_json(folder / CURVE)["made_by"] != made_by:
+        if read_json(folder / CURVE)["made_by"] != made:
             raise UserError(f"{folder} holds a run of another recipe: remove it, or choose another --out")
         return
-    where = [f"run.seed={seed}", f"run.output_dir={out}", "run.overwrite=True"]
     before, started_from = {}, []
     if recipe.stage0:
-        of_stage0 = f"{folder.name}-stage0"
-        before = _align(stage0_config(study, name, [*_of_parts(options), *where, f"run.exp_name={of_stage0}"]))
-        started_from = [f"model.ckpt={out}/{of_stage0}/checkpoint_best.pth"]
-    config = recipe_config(study, name, [*options, *started_from, *where, f"run.exp_name={folder.name}"])
+        aligned = aligned_folder(study, name, seed, out, options)
+        before = _align(study, name, aligned, seed, options)
+        started_from = [f"model.ckpt={aligned}/checkpoint_best.pth"]
+    config = recipe_config(study, name, [*options, *started_from, *_where(folder, seed)])
     _take_subsets(config.datasets, study, recipe.tasks, folder)
     curve = _run(config, study, recipe)
     for point in curve:
         point["cpu_seconds"] += before.get("cpu_seconds", 0.0)
-    write_json(folder / CURVE, {"made_by": made_by, "seed": seed, "stage0": before, "curve": curve})
+    write_json(folder / CURVE, {"made_by": made, "seed": seed, "stage0": before, "curve": curve})
+
+
+def _where(folder: Path, seed: int) -> list[str]:
+    return [f"run.seed={seed}", f"run.output_dir={folder.parent}", "run.overwrite=True", f"run.exp_name={folder.name}"]
 
 
 def _of_parts(options: Sequence[str]) -> list[str]:
@@ -112,6 +115,14 @@ def run_folder(out: Path | str, name: str, seed: int | str) -> Path:
     return Path(out) / f"{name}-{seed}"
 
 
+def aligned_folder(study: Study, name: str, seed: int, out: Path, options: Sequence[str] = ()) -> Path:
+    """Where the stage 0 before a recipe is kept: one for all recipes that want the same."""
+    config = OmegaConf.to_yaml(stage0_config(study, name, _of_parts(options)), sort_keys=True)
+    changes = {key: value for key, value in of_stage0(study.recipes[name]).items() if value}
+    digest = hashlib.sha256(f"{config}{json.dumps(changes, sort_keys=True)}".encode()).hexdigest()
+    return out / f"stage0-{digest[:8]}-{seed}"
+
+
 def _run(config: DictConfig, study: Study, recipe: Recipe) -> list[Point]:
     require_all_ready([config])
     runner = ObservedRunner(config, study, recipe)
@@ -120,27 +131,40 @@ def _run(config: DictConfig, study: Study, recipe: Recipe) -> list[Point]:
     return runner.curve
 
 
-def _align(config: DictConfig) -> dict[str, float]:
-    """Stage 0: samples and CPU seconds of its training, and its word error rate by greedy CTC."""
+def _align(study: Study, name: str, folder: Path, seed: int, options: Sequence[str]) -> dict[str, float]:
+    """Stage 0, once: samples and CPU seconds of its training, and its word error rate by greedy CTC."""
+    if (folder / ALIGNED).exists():
+        return read_json(folder / ALIGNED)
+    config = stage0_config(study, name, [*_of_parts(options), *_where(folder, seed)])
     require_all_ready([config])
-    runner = TimedRunner(config)
+    runner = TimedRunner(config, **of_stage0(study.recipes[name]))
     if not runner.run():
         raise KeyboardInterrupt
     best = runner.progress.best
-    return {
+    found = {
         "samples": runner.progress.samples,
         "cpu_seconds": runner.trained_seconds(),
         "word_error_rate": best["word_error_rate"],
         "word_error_rate_shuffled": best["word_error_rate_shuffled"],
     }
+    write_json(folder / ALIGNED, found)
+    return found
 
 
 class TimedRunner(Runner):
     """A run that counts the CPU seconds of its training: neither loading nor validations."""
 
+    def __init__(self, config: DictConfig, layer_norm: bool = False, frame_dropout: float = 0.0) -> None:
+        super().__init__(config)
+        self.layer_norm, self.frame_dropout = layer_norm, frame_dropout
+
     def prepare(self) -> None:
-        """As usual."""
+        """As usual, with what a recipe changes of the connector."""
         super().prepare()
+        if self.layer_norm:
+            normalise_audio_tokens(self.model)
+        if self.frame_dropout:
+            drop_frames(self.model, self.frame_dropout)
         self._began, self._aside = time.process_time(), 0.0
 
     def trained_seconds(self) -> float:
@@ -159,13 +183,15 @@ class ObservedRunner(TimedRunner):
     """A run that remembers its validations and ends soon after the plateau is left."""
 
     def __init__(self, config: DictConfig, study: Study, recipe: Recipe) -> None:
-        super().__init__(config)
+        super().__init__(config, recipe.layer_norm, recipe.frame_dropout)
         self.study, self.recipe = study, recipe
         self.curve: list[Point] = []
 
     def prepare(self) -> None:
-        """As usual, and the scales that the recipe wants."""
+        """As usual, with the scales and the loss that the recipe wants."""
         super().prepare()
+        if self.recipe.distillation:
+            distil(self.model, self.recipe.distillation)
         scale_(self.model.speech_llama_proj.parameters(), self.recipe.projection_scale)
         scale_(residual_writers(self.model.llama_model), self.recipe.llm_scale)
 
@@ -183,6 +209,14 @@ class ObservedRunner(TimedRunner):
             if is_enough or samples >= study.max_samples:
                 self.stop_request.name = ENOUGH
         return result
+
+    def _training_batches(self, dataset: SALMONNDataset) -> Generator[Samples]:
+        """As usual, but first those of the recipe's curriculum."""
+        if self.recipe.curriculum:
+            n_batches = self.recipe.curriculum_samples // self.run_config.batch_size_train
+            with contextlib.closing(super()._training_batches(easier(dataset, self.recipe.curriculum))) as first:
+                yield from islice(first, n_batches)
+        yield from super()._training_batches(dataset)
 
     def _word_error_rate(self, dataset: SALMONNDataset) -> float:
         """Of greedy transcripts of the validation clips; not in the training's time."""
@@ -228,7 +262,7 @@ def scale_(parameters: Iterable[nn.Parameter], factor: float) -> None:
 def _take_subsets(datasets: DictConfig, study: Study, tasks: Sequence[str], folder: Path) -> None:
     """Put smaller annotation files in place: some validation clips of every task, training clips of some tasks."""
     make_folder(folder)
-    valid = _entries(datasets.valid_ann_path)
+    valid = [entry for path in study.valid_files or [datasets.valid_ann_path] for entry in _entries(path)]
     step = max(1, len(valid) // study.valid_clips)
     datasets.valid_ann_path = _write(valid[::step], folder / "valid.json")
     if tasks:

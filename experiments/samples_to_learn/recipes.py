@@ -1,8 +1,9 @@
 """Recipes: ways of training one configuration, each a few overrides."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -10,6 +11,9 @@ from experiments.samples_to_learn.criterion import HALF_WAY_ACCURACY
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, typed_section
 from salmonn.config.reading import read_yaml
+from salmonn.config.stored import options_without_secrets
+
+_FIRST_FIELDS = ("options", "tasks", "projection_scale", "llm_scale", "stage0", "stage0_options")
 
 
 @dataclass
@@ -23,6 +27,12 @@ class Recipe:
     llm_scale: float = 1.0  # factor on all that enters the LLM's residual stream; its function stays the same
     stage0: str = ""  # config of a stage 0 whose checkpoint the run starts from
     stage0_options: list[str] = field(default_factory=list)
+    layer_norm: bool = False  # behind the projection, at the LLM's embeddings' scale; in stage 0, too
+    frame_dropout: float = 0.0  # share of the encoders' frames that stage 1 trains without
+    stage0_frame_dropout: float = 0.0  # the same in stage 0
+    distillation: float = 0.0  # weight of the KL from what the LLM says of the text in place of the audio
+    curriculum: str = ""  # what is trained on first: a task, or `short`, the shorter half of each task
+    curriculum_samples: int = 1024  # so long
 
 
 @dataclass
@@ -36,6 +46,7 @@ class Study:
     min_samples: int = 0  # that each run takes at least
     half_way_accuracy: float = HALF_WAY_ACCURACY
     word_errors_every: int = 0  # samples; after so many the validation's speech is transcribed, too. 0 = never
+    valid_files: list[str] = field(default_factory=list)  # where validation clips are from; none: as configured
     valid_clips: int = 48
     valid_every_samples: int = 96  # must be a multiple of each recipe's batch
     recipes: dict[str, Recipe] = field(default_factory=dict)
@@ -49,9 +60,16 @@ def load_study(path: Path) -> Study:
     for name, recipe in recipes.items():
         study.recipes[name] = OmegaConf.to_object(typed_section(recipe, Recipe, f"{path}: {name}"))
         recipe_config(study, name)
+        _require_shares(study.recipes[name], f"{path}: {name}")
         if study.recipes[name].stage0:
             stage0_config(study, name)
     return study
+
+
+def _require_shares(recipe: Recipe, where: str) -> None:
+    for key in ("frame_dropout", "stage0_frame_dropout"):
+        if not 0 <= getattr(recipe, key) < 1:
+            raise UserError(f"{where}: {key} = {getattr(recipe, key):g} must be at least 0 and below 1")
 
 
 def recipe_config(study: Study, name: str, options: Sequence[str] = ()) -> DictConfig:
@@ -74,3 +92,20 @@ def stage0_options(study: Study, name: str) -> list[str]:
 def stage0_config(study: Study, name: str, options: Sequence[str] = ()) -> DictConfig:
     """The complete configuration of the stage 0 before a recipe; `options` come last."""
     return load_config(study.recipes[name].stage0, [*stage0_options(study, name), *options])
+
+
+def of_stage0(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe changes of stage 0 beside its options."""
+    return {"layer_norm": recipe.layer_norm, "frame_dropout": recipe.stage0_frame_dropout}
+
+
+def made_by(study: Study, name: str, options: Sequence[str] = ()) -> dict[str, Any]:
+    """What a run of a recipe is told by from others; of the fields that came later, those that are set."""
+    recipe, plain = study.recipes[name], Recipe()
+    given = [*study.options, *recipe.options, *options]
+    found = {"options": options_without_secrets(given), "tasks": recipe.tasks}
+    found |= {"projection_scale": recipe.projection_scale, "llm_scale": recipe.llm_scale}
+    if recipe.stage0:
+        found |= {"stage0": recipe.stage0, "stage0_options": stage0_options(study, name)}
+    later = {key.name: getattr(recipe, key.name) for key in fields(recipe) if key.name not in ("says", *_FIRST_FIELDS)}
+    return found | {key: value for key, value in later.items() if value != getattr(plain, key)}

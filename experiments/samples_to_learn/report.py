@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,33 @@ def markdown(summary: Mapping[str, Any]) -> str:
         row += [_factor(*map(statistics.median, speeds)) if all(speeds) else "-"]
         rows.append(row + [_percent(of["by_seed"][name]) for of in word_errors.values()])
     told = "CPU seconds count stage 0, samples/CPU s do not. Word errors: the median, and each seed's."
-    return f"{summary['criterion']} {told}\n\n{table(header, rows)}\n"
+    return "\n".join([summary["criterion"] + f" {told}\n", table(header, rows), *_on_the_way(recipes)]) + "\n"
+
+
+def _on_the_way(recipes: Mapping[str, Any]) -> list[str]:
+    """A second table: the validations at which all runs counted word errors, each seed's values."""
+    runs = [curve for recipe in recipes.values() for curve in recipe["curves"].values()]
+    counted = [{point["samples"] for point in curve if "word_error_rate" in point} for curve in runs]
+    if not (places := sorted(set.intersection(*counted))):
+        return []
+    tasks = sorted(set.intersection(*(set(point["tasks"]) for curve in runs for point in curve)))
+    header = ["recipe", f"loss after {places[0]} samples"] + [f"word errors after {place}" for place in places]
+    header += [f"accuracy after {places[-1]}: {task}" for task in tasks] + ["loss", "CPU s, stage 0 counted"]
+    rows = []
+    for name, recipe in recipes.items():
+        points = [{point["samples"]: point for point in curve} for curve in recipe["curves"].values()]
+        ends = [of[places[-1]] for of in points]
+        row = [name, _listed(of[places[0]]["loss"] for of in points)]
+        row += [_percent([of[place]["word_error_rate"] for of in points]) for place in places]
+        row += [_listed(end["tasks"][task]["accuracy"] for end in ends) for task in tasks]
+        rows.append(
+            [*row, _listed(end["loss"] for end in ends), f"{statistics.median(end['cpu_seconds'] for end in ends):.0f}"]
+        )
+    return ["", table(header, rows)]
+
+
+def _listed(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
 
 
 def _percent(rates: Sequence[float] | None) -> str:

@@ -1,0 +1,118 @@
+"""What a recipe changes that no key of the configuration does: connector, loss, order of the data.
+
+All of it acts on a model or a data set that is there already, and adds no parameter: checkpoints fit as before.
+"""
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from salmonn.common.device import to_device
+from salmonn.common.errors import UserError
+from salmonn.common.samples import Samples
+from salmonn.data.dataset import SALMONNDataset
+from salmonn.model.encoders import EncoderOutputs
+from salmonn.model.llm import hidden_at
+from salmonn.model.llm_input import tokenize
+from salmonn.model.lora import lora_layers, set_adapter_precision
+from salmonn.model.loss import vocabulary_logits
+from salmonn.model.salmonn import SALMONN
+
+SPAN = 5  # encoder frames that are dropped together: 0.1 s
+SHORT = "short"
+
+
+def normalise_audio_tokens(model: SALMONN) -> None:
+    """A LayerNorm without weights behind the projection, as large as the LLM's embeddings are on average."""
+    table = model.llama_model.get_input_embeddings().weight
+    size = table.float().square().mean().sqrt().item()
+    model.speech_llama_proj.register_forward_hook(
+        lambda _module, _inputs, tokens: size * F.layer_norm(tokens, tokens.shape[-1:])
+    )
+
+
+def drop_frames(model: SALMONN, share: float) -> None:
+    """In training, zero about this share of the frames that the connector hears, in spans of both encoders' frames."""
+    connector, fuse = model.connector, model.connector.fuse
+
+    def fuse_some(encoded: EncoderOutputs) -> Tensor:
+        features = fuse(encoded)
+        if not model.training:
+            return features
+        return features.masked_fill(dropped_frames(*features.shape[:2], share)[..., None].to(features.device), 0.0)
+
+    connector.fuse = fuse_some
+
+
+def dropped_frames(clips: int, frames: int, share: float) -> Tensor:
+    """[B, T] True in spans that begin anywhere and may overlap: on average this share of all."""
+    begins = torch.rand(clips, frames + SPAN - 1) < 1 - (1 - share) ** (1 / SPAN)
+    return begins.unfold(1, SPAN, 1).any(dim=-1)
+
+
+def distil(model: SALMONN, weight: float) -> None:
+    """Add to the training's loss the KL between what the LLM says of the text and what it says of the audio."""
+    model.loss_of_batch = partial(distilled_loss, model, weight)
+
+
+def distilled_loss(model: SALMONN, weight: float, embeds: Sequence[Tensor], samples: Samples) -> dict[str, Tensor]:
+    """Loss, number of tokens and cut targets of a batch, as `answer_loss`.
+
+    The teacher is the LLM without LoRA, with the text's own embeddings where the audio stands.
+    """
+    chosen, texts = samples.get("prompts") or model.choose_prompts(samples), samples["text"]
+    logits, ids, cut = target_logits(model, embeds, chosen, texts)
+    table = model.llama_model.get_input_embeddings()
+    as_text = [table(torch.tensor(tokens, device=model.device)) for tokens in tokenize(model.tokenizer, texts)]
+    with torch.no_grad(), without_lora(model):
+        expected, _, _ = target_logits(model, as_text, chosen, texts)
+    learned = F.kl_div(logits.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="batchmean")
+    counts = {"total": len(ids), "cut": cut}
+    loss = F.cross_entropy(logits, ids) + weight * learned
+    return {"loss": loss, **{key: torch.full((), value, device=model.device) for key, value in counts.items()}}
+
+
+def target_logits(
+    model: SALMONN, embeds: Sequence[Tensor], chosen: Sequence[str] | None, texts: Sequence[str]
+) -> tuple[Tensor, Tensor, int]:
+    """Logits [N, V] and ids [N] of all target tokens, and how many texts are cut."""
+    llm_inputs, cut = model.lay_out([len(clip) for clip in embeds], chosen, texts)
+    row, column = model._places(llm_inputs.is_target)
+    llm = model._causal_lm()
+    set_adapter_precision(lora_layers(model.llama_model))
+    hidden = hidden_at(llm, model._embed(llm_inputs, embeds), row, column - 1)
+    return vocabulary_logits(llm, hidden), to_device(llm_inputs.token_ids[llm_inputs.is_target], model.device), cut
+
+
+@contextmanager
+def without_lora(model: SALMONN) -> Iterator[None]:
+    """Inside, the adapters add nothing."""
+    scaling = model.lora_scaling
+    model.lora_scaling = 0.0
+    try:
+        yield
+    finally:
+        model.lora_scaling = scaling
+
+
+def easier(dataset: SALMONNDataset, what: str) -> SALMONNDataset:
+    """The part of a data set that a curriculum begins with: a task, or of each task the shorter half of its texts."""
+    entries = [dataset.annotations[number] for number in dataset.usable.tolist()]
+    lengths: dict[str, list[int]] = defaultdict(list)
+    for entry in entries:
+        lengths[entry["task"]].append(len(entry["text"]))
+    middle = {task: median(of) for task, of in lengths.items()}
+    most = middle if what == SHORT else {what: math.inf}
+    part = copy.copy(dataset)
+    part.usable = dataset.usable[[len(entry["text"]) <= most.get(entry["task"], -1) for entry in entries]]
+    if not len(part):
+        raise UserError(f"curriculum: {what} is none of {SHORT}, {', '.join(middle)}, which the training data has")
+    return part
