@@ -10,8 +10,15 @@ from transformers import AutoModelForCausalLM
 
 from experiments.samples_to_learn import experiment
 from experiments.samples_to_learn.criterion import HALF_WAY_ACCURACY, at_samples, half_way, left_plateau
-from experiments.samples_to_learn.experiment import fill_cache, read_curves, residual_writers, scale_
-from experiments.samples_to_learn.recipes import load_study, recipe_config, stage0_config
+from experiments.samples_to_learn.experiment import (
+    ObservedRunner,
+    aligned_folder,
+    fill_cache,
+    read_curves,
+    residual_writers,
+    scale_,
+)
+from experiments.samples_to_learn.recipes import Recipe, Study, load_study, made_by, recipe_config, stage0_config
 from experiments.samples_to_learn.report import markdown, summarise
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
@@ -21,6 +28,7 @@ from tests.fixtures.mini_world import train_options
 from tests.fixtures.paths import ROOT
 
 RECIPES = ROOT / "configs/mini/recipes.yaml"
+AFTER_STAGE0 = ROOT / "configs/mini/recipes_after_stage0.yaml"
 
 
 def curve_of(*ratios: float, accuracies: tuple[float, ...] = ()) -> list[dict]:
@@ -81,8 +89,13 @@ def test_a_value_is_found_between_the_points_that_have_one_and_nowhere_else():
     assert math.isnan(at_samples(curve, 201, "rate"))
 
 
+def beside_options(study: Study, name: str) -> dict:
+    return made_by(study, name) | {"options": []}
+
+
 @pytest.mark.parametrize(
-    "recipes", [RECIPES, ROOT / "configs/mini/recipes_faster.yaml", ROOT / "configs/small/recipes.yaml"]
+    "recipes",
+    [RECIPES, AFTER_STAGE0, ROOT / "configs/mini/recipes_faster.yaml", ROOT / "configs/small/recipes.yaml"],
 )
 def test_the_recipes_are_usable_and_differ_from_the_first_in_what_they_say(recipes):
     study = load_study(recipes)
@@ -91,10 +104,8 @@ def test_the_recipes_are_usable_and_differ_from_the_first_in_what_they_say(recip
     base = recipe_config(study, first)
     assert base.run.optims.lora_lr_factor == 1
     for name in others:
-        recipe = study.recipes[name]
-        changes = recipe.tasks or recipe.stage0 or recipe.projection_scale != 1 or recipe.llm_scale != 1
-        assert recipe.says, name
-        assert changes or recipe_config(study, name) != base, name
+        assert study.recipes[name].says, name
+        assert beside_options(study, name) != beside_options(study, first) or recipe_config(study, name) != base, name
 
 
 def test_what_every_stage_0_has_stands_once(tmp_path):
@@ -116,6 +127,8 @@ def test_what_every_stage_0_has_stands_once(tmp_path):
         ("options: [run.optims.lora_factor=2]", "lora_lr_factor"),
         ("speed: 2", "speed"),
         ("options: [run.batch_size_train=100]", "does not divide"),
+        ("frame_dropout: 1", "below 1"),
+        ("stage0_frame_dropout: -0.1", "at least 0"),
     ],
 )
 def test_a_recipe_that_cannot_be_run_is_told_at_once(tmp_path, change, message):
@@ -168,6 +181,47 @@ def test_a_cache_is_filled_once_for_each_way_of_encoding(mini_world, tmp_path, m
     assert [model.whisper_silence for model, _ in built] == [None, 0.0]
 
 
+def test_recipes_that_want_the_same_stage_0_share_one(tmp_path):
+    study = load_study(AFTER_STAGE0)
+    own = {"half_windows", "overlap_third", "overlap_half", "layer_norm", "frame_dropout_both", "frame_dropout_stage0"}
+    folders = {name: aligned_folder(study, name, 1, tmp_path) for name in study.recipes}
+    assert {name for name, folder in folders.items() if folder != folders["stage0_muon"]} == own
+    assert folders["frame_dropout_both"] == folders["frame_dropout_stage0"]
+    assert len(set(folders.values())) == len(own)
+    assert aligned_folder(study, "muon", 2, tmp_path) != folders["muon"]
+    assert aligned_folder(study, "muon", 1, tmp_path, ["model.llama_path=x"]) != folders["muon"]
+    assert aligned_folder(study, "muon", 1, tmp_path, ["run.log_freq=9"]) == folders["muon"]  # stage 1's alone
+
+
+def test_a_run_of_before_is_known_again():
+    recipe = {"stage0": "stage0.yaml", "stage0_options": ["a"]}
+    study = Study(options=["x"], recipes={"old": Recipe(**recipe), "new": Recipe(**recipe, curriculum="asr")})
+    before = {"options": ["x"], "tasks": [], "projection_scale": 1.0, "llm_scale": 1.0, **recipe}
+    assert made_by(study, "old") == before
+    assert made_by(study, "new") == before | {"curriculum": "asr"}
+
+
+def test_a_curriculum_is_followed_by_everything(monkeypatch):
+    monkeypatch.setattr(Runner, "_training_batches", lambda _, dataset: (entry for entry in dataset))
+    monkeypatch.setattr(experiment, "easier", lambda dataset, what: [f"{what} {entry}" for entry in dataset])
+    runner = ObservedRunner.__new__(ObservedRunner)
+    runner.recipe, runner.run_config = (
+        Recipe(curriculum="asr", curriculum_samples=8),
+        SimpleNamespace(batch_size_train=4),
+    )
+    assert [*runner._training_batches(["a", "b", "c"])] == ["asr a", "asr b", "a", "b", "c"]
+
+
+def test_validation_clips_come_from_several_files(tmp_path):
+    files = [tmp_path / "one.json", tmp_path / "two.json"]
+    for file in files:
+        file.write_text(json.dumps({"annotation": [{"path": "a.wav", "text": file.stem, "task": "asr"}]}))
+    datasets = SimpleNamespace(valid_ann_path="none", train_ann_path="none")
+    experiment._take_subsets(datasets, Study(valid_files=[*map(str, files)]), [], tmp_path / "run")
+    taken = json.loads((tmp_path / "run/valid.json").read_text())["annotation"]
+    assert [entry["text"] for entry in taken] == ["one", "two"]
+
+
 def test_recipes_are_run_once_and_reported(mini_world, tmp_path, monkeypatch):
     recipes, out = tmp_path / "recipes.yaml", tmp_path / "out"
     study = {"config": "configs/mini/stage1.yaml", "max_samples": 16, "valid_every_samples": 8, "valid_clips": 8}
@@ -207,6 +261,7 @@ def test_a_stage_0_counts_in_the_cpu_seconds_and_not_in_the_samples(mini_world, 
     aligned = [*cached, "run.iters_per_epoch=2", "run.optims.max_epoch=1", "run.batch_size_train=4"]
     study |= {"options": ["run.batch_size_train=4", *cached], "recipes": {"published": {}, "aligned": {}}}
     study["recipes"]["aligned"] = {"says": "after it", "stage0": "configs/mini/stage0.yaml", "stage0_options": aligned}
+    study["recipes"]["distilled"] = study["recipes"]["aligned"] | {"distillation": 1, "frame_dropout": 0.1}
     recipes.write_text(json.dumps(study))
     options = [option for option in train_options(mini_world, tmp_path) if "output_dir" not in option]
     arguments = ["--recipes", str(recipes), "--out", str(out), "--seeds", "7", "--options", *options]
@@ -216,6 +271,11 @@ def test_a_stage_0_counts_in_the_cpu_seconds_and_not_in_the_samples(mini_world, 
     runs = {name: json.loads((out / f"{name}-7/curve.json").read_text()) for name in study["recipes"]}
     assert runs["published"]["stage0"] == {}
     assert runs["aligned"]["stage0"]["samples"] == 8
+    assert runs["distilled"]["stage0"] == runs["aligned"]["stage0"]  # trained once
+    assert [json.loads((folder / "stage0.json").read_text()) for folder in out.glob("stage0-*-7")] == [
+        runs["aligned"]["stage0"]
+    ]
+    assert runs["distilled"]["curve"] != runs["aligned"]["curve"]
     assert [point["samples"] for point in runs["aligned"]["curve"]] == [8, 16]
     assert runs["aligned"]["curve"][0]["cpu_seconds"] > runs["aligned"]["stage0"]["cpu_seconds"] > 0
     found = [line.partition("encoder cache: ")[2] for line in result.stderr.splitlines() if "clips found" in line]
