@@ -16,6 +16,7 @@ there: make quickstart makes the miniature one, make small the other. One thread
 import argparse
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,16 +67,18 @@ def main() -> None:
     if unknown := set(args.only) - set(study.recipes):
         raise UserError(f"--only {' '.join(sorted(unknown))}: {recipes} has {', '.join(study.recipes)}")
     tell_wait("loading PyTorch")
+    from experiments.samples_to_learn.changes import clips_kept
     from experiments.samples_to_learn.experiment import fill_cache, is_measured, measure, read_curves
     from experiments.samples_to_learn.report import markdown, plot, summarise
 
     if not args.report_only:
         # seed by seed: what is there when it is stopped can be compared
         runs = [(name, seed) for seed in args.seeds for name in args.only or study.recipes]
-        if not all(is_measured(name, seed, out) for name, seed in runs):
-            fill_cache(study, args.only or list(study.recipes), args.options)
-        for name, seed in runs:
-            measure(study, name, seed, out, args.options)
+        with clips_kept() if study.keep_clips else nullcontext():
+            if not all(is_measured(name, seed, out) for name, seed in runs):
+                fill_cache(study, args.only or list(study.recipes), args.options)
+            for name, seed in runs:
+                measure(study, name, seed, out, args.options)
     curves = read_curves(study, out)
     if not curves:
         raise UserError(f"{out} holds no finished run of {recipes}")

@@ -48,6 +48,7 @@ class Study:
     word_errors_every: int = 0  # samples; after so many the validation's speech is transcribed, too. 0 = never
     valid_files: list[str] = field(default_factory=list)  # where validation clips are from; none: as configured
     valid_clips: int = 48
+    keep_clips: bool = False  # decode each once; then CPU seconds are without it
     valid_every_samples: int = 96  # must be a multiple of each recipe's batch
     recipes: dict[str, Recipe] = field(default_factory=dict)
 
