@@ -3,14 +3,15 @@
   python util/samples_to_learn.py                            all recipes of configs/mini/recipes.yaml, 3 seeds
   python util/samples_to_learn.py --world small              those of configs/small/recipes.yaml, on real parts
   python util/samples_to_learn.py --recipes configs/mini/recipes_faster.yaml --out output/faster    cheaper steps
+  python util/samples_to_learn.py --recipes configs/mini/recipes_after_stage0.yaml --out output/after_stage0
   python util/samples_to_learn.py --only published half_batch --seeds 4 5
   python util/samples_to_learn.py --report-only              from the runs that are there
 
-Each run is stage 1 by the real Runner, some after a stage 0, validated often beside the control with shuffled audio,
-and ended when the plateau is left and half of the accuracy is gained, or where the recipes say. Finished runs are kept
-in --out and not made again; the tables there (report.md, report.json, report.png) are of all of them. The world must be
-there: make quickstart makes the miniature one, make small the other. One thread a process: start several with other
---seeds.
+Each run is stage 1 by the real Runner, some after a stage 0, which recipes that want the same one share. It is
+validated often beside the control with shuffled audio, and ended when the plateau is left and half of the accuracy is
+gained, or where the recipes say. Finished runs are kept in --out and not made again; the tables there (report.md,
+report.json, report.png) are of all of them. The world must be there: make quickstart makes the miniature one, make
+small the other. One thread a process: start several with other --seeds.
 """
 
 import argparse

@@ -164,9 +164,12 @@ def test_speed_and_each_seeds_word_errors_are_shown_beside_the_first_recipe():
         return {seed: [points[0] | told | {"word_error_rate": rate}] for seed, rate in enumerate(rates, start=1)}
 
     of = {"published": curves(40.0, 0.1, 0.3), "half_batch": curves(60.0, 0.2, 0.08), "no_warmup": curves(0, 0.5, 0.5)}
-    _, faster, unknown = markdown(summarise(study, of)).splitlines()[-3:]
+    _, compared, on_the_way = markdown(summarise(study, of)).split("\n\n")
+    _, faster, unknown = compared.splitlines()[-3:]
     assert [cell.strip() for cell in faster.split("|")[-5:-1]] == ["60.0, 60.0", "1.50", *2 * ["14.0 % (20.0, 8.0)"]]
     assert [cell.strip() for cell in unknown.split("|")[-5:-3]] == ["-", "-"]  # runs of before it was counted
+    cells = [cell.strip() for cell in on_the_way.splitlines()[-2].split("|")[1:-1]]
+    assert cells == ["half_batch", "2.000, 2.000", "14.0 % (20.0, 8.0)", "2.000, 2.000", "50"]
 
 
 def test_a_cache_is_filled_once_for_each_way_of_encoding(mini_world, tmp_path, monkeypatch):
