@@ -3,6 +3,7 @@
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from util.jobs import read_note
 from util.mini_world import corpus
 
 FOLDERS = ("audio", "ann", "weights")
+_YIELDING = 10  # niceness of what is done first in any case: on two cores the language model is waited for
 SUMMARY = "world.json"
 
 
@@ -37,7 +39,7 @@ def build(out: Path, settings: dict[str, Any]) -> None:
 
     seed, scale = settings["seed"], settings["pretrain_scale"]
     seconds: dict[str, float] = {}
-    with timed("all", seconds), _workers(3) as (first, second, third):
+    with timed("all", seconds), _workers(_YIELDING, _YIELDING, 0) as (first, second, third):
         clips = corpus.plan(settings["train_clips"], settings["test_clips"], settings["broken"], seed)
         held_out = frozenset(corpus.sentences(clip for clip in clips if clip.split != "train"))
         # it takes longest and hears nothing
@@ -80,10 +82,13 @@ def _make(part: str, module: str, *arguments: Any) -> tuple[str, dict[str, float
 
 
 @contextmanager
-def _workers(n: int) -> Iterator[list[ProcessPoolExecutor]]:
+def _workers(*niceness: int) -> Iterator[list[ProcessPoolExecutor]]:
     """Pools of one process each; where something fails, what they still do, for minutes, is not waited for."""
     # spawned, not forked: torch and espeak-ng each keep state that does not survive a fork
-    pools = [ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) for _ in range(n)]
+    pools = [
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=os.nice, initargs=(n,))
+        for n in niceness
+    ]
     try:
         yield pools
     except BaseException:
