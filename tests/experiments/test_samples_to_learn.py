@@ -95,7 +95,7 @@ def beside_options(study: Study, name: str) -> dict:
 
 @pytest.mark.parametrize(
     "recipes",
-    [RECIPES, AFTER_STAGE0, ROOT / "configs/mini/recipes_faster.yaml", ROOT / "configs/small/recipes.yaml"],
+    [path for world in ("mini", "small") for path in sorted((ROOT / "configs" / world).glob("recipes*.yaml"))],
 )
 def test_the_recipes_are_usable_and_differ_from_the_first_in_what_they_say(recipes):
     study = load_study(recipes)
