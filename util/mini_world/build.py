@@ -3,7 +3,6 @@
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ from util.jobs import read_note
 from util.mini_world import corpus
 
 FOLDERS = ("audio", "ann", "weights")
-_YIELDING = 10  # niceness of what is done first in any case: on two cores the language model is waited for
 SUMMARY = "world.json"
 
 
@@ -39,7 +37,7 @@ def build(out: Path, settings: dict[str, Any]) -> None:
 
     seed, scale = settings["seed"], settings["pretrain_scale"]
     seconds: dict[str, float] = {}
-    with timed("all", seconds), _workers(_YIELDING, _YIELDING, 0) as (first, second, third):
+    with timed("all", seconds), _workers(3) as (first, second, third):
         clips = corpus.plan(settings["train_clips"], settings["test_clips"], settings["broken"], seed)
         held_out = frozenset(corpus.sentences(clip for clip in clips if clip.split != "train"))
         # it takes longest and hears nothing
@@ -82,13 +80,10 @@ def _make(part: str, module: str, *arguments: Any) -> tuple[str, dict[str, float
 
 
 @contextmanager
-def _workers(*niceness: int) -> Iterator[list[ProcessPoolExecutor]]:
+def _workers(n: int) -> Iterator[list[ProcessPoolExecutor]]:
     """Pools of one process each; where something fails, what they still do, for minutes, is not waited for."""
     # spawned, not forked: torch and espeak-ng each keep state that does not survive a fork
-    pools = [
-        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=os.nice, initargs=(n,))
-        for n in niceness
-    ]
+    pools = [ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) for _ in range(n)]
     try:
         yield pools
     except BaseException:
