@@ -2,10 +2,12 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import soundfile
+
+from salmonn.audio.decode import SAMPLE_RATE, load_audio
 from tests.fixtures.commands import run_command
 from tests.fixtures.mini_world import mini_options
 from tests.fixtures.paths import ROOT
@@ -21,13 +23,13 @@ def librispeech_only(folder: Path, mini_world: Path) -> None:
     """data/ with a little of LibriSpeech, one file of it broken, and ann/stage1_train.json over two corpora."""
     clips = json.loads((mini_world / "ann/stage1_train.json").read_text())["annotation"]
     broken = set(json.loads((mini_world / "world.json").read_text())["broken"])
-    spoken = [e for e in clips if e["task"] == "asr" and e["path"].endswith(".flac") and e["path"] not in broken][:12]
+    spoken = [e for e in clips if e["task"] == "asr" and e["path"] not in broken][:12]
     entries = []
     for i, entry in enumerate(spoken):
         path = f"/LibriSpeech/train-clean-100/103/{i // 4}/103-{i // 4}-{i:04}.flac"
         target = Path(f"{folder}/data{path}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(f"{mini_world}/audio{entry['path']}", target)
+        soundfile.write(target, load_audio(f"{mini_world}/audio{entry['path']}"), SAMPLE_RATE)
         entries.append({"path": path, "text": entry["text"], "task": "asr"})
     target.write_bytes(target.read_bytes()[:2000])
     entries += [{"path": f"/AudioCaps/train/{i}.wav", "text": "rain", "task": "audiocaption"} for i in range(5)]
