@@ -18,15 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from salmonn.audio.decode import load_clip
-from salmonn.common.device import to_device
 from salmonn.common.errors import UserError
 from salmonn.common.samples import Samples
 from salmonn.data import dataset as dataset_module
 from salmonn.data.dataset import SALMONNDataset
 from salmonn.model.encoders import EncoderOutputs
-from salmonn.model.llm import hidden_at
 from salmonn.model.llm_input import tokenize
-from salmonn.model.lora import lora_layers, set_adapter_precision
 from salmonn.model.loss import vocabulary_logits
 from salmonn.model.salmonn import SALMONN
 
@@ -88,12 +85,8 @@ def target_logits(
     model: SALMONN, embeds: Sequence[Tensor], chosen: Sequence[str] | None, texts: Sequence[str]
 ) -> tuple[Tensor, Tensor, int]:
     """Logits [N, V] and ids [N] of all target tokens, and how many texts are cut."""
-    llm_inputs, cut = model.lay_out([len(clip) for clip in embeds], chosen, texts)
-    row, column = model._places(llm_inputs.is_target)
-    llm = model._causal_lm()
-    set_adapter_precision(lora_layers(model.llama_model))
-    hidden = hidden_at(llm, model._embed(llm_inputs, embeds), row, column - 1)
-    return vocabulary_logits(llm, hidden), to_device(llm_inputs.token_ids[llm_inputs.is_target], model.device), cut
+    hidden, ids, _, cut = model.target_states(embeds, chosen, texts)
+    return vocabulary_logits(model._causal_lm(), hidden), ids, cut
 
 
 @contextmanager

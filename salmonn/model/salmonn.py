@@ -348,15 +348,8 @@ class SALMONN(nn.Module):
         that lost their end to max_txt_len), and per sample sample_loss,
         sample_correct and sample_total [B].
         """
-        llm_inputs, cut = self.lay_out([len(clip) for clip in embeds], chosen, texts)
-        target_ids = to_device(llm_inputs.token_ids[llm_inputs.is_target], self.device)
-        row, column = self._places(llm_inputs.is_target)
-        # Padding stands behind every token that counts, so causal attention needs no mask for it.
-        # The position before a token predicts it.
-        llm = self._causal_lm()
-        set_adapter_precision(self._adapted)
-        hidden = hidden_at(llm, self._embed(llm_inputs, embeds), row, column - 1)  # [targets of the batch, H]
-        loss, token_loss, is_correct = target_loss(llm, hidden, target_ids)
+        hidden, target_ids, row, cut = self.target_states(embeds, chosen, texts)
+        loss, token_loss, is_correct = target_loss(self._causal_lm(), hidden, target_ids)
         sample_sum, sample_correct, sample_total = (
             torch.zeros(len(texts), device=row.device).index_add_(0, row, values)
             for values in (token_loss, is_correct.float(), torch.ones_like(token_loss))
@@ -370,6 +363,22 @@ class SALMONN(nn.Module):
             "sample_correct": sample_correct,
             "sample_total": sample_total,
         }
+
+    def target_states(
+        self, embeds: Tensor | Sequence[Tensor], chosen: Sequence[str] | None, texts: Sequence[str]
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """What predicts the target tokens of a batch, arguments as `answer_loss`.
+
+        Hidden states [N, H], the tokens' ids [N] and rows [N], and how many texts are cut.
+        """
+        llm_inputs, cut = self.lay_out([len(clip) for clip in embeds], chosen, texts)
+        target_ids = to_device(llm_inputs.token_ids[llm_inputs.is_target], self.device)
+        row, column = self._places(llm_inputs.is_target)
+        set_adapter_precision(self._adapted)
+        # Padding stands behind every token that counts, so causal attention needs no mask for it.
+        # The position before a token predicts it.
+        hidden = hidden_at(self._causal_lm(), self._embed(llm_inputs, embeds), row, column - 1)
+        return hidden, target_ids, row, cut
 
     def lay_out(
         self, n_audio: Sequence[int], chosen: Sequence[str] | None, texts: Sequence[str]
