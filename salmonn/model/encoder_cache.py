@@ -120,6 +120,7 @@ class EncoderCache:
         self._heard = self._encoded = 0  # clips since the last report
         self._used, self._added = 0.0, math.inf  # bytes in the folder at the last look, and those that came since
         self._told: set[str] = set()
+        self._pool = ThreadPoolExecutor(THREADS)  # kept: starting its threads takes longer than a small entry's reading
 
     def encode(self, raw_wav: Tensor, lengths: Tensor, run_encoders: RunEncoders) -> EncoderOutputs:
         """What `run_encoders` says of clips [B, N], zero behind their lengths [B]; it hears those that are new."""
@@ -127,18 +128,17 @@ class EncoderCache:
         if self.frames_beyond is not None:
             folder = folder.with_name(f"{folder.name}-clip+{self.frames_beyond}")
         wavs = [wav[:n].numpy() for wav, n in zip(raw_wav.cpu(), lengths.tolist(), strict=True)]
-        with ThreadPoolExecutor(THREADS) as pool:
-            paths = [folder / f"{name}.safetensors" for name in pool.map(_name, wavs)]
-            read = zip(paths, pool.map(self._read, paths), strict=True)
-            rows = {path: row for path, row in read if row is not None}
-            new = {path: i for i, path in enumerate(paths) if path not in rows}  # a clip may come twice
-            if new:
-                picked = list(new.values())
-                longest = max(len(wavs[i]) for i in picked)
-                encoded = run_encoders(raw_wav[picked, :longest], lengths[picked])
-                rows |= zip(new, self._kept(encoded, lengths[picked]), strict=True)
-                fitting = [path for path in new if self._has_room(_size(rows[path]))]
-                list(pool.map(lambda path: self._write(path, rows[path]), fitting))
+        paths = [folder / f"{name}.safetensors" for name in self._pool.map(_name, wavs)]
+        read = zip(paths, self._pool.map(self._read, paths), strict=True)
+        rows = {path: row for path, row in read if row is not None}
+        new = {path: i for i, path in enumerate(paths) if path not in rows}  # a clip may come twice
+        if new:
+            picked = list(new.values())
+            longest = max(len(wavs[i]) for i in picked)
+            encoded = run_encoders(raw_wav[picked, :longest], lengths[picked])
+            rows |= zip(new, self._kept(encoded, lengths[picked]), strict=True)
+            fitting = [path for path in new if self._has_room(_size(rows[path]))]
+            list(self._pool.map(lambda path: self._write(path, rows[path]), fitting))
         self._heard += len(paths)
         self._encoded += len(new)
         return EncoderOutputs.of_rows([rows[path] for path in paths], raw_wav.device)

@@ -37,8 +37,9 @@ SMALL = ["--train-clips", "40", "--test-clips", "20", "--pretrain-scale", "0"]
 def digests(folder):
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix == ".ogg" and path.stat().st_size > 200:  # each ogg stream has a random serial number
-            content = soundfile.read(path)[0].tobytes()
+        if path.suffix == ".ogg":  # each ogg stream has a random serial number, also one that was cut behind its head
+            size = path.stat().st_size
+            content = soundfile.read(path)[0].tobytes() if size > 200 else bytes(size)
         elif path.is_file() and path.name != "world.json":  # holds the seconds it took
             content = path.read_bytes()
         else:

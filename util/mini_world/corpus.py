@@ -27,7 +27,7 @@ from util.mini_world.scenes import (
 SHARES = {"speech": 0.38, "short": 0.10, "mixed": 0.10, "sound": 0.34, "music": 0.08}
 VALID_SHARE = 0.05  # of the training clips, on top of them
 FORMATS = {"wav": 80, "ogg": 3, "mp3": 2, "flac": 15}  # weights; an ogg takes as long as 13 wavs, an mp3 as 28
-RATES = (8_000, 16_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)  # Hz; 16 kHz twice as often
+RATES = {16_000: 70, 8_000: 5, 22_050: 5, 24_000: 5, 32_000: 5, 44_100: 5, 48_000: 5}  # Hz; weights, likewise
 SPLITS = ("test", "valid", "train")  # in the order in which sentences are given out
 STAGE_TASKS = {  # None: everything that is trained before stage 3
     "stage1": {"asr", "audiocaption"},
@@ -58,9 +58,8 @@ def plan(train_clips: int, test_clips: int, broken: float, seed: int) -> list[Cl
             suffix = BREAKAGES[kind] if kind else rng.choices(list(FORMATS), FORMATS.values())[0]
             path = f"/{group}/{split}_{i:05d}.{suffix}"
             clip_seed = (seed, SPLITS.index(split), i)
-            clips.append(
-                Clip(split, path, scene, rng.choice(RATES), rng.random() < 0.2, clip_seed, group == "short", kind)
-            )
+            rate = rng.choices(list(RATES), RATES.values())[0]
+            clips.append(Clip(split, path, scene, rate, rng.random() < 0.2, clip_seed, group == "short", kind))
     return clips
 
 

@@ -26,8 +26,8 @@ from util.mini_world.training import batches, endless, fit
 
 SECONDS = 5  # what the tiny Whisper hears, instead of 30
 FRAMES_PER_SECOND = 50
-WHISPER_STEPS, WHISPER_BATCH = 560, 8  # steps at --pretrain-scale 1
-BEATS_STEPS, BEATS_BATCH = 700, 16
+WHISPER_STEPS, WHISPER_BATCH = 500, 8  # steps at --pretrain-scale 1
+BEATS_STEPS, BEATS_BATCH = 600, 16
 ATTRIBUTE_WEIGHT = 0.2
 SOUND_REPEATS, MUSIC_REPEATS = 3, 2
 INIT_STD = 0.08  # transformers' 0.02 is for wide models

@@ -33,7 +33,7 @@ SLOTS = 14  # windows of 17 frames in 5 s at 50 Hz
 BLEND = 12  # pieces that one slot can hold
 SLOT_SECONDS = 0.34
 BATCH = 32
-STEPS = 1000  # at --pretrain-scale 1
+STEPS = 900  # at --pretrain-scale 1
 INIT_STD = 0.07  # transformers' 0.02 is for wide models
 EMBEDDING_STD = 0.5  # the size of what Q-Former and projection produce before training
 SPEAKERS = dict(zip(scenes.VOICES, "ABCDEFGH", strict=True))  # what stands for a voice in a slot
