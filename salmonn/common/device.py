@@ -1,6 +1,7 @@
 """Where a process computes: its device and precision, transfers without waiting, random seeds, time, peak memory."""
 
 import contextlib
+import logging
 import os
 import random
 import resource
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from salmonn.common.errors import UserError
 from salmonn.common.gpu import no_gpu
 
+logger = logging.getLogger(__name__)
+
+IN_FLOAT32 = "run.amp=False model.llm_dtype=float32 model.encoder_dtype=float32"
 AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -25,10 +29,15 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def device_of(config: DictConfig) -> torch.device:
-    """This process's device. Raises UserError when `run.device` asks for a GPU that is not there."""
+    """This process's device; says where its processor is slow at what is asked of it.
+
+    Raises UserError when `run.device` asks for a GPU that is not there.
+    """
     run, quantised = config.run, config.model.low_resource or config.model.llm_quantization != "none"
     local_rank = int(os.environ.get("LOCAL_RANK", config.model.device_8bit if quantised else 0))
     if not run.device.startswith("cuda"):
+        if run.device == "cpu" and _wants_bfloat16(config) and not computes_bfloat16():
+            logger.warning("this processor computes several times slower in bfloat16 than with %s", IN_FLOAT32)
         return torch.device(run.device)
     if not torch.cuda.is_available():
         raise no_gpu(run.device)
@@ -36,6 +45,16 @@ def device_of(config: DictConfig) -> torch.device:
     if device.index >= torch.cuda.device_count():
         raise UserError(f"{device} is asked for, but this machine has {torch.cuda.device_count()} GPUs")
     return device
+
+
+def computes_bfloat16() -> bool:
+    """Whether the processor has units for bfloat16, on x86 or ARM."""
+    return any(torch.cpu.get_capabilities().get(units, False) for units in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+def _wants_bfloat16(config: DictConfig) -> bool:
+    model, run = config.model, config.run
+    return (run.amp and run.amp_dtype == "bf16") or "bfloat16" in (model.llm_dtype, model.encoder_dtype)
 
 
 def autocast(run: DictConfig, device: torch.device) -> torch.autocast:

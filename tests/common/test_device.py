@@ -91,3 +91,20 @@ def test_mixed_precision_is_what_the_config_says(config, name, dtype):
 def test_what_is_there_already_is_not_copied():
     x = torch.ones(3)
     assert to_device(x, torch.device("cpu")) is x
+
+
+@pytest.mark.parametrize(
+    ("has", "slow"),
+    [({"amx_bf16": True}, False), ({"avx512_bf16": True}, False), ({"bf16": True}, False), ({"avx512_f": True}, True)],
+)
+def test_a_processor_without_units_for_bfloat16_is_told_where_it_is_asked_for(config, has, slow, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    asked = [["run.amp=True", "run.amp_dtype=bf16"]]
+    asked += [["run.amp=False", f"model.{key}=bfloat16"] for key in ("llm_dtype", "encoder_dtype")]
+    for options in asked:
+        caplog.clear()
+        device_of(config("run.device=cpu", *options))
+        assert ("slower in bfloat16 than with run.amp=False model.llm_dtype=float32" in caplog.text) == slow
+    caplog.clear()
+    device_of(config("run.device=cpu", "run.amp=False"))
+    assert not caplog.text
