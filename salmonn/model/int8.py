@@ -77,7 +77,7 @@ class _Int8Product(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight, scale)
         rows, row_scale = quantise_rows(input.flatten(0, -2))
-        output = _product(rows, weight.t()) * row_scale * scale
+        output = _scaled(_product(rows, weight.t()), row_scale, scale)
         return output.to(input.dtype).unflatten(0, input.shape[:-1])
 
     @staticmethod
@@ -85,7 +85,7 @@ class _Int8Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         weight, scale = ctx.saved_tensors
         rows, row_scale = quantise_rows(gradient.flatten(0, -2) * scale)
-        of_input = _product(rows, weight) * row_scale
+        of_input = _scaled(_product(rows, weight), row_scale)
         return of_input.to(gradient.dtype).unflatten(0, gradient.shape[:-1]), None, None
 
 
@@ -99,6 +99,14 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     """int8 [N, K] x [K, M] -> int32 [N, M]."""
     missing = max(0, _GPU_ROWS - len(left)) if left.device.type == "cuda" else 0
     return torch._int_mm(F.pad(left, (0, 0, 0, missing)), right)[: len(left)]
+
+
+def _scaled(product: Tensor, scale: Tensor, *more: Tensor) -> Tensor:
+    """int32 [N, M] times scales, in float32; a CPU multiplies two kinds of numbers at a sixth of its speed."""
+    output = product.float().mul_(scale) if product.device.type == "cpu" else product * scale
+    for scale in more:
+        output.mul_(scale)
+    return output
 
 
 def turn(values: Tensor) -> Tensor:
