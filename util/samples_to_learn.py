@@ -9,9 +9,11 @@
 
 Each run is stage 1 by the real Runner, some after a stage 0, which recipes that want the same one share. It is
 validated often beside the control with shuffled audio, and ended when the plateau is left and half of the accuracy is
-gained, or where the recipes say. Finished runs are kept in --out and not made again; the tables there (report.md,
-report.json, report.png) are of all of them. The world must be there: make quickstart makes the miniature one, make
-small the other. One thread a process: start several with other --seeds.
+gained, or where the recipes say. Finished runs are kept in --out and not made again: one that other options, configs,
+annotations or models made is refused. The tables there (report.md, report.json, report.png) are of all of them; below
+them stands which runs this command would make otherwise, and which are of an earlier version, which did not say.
+The world must be there: make quickstart makes the miniature one, make small the other. One thread a process: start
+several with other --seeds.
 """
 
 import argparse
@@ -69,7 +71,8 @@ def main() -> None:
         raise UserError(f"--only {' '.join(sorted(unknown))}: {recipes} has {', '.join(study.recipes)}")
     tell_wait("loading PyTorch")
     from experiments.samples_to_learn.changes import clips_kept
-    from experiments.samples_to_learn.experiment import fill_cache, is_measured, measure, read_curves
+    from experiments.samples_to_learn.experiment import fill_cache, measure
+    from experiments.samples_to_learn.kept import doubts, is_measured, read_curves
     from experiments.samples_to_learn.report import markdown, plot, summarise
 
     if not args.report_only:
@@ -83,7 +86,7 @@ def main() -> None:
     curves = read_curves(study, out)
     if not curves:
         raise UserError(f"{out} holds no finished run of {recipes}")
-    summary = summarise(study, curves)
+    summary = summarise(study, curves, doubts(study, out, args.options))
     write_json(out / "report.json", summary)
     write_text(out / "report.md", markdown(summary))
     plot(summary, out / "report.png")

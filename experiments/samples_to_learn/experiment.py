@@ -1,8 +1,6 @@
 """One run of a recipe: stage 1 by the real Runner, validated often, ended when all is known."""
 
 import contextlib
-import hashlib
-import json
 import math
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -12,17 +10,27 @@ from typing import Any
 
 import editdistance
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 from tqdm import tqdm
 
 from experiments.samples_to_learn.changes import distil, drop_frames, easier, normalise_audio_tokens
 from experiments.samples_to_learn.criterion import Point, says_enough
-from experiments.samples_to_learn.recipes import Recipe, Study, made_by, of_stage0, recipe_config, stage0_config
+from experiments.samples_to_learn.kept import (
+    ALIGNED,
+    CURVE,
+    aligned_folder,
+    differences,
+    is_measured,
+    made_by,
+    run_folder,
+)
+from experiments.samples_to_learn.recipes import Recipe, Study, of_parts, of_stage0, recipe_config, stage0_config
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
 from salmonn.common.files import make_folder, read_json, write_json
 from salmonn.common.samples import Samples
+from salmonn.config.loading import BEST
 from salmonn.data.annotations import Annotations
 from salmonn.data.dataset import SALMONNDataset
 from salmonn.data.loader import eval_loader, open_datasets
@@ -34,10 +42,8 @@ from salmonn.training.readiness import require_all_ready
 from salmonn.training.runner import Runner
 from salmonn.training.validation import fixed_prompts
 
-CURVE, ALIGNED = "curve.json", "stage0.json"
 ENOUGH = "the end of the experiment"
 GREEDY = {"num_beams": 1, "max_new_tokens": 60}
-_OF_ALL_STAGES = ("model.", "datasets.", "run.amp", "run.encoder_cache")  # what is heard, by what, how precisely
 OF_ENCODERS = ("whisper_path", "beats_path", "encoder_dtype", "max_seconds", "whisper_silence")  # what they say
 
 
@@ -48,14 +54,17 @@ def measure(study: Study, name: str, seed: int, out: Path, options: Sequence[str
     """
     folder, recipe, made = run_folder(out, name, seed), study.recipes[name], made_by(study, name, options)
     if is_measured(name, seed, out):
-        if read_json(folder / CURVE)["made_by"] != made:
-            raise UserError(f"{folder} holds a run of another recipe: remove it, or choose another --out")
+        if other := differences(read_json(folder / CURVE)["made_by"], made):
+            raise UserError(
+                f"{folder} holds a run that was made otherwise: {', '.join(other)} differ. Remove it, or choose "
+                "another --out"
+            )
         return
     before, started_from = {}, []
     if recipe.stage0:
         aligned = aligned_folder(study, name, seed, out, options)
         before = _align(study, name, aligned, seed, options)
-        started_from = [f"model.ckpt={aligned}/checkpoint_best.pth"]
+        started_from = [f"model.ckpt={aligned / BEST}"]
     config = recipe_config(study, name, [*options, *started_from, *_where(folder, seed)])
     _take_subsets(config.datasets, study, recipe.tasks, folder)
     curve = _run(config, study, recipe)
@@ -68,15 +77,10 @@ def _where(folder: Path, seed: int) -> list[str]:
     return [f"run.seed={seed}", f"run.output_dir={folder.parent}", "run.overwrite=True", f"run.exp_name={folder.name}"]
 
 
-def _of_parts(options: Sequence[str]) -> list[str]:
-    """Those of the options for all runs that count for their stage 0, too, which has rates and batches of its own."""
-    return [option for option in options if option.startswith(_OF_ALL_STAGES)]
-
-
 def fill_cache(study: Study, names: Sequence[str], options: Sequence[str] = ()) -> None:
     """Encode every clip once in each way, so that no run pays for what others find; nothing to do without a cache."""
     configs = [recipe_config(study, name, options) for name in names]
-    configs += [stage0_config(study, name, _of_parts(options)) for name in names if study.recipes[name].stage0]
+    configs += [stage0_config(study, name, of_parts(options)) for name in names if study.recipes[name].stage0]
     filled = set()
     for config in configs:
         run = config.run
@@ -95,34 +99,6 @@ def fill_cache(study: Study, names: Sequence[str], options: Sequence[str] = ()) 
                     model.encode_clips(samples["raw_wav"], samples["padding_mask"])
 
 
-def is_measured(name: str, seed: int, out: Path) -> bool:
-    """Whether a run is there."""
-    return (run_folder(out, name, seed) / CURVE).exists()
-
-
-def read_curves(study: Study, out: Path) -> dict[str, dict[int, list[Point]]]:
-    """The curves of all finished runs, by recipe and seed."""
-    found = {}
-    for name in study.recipes:
-        runs = [read_json(path) for path in out.glob(f"{run_folder('', name, '*')}/{CURVE}")]
-        if runs:
-            found[name] = {run["seed"]: run["curve"] for run in sorted(runs, key=lambda run: run["seed"])}
-    return found
-
-
-def run_folder(out: Path | str, name: str, seed: int | str) -> Path:
-    """Where a run is kept."""
-    return Path(out) / f"{name}-{seed}"
-
-
-def aligned_folder(study: Study, name: str, seed: int, out: Path, options: Sequence[str] = ()) -> Path:
-    """Where the stage 0 before a recipe is kept: one for all recipes that want the same."""
-    config = OmegaConf.to_yaml(stage0_config(study, name, _of_parts(options)), sort_keys=True)
-    changes = {key: value for key, value in of_stage0(study.recipes[name]).items() if value}
-    digest = hashlib.sha256(f"{config}{json.dumps(changes, sort_keys=True)}".encode()).hexdigest()
-    return out / f"stage0-{digest[:8]}-{seed}"
-
-
 def _run(config: DictConfig, study: Study, recipe: Recipe) -> list[Point]:
     require_all_ready([config])
     runner = ObservedRunner(config, study, recipe)
@@ -135,7 +111,7 @@ def _align(study: Study, name: str, folder: Path, seed: int, options: Sequence[s
     """Stage 0, once: samples and CPU seconds of its training, and its word error rate by greedy CTC."""
     if (folder / ALIGNED).exists():
         return read_json(folder / ALIGNED)
-    config = stage0_config(study, name, [*_of_parts(options), *_where(folder, seed)])
+    config = stage0_config(study, name, [*of_parts(options), *_where(folder, seed)])
     require_all_ready([config])
     runner = TimedRunner(config, **of_stage0(study.recipes[name]))
     if not runner.run():

@@ -1,7 +1,7 @@
 """Recipes: ways of training one configuration, each a few overrides."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,8 @@ from experiments.samples_to_learn.criterion import HALF_WAY_ACCURACY
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, typed_section
 from salmonn.config.reading import read_yaml
-from salmonn.config.stored import options_without_secrets
 
-_FIRST_FIELDS = ("options", "tasks", "projection_scale", "llm_scale", "stage0", "stage0_options")
+_OF_ALL_STAGES = ("model.", "datasets.", "run.amp", "run.encoder_cache")  # what is heard, by what, how precisely
 
 
 @dataclass
@@ -95,18 +94,11 @@ def stage0_config(study: Study, name: str, options: Sequence[str] = ()) -> DictC
     return load_config(study.recipes[name].stage0, [*stage0_options(study, name), *options])
 
 
+def of_parts(options: Sequence[str]) -> list[str]:
+    """Those of the options for all runs that count for their stage 0, too, which has rates and batches of its own."""
+    return [option for option in options if option.startswith(_OF_ALL_STAGES)]
+
+
 def of_stage0(recipe: Recipe) -> dict[str, Any]:
     """What a recipe changes of stage 0 beside its options."""
     return {"layer_norm": recipe.layer_norm, "frame_dropout": recipe.stage0_frame_dropout}
-
-
-def made_by(study: Study, name: str, options: Sequence[str] = ()) -> dict[str, Any]:
-    """What a run of a recipe is told by from others; of the fields that came later, those that are set."""
-    recipe, plain = study.recipes[name], Recipe()
-    given = [*study.options, *recipe.options, *options]
-    found = {"options": options_without_secrets(given), "tasks": recipe.tasks}
-    found |= {"projection_scale": recipe.projection_scale, "llm_scale": recipe.llm_scale}
-    if recipe.stage0:
-        found |= {"stage0": recipe.stage0, "stage0_options": stage0_options(study, name)}
-    later = {key.name: getattr(recipe, key.name) for key in fields(recipe) if key.name not in ("says", *_FIRST_FIELDS)}
-    return found | {key: value for key, value in later.items() if value != getattr(plain, key)}

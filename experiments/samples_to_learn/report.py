@@ -14,8 +14,11 @@ from salmonn.evaluation.report.tables import table
 Curves = Mapping[str, Mapping[int, Sequence[Point]]]  # by recipe and seed
 
 
-def summarise(study: Study, curves: Curves) -> dict[str, Any]:
-    """All that was found, for a JSON file; samples and CPU seconds are None where a milestone was not reached."""
+def summarise(study: Study, curves: Curves, doubts: Sequence[str] = ()) -> dict[str, Any]:
+    """All that was found, for a JSON file; samples and CPU seconds are None where a milestone was not reached.
+
+    `doubts`: lines about runs that may not belong beside the others.
+    """
     milestones = {
         "left": left_plateau,
         "left_asr": lambda curve: left_plateau(curve, "asr"),
@@ -41,7 +44,7 @@ def summarise(study: Study, curves: Curves) -> dict[str, Any]:
             "curves": by_seed,
         }
     summary = {"criterion": criterion(study.half_way_accuracy), "common_options": study.options, "recipes": recipes}
-    return summary | {"word_errors": _word_errors(curves)}
+    return summary | {"word_errors": _word_errors(curves), "doubts": list(doubts)}
 
 
 def _has_task(by_seed: Mapping[int, Sequence[Point]], task: str) -> bool:
@@ -107,7 +110,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
         row += [_factor(*map(statistics.median, speeds)) if all(speeds) else "-"]
         rows.append(row + [_percent(of["by_seed"][name]) for of in word_errors.values()])
     told = "CPU seconds count stage 0, samples/CPU s do not. Word errors: the median, and each seed's."
-    return "\n".join([summary["criterion"] + f" {told}\n", table(header, rows), *_on_the_way(recipes)]) + "\n"
+    lines = [summary["criterion"] + f" {told}\n", table(header, rows), *_on_the_way(recipes)]
+    return "\n".join(lines + [f"\n{doubt}" for doubt in summary["doubts"]]) + "\n"
 
 
 def _on_the_way(recipes: Mapping[str, Any]) -> list[str]:

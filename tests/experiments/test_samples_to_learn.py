@@ -1,27 +1,31 @@
 """util/samples_to_learn.py: when a curve has left the plateau, recipes that load, and a run of them end to end."""
 
+import hashlib
 import json
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
 from experiments.samples_to_learn import experiment
 from experiments.samples_to_learn.criterion import HALF_WAY_ACCURACY, at_samples, half_way, left_plateau
-from experiments.samples_to_learn.experiment import (
-    ObservedRunner,
+from experiments.samples_to_learn.experiment import ObservedRunner, fill_cache, residual_writers, scale_
+from experiments.samples_to_learn.kept import (
     aligned_folder,
-    fill_cache,
+    differences,
+    doubts,
+    made_by,
     read_curves,
-    residual_writers,
-    scale_,
+    recipe_as_written,
 )
-from experiments.samples_to_learn.recipes import Recipe, Study, load_study, made_by, recipe_config, stage0_config
+from experiments.samples_to_learn.recipes import Recipe, Study, load_study, recipe_config, stage0_config
 from experiments.samples_to_learn.report import markdown, summarise
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
+from salmonn.training.run_state import contents_of_data
 from salmonn.training.runner import Runner
 from tests.fixtures.commands import json_lines, run_command
 from tests.fixtures.mini_world import train_options
@@ -90,7 +94,7 @@ def test_a_value_is_found_between_the_points_that_have_one_and_nowhere_else():
 
 
 def beside_options(study: Study, name: str) -> dict:
-    return made_by(study, name) | {"options": []}
+    return recipe_as_written(study, name) | {"options": []}
 
 
 @pytest.mark.parametrize(
@@ -200,8 +204,109 @@ def test_a_run_of_before_is_known_again():
     recipe = {"stage0": "stage0.yaml", "stage0_options": ["a"]}
     study = Study(options=["x"], recipes={"old": Recipe(**recipe), "new": Recipe(**recipe, curriculum="asr")})
     before = {"options": ["x"], "tasks": [], "projection_scale": 1.0, "llm_scale": 1.0, **recipe}
-    assert made_by(study, "old") == before
-    assert made_by(study, "new") == before | {"curriculum": "asr"}
+    assert recipe_as_written(study, "old") == before
+    assert recipe_as_written(study, "new") == before | {"curriculum": "asr"}
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A file of recipes, its configs, annotations and prompts, to be changed: its folder."""
+    for stage, more in ((0, "run: {objective: ctc}"), (1, "run: {batch_size_train: 4}")):
+        ann = f"train_ann_path: {tmp_path}/train.json, valid_ann_path: {tmp_path}/valid.json"
+        model = f"prompt_path: {tmp_path}/prompts.json"
+        (tmp_path / f"stage{stage}.yaml").write_text(f"model: {{{model}}}\ndatasets: {{{ann}}}\n{more}\n")
+    for name in ("train", "valid", "other"):
+        write_entries(tmp_path / f"{name}.json", name)
+    (tmp_path / "prompts.json").write_text("{}")
+    recipes = f"config: {tmp_path}/stage1.yaml\nrecipes:\n  aligned: {{stage0: {tmp_path}/stage0.yaml}}\n"
+    (tmp_path / "recipes.yaml").write_text(recipes)
+    return tmp_path
+
+
+def write_entries(path, text):
+    path.write_text(json.dumps({"annotation": [{"path": "a.wav", "text": text, "task": "asr"}]}))
+
+
+def write_run(out, made):
+    (out / "aligned-1").mkdir(parents=True)
+    (out / "aligned-1/curve.json").write_text(json.dumps({"made_by": made, "seed": 1, "curve": [{"samples": 1}]}))
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "told"),
+    [
+        ("stage1.yaml", "batch_size_train: 4", "batch_size_train: 8", "configuration"),
+        ("stage0.yaml", "objective: ctc", "objective: ctc, ctc_negatives: 9", "configuration of stage 0"),
+        ("recipes.yaml", "recipes:", "valid_clips: 7\nrecipes:", "what is measured"),
+        ("recipes.yaml", "recipes:", "word_errors_every: 96\nrecipes:", "what is measured"),
+        ("recipes.yaml", "recipes:", "half_way_accuracy: 0.5\nrecipes:", "what is measured"),
+        ("recipes.yaml", "recipes:", "max_samples: 96\nrecipes:", "what is measured"),
+        ("train.json", "train", "again", "annotations, annotations of stage 0"),
+        ("prompts.json", "{}", "{ }", "files of the model"),
+    ],
+)
+def test_a_run_of_other_configs_data_or_measurements_is_refused(world, file, old, new, told):
+    study, out = load_study(world / "recipes.yaml"), world / "out"
+    write_run(out, made_by(study, "aligned", ["run.log_freq=9"]))
+    experiment.measure(study, "aligned", 1, out, ["run.log_freq=9"])
+    text = (world / file).read_text()
+    assert old in text
+    (world / file).write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=f"otherwise: {told} differ. Remove it"):
+        experiment.measure(load_study(world / "recipes.yaml"), "aligned", 1, out, ["run.log_freq=9"])
+    assert doubts(load_study(world / "recipes.yaml"), out) == [
+        f"Made otherwise than this command would make them: aligned-1 (options, {told})."
+    ]
+
+
+def test_validation_clips_of_other_files_are_other_data(world):
+    text = (world / "recipes.yaml").read_text()
+    (world / "recipes.yaml").write_text(f"valid_files: [{world}/other.json]\n{text}")
+    made = made_by(load_study(world / "recipes.yaml"), "aligned")
+    write_entries(world / "other.json", "changed")
+    assert differences(made, made_by(load_study(world / "recipes.yaml"), "aligned")) == ["annotations"]
+
+
+def test_where_a_run_is_written_and_by_which_seed_is_no_other_run(world):
+    made = made_by(load_study(world / "recipes.yaml"), "aligned")
+    for stage in (0, 1):
+        config = world / f"stage{stage}.yaml"
+        config.write_text(config.read_text().replace("run: {", "run: {seed: 5, output_dir: elsewhere, "))
+    assert differences(made, made_by(load_study(world / "recipes.yaml"), "aligned")) == []
+
+
+def test_a_run_of_an_earlier_version_is_kept_and_told_of(world):
+    study, out = load_study(world / "recipes.yaml"), world / "out"
+    write_run(out, recipe_as_written(study, "aligned"))
+    experiment.measure(study, "aligned", 1, out)  # nothing is made
+    assert read_curves(study, out) == {"aligned": {1: [{"samples": 1}]}}
+    [line] = doubts(study, out)
+    assert line.startswith("Kept from an earlier version, of which it cannot be told")
+    assert line.endswith("aligned-1.")
+    with pytest.raises(UserError, match="otherwise: options differ"):
+        experiment.measure(study, "aligned", 1, out, ["run.log_freq=9"])
+
+
+def test_a_stage_0_is_shared_by_runs_of_the_same_annotations(world):
+    study, out = load_study(world / "recipes.yaml"), world / "out"
+    before = aligned_folder(study, "aligned", 1, out)
+    assert aligned_folder(study, "aligned", 1, out) == before
+    write_entries(world / "train.json", "changed")
+    assert aligned_folder(study, "aligned", 1, out) != before
+
+
+def test_a_stage_0_of_an_earlier_version_is_found_where_its_checkpoint_tells_of_the_same_annotations(world):
+    study, out = load_study(world / "recipes.yaml"), world / "out"
+    config = stage0_config(study, "aligned")
+    named_by = f"{OmegaConf.to_yaml(config, sort_keys=True)}{{}}"
+    earlier = out / f"stage0-{hashlib.sha256(named_by.encode()).hexdigest()[:8]}-1"
+    earlier.mkdir(parents=True)
+    torch.save({"model": {}, "annotations": contents_of_data(config)}, earlier / "checkpoint_best.pth")
+    assert aligned_folder(study, "aligned", 1, out) != earlier  # not done
+    (earlier / "stage0.json").write_text("{}")
+    assert aligned_folder(study, "aligned", 1, out) == earlier
+    write_entries(world / "valid.json", "changed")
+    assert aligned_folder(study, "aligned", 1, out) != earlier
 
 
 def test_a_curriculum_is_followed_by_everything(monkeypatch):
@@ -252,7 +357,7 @@ def test_recipes_are_run_once_and_reported(mini_world, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "ObservedRunner", None)  # a second run would fail
     monkeypatch.chdir(ROOT)
     experiment.measure(load_study(recipes), "asr_only", 7, out, options)
-    with pytest.raises(UserError, match="another recipe"):
+    with pytest.raises(UserError, match="otherwise: options differ"):
         experiment.measure(load_study(recipes), "asr_only", 7, out, [*options, "run.seed=8"])
     assert read_curves(load_study(recipes), out) == {"asr_only": {7: report["curves"]["7"]}}
 
