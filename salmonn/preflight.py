@@ -169,14 +169,14 @@ def _require_model(
     with importing():
         from salmonn.model import checkpoint
         from salmonn.model.alignment import model_class
-        from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits
+        from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits, require_start_fits
         from salmonn.model.salmonn import SALMONN
 
     meta_model = build_meta_model(config.model, model_class(config.run) if training else SALMONN)
     problems = []
     for path, partial in ((config.model.speech_llama_proj_model, True), (config.model.ckpt, False)):
         if path and path not in unread:
-            problems += problem_of(require_checkpoint_fits, meta_model, path, partial)
+            problems += problem_of(require_start_fits, meta_model, path, partial)
     if config.model.ckpt and config.model.ckpt not in unread and not problems:
         meta_model.tell_other_vicuna()
     if readable := next((path for path in goes_on if not problem_of(checkpoint.read, path, lazily=True)), None):

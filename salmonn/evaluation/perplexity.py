@@ -32,6 +32,7 @@ from salmonn.evaluation.requests import Outcome, Request
 from salmonn.evaluation.sets import EvalSet, open_sets
 from salmonn.evaluation.tasks import EvalTask, scored_tasks
 from salmonn.model import checkpoint
+from salmonn.model.hearing import require_same_hearing
 from salmonn.model.prompts import SPEECH_MARKER
 from salmonn.model.salmonn import SALMONN
 
@@ -104,7 +105,10 @@ def _require_comparable(config: DictConfig, points: Sequence[Point]) -> None:
     """Raise UserError for scalings without adapters, and for checkpoints that would leave parameters of another."""
     if not config.model.lora and any(point.scaling is not None for point in points):
         raise UserError("model.lora = False: without adapters there is no scaling to vary")
-    names = {file: checkpoint.read(file, lazily=True)["model"].keys() for file in {p.ckpt for p in points} if file}
+    contents = {file: checkpoint.read(file, lazily=True) for file in {p.ckpt for p in points} if file}
+    for file, content in contents.items():
+        require_same_hearing(config.model, content, file)
+    names = {file: content["model"].keys() for file, content in contents.items()}
     first = next(iter(names), "")
     for file, keys in names.items():
         if differing := sorted(keys ^ names[first]):

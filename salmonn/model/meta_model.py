@@ -13,6 +13,7 @@ from salmonn.common.errors import UserError
 from salmonn.model import checkpoint
 from salmonn.model.beats import load_beats
 from salmonn.model.features import LogMel
+from salmonn.model.hearing import require_same_hearing
 from salmonn.model.llm import llm_attention, quantised_by, read_llm, require_loadable, stored_config
 from salmonn.model.model_folders import loading, require_model_folder
 from salmonn.model.salmonn import SALMONN
@@ -65,6 +66,12 @@ def heard_seconds(model: DictConfig) -> float:
 def require_checkpoint_fits(meta_model: SALMONN, path: str | Path, partial: bool = False) -> None:
     """Raise UserError unless the checkpoint's names and shapes are those of the model."""
     checkpoint.require_fit(meta_model, checkpoint.read(path, lazily=True)["model"], path, partial)
+
+
+def require_start_fits(meta_model: SALMONN, path: str | Path, partial: bool = False) -> None:
+    """As `require_checkpoint_fits`, of a checkpoint to start from: it was trained to hear in the same way, too."""
+    require_checkpoint_fits(meta_model, path, partial)
+    require_same_hearing(meta_model.config, checkpoint.read(path, lazily=True), path, only_told=partial)
 
 
 def _whisper_encoder(model: DictConfig) -> WhisperEncoder:

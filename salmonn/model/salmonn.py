@@ -27,6 +27,7 @@ from salmonn.model.card import model_card
 from salmonn.model.encoders import EncoderOutputCache, EncoderOutputs
 from salmonn.model.features import LogMel, fbank_lengths, kaldi_fbank
 from salmonn.model.generation import answer, prefill, search_settings
+from salmonn.model.hearing import require_same_hearing
 from salmonn.model.lineage import LINEAGE, Training, read_lineage, written
 from salmonn.model.llm import hidden_at, load_llm
 from salmonn.model.llm_input import LLMInputs, build_llm_inputs, tokenize
@@ -111,9 +112,9 @@ class SALMONN(nn.Module):
         """
         config = model_config(config)
         device = torch.device(device)
-        for path in (config.speech_llama_proj_model, config.ckpt):
-            if path:
-                checkpoint.read(path, lazily=True)  # a wrong file is known before the big ones are loaded
+        for path, partial in ((config.speech_llama_proj_model, True), (config.ckpt, False)):
+            if path:  # a wrong file is known before the big ones are loaded
+                require_same_hearing(config, checkpoint.read(path, lazily=True), path, only_told=partial)
         log_mel, speech_encoder = load_whisper(config)
         model = cls(
             config,

@@ -29,11 +29,19 @@ def require_files(configs: Sequence[DictConfig]) -> None:
 def all_problems(configs: Sequence[DictConfig]) -> list[str]:
     """What keeps each stage from starting, if those before it have left their checkpoints."""
     problems: list[str] = []
-    made: list[str] = []
+    made: dict[str, DictConfig] = {}
     for config in configs:
-        problems += run_problems(config, made)
-        made.append(best_checkpoint(config.run))
+        problems += run_problems(config, list(made))
+        if before := made.get(config.model.ckpt):
+            problems += problem_of(_require_same_hearing, config.model, before, config.model.ckpt)
+        made[best_checkpoint(config.run)] = config
     return problems
+
+
+def _require_same_hearing(model: DictConfig, before: DictConfig, path: str) -> None:
+    from salmonn.model.hearing import require_same_hearing  # with PyTorch
+
+    require_same_hearing(model, {"config": before}, path)
 
 
 def run_problems(config: DictConfig, made_before: Sequence[str] = ()) -> list[str]:

@@ -106,9 +106,11 @@ def test_stage_1_finds_what_stage_0_has_encoded_where_there_is_room_for_whole_en
 
 def test_stage_1_may_go_on_spelling_beside_its_answers(mini_world, whole, tmp_path):
     path = whole[0] / "stage0/checkpoint_best.pth"
-    options = [f"model.ckpt={path}", "run.ctc_weight=0.3", "model.second_per_window=0.1", "model.second_stride=0.1"]
-    result = train(mini_world, tmp_path, *options, stage=1, ranks=2)
+    options = [f"model.speech_llama_proj_model={path}", "run.ctc_weight=0.3"]
+    windows = ["model.second_per_window=0.1", "model.second_stride=0.1"]  # others than stage 0 had, and meant so
+    result = train(mini_world, tmp_path, *options, *windows, stage=1, ranks=2)
     assert result.returncode == 0, result.stderr
+    assert "was trained to hear otherwise" in result.stderr
     spelled = checkpoint.read(tmp_path / "stage1/checkpoint_best.pth")["model"]
     assert not torch.equal(spelled["ctc_blank"], checkpoint.read(path)["model"]["ctc_blank"])
     assert any("lora_B" in name and value.any() for name, value in spelled.items())
