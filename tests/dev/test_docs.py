@@ -107,15 +107,15 @@ def test_memory_in_the_training_guide_is_what_is_predicted():
     for name, clips, *shown in rows:
         config = load_config(ROOT / name)
         assert int(clips) == config.run.batch_size_train
-        llm = config.model.llama_path
-        if llm not in known:
-            known[llm] = model_without_values(config.model)
+        parts = (config.model.llama_path, config.model.second_per_window)
+        if parts not in known:
+            known[parts] = model_without_values(config.model)
         for value, (answer, checkpointing) in zip(
             shown, ((300, False), (60, False), (300, True), (60, True)), strict=True
         ):
             case = Case("cuda", 2, config.model.llm_quantization, config.run.amp, checkpointing, gradients_stay=True)
-            parts = predicted(known[llm], case, longest(known[llm], int(clips), answer))
-            assert f"{sum(parts.values()) / 1e9:.1f}" == value, (name, answer, checkpointing)
+            needed = predicted(known[parts], case, longest(known[parts], int(clips), answer))
+            assert f"{sum(needed.values()) / 1e9:.1f}" == value, (name, answer, checkpointing)
 
 
 def test_largest_batches_in_performance_md_are_what_is_predicted():

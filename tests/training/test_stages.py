@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, load_stages
 from salmonn.model import checkpoint
+from salmonn.model.hearing import heard_otherwise
 from salmonn.model.lineage import known_tasks, read_lineage
 from salmonn.model.salmonn import SALMONN
 from tests.fixtures.commands import run_command, torchrun
@@ -126,6 +127,29 @@ def test_the_listed_stages_start_from_each_other_wherever_they_write():
         "start.pth", "elsewhere/stage1/checkpoint_best.pth", "elsewhere/stage2/checkpoint_best.pth",
     ]  # fmt: skip
     assert len(load_stages("configs/stage1.yaml")) == 1
+
+
+@pytest.mark.parametrize(("folder", "output"), [("fast", "output/fast"), ("mini/fast", "output/mini")])
+def test_stage_0_and_those_after_it_go_together_without_options(folder, output):
+    together = load_stages(f"configs/{folder}/all_stages.yaml")
+    alone = [load_config(f"configs/{folder}/stage{stage}.yaml") for stage in (1, 2, 3)]
+    assert [config.run.exp_name for config in together] == ["stage0", "stage1", "stage2", "stage3"]
+    assert [config.run.objective for config in together] == ["ctc", "answer", "answer", "answer"]
+    for i, config in enumerate([*together[1:], *alone]):
+        before = f"{output}/stage{i % 3}/checkpoint_best.pth"
+        assert config.model.ckpt == before
+        assert heard_otherwise(together[0].model, config.model) == []
+    assert len({config.run.output_dir for config in together + alone}) == 1
+
+
+def test_the_fast_stages_differ_from_the_published_ones_in_windows_and_start_alone():
+    for stage in (1, 2, 3):
+        fast, published = (load_config(f"configs/{folder}stage{stage}.yaml") for folder in ("fast/", ""))
+        differing = {key for key in fast.model if fast.model[key] != published.model[key]}
+        makes_room = {"gradient_checkpointing"} if stage < 3 else set()
+        assert differing == {"second_per_window", "second_stride", "ckpt"} | makes_room
+        assert OmegaConf.merge(fast.run, {"output_dir": published.run.output_dir}) == published.run
+        assert fast.datasets == published.datasets
 
 
 @pytest.mark.parametrize(
