@@ -10,6 +10,7 @@ import sys
 import zipfile
 from argparse import Namespace
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -20,9 +21,11 @@ import soundfile
 import soxr
 import torch
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from omegaconf import OmegaConf
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from salmonn.common.errors import UserError
+from salmonn.common.files import make_folder
 from salmonn.model import hub
 from tests.fixtures.commands import run_command
 from tests.fixtures.lightweight import write_llm
@@ -80,6 +83,52 @@ def test_no_held_out_sentence_is_spoken_for_training_not_even_inside_another(wor
     assert len(chosen["valid"]) == len(chosen["test"]) == corpus.HELD_OUT
     assert not set(chosen["train"]) & set(chosen["valid"] + chosen["test"])
     assert chosen == corpus.choose(wordnet, 200, held_out)
+
+
+# Sense and Sensibility, as pocketsphinx's test data has it
+LIBRIVOX = (
+    "and mister john dashwood had then leisure to consider how much there might be prudently in his power to do for "
+    "them",
+    "he was not an ill disposed young man",
+    "unless to be rather cold hearted and rather selfish is to be ill disposed",
+    "had he married a more amiable woman he might have been made still more respectable than he was",
+    "he might even have been made amiable himself",
+)
+
+
+def test_the_grammar_holds_nothing_of_the_sentences_of_a_test():
+    said = list(islice(texts.everyday(Random(0)), 4000))
+    assert texts.known_runs(LIBRIVOX, said, 3) == 0
+    theirs = (
+        "amiable consider dashwood disposed hearted john leisure married mister prudent prudently respectable selfish"
+    )
+    assert not set(theirs.split()) & set(" ".join(said).split())
+
+
+def test_how_near_a_text_is_to_what_was_trained_on():
+    trained = ["please hold the line", "a red dog runs home"]
+    assert texts.inside(["hold the line", "hold the lin", "the line a red", "dog"], trained) == {"hold the line", "dog"}
+    assert texts.known_runs(["a red dog runs away now", "a red dog runs", "dog"], trained, 4) == pytest.approx(1 / 3)
+    assert texts.known_runs(["a dog", ""], trained, 4) is None
+
+
+def test_texts_that_hold_a_held_out_sentence_are_left_out_and_those_that_hold_two_words_are_not():
+    said = ["press one now", "to go on press one now please", "press one no", "ten", "ten of clubs", "press one"]
+    kept = ["press one no", "ten of clubs"]
+    assert list(texts.without(said, ["press one now", "press one", "ten"])) == kept
+    entries = [{"text": text.upper() + "!"} for text in said]
+    assert corpus.without(entries, ["Press 1, now.", "press one", "ten"]) == [entries[said.index(one)] for one in kept]
+
+
+def test_what_is_chosen_for_a_test_is_not_trained_on_alone_or_inside_another_sentence(wordnet, monkeypatch):
+    numbers = [texts.in_words(i) for i in range(1000)]
+    said = [form.format(number) for number in numbers for form in ("{}", "dial {} please", "we dial {} please")]
+    monkeypatch.setattr(texts, "everyday", lambda rng: iter(rng.sample(said, len(said))))
+    chosen = corpus.choose(wordnet, 900, [])
+    tested = chosen["valid"] + chosen["test"]
+    assert [text for text in tested if len(text.split()) == 1]
+    assert not set(chosen["train"]) & set(tested)
+    assert texts.inside([text for text in tested if len(text.split()) > 2], chosen["train"]) == set()
 
 
 def test_a_text_falls_into_the_same_split_everywhere():
@@ -311,6 +360,138 @@ def test_a_damaged_note_of_what_is_done_is_told(content, tmp_path, monkeypatch):
         parts.run_all(arguments(monkeypatch, "--out", tmp_path))
 
 
+# ---- annotation files
+
+
+def annotated(small: parts.Small) -> dict[str, list[dict[str, str]]]:
+    """The entries of each annotation file."""
+    parts.annotate(small)
+    return {file.stem: json.loads(file.read_text())["annotation"] for file in (small.out / "ann").glob("*.json")}
+
+
+@pytest.fixture
+def spoken_world(tmp_path, monkeypatch):
+    """What the parts before have left, with these recordings."""
+    monkeypatch.chdir(ROOT)
+
+    def make(*found: recordings.Recording) -> parts.Small:
+        made = parts.Small(arguments(monkeypatch, "--out", tmp_path / "out"))
+        said = {"train": ["one red car", "please hold on now"], "valid": ["a blue car"], "test": ["hold on now"]}
+        for split, some in said.items():
+            clips = [voices.Spoken(f"{i}.flac", text, "joe", 1.0) for i, text in enumerate(some)]
+            make_folder(made.data)
+            records.write_records(made.data / f"spoken_{split}.json", clips)
+        records.write_records(made.data / "recordings.json", found)
+        return made
+
+    return make
+
+
+def test_no_recorded_prompt_that_says_a_sentence_of_the_test_is_trained_on(spoken_world, capsys):
+    said = {
+        "train": ("please try again later", "try again", "you have one new message", "a blue car and a red one"),
+        "test": ("please try again", "again"),
+        "valid": ("one new message",),
+    }
+    found = [
+        recordings.Recording(f"english/{split}_{i}.flac", split, 2.0, "prompt", text, "english", "woman")
+        for split, some in said.items()
+        for i, text in enumerate(some)
+    ]
+    files = annotated(spoken_world(*found))
+    assert {entry["text"] for entry in files["stage1_train"]} == {"one red car", "try again"}
+    assert {entry["text"] for entry in files["stage2_train"] if entry["task"] == "asr"} == {"one red car", "try again"}
+    assert [entry["text"] for entry in files["test_prompt"]] == list(said["test"])
+    assert files["test_agreement"] == []
+    assert "recordings: 3 of 4 training clips say a sentence of validation or test, left out" in capsys.readouterr().out
+
+
+def test_prompts_that_nobody_has_written_down_are_compared_with_what_whisper_hears(spoken_world, monkeypatch):
+    asked = []
+
+    def whisper_answers(folder: Path, paths: list[str]) -> list[str]:
+        asked.extend([folder, *paths])
+        return [" Please hold.", " "]
+
+    monkeypatch.setattr(report, "whisper_answers", whisper_answers)
+    found = [
+        recordings.Recording(f"{language}/{i}.flac", split, seconds, "speech", "", language, "woman")
+        for i, (language, split, seconds) in enumerate(
+            [("english", "test", 2.0), ("english", "test", 3.0), ("english", "train", 2.0), ("english", "test", 13.0),
+             ("french", "test", 2.0)]
+        )
+    ]  # fmt: skip
+    world = spoken_world(*found)
+    files = annotated(world)
+    assert files["test_agreement"] == [{"path": "english/0.flac", "text": "Please hold.", "task": "asr"}]
+    assert files["test_prompt"] == []
+    assert asked == [world.out / "models/whisper-tiny.en", *(str(world.data / f"english/{i}.flac") for i in (0, 1))]
+    report.write_eval_tasks(world.out, world.out / "ann")
+    told = OmegaConf.load(world.out / "eval_tasks.yaml").agreement
+    assert (told.metrics, told.accepts) == (["wer"], ["asr"])
+    assert "agreement with it, not correctness" in told.title
+    asked.clear()
+    files = annotated(spoken_world(*found, replace(found[0], kind="prompt", text="please hold")))
+    assert (files["test_agreement"], asked) == ([], [])
+
+
+def write_libri(root: Path, spoken: dict[str, dict[str, float]]) -> None:
+    """{split: {"SPEAKER text": seconds}} in LibriSpeech's layout, silent."""
+    for split, clips in spoken.items():
+        for i, (said, seconds) in enumerate(clips.items()):
+            speaker, _, text = said.partition(" ")
+            folder = root / split / speaker / str(i)
+            folder.mkdir(parents=True)
+            soundfile.write(folder / f"{speaker}-{i}-0.flac", np.zeros(int(8000 * seconds)), 8000)
+            (folder / f"{speaker}-{i}.trans.txt").write_text(f"{speaker}-{i}-0 {text.upper()}\n")
+
+
+def annotate_libri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *given: str) -> dict[str, list[dict[str, str]]]:
+    monkeypatch.chdir(ROOT)
+    command = ["--corpus", tmp_path / "libri", "--out", tmp_path / "out", "--train-split", "train"]
+    world = parts.Small(arguments(monkeypatch, *command, "--valid-split", "dev", *given))
+    make_folder(world.data)
+    records.write_records(world.data / "recordings.json", [])
+    return annotated(world)
+
+
+# speakers whose numbers fall into validation and into test
+VALIDATES, TESTS = (
+    next(s for s in map(str, range(99)) if (recordings.split_of(s) == "test") == is_test) for is_test in (0, 1)
+)
+
+
+def test_clips_of_a_corpus_that_would_be_cut_are_left_out_and_told(tmp_path, monkeypatch, capsys):
+    said = {"1 a red dog": 11.9, "1 a long sentence": 13.0, "2 we heard the bell rings today": 2.0}
+    tested = {f"{VALIDATES} it rains": 2.0, f"{TESTS} the bell rings": 2.0, f"{TESTS} a long story": 12.5}
+    write_libri(tmp_path / "libri", {"train": said, "dev": tested})
+    files = annotate_libri(tmp_path, monkeypatch)
+    assert [entry["text"] for entry in files["stage1_train"]] == ["a red dog"]
+    assert [entry["text"] for entry in files["stage1_valid"]] == ["it rains"]
+    assert [entry["text"] for entry in files["test_corpus"]] == ["the bell rings"]
+    told = capsys.readouterr().out
+    assert "train: 1 of 3 clips last over 12 s, left out" in told
+    assert "test: 1 of 2 clips last over 12 s, left out" in told
+    assert "corpus: 1 of 2 training clips say a sentence of validation or test, left out" in told
+
+
+@pytest.mark.parametrize(
+    ("speakers", "given", "told"),
+    [
+        ((TESTS,), (), "nothing is left for valid of clips of at most 12 s; the speakers of --valid-split are divided"),
+        ((VALIDATES,), (), "nothing is left for test of clips"),
+        ((), (), r"no SPEAKER/CHAPTER/\*.trans.txt"),
+        ((TESTS, VALIDATES), ("--valid-split", "train"), "--train-split and --valid-split are both train"),
+    ],
+)
+def test_a_corpus_that_leaves_nothing_to_test_or_validate_on_is_told(speakers, given, told, tmp_path, monkeypatch):
+    (tmp_path / "libri/dev").mkdir(parents=True)
+    tested = {f"{speaker} it rains": 2.0 for speaker in speakers}
+    write_libri(tmp_path / "libri", {"train": {f"{VALIDATES} a dog": 2.0, f"{TESTS} a cat": 2.0}, "dev": tested})
+    with pytest.raises(UserError, match=told):
+        annotate_libri(tmp_path, monkeypatch, *given)
+
+
 # ---- models
 
 
@@ -524,15 +705,72 @@ def write_result(out: Path, name: str, scores: dict, intervals: dict, n: int) ->
     (folder / "predictions.jsonl").write_text(json.dumps(answer) + "\n")
 
 
+def write_texts(out: Path, said: dict[str, list[str]]) -> None:
+    """Annotation files of these texts, empty ones of the other sets."""
+    (out / "ann").mkdir(exist_ok=True)
+    for name in ("stage1_train", *(f"test_{name}" for name in report.SPEECH)):
+        entries = [{"path": f"{i}.flac", "text": text, "task": "asr"} for i, text in enumerate(said.get(name, []))]
+        (out / f"ann/{name}.json").write_text(json.dumps({"annotation": entries}))
+
+
 def test_a_test_set_of_a_single_clip_ends_no_report(tmp_path):
+    write_texts(tmp_path, {"stage1_train": ["one two"], "test_corpus": ["three"]})
     write_result(tmp_path, "corpus", {"wer": 0.5}, {"wer": None}, 1)
     write_result(tmp_path, "QA", {"exact": None, "exact_shuffled": 0.25}, {"exact_shuffled": [0.125, 0.5]}, 8)
     summary = report.summarise(tmp_path, {}, {"stage1": 2.0})
     assert (summary["wer_corpus"], summary["wer_corpus_shuffled"], summary["accuracy_QA"]) == (0.5, None, None)
-    report.write_report(tmp_path, summary, [], "clips")
+    report.write_report(tmp_path, summary, [], "clips", False)
     rows = [[cell.strip() for cell in line.split("|")] for line in (tmp_path / "report.md").read_text().splitlines()]
     assert ["", report.SPEECH["corpus"], "1", "50.0%", "-", "-", ""] in rows
     assert ["", report.TASKS["QA"], "8", "-", "25.0% (12.5% to 50.0%)", ""] in rows
+
+
+def test_the_summary_says_how_near_the_test_is_to_what_was_trained_on(tmp_path):
+    trained, tested = ["press one to go on", "the number two"], ["Press one to go home.", "two", "good morning"]
+    write_texts(tmp_path, {"stage1_train": trained, "test_prompt": tested, "test_librivox": ["two three four five"]})
+    write_result(tmp_path, "prompt", {"wer": 0.25}, {"wer": [0.1, 0.4]}, 3)
+    write_result(tmp_path, "librivox", {"wer": 0.5}, {"wer": None}, 1)
+    folder = tmp_path / "results/table3/prompt"
+    answers = [{"path": f"{i}.flac", "references": [text], "text": "won"} for i, text in enumerate(tested)]
+    (folder / "predictions.jsonl").write_text("".join(f"{json.dumps(answer)}\n" for answer in answers))
+    counted = {"score": 0.25, "rows": [0, 1, 2], "values": [[1, 5], [1, 1], [0, 2]]}
+    (folder / "statistics.json").write_text(json.dumps({"wer": counted}))
+    summary = report.summarise(tmp_path, {}, {"stage1": 2.0})
+    assert summary["real_prompts_inside_training"] == pytest.approx(1 / 3)
+    assert summary["real_prompts_known_4grams"] == 0.5
+    assert summary["wer_real_prompts_not_inside"] == pytest.approx(1 / 7)
+    assert summary["clips_real_prompts_not_inside"] == 2
+    assert summary["librivox_inside_training"] == summary["librivox_known_4grams"] == 0
+    assert "wer_librivox_not_inside" not in summary
+    assert summary["corpus_inside_training"] is summary["corpus_known_4grams"] is None
+    report.write_report(tmp_path, summary, [], "clips", False)
+    rows = [[cell.strip() for cell in line.split("|")] for line in (tmp_path / "report.md").read_text().splitlines()]
+    [row] = [row for row in rows if row[1:4] == [report.SPEECH["prompt"], "33.3%", "50.0%"]]
+    assert row[4].startswith("14.3% (")
+    assert ["", report.SPEECH["librivox"], "0.0%", "0.0%", "as above", ""] in rows
+
+
+def test_without_transcripts_the_prompts_are_told_as_agreement_with_whisper(tmp_path):
+    write_texts(tmp_path, {"stage1_train": ["one"]})
+    write_result(tmp_path, "agreement", {"wer": 0.25, "wer_shuffled": 1.5}, {"wer": [0.125, 0.5]}, 9)
+    summary = report.summarise(tmp_path, {}, {"stage1": 2.0})
+    assert summary["agreement_errors_whisper_real_prompts"] == 0.25
+    assert summary["agreement_errors_whisper_real_prompts_shuffled"] == 1.5
+    for key in ("wer_real_prompts", "wer_real_prompts_shuffled", "wer_whisper_real_prompts"):
+        assert summary[key] is None
+    report.write_report(tmp_path, summary, [], "clips", False)
+    rows = [[cell.strip() for cell in line.split("|")] for line in (tmp_path / "report.md").read_text().splitlines()]
+    assert ["", report.AGREEMENT["agreement"], "9", "25.0% (12.5% to 50.0%)", "150.0%", "-", ""] in rows
+
+
+@pytest.mark.parametrize("of_a_folder", [True, False])
+def test_the_report_claims_that_a_speaker_is_new_only_where_it_is_known(of_a_folder, tmp_path):
+    write_texts(tmp_path, {"stage1_train": ["one"], "test_librivox": ["two"]})
+    write_result(tmp_path, "librivox", {"wer": 0.5}, {"wer": None}, 1)
+    report.write_report(tmp_path, report.summarise(tmp_path, {}, {}), [], "clips", of_a_folder)
+    told = (tmp_path / "report.md").read_text()
+    assert ("nothing is trained on" in told) != of_a_folder
+    assert ("was not looked at" in told) == of_a_folder
 
 
 def test_a_clip_that_cannot_be_read_ends_no_report(tmp_path, monkeypatch):
@@ -574,17 +812,25 @@ def run_warm(title: str, command: list[str], _processes: int) -> tuple[float, in
 @pytest.fixture
 def libri(tmp_path: Path) -> Path:
     """A tree in Mini LibriSpeech's layout, spoken by espeak-ng."""
-    said = ["the bell rings four times", "a red dog runs", "the rain falls near the house", "a siren passes"]
+    said = {
+        "train-clean-5": ["the bell rings at noon", "two red dogs run", "the rain falls on the town", "a siren sings"],
+        "dev-clean-2": [
+            "the bell rings four times",
+            "a red dog runs",
+            "the rain falls near the house",
+            "a siren passes",
+        ],
+    }
     for split, speakers in (("train-clean-5", ("84", "174")), ("dev-clean-2", ("251", "422", "1673", "2035"))):
         for speaker in speakers:
             folder = tmp_path / "LibriSpeech" / split / speaker / "1"
             folder.mkdir(parents=True)
-            for i, text in enumerate(said):
+            for i, text in enumerate(said[split]):
                 spoken = engine().speak(text, "en-us", 170, 30 + 5 * i, 50)
                 soundfile.write(
                     folder / f"{speaker}-1-{i:04d}.flac", soxr.resample(spoken.audio, spoken.rate, 16_000), 16_000
                 )
-            lines = [f"{speaker}-1-{i:04d} {text.upper()}\n" for i, text in enumerate(said)]
+            lines = [f"{speaker}-1-{i:04d} {text.upper()}\n" for i, text in enumerate(said[split])]
             (folder / f"{speaker}-1.trans.txt").write_text("".join(lines))
     return tmp_path / "LibriSpeech"
 
@@ -608,6 +854,8 @@ def test_the_whole_job_on_a_corpus_in_librispeechs_layout_and_again(tmp_path, li
     summary = json.loads((out / "summary.json").read_text())
     assert summary["wer_corpus"] > 0.5  # two steps teach nothing
     assert {"wer_corpus_shuffled", "wer_whisper_corpus", "accuracy_QA", "minutes"} <= summary.keys()
+    assert summary["corpus_inside_training"] == 0
+    assert summary["wer_real_prompts"] is None
     annotations = {
         name: json.loads((out / f"ann/{name}.json").read_text())["annotation"]
         for name in ("stage1_train", "stage1_valid", "test_corpus")

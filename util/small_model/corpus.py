@@ -1,6 +1,6 @@
 """The sentences that are spoken, and annotation entries of them and of recorded prompts: speech recognition."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -18,7 +18,7 @@ COMMON_WORDS = 6000  # the most frequent ones are spoken alone, too
 
 
 def choose(wordnet: Path, n: int, held_out: Sequence[str]) -> dict[str, list[str]]:
-    """`n` texts for training, and those for validation and test; no text is in two of them."""
+    """`n` texts for training, and those for validation and test; none for training contains one of those."""
     rng = Random(SEED)
     examples, definitions = (list(texts.without(found, held_out)) for found in texts.from_wordnet(wordnet))
     rng.shuffle(examples)
@@ -30,17 +30,22 @@ def choose(wordnet: Path, n: int, held_out: Sequence[str]) -> dict[str, list[str
         "valid": examples[:half] + everyday[:half],
         "test": examples[half : 2 * half] + everyday[half : 2 * half],
     }
-    examples, everyday = examples[2 * half :], everyday[2 * half :]
+    held_out = [*held_out, *chosen["valid"], *chosen["test"]]
+    examples, definitions, everyday = (
+        list(texts.without(some, held_out)) for some in (examples, definitions, everyday)
+    )
     # numbers and short answers are what is said alone; a held out word may be heard inside sentences only
     words = list(texts.without(texts.words_of(examples + everyday), held_out))[:COMMON_WORDS]
     counts = {kind: round(share * n) for kind, share in SHARES.items()}
-    pairs = zip(reversed(examples), reversed(everyday), strict=False)
+    both = zip(reversed(examples), reversed(everyday), strict=False)
+    # a sentence may come about where two of them meet
+    pairs = texts.without((f"{a} {b}" if rng.random() < 0.5 else f"{b} {a}" for a, b in both), held_out)
     train = (
         examples[: counts["examples"]]
         + definitions[: counts["definitions"]]
         + everyday[: counts["everyday"]]
         + [rng.choice(words) for _ in range(counts["words"])]
-        + [f"{a} {b}" if rng.random() < 0.5 else f"{b} {a}" for a, b in islice(pairs, counts["pairs"])]
+        + list(islice(pairs, counts["pairs"]))
     )
     rng.shuffle(train)
     return {"train": train, **chosen}
@@ -62,3 +67,18 @@ def prompt_entries(recordings: Sequence[Recording], split: str, longest: float) 
         for recording in recordings
         if recording.split == split and recording.text and recording.seconds <= longest
     ]
+
+
+def unwritten_prompts(recordings: Sequence[Recording], longest: float) -> list[Recording]:
+    """The English prompts of the test where nobody has written down any."""
+    if any(recording.kind == "prompt" for recording in recordings):
+        return []
+    english = (one for one in recordings if one.kind == "speech" and one.language == "english")
+    return [one for one in english if one.split == "test" and one.seconds <= longest]
+
+
+def without(entries: Sequence[dict[str, str]], held_out: Iterable[str]) -> list[dict[str, str]]:
+    """The entries whose text neither is nor contains a held out one (see `texts.without`), however it is written."""
+    said = [texts.spoken(entry["text"]) for entry in entries]
+    allowed = set(texts.without(said, map(texts.spoken, held_out)))
+    return [entry for entry, text in zip(entries, said, strict=True) if text in allowed]

@@ -13,6 +13,7 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import clear_unfinished_of, make_folder, making_folder, write_json
 from salmonn.config.loading import load_config
 from salmonn.data.annotation_format import write_annotations
+from salmonn.data.integrity import check_file
 from salmonn.model import hub
 from util.eval_sets import librispeech
 from util.eval_sets.base import Request
@@ -28,6 +29,9 @@ _PRIOR_MINUTES = 30.0  # that a machine is believed to be the measured one
 _STATE = "state.json"  # what was asked for, and the minutes of each part that is done or was stopped
 _USED_CONFIGS = ("stage0", "stage1", "stage2", "stories", "stage3", "evaluate")  # what --options may begin with
 _OF_THE_HUB = ("*.json", "model.safetensors", "merges.txt", "*.jinja")  # files of a model that are used
+_FEW_SPEAKERS = (
+    "; the speakers of --valid-split are divided by their numbers between validation and test: name a folder of more"
+)
 OF_A_TASK = {"train": 2000, "valid": 60, "test": 200}  # entries of stage 2 and its tests
 
 
@@ -241,8 +245,7 @@ def _spoken(split: str) -> str:
 
 def annotate(small: Small) -> None:
     """Annotation files of all stages, and the test sets."""
-    asr = {split: _transcribed(small, split) for split in recordings.SPLITS}
-    real = {split: corpus.prompt_entries(small.recordings, split, small.max_seconds) for split in recordings.SPLITS}
+    asr, real = _divided(small)
     train = asr["train"] + corpus.REPEATS * real["train"]
     stages = {"stage1_train": train, "stage1_valid": asr["valid"] + real["valid"]}
     for split in recordings.SPLITS:
@@ -263,6 +266,30 @@ def annotate(small: Small) -> None:
     for kind in ("prompt", "word", "librivox", "speaker"):
         of_kind = [one for one in small.recordings if one.kind == kind]
         write_annotations(_ann(small, f"test_{kind}"), corpus.prompt_entries(of_kind, "test", small.max_seconds))
+    write_annotations(_ann(small, "test_agreement"), _heard_by_whisper(small))
+
+
+def _divided(small: Small) -> list[dict[str, list[dict[str, str]]]]:
+    """Recognition's entries of each split: the corpus's and the recordings'; trained on is no sentence of the others.
+
+    Raises UserError for a corpus with nothing to train on, to validate on or to test on.
+    """
+    args = small.args
+    if args.corpus is not None and args.train_split == args.valid_split:
+        raise UserError(f"--train-split and --valid-split are both {args.train_split}: name two folders of --corpus")
+    asr = {split: _transcribed(small, split) for split in recordings.SPLITS}
+    real = {split: corpus.prompt_entries(small.recordings, split, small.max_seconds) for split in recordings.SPLITS}
+    held_out = [entry["text"] for split in ("valid", "test") for entry in asr[split] + real[split]]
+    for what, entries in {"corpus": asr, "recordings": real}.items():
+        before, entries["train"] = len(entries["train"]), corpus.without(entries["train"], held_out)
+        if left_out := before - len(entries["train"]):
+            print(f"{what}: {left_out} of {before} training clips say a sentence of validation or test, left out")
+    if empty := [split for split in recordings.SPLITS if not asr[split]]:
+        raise UserError(
+            f"{args.corpus or small.data}: nothing is left for {' and for '.join(empty)} of clips of at most "
+            f"{small.max_seconds:g} s" + (_FEW_SPEAKERS if args.corpus else ": remove --out, and ask for more --clips")
+        )
+    return [asr, real]
 
 
 def _transcribed(small: Small, split: str) -> list[dict[str, str]]:
@@ -274,13 +301,32 @@ def _transcribed(small: Small, split: str) -> list[dict[str, str]]:
     items = list(librispeech.read_speech(Request(small.args.corpus, name)))
     if split != "train":  # no speaker of one half is in the other
         items = [item for item in items if (recordings.split_of(item.path.parts[-3]) == "test") == (split == "test")]
+    longer = {item.id for item in items if check_file(str(item.path), "header").excess(small.max_seconds)}
+    if longer:  # they would be cut, and their transcripts not
+        remedy = f"with another model.max_seconds in {CONFIGS}/base.yaml they are heard"
+        print(f"{split}: {len(longer)} of {len(items)} clips last over {small.max_seconds:g} s, left out; {remedy}")
     link = small.data / "corpus"  # the annotated paths lie below one folder
     if not link.is_symlink():
         link.symlink_to(small.args.corpus.resolve())
-    paths = [Path(link.name) / item.path.relative_to(small.args.corpus) for item in items]
-    return [
-        {"path": str(path), "text": item.references[0], "task": "asr"} for path, item in zip(paths, items, strict=True)
+    kept = [
+        (Path(link.name) / item.path.relative_to(small.args.corpus), item) for item in items if item.id not in longer
     ]
+    return [{"path": str(path), "text": item.references[0], "task": "asr"} for path, item in kept]
+
+
+def _heard_by_whisper(small: Small) -> list[dict[str, str]]:
+    """What Whisper's own decoder hears in the prompts of the test, where nobody has written down what they say."""
+    paths = [one.path for one in corpus.unwritten_prompts(small.recordings, small.max_seconds)]
+    if not paths:
+        return []
+    print(f"{len(paths)} prompts of the test are not written down: Whisper's own decoder hears them", flush=True)
+    heard = report.whisper_answers(_whisper(small), [str(small.data / path) for path in paths])
+    entries = [{"path": path, "text": text.strip(), "task": "asr"} for path, text in zip(paths, heard, strict=True)]
+    return [entry for entry in entries if entry["text"]]
+
+
+def _whisper(small: Small) -> Path:
+    return small.args.whisper or small.model(sources.HUB_WHISPER)
 
 
 def _ann(small: Small, name: str) -> Path:
@@ -320,14 +366,13 @@ def evaluate(small: Small) -> None:
 
 def tell(small: Small) -> None:
     """summary.json and report.md, with Whisper's own decoder on the test sets of speech."""
-    whisper = small.args.whisper or small.model(sources.HUB_WHISPER)
-    rates = report.whisper_errors(whisper, small.out / "ann", small.data)
+    rates = report.whisper_errors(_whisper(small), small.out / "ann", small.data)
     summary = report.summarise(small.out, rates, _read_state(small.args)["minutes"])
     voices_heard = {one.voice for one in small.recordings if one.kind == "speaker"}
     summary["speakers_unseen_speakers"] = len(voices_heard)
     used = [one for one in sources.ALL if sources.is_fetched(one, small.downloads)]
     what = str(small.args.corpus or f"{small.args.clips} clips of synthetic voices")
-    report.write_report(small.out, summary, used, f"{what} and recorded prompts")
+    report.write_report(small.out, summary, used, f"{what} and recorded prompts", small.args.corpus is not None)
 
 
 PARTS = (

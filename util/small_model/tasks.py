@@ -1,7 +1,8 @@
 """Stage 2's tasks on clips that are there already: language, music or speech, voice, and questions about what is said.
 
-Every question's right answer is known from how a clip came about; a question that could be answered without hearing,
-because one answer is much more frequent, has as many clips with each answer.
+Every question's right answer is known from how a clip came about. Of language, music and voice each answer has as many
+clips as another, so that none can be guessed. Of the questions about what is said, only "yes" and "no" are the answers
+about equally often: how far its keys and words can be guessed, the shuffled control tells.
 """
 
 import re
