@@ -10,7 +10,7 @@ and short phrases of other people.
 
 What the prompts say is written down by their publisher in core-sounds-en.txt, part of the tarball
 asterisk-core-sounds-en-*.tar.gz on downloads.asterisk.org; --prompts names that file. Without it only the prompts of
-one word are tests of recognition.
+one word are tests of recognition; the others are compared with what Whisper's own decoder hears.
 
 Results: <out>/report.md and <out>/summary.json. A stopped run goes on where it was when started again. Afterwards
 python -m salmonn.chat --cfg-path configs/small/decode.yaml --audio my.wav   answers about a recording of yours.
