@@ -1,9 +1,11 @@
-"""Turn trained models into other forms, and look into checkpoints.
+"""Turn trained models into other forms, others' models into the form that is read here, and look into checkpoints.
 
   python util/convert.py to-folder FILE.pth DIR        a folder for SALMONN.from_pretrained
   python util/convert.py to-pth DIR FILE.pth           back; also loads in the published code
   python util/convert.py export-lora FILE.pth DIR      the LoRA adapters for peft.PeftModel.from_pretrained
   python util/convert.py export-merged FILE.pth DIR    the language model with the adapters in its weights
+  python util/convert.py gguf FILE.gguf DIR            a language model of llama.cpp, for model.llama_path
+  python util/convert.py ctranslate2 SOURCE_DIR DIR    a Whisper of faster-whisper, for model.whisper_path
   python util/convert.py inspect FILE                  what a checkpoint, a folder or a BEATs file holds
 
 FILE.pth is a checkpoint of ours or a published one; where one is read, a folder will do, too. Tensors
@@ -11,6 +13,10 @@ keep every bit, names and precision. A folder is for use and not for going on wi
 step and configuration are kept; optimizer, scaler and progress are left out, and so are model.token,
 model.ckpt and model.speech_llama_proj_model. Paths of LLM, Whisper and BEATs stay as they were;
 SALMONN.from_pretrained(DIR, llama_path=...) takes others. The exports need neither Whisper nor BEATs.
+
+A GGUF is converted where transformers knows its architecture and quantisation, with the package gguf
+(requirements-small.txt); quantised weights keep what they have lost. Of CTranslate2's models Whispers are, English and
+multilingual ones, in float16, bfloat16 or float32 (not int8), with the tokenizer.json beside them.
 
 Nothing is overwritten, and what is written is there whole or not at all: after a kill or a full disk the same
 command starts anew. Exit code 0; 2 when the input is bad, or when an inspected file would not load.
@@ -101,6 +107,26 @@ def export_merged(args: Namespace) -> None:
         print(f"note: they were trained on the LLM in {quantization}; here they are in its plain weights")
 
 
+def gguf(args: Namespace) -> None:
+    """A language model in a GGUF file as a folder for model.llama_path."""
+    with importing():
+        from util.conversion.from_gguf import convert_gguf
+
+    with writing(args.target), making_folder(args.target) as folder:
+        convert_gguf(args.source, folder, args.dtype)
+    print(f"{args.target}: for model.llama_path")
+
+
+def ctranslate2(args: Namespace) -> None:
+    """A Whisper for CTranslate2 as a folder for model.whisper_path."""
+    with importing():
+        from util.conversion.from_ctranslate2 import convert_ctranslate2
+
+    with writing(args.target), making_folder(args.target) as folder:
+        convert_ctranslate2(args.source, folder)
+    print(f"{args.target}: for model.whisper_path")
+
+
 def inspect(args: Namespace) -> None:
     """What a checkpoint, a folder or a BEATs file holds, and whether it would load."""
     with importing():
@@ -176,6 +202,9 @@ def parse_arguments() -> Namespace:
         )
         sub.add_argument("--lora-scaling", type=float, metavar="S", help="weight of the adapters (default: as trained)")
     exports[-1].add_argument("--dtype", choices=DTYPES, help="precision of the weights (default: as the LLM is stored)")
+    from_gguf = add("gguf", gguf, "FILE.gguf", "DIR")
+    from_gguf.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
+    add("ctranslate2", ctranslate2, "SOURCE_DIR", "DIR")
     add("inspect", inspect, "FILE")
     args, unknown = parser.parse_known_args()
     if unknown:

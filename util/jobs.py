@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import FrameType
@@ -23,6 +24,12 @@ from salmonn.config.loading import load_config
 ROOT = Path(__file__).resolve().parent.parent  # where all of it is done
 # Waiting threads must not spin where cores are shared; local model folders must not be looked up online.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def require_installed(names: Sequence[str]) -> None:
+    """Raise UserError where packages are not there that few need."""
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise UserError(f"{' and '.join(missing)}: not installed. pip install -r requirements-small.txt brings it")
 
 
 def seen_from_root(text: str) -> Path:

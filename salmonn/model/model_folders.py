@@ -7,6 +7,7 @@ for minutes.
 import json
 import pickle
 import re
+import shlex
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,8 +35,7 @@ _LAYOUT = {
 }
 # What else models are stored as, by a file of theirs where a folder lacks the weights or the configuration.
 _OTHER_KINDS = {
-    "*.gguf": "a GGUF model, as llama.cpp runs it; transformers reads one with from_pretrained(FOLDER, gguf_file=NAME) "
-    "of AutoModelForCausalLM and of AutoTokenizer, and save_pretrained writes the other layout",
+    "*.gguf": "a GGUF model, as llama.cpp runs it",
     "model.bin": "a CTranslate2 model, as faster-whisper runs it; the model that it was made from is on the hub",
     "consolidated.*": "a LLaMA in the files of Meta; the same model is on the hub in the other layout",
     "adapter_config.json": "a LoRA adapter, which holds no model",
@@ -43,6 +43,8 @@ _OTHER_KINDS = {
     "*.onnx": "an ONNX model; the model that it was made from is on the hub",
     "snapshots/*/config.json": "a folder of the hub's cache; the model is in a folder under its snapshots/",
 }
+# Of these what writes the other layout, by the key that asks for it, and whether it reads the file or its folder.
+_CONVERTERS = {("llama_path", "*.gguf"): ("gguf", True), ("whisper_path", "model.bin"): ("ctranslate2", False)}
 
 
 @contextmanager
@@ -99,17 +101,16 @@ def require_model_folder(key: str, model: DictConfig) -> None:
     """
     path = Path(model[key])
     if path.is_file():
-        kind = next((kind for pattern, kind in _OTHER_KINDS.items() if path.match(pattern)), "no folder")
-        raise _wrong_kind(key, path, kind)
+        raise _wrong_kind(key, path, path, next((p for p in _OTHER_KINDS if path.match(p)), ""))
     if not path.is_dir():
         if problem := _hub_problem(str(path)):
             raise UserError(f"model.{key} = {path} {problem}")
         return
     found = [*_WEIGHTS, *(f"{name}.index.json" for name in _WEIGHTS)]
     if not (path / "config.json").is_file() or not any((path / name).exists() for name in found):
-        for pattern, kind in _OTHER_KINDS.items():
-            if any(path.glob(pattern)):
-                raise _wrong_kind(key, path, kind)
+        for pattern in _OTHER_KINDS:
+            if files := sorted(path.glob(pattern)):
+                raise _wrong_kind(key, path, files[0], pattern)
     if not (path / "config.json").is_file():
         raise UserError(f"model.{key} = {path} has no config.json, so it is no model's folder. {_needed(key)}")
     pointers = sorted(file.name for file in path.iterdir() if is_lfs_pointer(file))
@@ -127,8 +128,14 @@ def require_model_folder(key: str, model: DictConfig) -> None:
         )
 
 
-def _wrong_kind(key: str, path: Path, kind: str) -> UserError:
-    return UserError(f"model.{key} = {path} is {kind}. {_needed(key)}")
+def _wrong_kind(key: str, path: Path, file: Path, pattern: str) -> UserError:
+    """`file` is what the path names or holds, of the kind of this pattern; "" where that is not known."""
+    kind, remedy = _OTHER_KINDS.get(pattern, "no folder"), ""
+    if (key, pattern) in _CONVERTERS:
+        command, reads_file = _CONVERTERS[key, pattern]
+        source = shlex.quote(str(file if reads_file else file.parent))
+        remedy = f"To make a folder TARGET of it, for model.{key}: python util/convert.py {command} {source} TARGET. "
+    return UserError(f"model.{key} = {path} is {kind}. {remedy}{_needed(key)}")
 
 
 def _needed(key: str) -> str:

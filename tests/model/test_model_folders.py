@@ -20,6 +20,7 @@ from salmonn.config.missing_files import missing_model_files
 from salmonn.model import checkpoint, model_folders
 from salmonn.model.alignment import Aligner
 from salmonn.model.meta_model import build_meta_model, require_checkpoint_fits
+from salmonn.model.model_folders import require_model_folder
 from tests.fixtures.golden import golden_config
 from tests.fixtures.paths import GOLDEN, ROOT
 
@@ -66,6 +67,26 @@ def test_a_folder_of_another_layout_is_named_with_what_is_needed(tmp_path, load,
     assert f"model.{key} = {tmp_path}/it {told}" in message
     assert "Needed is the folder of the model in the layout of Hugging Face (config.json, model.safetensors" in message
     assert message.count(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "file", "command"),
+    [
+        ("llama_path", "it", "it/small q4.gguf", "gguf '{}/it/small q4.gguf' TARGET"),
+        ("llama_path", "a.gguf", "a.gguf", "gguf {}/a.gguf TARGET"),
+        ("whisper_path", "it", "it/model.bin", "ctranslate2 {}/it TARGET"),
+        ("whisper_path", "it/model.bin", "it/model.bin", "ctranslate2 {}/it TARGET"),
+        ("whisper_path", "a.gguf", "a.gguf", ""),
+        ("llama_path", "it", "it/model.bin", ""),
+    ],
+)
+def test_the_command_that_converts_is_named_where_there_is_one(tmp_path, key, given, file, command):
+    (tmp_path / "it").mkdir()
+    (tmp_path / file).touch()
+    with pytest.raises(UserError) as error:
+        require_model_folder(key, OmegaConf.create({key: str(tmp_path / given)}))
+    assert ("python util/convert.py" in str(error.value)) == bool(command)
+    assert command.replace("{}", str(tmp_path)) in str(error.value)
 
 
 @pytest.mark.parametrize(("key", "name"), [("llama_path", "a.gguf"), ("whisper_path", "tiny.pt"), ("llama_path", "a")])

@@ -5,23 +5,41 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from peft import PeftModel
 from peft.config import PeftConfigMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
 
 from salmonn import SALMONN
 from salmonn.common.cli import run_cli
 from salmonn.common.errors import UserError
+from salmonn.config.loading import model_config
 from salmonn.model import checkpoint, pretrained
+from salmonn.model.model_folders import require_model_folder
+from salmonn.model.tokenizer import load_tokenizer
 from tests.fixtures.checkpoints import write_weights_without_values
 from tests.fixtures.convert import GOLDEN_PTH, written
+from tests.fixtures.ctranslate2 import tiny_whisper, write_ctranslate2
 from tests.fixtures.golden import golden_config, golden_sample
 from tests.fixtures.paths import GOLDEN
-from util import convert
+from util import convert, jobs
+from util.conversion import from_ctranslate2
+from util.conversion.from_ctranslate2 import _values
 
 IDS = torch.arange(3, 40)[None]  # [1, 37]
 
@@ -228,6 +246,153 @@ def test_an_llm_of_another_size_is_refused_before_its_weights_are_read(command, 
 
 def copy_of_llm(folder: Path) -> Path:
     return Path(shutil.copytree(golden_config("base").llama_path, folder))
+
+
+# ---- others' models
+
+
+@pytest.mark.parametrize("kind", [{}, {"vocabulary": 51_866, "decoder_layers": 1}])
+def test_a_whisper_of_ctranslate2_says_the_same_as_a_hugging_face_folder(command, tmp_path, kind):
+    model = tiny_whisper(**kind)
+    write_ctranslate2(tmp_path / "ct2", model)
+    assert "for model.whisper_path" in command("ctranslate2", tmp_path / "ct2", tmp_path / "hf")
+    converted = WhisperForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
+    assert WhisperFeatureExtractor.from_pretrained(tmp_path / "hf").feature_size == 80
+    mel, ids = torch.randn(1, 80, 3000), torch.tensor([[50257, 50362, 400, 500]])
+    with torch.no_grad():
+        expected, got = (m(input_features=mel, decoder_input_ids=ids).logits for m in (model, converted))
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-2)  # the weights were float16
+    generation = converted.generation_config
+    assert generation.suppress_tokens == [1, 2]
+    if kind:
+        assert (generation.lang_to_id, generation.decoder_start_token_id) == ({"<|en|>": 50259, "<|de|>": 50260}, 50258)
+        assert generation.task_to_id == {"transcribe": 50261, "translate": 50262}
+    assert generation.is_multilingual == bool(kind)
+    require_model_folder("whisper_path", OmegaConf.create({"whisper_path": str(tmp_path / "hf")}))
+
+
+def test_bfloat16_of_ctranslate2_is_read():
+    values = torch.randn(3, 2).bfloat16()
+    read = _values(values.view(torch.int16).numpy().tobytes(), 5)
+    assert np.array_equal(read, values.float().numpy().reshape(-1))
+
+
+@pytest.mark.parametrize("cut", [3, 40, -5])
+def test_half_a_file_is_no_model(command, tmp_path, cut):
+    write_ctranslate2(tmp_path / "ct2", tiny_whisper())
+    whole = (tmp_path / "ct2/model.bin").read_bytes()
+    (tmp_path / "ct2/model.bin").write_bytes(whole[:cut])
+    with pytest.raises(UserError, match="not a CTranslate2 model, or not a whole one"):
+        command("ctranslate2", tmp_path / "ct2", tmp_path / "hf")
+    assert [path.name for path in tmp_path.iterdir()] == ["ct2"]
+
+
+def test_a_whisper_that_is_not_converted_is_told_why(command, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"model\.bin cannot be read: No such file"):
+        command("ctranslate2", tmp_path, tmp_path / "hf")
+    write_ctranslate2(tmp_path / "ct2", tiny_whisper())
+    (tmp_path / "ct2/tokenizer.json").write_text('{"added_tokens": []}')
+    with pytest.raises(UserError, match=r"tokenizer\.json is no Whisper's: it has no <|endoftext|>"):
+        command("ctranslate2", tmp_path / "ct2", tmp_path / "hf")
+    (tmp_path / "ct2/tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read"):
+        command("ctranslate2", tmp_path / "ct2", tmp_path / "hf")
+    encoder = {"encoder/conv1/weight": np.zeros((1, 1, 1), np.float32)}
+    for variables, told in (
+        ({}, "not a Whisper"),
+        (encoder | {"encoder/layer_0/ffn/linear_0/weight_scale": np.ones(1, np.float32)}, "in whole numbers"),
+        (encoder, "of an unknown kind: its model.bin has no 'decoder/embeddings/weight'"),
+    ):
+        monkeypatch.setattr(from_ctranslate2, "read_variables", lambda _, variables=variables: variables)
+        with pytest.raises(UserError, match=told):
+            command("ctranslate2", tmp_path / "ct2", tmp_path / "hf")
+
+
+def test_a_gguf_says_the_same_as_the_folder_that_is_made_of_it(command, tmp_path):
+    pytest.importorskip("gguf")  # of requirements-small.txt
+    model = write_gguf(tmp_path / "tiny.gguf")
+    assert "for model.llama_path" in command("gguf", tmp_path / "tiny.gguf", tmp_path / "hf")
+    section = model_config({"llama_path": str(tmp_path / "hf"), "end_sym": "</s>", "lora": False})
+    tokenizer = load_tokenizer(section)
+    assert tokenizer.tokenize("abc de</s>") == ["ab", "c", "\u0120", "d", "e", "</s>"]
+    assert tokenizer("ab</s>", add_special_tokens=False).input_ids == [3, 2]
+    converted = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    assert converted.config.rms_norm_eps == 1e-5
+    torch.testing.assert_close(logits(converted), logits(model), rtol=0, atol=1e-5)
+    command("gguf", tmp_path / "tiny.gguf", tmp_path / "half", "--dtype", "bfloat16")
+    assert load_file(tmp_path / "half/model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
+    content = (tmp_path / "tiny.gguf").read_bytes()
+    for name, damaged in (
+        ("short.gguf", content[: len(content) // 2]),
+        ("other.gguf", content.replace(b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama", b"")),
+        ("lacks.gguf", content.replace(b"blk.1.ffn_down", b"blk.7.ffn_down")),
+    ):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{name} cannot be converted: "):
+            command("gguf", tmp_path / name, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+
+def write_gguf(path: Path) -> LlamaForCausalLM:
+    """A tiny random LLaMA as llama.cpp's converter writes it."""
+    from gguf import GGUFWriter
+
+    torch.manual_seed(0)
+    tokens = ["<unk>", "<s>", "</s>", "ab", *sorted(ByteLevel.alphabet())]
+    config = LlamaConfig(
+        vocab_size=len(tokens), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-5, tie_word_embeddings=True,
+        bos_token_id=1, eos_token_id=2, initializer_range=0.2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    writer = GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(128)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if i < 3 else 1 for i in range(len(tokens))])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
+    names |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
+    names |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    weights = {"token_embd": model.model.embed_tokens.weight, "output_norm": model.model.norm.weight}
+    for i, layer in enumerate(model.model.layers):
+        weights |= {f"blk.{i}.{theirs}": layer.get_parameter(f"{ours}.weight") for ours, theirs in names.items()}
+    for name, weight in weights.items():
+        values = weight.detach().numpy()
+        if name.endswith(("attn_q", "attn_k")):  # llama.cpp rotates neighbours, transformers halves
+            heads = 4 if name.endswith("q") else 2
+            values = values.reshape(heads, 2, -1, 32).swapaxes(1, 2).reshape(values.shape).copy()
+        writer.add_tensor(f"{name}.weight", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+def test_a_gguf_that_cannot_be_read_is_told_why(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "find_spec", lambda _: None)
+    for name, content, told in (
+        ("none.gguf", None, "no such file; name the .gguf file itself"),
+        ("a.gguf", b"no", "is no GGUF file"),
+        ("m-00002-of-00003.gguf", b"GGUF", "is one part of several"),
+        ("b.gguf", b"GGUF", r"^gguf: not installed\. pip install -r requirements-small\.txt brings it$"),
+    ):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=told):
+            command("gguf", tmp_path / name, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
 
 
 # ---- bad input

