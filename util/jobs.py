@@ -26,6 +26,14 @@ ROOT = Path(__file__).resolve().parent.parent  # where all of it is done
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
+def talks(config: str, options: Sequence[str]) -> list[str]:
+    """The commands that talk to a model that was made, as they are typed."""
+    more = f" --options {shlex.join(options)}" if options else ""
+    activate = ROOT / ".venv/bin/activate"  # as `make` installs; elsewhere the reader has chosen the Python
+    into = [f"  source {activate.relative_to(ROOT)}"] if activate.exists() else []
+    return [*into, *(f"  python -m salmonn.{name} --cfg-path {config}{more}" for name in ("chat", "web"))]
+
+
 def require_installed(names: Sequence[str]) -> None:
     """Raise UserError where packages are not there that few need."""
     if missing := [name for name in names if find_spec(name) is None]:

@@ -12,7 +12,6 @@ Exit code 0 if the model has learned to listen (the bars of the report), 1 if no
 """
 
 import os
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -27,7 +26,7 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import write_json, write_text
 from salmonn.config.loading import load_config
 from salmonn.config.reading import read_options, read_yaml
-from util.jobs import ROOT, moved, read_note, run_at_once, run_command, seen_from_root
+from util.jobs import ROOT, moved, read_note, run_at_once, run_command, seen_from_root, talks
 from util.quickstart_report import EVALUATED_STAGES, STAGES, TASKS, Recipe, check_bars, summarise, write_report
 
 CONFIGS = "configs/mini"
@@ -75,12 +74,8 @@ def main() -> None:
 def what_comes_next(out: str) -> list[str]:
     """The commands that talk to the final model, which name what is in another folder, and where to read on."""
     options = moved(f"{CONFIGS}/decode.yaml", DEFAULT_OUT, out)
-    more = f" --options {shlex.join(options)}" if options else ""
-    talks = [f"  python -m salmonn.{name} --cfg-path {CONFIGS}/decode.yaml{more}" for name in ("chat", "web")]
-    activate = ROOT / ".venv/bin/activate"  # as `make` installs; elsewhere the reader has chosen the Python
-    into = [f"  source {activate.relative_to(ROOT)}"] if activate.exists() else []
     own = ["Then teach it recordings of your own: docs/own-data.md"]
-    return [*into, *talks, *([] if options else own)]  # that page has the usual paths
+    return [*talks(f"{CONFIGS}/decode.yaml", options), *([] if options else own)]  # that page has the usual paths
 
 
 class Part(NamedTuple):

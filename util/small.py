@@ -12,8 +12,11 @@ What the prompts say is written down by their publisher in core-sounds-en.txt, p
 asterisk-core-sounds-en-*.tar.gz on downloads.asterisk.org; --prompts names that file. Without it only the prompts of
 one word are tests of recognition; the others are compared with what Whisper's own decoder hears.
 
+The voices and the recordings are packages of Debian 12 (bookworm) on amd64; elsewhere --corpus and --recordings none.
+
 Results: <out>/report.md and <out>/summary.json. A stopped run goes on where it was when started again. Afterwards
-python -m salmonn.chat --cfg-path configs/small/decode.yaml --audio my.wav   answers about a recording of yours.
+python -m salmonn.chat --cfg-path configs/small/decode.yaml --audio my.wav   answers about a recording of yours, and
+python -m salmonn.web --cfg-path configs/small/decode.yaml   in the browser.
 """
 
 import os
@@ -24,17 +27,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from salmonn.common.cli import at_least_one, command_parser, run_cli
-from util.jobs import ROOT, seen_from_root
+from util.jobs import ROOT, seen_from_root, talks
 
 
 def main() -> None:
     """Do every part that is not done yet, then tell what came out."""
     args = parse_arguments()
     os.chdir(ROOT)
-    from util.small_model.parts import run_all  # seconds, with torch: --help goes without
+    from util.small_model.parts import CONFIGS, Small, run_all  # seconds, with torch: --help goes without
 
     run_all(args)
     print(f"\nRead {args.out}/report.md; numbers are in {args.out}/summary.json.")
+    print("\n".join(["Then talk to it:", *talks(f"{CONFIGS}/decode.yaml", Small(args).options("decode"))]))
 
 
 def parse_arguments() -> Namespace:

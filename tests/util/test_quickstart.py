@@ -12,7 +12,7 @@ from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, load_stages
 from salmonn.evaluation.pipeline import results_folder
 from salmonn.evaluation.tasks import load_tasks
-from util import quickstart
+from util import jobs, quickstart
 from util.quickstart import clear, overrides, parts, run_all, seconds_of_done, stages_file
 from util.quickstart_report import EVALUATED_STAGES, STAGES, TASKS, Recipe, check_bars, summarise, write_report
 
@@ -211,7 +211,7 @@ def test_where_nothing_differs_the_files_of_the_project_are_used():
 
 
 def test_what_is_told_to_come_next_names_the_model_that_was_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(quickstart, "ROOT", tmp_path)
+    monkeypatch.setattr(jobs, "ROOT", tmp_path)
     usual = quickstart.what_comes_next("output/mini")
     talks = [f"  python -m salmonn.{name} --cfg-path configs/mini/decode.yaml" for name in ("chat", "web")]
     assert usual == [*talks, "Then teach it recordings of your own: docs/own-data.md"]
