@@ -281,6 +281,17 @@ def test_paths_begin_where_they_are_typed(tmp_path, monkeypatch):
     assert arguments(monkeypatch).out == Path("output/small")
 
 
+def test_it_computes_in_bfloat16_where_the_processor_does(tmp_path, monkeypatch):
+    job = parts.Small(arguments(monkeypatch, "--out", tmp_path, "--options", "stage1:model.llm_dtype=float16"))
+    monkeypatch.chdir(ROOT)
+    for units, expected in ((True, ["bfloat16", "bf16"]), (False, ["float32", "off"])):
+        monkeypatch.setattr(parts, "computes_bfloat16", lambda units=units: units)
+        config = load_config("configs/small/stage2.yaml", job.options("stage2"))
+        assert [config.model.llm_dtype, config.run.amp_dtype if config.run.amp else "off"] == expected
+        assert config.model.encoder_dtype == expected[0]
+        assert job.options("stage1")[-1] == "model.llm_dtype=float16"  # what the user says counts
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -623,20 +634,19 @@ def test_clips_of_a_corpus_that_would_be_cut_are_left_out_and_told(tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("speakers", "given", "told"),
+    ("speakers", "told"),
     [
-        ((TESTS,), (), "nothing is left for valid of clips of at most 12 s; the speakers of --valid-split are divided"),
-        ((VALIDATES,), (), "nothing is left for test of clips"),
-        ((), (), r"no SPEAKER/CHAPTER/\*.trans.txt"),
-        ((TESTS, VALIDATES), ("--valid-split", "train"), "--train-split and --valid-split are both train"),
+        ((TESTS,), "nothing is left for valid of clips of at most 12 s; the speakers of --valid-split are divided"),
+        ((VALIDATES,), "nothing is left for test of clips"),
+        ((), r"no SPEAKER/CHAPTER/\*.trans.txt"),
     ],
 )
-def test_a_corpus_that_leaves_nothing_to_test_or_validate_on_is_told(speakers, given, told, tmp_path, monkeypatch):
+def test_a_corpus_that_leaves_nothing_to_test_or_validate_on_is_told(speakers, told, tmp_path, monkeypatch):
     (tmp_path / "libri/dev").mkdir(parents=True)
     tested = {f"{speaker} it rains": 2.0 for speaker in speakers}
     write_libri(tmp_path / "libri", {"train": {f"{VALIDATES} a dog": 2.0, f"{TESTS} a cat": 2.0}, "dev": tested})
     with pytest.raises(UserError, match=told):
-        annotate_libri(tmp_path, monkeypatch, *given)
+        annotate_libri(tmp_path, monkeypatch)
 
 
 # ---- models

@@ -13,6 +13,7 @@ from threading import Event, Thread
 
 from omegaconf import DictConfig
 
+from salmonn.common.device import computes_bfloat16
 from salmonn.common.errors import UserError
 from salmonn.common.files import clear_unfinished_of, make_folder, making_folder, write_json
 from salmonn.config.loading import load_config
@@ -33,6 +34,9 @@ from util.small_model.recordings import Recording
 from util.small_model.records import read_records, write_records
 
 CONFIGS, DEFAULT_OUT = "configs/small", "output/small"
+IN_BFLOAT16 = [  # the configs are in float32, which is several times faster on a processor without units for bfloat16
+    "run.amp=True", "run.amp_dtype=bf16", "model.llm_dtype=bfloat16", "model.encoder_dtype=bfloat16",
+]  # fmt: skip
 _PRIOR_MINUTES = 30.0  # that a machine is believed to be the measured one
 _STATE = "state.json"  # what was asked for, and the minutes of each part that is done or was stopped
 _NOTED_SECONDS = 30.0  # between notes of how long a part has worked
@@ -86,9 +90,10 @@ class Small:
         return self.out / "models" / hub_name.rpartition("/")[2].lower()
 
     def options(self, name: str) -> list[str]:
-        """What a config is told for this job: another folder, other models, the user's own changes."""
+        """What a config is told for this job: folder, models, precision of this processor, the user's own changes."""
         options = moved(f"{CONFIGS}/{name}.yaml", DEFAULT_OUT, str(self.out))
         options += [f"model.{key}_path={path}" for key, path in self.given_models().items()]
+        options += IN_BFLOAT16 if computes_bfloat16() else []
         own = [option.partition(":") for option in self.args.options]
         return options + [option for stage, _, option in own if stage == name]
 
@@ -358,9 +363,6 @@ def _divided(small: Small) -> list[dict[str, list[dict[str, str]]]]:
 
     Raises UserError for a corpus with nothing to train on, to validate on or to test on.
     """
-    args = small.args
-    if args.corpus is not None and args.train_split == args.valid_split:
-        raise UserError(f"--train-split and --valid-split are both {args.train_split}: name two folders of --corpus")
     asr = {split: _transcribed(small, split) for split in recordings.SPLITS}
     real = {split: corpus.prompt_entries(small.recordings, split, small.max_seconds) for split in recordings.SPLITS}
     held_out = [entry["text"] for split in ("valid", "test") for entry in asr[split] + real[split]]
@@ -370,8 +372,9 @@ def _divided(small: Small) -> list[dict[str, list[dict[str, str]]]]:
             print(f"{what}: {left_out} of {before} training clips say a sentence of validation or test, left out")
     if empty := [split for split in recordings.SPLITS if not asr[split]]:
         raise UserError(
-            f"{args.corpus or small.data}: nothing is left for {' and for '.join(empty)} of clips of at most "
-            f"{small.max_seconds:g} s" + (_FEW_SPEAKERS if args.corpus else ": remove --out, and ask for more --clips")
+            f"{small.args.corpus or small.data}: nothing is left for {' and for '.join(empty)} of clips of at most "
+            f"{small.max_seconds:g} s"
+            + (_FEW_SPEAKERS if small.args.corpus else ": remove --out, and ask for more --clips")
         )
     return [asr, real]
 
@@ -454,7 +457,7 @@ def tell(small: Small) -> None:
     summary = report.summarise(small.out, rates, _read_state(small.args)["minutes"])
     voices_heard = {one.voice for one in small.recordings if one.kind == "speaker"}
     summary["speakers_unseen_speakers"] = len(voices_heard)
-    used = [one for one in sources.ALL if sources.is_fetched(one, small.downloads)]
+    used = sources.used(small.args, small.model)
     what = str(small.args.corpus or f"{small.args.clips} clips of synthetic voices")
     report.write_report(small.out, summary, used, f"{what} and recorded prompts", small.args.corpus is not None)
 
