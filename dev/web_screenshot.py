@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES = ["speech/test_00002.ogg", "sound/test_00199.wav"]
+EXAMPLES = ["speech/test_00011.ogg", "sound/test_00199.wav"]
 QUESTIONS = ["Transcribe", "How many are there?", "Man or woman?"]  # tasks by their button
 WAITING = ("", "…", "Loading content")  # what the page shows while nothing of an answer is written yet
 

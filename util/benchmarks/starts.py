@@ -20,7 +20,7 @@ from util.benchmarks.measure import family
 from util.jobs import ROOT
 
 MODEL = "output/mini/stage3/checkpoint_best.pth"
-CLIP = "output/mini/world/audio/speech/test_00002.ogg"  # the README's
+CLIP = "output/mini/world/audio/speech/test_00011.ogg"  # the README's
 WORLD = ["--cfg-path", "configs/mini/decode.yaml"]
 COMMANDS = {  # name: arguments
     "train.py --help": ["train.py", "--help"],
