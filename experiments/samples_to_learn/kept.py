@@ -23,19 +23,20 @@ from experiments.samples_to_learn.recipes import (
     stage0_options,
 )
 from salmonn.common.files import read_json
-from salmonn.config.loading import BEST, leaves
+from salmonn.config.loading import leaves
 from salmonn.config.schema import Config
 from salmonn.config.stored import options_without_secrets, without_secrets
 from salmonn.evaluation.provenance import file_hash
-from salmonn.model import checkpoint
-from salmonn.training.run_state import contents_of_data
 
 CURVE, ALIGNED = "curve.json", "stage0.json"
 DIGESTS = "digests"  # runs of earlier versions have none
 _FIRST_FIELDS = ("options", "tasks", "projection_scale", "llm_scale", "stage0", "stage0_options")
 _NOT_MEASURED_BY = ("config", "options", "stage0_options", "recipes")  # of a study; that is the recipe, or its config
-# of a config: which seed and where is another matter, and the last two are of evaluate.py
-_NOT_OF_TRAINING = ("run.seed", "run.output_dir", "run.exp_name", "run.overwrite", "evaluate.", "generate.")
+# of a config: what decides on no result, which seed and where; the last two are of evaluate.py
+_NOT_OF_TRAINING = (
+    "run.seed", "run.output_dir", "run.exp_name", "run.overwrite", "run.log_freq", "run.keep_checkpoints",
+    "run.save_every", "run.num_workers", "run.encoder_cache", "evaluate.", "generate.",
+)  # fmt: skip
 _FILES = ("llama_path", "whisper_path", "beats_path", "ckpt", "speech_llama_proj_model", "prompt_path")
 
 
@@ -90,17 +91,8 @@ def aligned_folder(study: Study, name: str, seed: int, out: Path, options: Seque
     """Where the stage 0 before a recipe is kept: one for all that want the same of the same annotations and models."""
     config = stage0_config(study, name, of_parts(options))
     changes = {key: value for key, value in of_stage0(study.recipes[name]).items() if value}
-    # how it was called before its data counted: what its checkpoint says of them decides (of the models nothing)
-    before = f"{OmegaConf.to_yaml(config, sort_keys=True)}{json.dumps(changes, sort_keys=True)}"
-    earlier = out / f"stage0-{hashlib.sha256(before.encode()).hexdigest()[:8]}-{seed}"
-    if (earlier / ALIGNED).exists() and _annotations_of(earlier / BEST) == contents_of_data(config):
-        return earlier
     made = digest([config_digest(config), changes, annotations_digest(config), files_digest(config)])
     return out / f"stage0-{made[:8]}-{seed}"
-
-
-def _annotations_of(path: Path) -> dict[str, str] | None:
-    return checkpoint.read(path, lazily=True).get("annotations")
 
 
 def made_by(study: Study, name: str, options: Sequence[str] = ()) -> dict[str, Any]:
@@ -165,8 +157,13 @@ def files_digest(config: DictConfig) -> str:
 
 def _content_digest(places: Iterable[str]) -> str:
     roots = [Path(place) for place in places if place]
-    files = [[root] if root.is_file() else sorted(filter(Path.is_file, root.rglob("*"))) for root in roots]
+    files = [[root] if root.is_file() else sorted(filter(_is_content, root.rglob("*"))) for root in roots]
     return digest([[file_hash(str(file)) for file in of_root] for of_root in files])
+
+
+def _is_content(path: Path) -> bool:
+    """Not what the hub's client notes in hidden folders, times among it."""
+    return path.is_file() and not any(part.startswith(".") for part in path.parts[-4:])
 
 
 def digest(value: Any) -> str:

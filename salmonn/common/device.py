@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import time
+from functools import cache
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def device_of(config: DictConfig) -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", config.model.device_8bit if quantised else 0))
     if not run.device.startswith("cuda"):
         if run.device == "cpu" and _wants_bfloat16(config) and not computes_bfloat16():
-            logger.warning("this processor computes several times slower in bfloat16 than with %s", IN_FLOAT32)
+            _tell_slow_bfloat16()
         return torch.device(run.device)
     if not torch.cuda.is_available():
         raise no_gpu(run.device)
@@ -50,6 +51,11 @@ def device_of(config: DictConfig) -> torch.device:
 def computes_bfloat16() -> bool:
     """Whether the processor has units for bfloat16, on x86 or ARM."""
     return any(torch.cpu.get_capabilities().get(units, False) for units in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+@cache
+def _tell_slow_bfloat16() -> None:
+    logger.warning("this processor computes several times slower in bfloat16 than with %s", IN_FLOAT32)
 
 
 def _wants_bfloat16(config: DictConfig) -> bool:

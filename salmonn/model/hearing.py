@@ -64,7 +64,13 @@ def _is_number(value: Any) -> bool:
 
 
 def _are_other_names(one: Any, other: str) -> bool:
-    return isinstance(one, str) and bool(one and other) and Path(one).name.lower() != Path(other).name.lower()
+    if (
+        not isinstance(one, str)
+        or not (one and other)
+        or "snapshots" in (Path(one).parent.name, Path(other).parent.name)
+    ):
+        return False  # not known: the hub's cache calls a model's folder by a revision
+    return Path(one).name.lower() != Path(other).name.lower()
 
 
 def _stored_section(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:

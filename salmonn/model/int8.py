@@ -102,10 +102,10 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _scaled(product: Tensor, scale: Tensor, *more: Tensor) -> Tensor:
-    """int32 [N, M] times scales, in float32; a CPU multiplies two kinds of numbers at a sixth of its speed."""
+    """int32 [N, M] times scales, in float32; a CPU multiplies two kinds of numbers slowly."""
     output = product.float().mul_(scale) if product.device.type == "cpu" else product * scale
-    for scale in more:
-        output.mul_(scale)
+    for another in more:
+        output.mul_(another)
     return output
 
 

@@ -32,7 +32,7 @@ def all_problems(configs: Sequence[DictConfig]) -> list[str]:
     made: dict[str, DictConfig] = {}
     for config in configs:
         problems += run_problems(config, list(made))
-        if before := made.get(config.model.ckpt):
+        if not problems and (before := made.get(config.model.ckpt)):  # missing files are told without PyTorch
             problems += problem_of(_require_same_hearing, config.model, before, config.model.ckpt)
         made[best_checkpoint(config.run)] = config
     return problems

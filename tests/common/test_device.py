@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from salmonn.common import device
 from salmonn.common.device import autocast, device_of, seed_step, to_device
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
@@ -103,8 +104,10 @@ def test_a_processor_without_units_for_bfloat16_is_told_where_it_is_asked_for(co
     asked += [["run.amp=False", f"model.{key}=bfloat16"] for key in ("llm_dtype", "encoder_dtype")]
     for options in asked:
         caplog.clear()
+        device._tell_slow_bfloat16.cache_clear()  # it is told once
         device_of(config("run.device=cpu", *options))
         assert ("slower in bfloat16 than with run.amp=False model.llm_dtype=float32" in caplog.text) == slow
     caplog.clear()
+    device._tell_slow_bfloat16.cache_clear()
     device_of(config("run.device=cpu", "run.amp=False"))
     assert not caplog.text

@@ -1,13 +1,11 @@
 """util/samples_to_learn.py: when a curve has left the plateau, recipes that load, and a run of them end to end."""
 
-import hashlib
 import json
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
 from experiments.samples_to_learn import experiment
@@ -25,7 +23,6 @@ from experiments.samples_to_learn.recipes import Recipe, Study, load_study, reci
 from experiments.samples_to_learn.report import markdown, summarise
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
-from salmonn.training.run_state import contents_of_data
 from salmonn.training.runner import Runner
 from tests.fixtures.commands import json_lines, run_command
 from tests.fixtures.mini_world import train_options
@@ -294,20 +291,6 @@ def test_a_stage_0_is_shared_by_runs_of_the_same_annotations(world):
     assert aligned_folder(study, "aligned", 1, out) == before
     write_entries(world / "train.json", "changed")
     assert aligned_folder(study, "aligned", 1, out) != before
-
-
-def test_a_stage_0_of_an_earlier_version_is_found_where_its_checkpoint_tells_of_the_same_annotations(world):
-    study, out = load_study(world / "recipes.yaml"), world / "out"
-    config = stage0_config(study, "aligned")
-    named_by = f"{OmegaConf.to_yaml(config, sort_keys=True)}{{}}"
-    earlier = out / f"stage0-{hashlib.sha256(named_by.encode()).hexdigest()[:8]}-1"
-    earlier.mkdir(parents=True)
-    torch.save({"model": {}, "annotations": contents_of_data(config)}, earlier / "checkpoint_best.pth")
-    assert aligned_folder(study, "aligned", 1, out) != earlier  # not done
-    (earlier / "stage0.json").write_text("{}")
-    assert aligned_folder(study, "aligned", 1, out) == earlier
-    write_entries(world / "valid.json", "changed")
-    assert aligned_folder(study, "aligned", 1, out) != earlier
 
 
 def test_a_curriculum_is_followed_by_everything(monkeypatch):

@@ -292,7 +292,7 @@ def test_a_whisper_that_is_not_converted_is_told_why(command, tmp_path, monkeypa
         command("ctranslate2", tmp_path, tmp_path / "hf")
     write_ctranslate2(tmp_path / "ct2", tiny_whisper())
     (tmp_path / "ct2/tokenizer.json").write_text('{"added_tokens": []}')
-    with pytest.raises(UserError, match=r"tokenizer\.json is no Whisper's: it has no <|endoftext|>"):
+    with pytest.raises(UserError, match=r"tokenizer\.json is no Whisper's: it has no <\|endoftext\|>"):
         command("ctranslate2", tmp_path / "ct2", tmp_path / "hf")
     (tmp_path / "ct2/tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"tokenizer\.json cannot be read"):

@@ -3,13 +3,11 @@
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ from salmonn.common.files import write_text
 from util.jobs import read_note
 from util.mini_world import corpus
 
-LESS_URGENT = 2  # niceness: 0.64 of the share of others; then all three end at about the same time
 FOLDERS = ("audio", "ann", "weights")
 SUMMARY = "world.json"
 
@@ -40,9 +37,10 @@ def build(out: Path, settings: dict[str, Any]) -> None:
 
     seed, scale = settings["seed"], settings["pretrain_scale"]
     seconds: dict[str, float] = {}
-    with timed("all", seconds), _workers() as (first, second, third):
+    with timed("all", seconds), _workers(3) as (first, second, third):
         clips = corpus.plan(settings["train_clips"], settings["test_clips"], settings["broken"], seed)
         held_out = frozenset(corpus.sentences(clip for clip in clips if clip.split != "train"))
+        # it takes longest and hears nothing
         jobs = [third.submit(_make, "llama", "llama", out / "weights/llama", held_out, scale, seed)]
         with timed("corpus", seconds):
             clips = corpus.write_audio(clips, out / "audio", (first, second))
@@ -82,14 +80,10 @@ def _make(part: str, module: str, *arguments: Any) -> tuple[str, dict[str, float
 
 
 @contextmanager
-def _workers() -> Iterator[list[ProcessPoolExecutor]]:
-    """Three pools of one process; where something fails, what they still do, for minutes, is not waited for.
-
-    The third, for the language model, which takes longest, goes before the others where cores are fewer.
-    """
+def _workers(n: int) -> Iterator[list[ProcessPoolExecutor]]:
+    """Pools of one process each; where something fails, what they still do, for minutes, is not waited for."""
     # spawned, not forked: torch and espeak-ng each keep state that does not survive a fork
-    new_pool = partial(ProcessPoolExecutor, 1, mp_context=multiprocessing.get_context("spawn"), initializer=os.nice)
-    pools = [new_pool(initargs=(niceness,)) for niceness in (LESS_URGENT, LESS_URGENT, 0)]
+    pools = [ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) for _ in range(n)]
     try:
         yield pools
     except BaseException:

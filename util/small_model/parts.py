@@ -83,7 +83,7 @@ class Small:
     @cached_property
     def max_seconds(self) -> float:
         """Of a clip that is trained on: what the model hears."""
-        return load_config(f"{CONFIGS}/stage1.yaml").model.max_seconds
+        return load_config(f"{CONFIGS}/stage1.yaml", self.options("stage1")).model.max_seconds
 
     def model(self, hub_name: str) -> Path:
         """The folder of a model that was not given."""
@@ -93,7 +93,8 @@ class Small:
         """What a config is told for this job: folder, models, precision of this processor, the user's own changes."""
         options = moved(f"{CONFIGS}/{name}.yaml", DEFAULT_OUT, str(self.out))
         options += [f"model.{key}_path={path}" for key, path in self.given_models().items()]
-        options += IN_BFLOAT16 if computes_bfloat16() else []
+        if name != "decode":  # one answer is soon there in float32, too, and its command stays short
+            options += IN_BFLOAT16 if computes_bfloat16() else []
         own = [option.partition(":") for option in self.args.options]
         return options + [option for stage, _, option in own if stage == name]
 

@@ -1,8 +1,8 @@
 """Sentences for the voices: WordNet's examples and definitions, a grammar of everyday and telephone sentences, words.
 
 No sentence of a test set is among them, nor one that contains such a sentence of three words or more: single words and
-pairs of words stand in other sentences inevitably. No template and no slot of the grammar comes from a test sentence;
-`inside` and `known_runs` measure how near a test set is to what was trained on.
+pairs of words stand in other sentences inevitably. No template and no slot of the grammar comes from a LibriVox
+sentence; `inside` and `known_runs` measure how near a test set is to what was trained on.
 """
 
 import re
