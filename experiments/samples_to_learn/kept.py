@@ -157,13 +157,13 @@ def files_digest(config: DictConfig) -> str:
 
 def _content_digest(places: Iterable[str]) -> str:
     roots = [Path(place) for place in places if place]
-    files = [[root] if root.is_file() else sorted(filter(_is_content, root.rglob("*"))) for root in roots]
-    return digest([[file_hash(str(file)) for file in of_root] for of_root in files])
+    return digest([[file_hash(str(file)) for file in _content(root)] for root in roots])
 
 
-def _is_content(path: Path) -> bool:
-    """Not what the hub's client notes in hidden folders, times among it."""
-    return path.is_file() and not any(part.startswith(".") for part in path.parts[-4:])
+def _content(root: Path) -> list[Path]:
+    """A file, or those of a folder but for what the hub's client notes in hidden ones, times among it."""
+    files = [root] if root.is_file() else sorted(filter(Path.is_file, root.rglob("*")))
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(root).parts)]
 
 
 def digest(value: Any) -> str:

