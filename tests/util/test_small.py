@@ -87,6 +87,7 @@ def test_no_held_out_sentence_is_spoken_for_training_not_even_inside_another(wor
 
 
 # Sense and Sensibility, as pocketsphinx's test data has it
+EVERY_SOURCE = (sources.WHISPER, sources.LLM, *sources.VOICES, *sources.RECORDINGS)
 LIBRIVOX = (
     "and mister john dashwood had then leisure to consider how much there might be prudently in his power to do for "
     "them",
@@ -354,7 +355,7 @@ def test_where_debians_packages_cannot_be_had_is_told_before_anything_is_done(tm
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
         asked.append(command)
-        lines = [f"'http://deb/x' {one.file} 1 SHA256:0" for one in sources.ALL if one.file.endswith("_all.deb")]
+        lines = [f"'http://deb/x' {one.file} 1 SHA256:0" for one in EVERY_SOURCE if one.file.endswith("_all.deb")]
         return subprocess.CompletedProcess(
             command, 100, "\n".join(lines), "E: Version '2.2-5' for 'flite' was not found"
         )
@@ -593,6 +594,14 @@ def test_prompts_that_nobody_has_written_down_are_compared_with_what_whisper_hea
     assert (files["test_agreement"], asked) == ([], [])
 
 
+def test_what_whisper_hears_in_those_prompts_is_not_trained_on(spoken_world, monkeypatch):
+    monkeypatch.setattr(report, "whisper_answers", lambda *_: ["Hold on, please."])
+    world = spoken_world(recordings.Recording("english/0.flac", "test", 2.0, "speech", "", "english", "woman"))
+    said = [voices.Spoken("0.flac", "and hold on please", "joe", 1.0), voices.Spoken("1.flac", "go on", "joe", 1.0)]
+    records.write_records(world.data / "spoken_train.json", said)
+    assert [entry["text"] for entry in annotated(world)["stage1_train"]] == ["go on"]
+
+
 def write_libri(root: Path, spoken: dict[str, dict[str, float]]) -> None:
     """{split: {"SPEAKER text": seconds}} in LibriSpeech's layout, silent."""
     for split, clips in spoken.items():
@@ -780,7 +789,7 @@ def test_a_whole_package_is_unpacked_once(registry, tmp_path):
 
 
 def test_no_package_is_built_to_be_read():
-    assert [one.name for one in sources.ALL if not one.file.endswith((".whl", ".deb"))] == []
+    assert [one.name for one in EVERY_SOURCE if not one.file.endswith((".whl", ".deb"))] == []
 
 
 def test_a_package_that_cannot_be_downloaded_is_named(tmp_path, monkeypatch):
@@ -814,11 +823,11 @@ def test_every_source_is_named_with_its_licence(tmp_path, monkeypatch):
         return {one.name: one.licence for one in sources.used(args, parts.Small(args).model)}
 
     everything = used("--prompts", tmp_path / "said.txt")
-    assert {one.name for one in sources.ALL} < everything.keys()
+    assert {one.name for one in EVERY_SOURCE} < everything.keys()
     assert all(everything.values())
     espeak = {name: licence for name, licence in everything.items() if name.startswith("espeakng-loader==")}
     assert list(espeak.values()) == ["GPL-3.0-or-later (espeak-ng)"]
-    assert everything.keys() - {one.name for one in sources.ALL} == {*espeak, str(tmp_path / "said.txt")}
+    assert everything.keys() - {one.name for one in EVERY_SOURCE} == {*espeak, str(tmp_path / "said.txt")}
     note = tmp_path / "models/whisper-tiny.en/.cache/huggingface/download/config.json.metadata"
     note.parent.mkdir(parents=True)
     note.write_text("0123abcd\netag\n1700000000.0\n")
@@ -843,7 +852,7 @@ def write_result(out: Path, name: str, scores: dict, intervals: dict, n: int) ->
 def write_texts(out: Path, said: dict[str, list[str]]) -> None:
     """Annotation files of these texts, empty ones of the other sets."""
     (out / "ann").mkdir(exist_ok=True)
-    for name in ("stage1_train", *(f"test_{name}" for name in report.SPEECH)):
+    for name in ("stage1_train", *(f"test_{name}" for name in report.SPEECH | report.AGREEMENT)):
         entries = [{"path": f"{i}.flac", "text": text, "task": "asr"} for i, text in enumerate(said.get(name, []))]
         (out / f"ann/{name}.json").write_text(json.dumps({"annotation": entries}))
 
@@ -886,16 +895,18 @@ def test_the_summary_says_how_near_the_test_is_to_what_was_trained_on(tmp_path):
 
 
 def test_without_transcripts_the_prompts_are_told_as_agreement_with_whisper(tmp_path):
-    write_texts(tmp_path, {"stage1_train": ["one"]})
+    write_texts(tmp_path, {"stage1_train": ["one"], "test_agreement": ["one two three four"]})
     write_result(tmp_path, "agreement", {"wer": 0.25, "wer_shuffled": 1.5}, {"wer": [0.125, 0.5]}, 9)
     summary = report.summarise(tmp_path, {}, {"stage1": 2.0})
     assert summary["agreement_errors_whisper_real_prompts"] == 0.25
     assert summary["agreement_errors_whisper_real_prompts_shuffled"] == 1.5
+    assert summary["whisper_real_prompts_inside_training"] == summary["whisper_real_prompts_known_4grams"] == 0
     for key in ("wer_real_prompts", "wer_real_prompts_shuffled", "wer_whisper_real_prompts"):
         assert summary[key] is None
     report.write_report(tmp_path, summary, [], "clips", False)
     rows = [[cell.strip() for cell in line.split("|")] for line in (tmp_path / "report.md").read_text().splitlines()]
     assert ["", report.AGREEMENT["agreement"], "9", "25.0% (12.5% to 50.0%)", "150.0%", "-", ""] in rows
+    assert ["", report.AGREEMENT["agreement"], "0.0%", "0.0%", "as above", ""] in rows
 
 
 @pytest.mark.parametrize("of_a_folder", [True, False])

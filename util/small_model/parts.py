@@ -335,7 +335,8 @@ def _spoken(split: str) -> str:
 
 def annotate(small: Small) -> None:
     """Annotation files of all stages, and the test sets."""
-    asr, real = _divided(small)
+    agreement = _heard_by_whisper(small)
+    asr, real = _divided(small, agreement)
     train = asr["train"] + corpus.REPEATS * real["train"]
     stages = {"stage1_train": train, "stage1_valid": asr["valid"] + real["valid"]}
     for split in recordings.SPLITS:
@@ -356,17 +357,20 @@ def annotate(small: Small) -> None:
     for kind in ("prompt", "word", "librivox", "speaker"):
         of_kind = [one for one in small.recordings if one.kind == kind]
         write_annotations(_ann(small, f"test_{kind}"), corpus.prompt_entries(of_kind, "test", small.max_seconds))
-    write_annotations(_ann(small, "test_agreement"), _heard_by_whisper(small))
+    write_annotations(_ann(small, "test_agreement"), agreement)
 
 
-def _divided(small: Small) -> list[dict[str, list[dict[str, str]]]]:
-    """Recognition's entries of each split: the corpus's and the recordings'; trained on is no sentence of the others.
+def _divided(small: Small, agreement: Sequence[dict[str, str]]) -> list[dict[str, list[dict[str, str]]]]:
+    """Recognition's entries of each split: the corpus's and the recordings'.
+
+    Trained on is no sentence of the other splits, and none of `agreement`, of which the test is made, too.
 
     Raises UserError for a corpus with nothing to train on, to validate on or to test on.
     """
     asr = {split: _transcribed(small, split) for split in recordings.SPLITS}
     real = {split: corpus.prompt_entries(small.recordings, split, small.max_seconds) for split in recordings.SPLITS}
     held_out = [entry["text"] for split in ("valid", "test") for entry in asr[split] + real[split]]
+    held_out += [entry["text"] for entry in agreement]
     for what, entries in {"corpus": asr, "recordings": real}.items():
         before, entries["train"] = len(entries["train"]), corpus.without(entries["train"], held_out)
         if left_out := before - len(entries["train"]):

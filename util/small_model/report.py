@@ -101,7 +101,7 @@ def whisper_errors(whisper: Path, annotations: Path, prefix: Path) -> dict[str, 
 def _nearness(annotations: Path, trained: Sequence[str]) -> dict[str, Any]:
     """How near the sentences of each test set are to what was trained on; None of sets without any."""
     found: dict[str, Any] = {}
-    for name in SPEECH:
+    for name in SPEECH | AGREEMENT:
         tested = _texts(annotations / f"test_{name}.json")
         stand_inside = texts.inside(tested, trained)
         share = sum(text in stand_inside for text in tested) / len(tested) if tested else None
@@ -128,7 +128,7 @@ def summarise(out: Path, whisper: Mapping[str, float], minutes: Mapping[str, flo
     summary |= {f"wer_whisper_{IN_SUMMARY[name]}": whisper.get(name) for name in SPEECH}
     trained = _texts(out / "ann/stage1_train.json")  # the later stages ask about some of the same clips
     summary |= _nearness(out / "ann", trained)
-    for name in SPEECH:
+    for name in SPEECH | AGREEMENT:
         if summary[_key(name)] is not None and summary[f"{IN_SUMMARY[name]}_inside_training"]:
             summary |= _not_inside(out, name, trained)
     return summary | {"minutes": round(sum(minutes.values()), 1), "minutes_of_parts": dict(minutes)}
@@ -216,12 +216,12 @@ def _speech_rows(summary: Mapping[str, Any], reports: Mapping[str, Any]) -> list
 
 def _nearness_rows(summary: Mapping[str, Any], reports: Mapping[str, Any]) -> list[list[str]]:
     rows = []
-    for name in SPEECH:
+    for name, title in (SPEECH | AGREEMENT).items():
         if name in reports:
             shares = [summary[f"{IN_SUMMARY[name]}_{what}"] for what in ("inside_training", f"known_{KNOWN_RUN}grams")]
             key = f"{_key(name)}_not_inside"
             of_others = _with_interval(summary, key) if key in summary else "as above"
-            rows.append([SPEECH[name], *map(_share, shares), of_others])
+            rows.append([title, *map(_share, shares), of_others])
     return rows
 
 

@@ -127,7 +127,6 @@ MUSIC = Package(
 )
 VOICES = (WORDNET, JOE, *FLITE)
 RECORDINGS = (*PROMPTS.values(), SPHINX, CHANNELS, MUSIC)
-ALL = (WHISPER, LLM, *VOICES, *RECORDINGS)
 
 
 # ---- what a job is made of

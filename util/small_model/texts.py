@@ -75,10 +75,9 @@ please say {entry} after the tone
 please {act} {item} now or press {key}
 {party} is {state}
 {party} is now {state}
-{party} is currently {state} please try again later
+{party} is currently {state}
 i'm sorry {party} is {state}
 sorry {party} could not be found
-that is not a valid {thing}
 we are connecting your call to {desk}
 give me a moment to {act} {item}
 please hang up and try your call again
