@@ -14,6 +14,8 @@ from salmonn.model.parameter_counts import show_counts, trainable_parameters
 
 logger = logging.getLogger(__name__)
 
+_MANY_PASSES = 50
+
 
 @dataclass
 class Progress:
@@ -168,6 +170,11 @@ def unusual_about(plan: Plan, config: DictConfig) -> list[str]:
         sentences.append(
             f"run.optims.warmup_steps = {warmup_steps} is longer than an epoch of {plan.iters_per_epoch} iterations: "
             f"the ramp begins anew in each, as in the published code"
+        )
+    if plan.passes > _MANY_PASSES:
+        sentences.append(
+            f"{plan.passes:.0f} passes over the data: so few entries are soon known by heart (the published stage 1 makes "
+            "12.7 passes); run.epoch_based=True makes an epoch a pass, and run.optims.max_epoch says how many"
         )
     if config.run.batch_size_eval == 1:
         sentences.append("run.batch_size_eval = 1: there is no control with shuffled audio (it takes two clips)")

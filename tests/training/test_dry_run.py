@@ -25,7 +25,7 @@ def test_what_is_unusual_about_a_run_is_told_before_it(config_of):
     told = unusual_about(make_plan(config.run, 107, 1), config)
     assert ["warmup_steps" in sentence for sentence in told] == [False, True]
     assert [f"warning     {sentence}" for sentence in told] == dry_run.describe(config, [])[-2:]
-    assert not any("warning" in line for line in dry_run.describe(config_of("run.optims.warmup_steps=0"), []))
+    assert not any("warning" in line for line in dry_run.describe(config_of("run.optims.warmup_steps=0", "run.iters_per_epoch=9"), []))
 
 
 def test_a_validation_without_a_control_is_told_before_it(config_of):
@@ -55,7 +55,7 @@ def test_that_nothing_can_be_compiled_is_told_before_it(config_of, monkeypatch):
 
 
 def test_that_one_process_has_nobody_to_share_with_is_told_before_it_and_not_of_several(config_of, monkeypatch):
-    config = config_of("run.optims.warmup_steps=0", "run.shard_llm=True")
+    config = config_of("run.optims.warmup_steps=0", "run.iters_per_epoch=9", "run.shard_llm=True")
     assert dry_run.describe(config, [])[-1].startswith("warning     run.shard_llm = True, but this is one process")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert not any("warning" in line for line in dry_run.describe(config, []))

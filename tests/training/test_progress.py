@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from salmonn.config.loading import load_config
-from salmonn.training.progress import Plan, Progress, log_plan, make_plan
+from salmonn.training.progress import Plan, Progress, log_plan, make_plan, unusual_about
 
 
 def config_with(*options: str):
@@ -90,6 +90,13 @@ def test_what_is_unusual_about_a_plan_is_told_with_it(caplog):
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warnings[0].startswith("training with model.lora_scaling = 2;")
     assert warnings[1].startswith("run.optims.warmup_steps = 6 is longer than an epoch of 5 iterations")
+
+
+def test_more_passes_than_a_small_data_set_bears_are_told():
+    config = config_with("run.optims.warmup_steps=0", "run.optims.max_epoch=50", "run.epoch_based=True")
+    assert unusual_about(make_plan(config.run, 1000, 1), config) == []
+    [told] = unusual_about(make_plan(config.run, 1001, 1), config)  # the last batch of an epoch begins the next pass
+    assert told.startswith("50 passes over the data")
 
 
 # ---- going on
