@@ -25,7 +25,10 @@ def test_what_is_unusual_about_a_run_is_told_before_it(config_of):
     told = unusual_about(make_plan(config.run, 107, 1), config)
     assert ["warmup_steps" in sentence for sentence in told] == [False, True]
     assert [f"warning     {sentence}" for sentence in told] == dry_run.describe(config, [])[-2:]
-    assert not any("warning" in line for line in dry_run.describe(config_of("run.optims.warmup_steps=0", "run.iters_per_epoch=9"), []))
+    assert not any(
+        "warning" in line
+        for line in dry_run.describe(config_of("run.optims.warmup_steps=0", "run.iters_per_epoch=9"), [])
+    )
 
 
 def test_a_validation_without_a_control_is_told_before_it(config_of):
