@@ -173,8 +173,8 @@ def unusual_about(plan: Plan, config: DictConfig) -> list[str]:
         )
     if plan.passes > _MANY_PASSES:
         sentences.append(
-            f"{plan.passes:.0f} passes over the data: so few entries are soon known by heart (the published stage 1 makes "
-            "12.7 passes); run.epoch_based=True makes an epoch a pass, and run.optims.max_epoch says how many"
+            f"{plan.passes:.0f} passes over the data: so few entries are soon known by heart (the published stage 1 "
+            "makes 12.7 passes); run.epoch_based=True makes an epoch a pass, and run.optims.max_epoch says how many"
         )
     if config.run.batch_size_eval == 1:
         sentences.append("run.batch_size_eval = 1: there is no control with shuffled audio (it takes two clips)")
