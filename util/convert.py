@@ -11,7 +11,8 @@
 FILE.pth is a checkpoint of ours or a published one; where one is read, a folder will do, too. Tensors
 keep every bit, names and precision. A folder is for use and not for going on with training: epoch,
 step and configuration are kept; optimizer, scaler and progress are left out, and so are model.token,
-model.ckpt and model.speech_llama_proj_model. Paths of LLM, Whisper and BEATs stay as they were;
+model.ckpt, model.speech_llama_proj_model and the two parameters that only CTC needs. A checkpoint of stage 0 has
+no LoRA: nothing to use can be made of it. Paths of LLM, Whisper and BEATs stay as they were;
 SALMONN.from_pretrained(DIR, llama_path=...) takes others. The exports need neither Whisper nor BEATs.
 
 A GGUF is converted where transformers knows its architecture and quantisation, with the package gguf
@@ -41,7 +42,6 @@ if TYPE_CHECKING:  # seconds, with torch or transformers: each command loads wha
 
     from util.conversion.source import Source
 
-PROBLEMS_SHOWN = 12
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -131,6 +131,7 @@ def inspect(args: Namespace) -> None:
     """What a checkpoint, a folder or a BEATs file holds, and whether it would load."""
     with importing():
         from util.conversion.describe import describe, shown
+        from util.conversion.fit import refuse
 
     rows, problems = describe(args.source)
     print(shown(rows))
@@ -139,25 +140,14 @@ def inspect(args: Namespace) -> None:
 
 
 def open_fitting(args: Namespace) -> "tuple[Source, DictConfig]":
-    """The checkpoint with its `model` section. Raises UserError unless they fit each other."""
+    """As `read_fitting`, with the LLM of the command line."""
     with importing():
-        from util.conversion import fit
-        from util.conversion.source import model_section, read_source
+        from util.conversion.fit import read_fitting
 
-    source = read_source(args.source)
-    section = model_section(source, args.source, args.cfg_path)
+    source, section = read_fitting(args.source, args.cfg_path)
     if getattr(args, "llama_path", None):
         section.llama_path = args.llama_path
-    of = args.cfg_path or "its own configuration"
-    refuse(f"{args.source} does not fit the model section of {of}:", fit.problems(source.parameters, section))
     return source, section
-
-
-def refuse(heading: str, problems: list[str]) -> None:
-    """Raise UserError with the problems, if there are any."""
-    if problems:
-        more = [f"... and {len(problems) - PROBLEMS_SHOWN} more"] if len(problems) > PROBLEMS_SHOWN else []
-        raise UserError("\n  ".join([heading, *problems[:PROBLEMS_SHOWN], *more]))
 
 
 @contextmanager

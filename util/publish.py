@@ -31,8 +31,7 @@ from salmonn.evaluation.report.tables import metrics_of, shown_interval, shown_s
 from salmonn.model import hub, pretrained
 from salmonn.model.card import model_card
 from salmonn.model.lineage import lineage_of
-from util.conversion import fit
-from util.conversion.source import model_section, read_source
+from util.conversion.fit import read_fitting
 
 # Of a result's provenance: what does not tell how this machine is laid out
 _SHOWN = ("commit", "checkpoint_sha256", "lora_scaling", "precision", "generate", "seed", "versions")
@@ -82,11 +81,8 @@ def target(out: Path | None) -> Iterator[Path]:
 
 
 def write_folder(args: Namespace, folder: Path, scores: str) -> None:
-    """Weights, configuration and card. Raises UserError for a source that does not fit its model section."""
-    source = read_source(args.source)
-    section = model_section(source, args.source, args.cfg_path)
-    if problems := fit.problems(source.parameters, section):
-        raise UserError("\n  ".join([f"{args.source} does not fit its model section:", *problems]))
+    """Weights, configuration and card. Raises UserError as `read_fitting`."""
+    source, section = read_fitting(args.source, args.cfg_path)
     section = pretrained.without_places(section)
     pretrained.save(folder, source.parameters, section, source.training)
     card = model_card(args.name, section, lineage_of(source.training), args.license, scores)

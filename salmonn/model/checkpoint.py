@@ -32,7 +32,7 @@ PUBLISHED_EXTRAS = re.compile(
     r"|beats\.encoder\.layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.weight"
 )
 # What a model that spells (model/alignment.py) trains beside the rest: a model that does not has no use for it.
-_OF_SPELLING = ("ctc_blank", "ctc_log_scale")
+OF_SPELLING = ("ctc_blank", "ctc_log_scale")
 # The LLMs of the released checkpoints by their width: name, positions. Their versions share all names and shapes.
 _VICUNAS = {5120: ("vicuna-13b-v1.1", 2048), 4096: ("vicuna-7b-v1.5", 4096)}
 _BACKBONES = ("speech_encoder.", "beats.", "llama_model.")
@@ -129,7 +129,7 @@ def take_parameters(model: nn.Module, parameters: dict[str, Tensor], path: str |
     with torch.no_grad():
         for name, value in fitting.items():
             wanted[name].copy_(value)
-    if _is_of_stage_0(parameters) and any(map(_is_lora, wanted.keys() - fitting.keys())):
+    if is_of_stage_0(parameters) and any(map(_is_lora, wanted.keys() - fitting.keys())):
         logger.info("%s is of stage 0: the connector goes on from it, LoRA starts anew", path)
 
 
@@ -141,8 +141,9 @@ def require_fit(
     With `partial` there may be fewer; of stage 0 the connector is taken, and LoRA keeps its own.
     Raises UserError naming missing and unexpected keys and both shapes where they differ.
     """
-    found = {k: v for k, v in parameters.items() if not PUBLISHED_EXTRAS.fullmatch(k)}
     wanted = own_parameters(model)
+    spells = not wanted.keys().isdisjoint(OF_SPELLING)
+    found = to_take(parameters, spells)
     if found and not found.keys() & wanted.keys():
         raise UserError(f"{path} is not a SALMONN checkpoint: {other_tensors(found)}")
     for encoder in ("speech_encoder.", "beats."):
@@ -150,13 +151,10 @@ def require_fit(
         if any(name.startswith(encoder) for name in wanted) and not any(name.startswith(encoder) for name in found):
             logger.info("%s holds no %s weights: they stay as loaded from their own file", path, encoder.rstrip("."))
             wanted = {name: p for name, p in wanted.items() if not name.startswith(encoder)}
-    if _is_of_stage_0(found):
+    if is_of_stage_0(parameters):
         wanted = {name: p for name, p in wanted.items() if not _is_lora(name)}
-    spelled, spells = (set(_OF_SPELLING) & names.keys() for names in (found, wanted))
-    if len(spelled) == len(_OF_SPELLING) and not spells:  # of no use any more
-        found = {name: value for name, value in found.items() if name not in spelled}
-    if spells and not spelled:  # starts anew
-        wanted = {name: p for name, p in wanted.items() if name not in spells}
+    if spells and found.keys().isdisjoint(OF_SPELLING):  # starts anew
+        wanted = {name: p for name, p in wanted.items() if name not in OF_SPELLING}
     problems = fit_problems(found, {name: p.shape for name, p in wanted.items()}, partial)
     if problems:
         shown = problems if len(problems) <= 12 else [*problems[:12], f"... and {len(problems) - 12} more"]
@@ -203,9 +201,21 @@ def tell_other_vicuna(width: int, positions: int, path: str) -> None:
         )  # fmt: skip
 
 
-def _is_of_stage_0(parameters: Mapping[str, Tensor]) -> bool:
+def to_take(parameters: Mapping[str, Tensor], spells: bool = False) -> dict[str, Tensor]:
+    """What a model takes of a file: without the published writer's extras and, unless it spells, without `spelling`."""
+    left_out = set() if spells else spelling(parameters).keys()
+    return {k: v for k, v in parameters.items() if not PUBLISHED_EXTRAS.fullmatch(k) and k not in left_out}
+
+
+def spelling(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What only a model that spells has a use for; half of it is of no known file, and told as anything unexpected."""
+    found = {name: parameters[name] for name in OF_SPELLING if name in parameters}
+    return found if len(found) == len(OF_SPELLING) else {}
+
+
+def is_of_stage_0(parameters: Mapping[str, Tensor]) -> bool:
     """Whether a file was written by a model that spells and has no LoRA."""
-    return all(name in parameters for name in _OF_SPELLING) and not any(map(_is_lora, parameters))
+    return bool(spelling(parameters)) and not any(map(_is_lora, parameters))
 
 
 def _is_lora(name: str) -> bool:

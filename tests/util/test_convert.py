@@ -98,6 +98,34 @@ def test_a_trained_checkpoint_keeps_its_configuration_and_drops_what_only_a_run_
     assert changed == {"token", "ckpt"}
 
 
+def test_what_only_spells_is_left_out_of_folders_and_exports(command, trained_pth, spelling_pth, tmp_path):
+    output = command("to-folder", spelling_pth, tmp_path / "folder")
+    assert "69 tensors; left out: ctc_blank, ctc_log_scale, optimizer, progress, scaler" in output
+    check_same_tensors(load_file(tmp_path / "folder/model.safetensors"), checkpoint.read(trained_pth)["model"])
+    for export in ("export-lora", "export-merged"):
+        command(export, spelling_pth, tmp_path / export)
+        command(export, trained_pth, tmp_path / "plain" / export)
+        one, other = (next((folder / export).glob("*.safetensors")) for folder in (tmp_path, tmp_path / "plain"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("made", ["to-folder", "export-lora", "export-merged"])
+def test_nothing_to_use_is_made_of_stage_0(command, stage0_pth, tmp_path, made):
+    with pytest.raises(UserError, match=r"stage0\.pth is of stage 0: a connector without LoRA, .* model\.ckpt="):
+        command(made, stage0_pth, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_connector_that_has_no_lora_by_its_configuration_is_a_model(command, stage0_pth, tmp_path):
+    content = checkpoint.read(stage0_pth)
+    content["config"]["model"]["lora"] = False
+    torch.save(content, stage0_pth)
+    command("to-folder", stage0_pth, tmp_path / "folder")
+    model = SALMONN.from_pretrained(tmp_path / "folder")
+    expected = {name: value for name, value in content["model"].items() if not name.startswith("ctc_")}
+    check_same_tensors({name: p.detach() for name, p in checkpoint.own_parameters(model).items()}, expected)
+
+
 def test_a_folder_gives_the_same_answers_as_its_checkpoint(golden, command, config_file, tmp_path):
     command("to-folder", GOLDEN_PTH, tmp_path / "folder", "--cfg-path", config_file)
     model, case = SALMONN.from_pretrained(tmp_path / "folder").eval(), golden("base")

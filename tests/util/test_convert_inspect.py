@@ -38,6 +38,28 @@ def test_inspect_knows_the_published_extras_and_reads_folders(command, config_fi
     assert "no, for use only" in output
 
 
+def test_inspect_knows_what_only_spells(command, spelling_pth):
+    output = command("inspect", spelling_pth)
+    assert "65,696 parameters in 69 tensors" in output
+    assert "ctc_blank, ctc_log_scale" in output
+    assert "stage 0" not in output
+    assert "extras" not in output
+    assert "complete: no key is missing" in output
+
+
+def test_inspect_tells_a_checkpoint_of_stage_0_from_one_without_its_lora(command, stage0_pth, tmp_path):
+    output = command("inspect", stage0_pth)
+    assert "none: of stage 0, from whose connector stage 1 starts (model.ckpt), with a new LoRA" in output
+    assert "complete: no key is missing" in output
+    content = checkpoint.read(stage0_pth)
+    del content["model"]["ln_speech.weight"]
+    with pytest.raises(UserError, match=r"missing: ln_speech.weight$"):
+        command("inspect", written(tmp_path / "part.pth", content["model"], config=content["config"]))
+    del content["model"]["ctc_blank"]
+    with pytest.raises(UserError, match="unexpected: ctc_log_scale\n  missing: all LoRA parameters"):
+        command("inspect", written(tmp_path / "half.pth", content["model"], config=content["config"]))
+
+
 @pytest.mark.parametrize(
     ("size", "fits"), [("13b", "5120 wide, 40 layers; fits Vicuna 13B"), ("7b", "4096 wide, 32 layers; fits Vicuna 7B")]
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
@@ -67,6 +68,20 @@ def test_a_folder_to_look_at_first_has_the_scores_with_their_controls(
     assert "`stage1`: 7 iterations on `one.json` (asr)" in card
     assert "/home/kim" not in card + (out / "config.json").read_text()
     assert read_lineage(out / "model.safetensors") == RUNS
+
+
+def test_what_only_spells_is_not_published_and_stage_0_is_no_model(source, tmp_path, monkeypatch):
+    content = torch.load(source, weights_only=True)
+    parameters = content["model"]
+    content["model"] = parameters | {"ctc_blank": torch.zeros(48), "ctc_log_scale": torch.tensor(1.4)}
+    torch.save(content, tmp_path / "spelling.pth")
+    run(monkeypatch, tmp_path / "spelling.pth", "kim/ears", "--out", tmp_path / "out")
+    assert load_file(tmp_path / "out/model.safetensors").keys() == parameters.keys()
+    content["model"] = {name: value for name, value in content["model"].items() if "lora_" not in name}
+    torch.save(content, tmp_path / "stage0.pth")
+    with pytest.raises(UserError, match=r"stage0\.pth is of stage 0"):
+        run(monkeypatch, tmp_path / "stage0.pth", "kim/ears", "--out", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_it_is_published_for_nobody_or_everybody(source, hub: Hub, monkeypatch, capsys):

@@ -24,6 +24,7 @@ LLM_SIZES = {(5120, 40): "Vicuna 13B (v1.1)", (4096, 32): "Vicuna 7B (v1.5)"}  #
 LLM_WIDTHS = {width: name for (width, _), name in LLM_SIZES.items()}
 WHISPER_WIDTHS = {1280: "large, -v2, -v3", 1024: "medium", 768: "small", 512: "base", 384: "tiny"}
 BEATS_WIDTHS = {768: "all published files"}
+_OF_STAGE_0 = "none: of stage 0, from whose connector stage 1 starts (model.ckpt), with a new LoRA"
 _RESUME_KEYS = {"optimizer", "scaler", "config", "progress"}
 
 
@@ -58,7 +59,7 @@ def _describe_salmonn(path: Path, content: Mapping[str, Any]) -> tuple[list[Row]
     except UserError as error:
         section = fit.guessed_section(source.parameters)
         notes = [("note", str(error).splitlines()[0] if not source.config else str(error))]
-    parameters = fit.own(source.parameters)
+    parameters, spelling = checkpoint.to_take(source.parameters), checkpoint.spelling(source.parameters)
     counts = count_by_part({name: value.numel() for name, value in parameters.items() if _is_known(name)})
     widths, adapters = fit.widths_of(parameters), fit.adapters_of(parameters)
     rows = [
@@ -72,11 +73,13 @@ def _describe_salmonn(path: Path, content: Mapping[str, Any]) -> tuple[list[Row]
         ("windows", _windows(section)),
         *((part, f"{n:,} parameters") for part, n in counts.items()),
         ("in all", f"{sum(counts.values()):,} parameters in {len(parameters)} tensors, {_precisions(parameters)}"),
-        ("adapters", _lora(section, adapters)),
+        ("adapters", _OF_STAGE_0 if checkpoint.is_of_stage_0(source.parameters) else _lora(section, adapters)),
     ]
     if llm_quantization(section) != "none":
         rows.append(("trained on", f"the LLM in {llm_quantization(section)}"))
-    if extras := len(source.parameters) - len(parameters):
+    if spelling:
+        rows.append(("spelling", f"{', '.join(spelling)}: for training with CTC, left out where nothing is spelled"))
+    if extras := len(source.parameters) - len(parameters) - len(spelling):
         rows.append(("extras", f"{extras} tensors that the published writer leaves in its files; they are ignored"))
     broken = checkpoint.not_finite(parameters)
     return rows, fit.problems(source.parameters, section) + ([f"it {broken}"] if broken else [])

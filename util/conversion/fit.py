@@ -2,17 +2,21 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from salmonn.common.errors import UserError
 from salmonn.config.loading import model_config
 from salmonn.model import checkpoint
 from salmonn.model.qformer import Connector
+from util.conversion.source import Source, model_section, read_source
 
 LLM_PREFIX = "llama_model."
+PROBLEMS_SHOWN = 12
 ENCODERS = ("speech_encoder.", "beats.")
 _LORA = re.compile(r"(llama_model\.base_model\.model\.(?:.+?\.)?)(\d+)\.(.+)\.lora_([AB])\.default\.weight")
 _CROSS = "speech_Qformer.bert.encoder.layer.0.crossattention.self.key.weight"
@@ -36,9 +40,30 @@ class Adapters(NamedTuple):
     rank: int
 
 
-def own(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters without what the published writer leaves beside them."""
-    return {name: value for name, value in parameters.items() if not checkpoint.PUBLISHED_EXTRAS.fullmatch(name)}
+def read_fitting(path: Path, cfg_path: str | None) -> tuple[Source, DictConfig]:
+    """A model to use with its `model` section; what only spells is moved from its parameters to its rest.
+
+    Raises UserError unless they fit each other, and for a checkpoint of stage 0 where the section wants LoRA.
+    """
+    source = read_source(path)
+    section = model_section(source, path, cfg_path)
+    if section.lora and checkpoint.is_of_stage_0(source.parameters):
+        raise UserError(
+            f"{path} is of stage 0: a connector without LoRA, which answers nothing yet. Stage 1 starts from it as it "
+            f"is: model.ckpt={path}"
+        )
+    of = cfg_path or "its own configuration"
+    refuse(f"{path} does not fit the model section of {of}:", problems(source.parameters, section))
+    spelling = checkpoint.spelling(source.parameters)
+    kept = {name: value for name, value in source.parameters.items() if name not in spelling}
+    return source._replace(parameters=kept, rest=source.rest | spelling), section
+
+
+def refuse(heading: str, problems: list[str]) -> None:
+    """Raise UserError with the problems, if there are any."""
+    if problems:
+        more = [f"... and {len(problems) - PROBLEMS_SHOWN} more"] if len(problems) > PROBLEMS_SHOWN else []
+        raise UserError("\n  ".join([heading, *problems[:PROBLEMS_SHOWN], *more]))
 
 
 def widths_of(parameters: Mapping[str, Tensor]) -> Widths:
@@ -84,12 +109,15 @@ def guessed_section(parameters: Mapping[str, Tensor]) -> DictConfig:
 def problems(parameters: Mapping[str, Tensor], section: DictConfig) -> list[str]:
     """Every key that is missing, unexpected or of another shape than the section says, a line each.
 
-    Encoders that were trained are left out: only their own files know their names.
+    Of stage 0 no LoRA is expected. Encoders that were trained are left out: only their own files know their names.
     """
-    found = {name: value for name, value in own(parameters).items() if not name.startswith(ENCODERS)}
+    taken = checkpoint.to_take(parameters)
+    found = {name: value for name, value in taken.items() if not name.startswith(ENCODERS)}
     lora = {name: value for name, value in found.items() if name.startswith(LLM_PREFIX)}
     connector = {name: value for name, value in found.items() if name not in lora}
-    return checkpoint.fit_problems(connector, _connector(section, widths_of(found))) + _lora_problems(lora, section)
+    with_lora = section.lora and not checkpoint.is_of_stage_0(parameters)
+    adapters = _lora_problems(lora, section) if with_lora else checkpoint.fit_problems(lora, {})
+    return checkpoint.fit_problems(connector, _connector(section, widths_of(found))) + adapters
 
 
 def _connector(section: DictConfig, widths: Widths) -> dict[str, torch.Size]:
@@ -101,9 +129,8 @@ def _connector(section: DictConfig, widths: Widths) -> dict[str, torch.Size]:
 
 def _lora_problems(found: Mapping[str, Tensor], section: DictConfig) -> list[str]:
     adapters = adapters_of(found)
-    if adapters is None or not section.lora:
-        missing = ["missing: all LoRA parameters (model.lora is True)"] if section.lora else []
-        return missing + checkpoint.fit_problems(dict(found), {})
+    if adapters is None:
+        return ["missing: all LoRA parameters (model.lora is True)", *checkpoint.fit_problems(dict(found), {})]
     targets = list(section.lora_target_modules)
     modules = [m for m in adapters.modules if any(m == t or m.endswith(f".{t}") for t in targets)]
     absent = [t for t in targets if not any(m == t or m.endswith(f".{t}") for m in modules)]

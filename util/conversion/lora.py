@@ -16,7 +16,7 @@ from salmonn.model.lora import add_lora, lora_config
 from salmonn.model.meta_model import meta_llm
 from salmonn.model.model_folders import loading, require_all_weights
 from salmonn.model.tokenizer import load_tokenizer
-from util.conversion.fit import LLM_PREFIX, own
+from util.conversion.fit import LLM_PREFIX
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 DTYPES = ("float32", "float16", "bfloat16")
@@ -41,7 +41,7 @@ def write_adapter(folder: Path, parameters: dict[str, Tensor], section: DictConf
     """Write adapter_config.json and adapter_model.safetensors; returns the number of tensors."""
     adapter = {
         name.removeprefix(LLM_PREFIX).replace(".default.", "."): value.clone(memory_format=torch.contiguous_format)
-        for name, value in own(parameters).items()
+        for name, value in checkpoint.to_take(parameters).items()
         if name.startswith(LLM_PREFIX)
     }
     config = lora_config(section)
