@@ -25,7 +25,15 @@ from experiments.samples_to_learn.kept import (
     made_by,
     run_folder,
 )
-from experiments.samples_to_learn.recipes import Recipe, Study, of_parts, of_stage0, recipe_config, stage0_config
+from experiments.samples_to_learn.recipes import (
+    OF_ENCODERS,
+    Recipe,
+    Study,
+    of_parts,
+    of_stage0,
+    recipe_config,
+    stage0_config,
+)
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
 from salmonn.common.files import make_folder, read_json, write_json
@@ -44,7 +52,6 @@ from salmonn.training.validation import fixed_prompts
 
 ENOUGH = "the end of the experiment"
 GREEDY = {"num_beams": 1, "max_new_tokens": 60}
-OF_ENCODERS = ("whisper_path", "beats_path", "encoder_dtype", "max_seconds", "whisper_silence")  # what they say
 
 
 def measure(study: Study, name: str, seed: int, out: Path, options: Sequence[str] = ()) -> None:

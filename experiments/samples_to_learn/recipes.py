@@ -1,5 +1,6 @@
 """Recipes: ways of training one configuration, each a few overrides."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, typed_section
 from salmonn.config.reading import read_yaml
 
+# what the encoders are and hear: of the model
+OF_ENCODERS = ("whisper_path", "beats_path", "encoder_dtype", "max_seconds", "whisper_silence")
 _OF_ALL_STAGES = ("model.", "datasets.", "run.amp", "run.encoder_cache")  # what is heard, by what, how precisely
 
 
@@ -59,11 +62,22 @@ def load_study(path: Path) -> Study:
     study = OmegaConf.to_object(typed_section(values, Study, str(path)))
     for name, recipe in recipes.items():
         study.recipes[name] = OmegaConf.to_object(typed_section(recipe, Recipe, f"{path}: {name}"))
-        recipe_config(study, name)
+        config = recipe_config(study, name)
         _require_shares(study.recipes[name], f"{path}: {name}")
         if study.recipes[name].stage0:
-            stage0_config(study, name)
+            _require_same_ears(stage0_config(study, name), config, f"{path}: {name}")
     return study
+
+
+def _require_same_ears(stage0: DictConfig, stage1: DictConfig, where: str) -> None:
+    """Raise UserError where stage 1 would begin from a connector that has learned to hear something else."""
+    for key in OF_ENCODERS:
+        one, other = (json.dumps(config.model[key]) for config in (stage0, stage1))
+        if one != other:
+            raise UserError(
+                f"{where}: model.{key} = {one} in stage 0, {other} in stage 1: options do not reach stage 0, so set it "
+                "in stage0_options, too"
+            )
 
 
 def _require_shares(recipe: Recipe, where: str) -> None:

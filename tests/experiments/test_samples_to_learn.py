@@ -95,6 +95,35 @@ def beside_options(study: Study, name: str) -> dict:
 
 
 @pytest.mark.parametrize(
+    ("of_all", "option", "told"),
+    [
+        (True, "model.whisper_silence=null", "whisper_silence = 1.0 in stage 0, null in stage 1"),
+        (False, "model.max_seconds=30", "max_seconds = 12.0 in stage 0, 30.0 in stage 1"),
+        (False, "model.whisper_path=elsewhere", 'whisper_path = "output/small/models/whisper-tiny.en" in stage 0, "elsewhere" in'),
+    ],
+)
+def test_a_stage_0_that_hears_otherwise_is_refused(tmp_path, of_all, option, told):
+    study = {"config": f"{ROOT}/configs/small/stage1.yaml", "valid_every_samples": 320}
+    study["recipes"] = {"published": {}, "aligned": {"stage0": f"{ROOT}/configs/small/stage0.yaml"}}
+    (study if of_all else study["recipes"]["aligned"])["options"] = [option]
+    file = tmp_path / "recipes.yaml"
+    file.write_text(json.dumps(study))
+    with pytest.raises(UserError, match=rf"recipes\.yaml: aligned: model\.{told}.*stage0_options"):
+        load_study(file)
+    file.write_text(json.dumps(study | {"stage0_options": [option]}))
+    load_study(file)
+
+
+def test_each_way_of_hearing_has_a_stage_0_of_its_own(tmp_path):
+    study = load_study(ROOT / "configs/small/recipes_faster.yaml")
+    folders = {name: aligned_folder(study, name, 1, tmp_path) for name in study.recipes}
+    assert folders["published"] == folders["filled"] != folders["own_length"] == folders["own_length_tokens"]
+    of_all = load_study(ROOT / "configs/small/recipes.yaml")
+    run, short = stage0_config(study, "published").run, stage0_config(of_all, "stage0_short").run
+    assert (run.iters_per_epoch, run.batch_size_train, run.optims) == (300, 32, short.optims)
+
+
+@pytest.mark.parametrize(
     "recipes",
     [path for world in ("mini", "small") for path in sorted((ROOT / "configs" / world).glob("recipes*.yaml"))],
 )
@@ -104,6 +133,9 @@ def test_the_recipes_are_usable_and_differ_from_the_first_in_what_they_say(recip
     assert len(others) >= 2
     base = recipe_config(study, first)
     assert base.run.optims.lora_lr_factor == 1
+    for name in (name for name, recipe in study.recipes.items() if recipe.stage0):
+        before, after = stage0_config(study, name).model, recipe_config(study, name).model
+        assert (before.max_seconds, before.whisper_silence) == (after.max_seconds, after.whisper_silence), name
     for name in others:
         assert study.recipes[name].says, name
         assert beside_options(study, name) != beside_options(study, first) or recipe_config(study, name) != base, name
