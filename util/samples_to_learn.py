@@ -1,7 +1,8 @@
 """After how many samples does a model listen? Recipes of stage 1 side by side.
 
-  python util/samples_to_learn.py                            all recipes of configs/mini/recipes.yaml, 3 seeds
-  python util/samples_to_learn.py --world small              those of configs/small/recipes.yaml, on real parts
+  python util/samples_to_learn.py                            published, CTC beside, stage 0 and the best found; 3 seeds
+  python util/samples_to_learn.py --world small              the same on real parts, of configs/small/recipes.yaml
+  python util/samples_to_learn.py --only all                 all recipes of configs/mini/recipes.yaml
   python util/samples_to_learn.py --recipes configs/mini/recipes_faster.yaml --out output/faster    cheaper steps
   python util/samples_to_learn.py --recipes configs/mini/recipes_after_stage0.yaml --out output/after_stage0
   python util/samples_to_learn.py --only published half_batch --seeds 4 5
@@ -26,10 +27,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from experiments.samples_to_learn.recipes import load_study  # noqa: E402
+from experiments.samples_to_learn.recipes import chosen, load_study  # noqa: E402
 from salmonn.common.cli import command_parser, run_cli, seed_number, tell_wait  # noqa: E402
 from salmonn.common.errors import UserError  # noqa: E402
 from salmonn.common.files import write_json, write_text  # noqa: E402
+
+ONLY = "make only these runs, or `all` (default: what the file of recipes names as `default`; where it does not, all)"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="DIR",
         help="runs and report (default: output/samples_to_learn, of the small world output/samples_to_learn_small)",
     )
-    parser.add_argument("--only", nargs="+", default=[], metavar="RECIPE", help="make only these runs (default: all)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="RECIPE", help=ONLY)
     parser.add_argument(
         "--seeds",
         nargs="+",
@@ -67,8 +70,7 @@ def main() -> None:
     recipes = args.recipes or ROOT / "configs" / args.world / "recipes.yaml"
     out = args.out or Path("output/samples_to_learn" if args.world == "mini" else "output/samples_to_learn_small")
     study = load_study(recipes)
-    if unknown := set(args.only) - set(study.recipes):
-        raise UserError(f"--only {' '.join(sorted(unknown))}: {recipes} has {', '.join(study.recipes)}")
+    names = chosen(study, args.only, recipes)
     tell_wait("loading PyTorch")
     from experiments.samples_to_learn.changes import clips_kept
     from experiments.samples_to_learn.experiment import fill_cache, measure
@@ -77,10 +79,10 @@ def main() -> None:
 
     if not args.report_only:
         # seed by seed: what is there when it is stopped can be compared
-        runs = [(name, seed) for seed in args.seeds for name in args.only or study.recipes]
+        runs = [(name, seed) for seed in args.seeds for name in names]
         with clips_kept() if study.keep_clips else nullcontext():
             if not all(is_measured(name, seed, out) for name, seed in runs):
-                fill_cache(study, args.only or list(study.recipes), args.options)
+                fill_cache(study, names, args.options)
             for name, seed in runs:
                 measure(study, name, seed, out, args.options)
     curves = read_curves(study, out)

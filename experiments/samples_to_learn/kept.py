@@ -31,7 +31,8 @@ from salmonn.evaluation.provenance import file_hash
 CURVE, ALIGNED = "curve.json", "stage0.json"
 DIGESTS = "digests"  # runs of earlier versions have none
 _FIRST_FIELDS = ("options", "tasks", "projection_scale", "llm_scale", "stage0", "stage0_options")
-_NOT_MEASURED_BY = ("config", "options", "stage0_options", "recipes")  # of a study; that is the recipe, or its config
+# of a study: that is the recipe, or its config, or which of them run
+_NOT_MEASURED_BY = ("config", "options", "stage0_options", "default", "recipes")
 # of a config: what decides on no result, which seed and where; the last two are of evaluate.py
 _NOT_OF_TRAINING = (
     "run.seed", "run.output_dir", "run.exp_name", "run.overwrite", "run.log_freq", "run.keep_checkpoints",

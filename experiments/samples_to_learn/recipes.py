@@ -52,6 +52,7 @@ class Study:
     valid_clips: int = 48
     keep_clips: bool = False  # decode each once; then CPU seconds are without it
     valid_every_samples: int = 96  # must be a multiple of each recipe's batch
+    default: list[str] = field(default_factory=list)  # recipes that run unless others are named; none: all
     recipes: dict[str, Recipe] = field(default_factory=dict)
 
 
@@ -66,7 +67,21 @@ def load_study(path: Path) -> Study:
         _require_shares(study.recipes[name], f"{path}: {name}")
         if study.recipes[name].stage0:
             _require_same_ears(stage0_config(study, name), config, f"{path}: {name}")
+    _require_recipes(study, study.default, f"{path}: default")
     return study
+
+
+def chosen(study: Study, only: Sequence[str], path: Path) -> list[str]:
+    """The recipes that are named, `all`, or where none is named the file's own choice. Raises UserError for others."""
+    if "all" in only:
+        return list(study.recipes)
+    _require_recipes(study, only, f"--only, {path}")
+    return [*only] or study.default or list(study.recipes)
+
+
+def _require_recipes(study: Study, names: Sequence[str], where: str) -> None:
+    if unknown := [name for name in names if name not in study.recipes]:
+        raise UserError(f"{where}: no recipe is called {', '.join(unknown)}; there are {', '.join(study.recipes)}")
 
 
 def _require_same_ears(stage0: DictConfig, stage1: DictConfig, where: str) -> None:

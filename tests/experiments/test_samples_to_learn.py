@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import sys
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +22,7 @@ from experiments.samples_to_learn.kept import (
     read_curves,
     recipe_as_written,
 )
-from experiments.samples_to_learn.recipes import Recipe, Study, load_study, recipe_config, stage0_config
+from experiments.samples_to_learn.recipes import Recipe, Study, chosen, load_study, recipe_config, stage0_config
 from experiments.samples_to_learn.report import markdown, summarise
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
@@ -27,9 +30,12 @@ from salmonn.training.runner import Runner
 from tests.fixtures.commands import json_lines, run_command
 from tests.fixtures.mini_world import train_options
 from tests.fixtures.paths import ROOT
+from util import samples_to_learn
 
 RECIPES = ROOT / "configs/mini/recipes.yaml"
 AFTER_STAGE0 = ROOT / "configs/mini/recipes_after_stage0.yaml"
+SMALL = ROOT / "configs/small/recipes.yaml"
+ready = cache(load_study)  # of a file that no test changes: twenty configs are read for it
 
 
 def curve_of(*ratios: float, accuracies: tuple[float, ...] = ()) -> list[dict]:
@@ -99,7 +105,7 @@ def beside_options(study: Study, name: str) -> dict:
     [
         (True, "model.whisper_silence=null", "whisper_silence = 1.0 in stage 0, null in stage 1"),
         (False, "model.max_seconds=30", "max_seconds = 12.0 in stage 0, 30.0 in stage 1"),
-        (False, "model.whisper_path=elsewhere", 'whisper_path = "output/small/models/whisper-tiny.en" in stage 0, "elsewhere" in'),
+        (False, "model.whisper_path=x", r'whisper_path = ".*whisper-tiny\.en" in stage 0, "x" in stage 1'),
     ],
 )
 def test_a_stage_0_that_hears_otherwise_is_refused(tmp_path, of_all, option, told):
@@ -115,12 +121,69 @@ def test_a_stage_0_that_hears_otherwise_is_refused(tmp_path, of_all, option, tol
 
 
 def test_each_way_of_hearing_has_a_stage_0_of_its_own(tmp_path):
-    study = load_study(ROOT / "configs/small/recipes_faster.yaml")
+    study = ready(ROOT / "configs/small/recipes_faster.yaml")
     folders = {name: aligned_folder(study, name, 1, tmp_path) for name in study.recipes}
     assert folders["published"] == folders["filled"] != folders["own_length"] == folders["own_length_tokens"]
-    of_all = load_study(ROOT / "configs/small/recipes.yaml")
-    run, short = stage0_config(study, "published").run, stage0_config(of_all, "stage0_short").run
+    run, short = stage0_config(study, "published").run, stage0_config(ready(SMALL), "stage0_short").run
     assert (run.iters_per_epoch, run.batch_size_train, run.optims) == (300, 32, short.optims)
+
+
+@pytest.mark.parametrize(
+    ("recipes", "stage0", "best", "of"),
+    [(RECIPES, "stage0_muon", "gently_overlap_half", AFTER_STAGE0), (SMALL, "stage0", "stage0_short", SMALL)],
+)
+def test_a_world_compares_four_recipes_by_itself_the_best_found_among_them(tmp_path, recipes, stage0, best, of):
+    study, best_study = ready(recipes), ready(of)
+    assert chosen(study, [], recipes) == ["published", "ctc_beside", stage0, "winner"]
+    assert chosen(study, ["all"], recipes) == list(study.recipes)
+    assert chosen(study, ["winner", "published"], recipes) == ["winner", "published"]
+    assert aligned_folder(study, "winner", 1, tmp_path) == aligned_folder(best_study, best, 1, tmp_path)
+    winner, found = recipe_config(study, "winner"), recipe_config(best_study, best)
+    assert winner.model == found.model
+    assert winner.run.optims.muon_lr_factor == found.run.optims.muon_lr_factor
+
+
+def test_what_runs_without_only_is_said_in_the_file(world, monkeypatch, capsys):
+    text, made = (world / "recipes.yaml").read_text(), []
+    monkeypatch.setattr(experiment, "fill_cache", lambda _, names, __: made.append(names))
+    monkeypatch.setattr(experiment, "measure", lambda _, name, seed, *__: made.append((name, seed)))
+
+    def runs(*more: str) -> list:
+        made.clear()
+        arguments = ["--recipes", str(world / "recipes.yaml"), "--out", str(world / "out"), "--seeds", "4", *more]
+        monkeypatch.setattr(sys, "argv", ["samples_to_learn.py", *arguments])
+        with pytest.raises(UserError, match="holds no finished run"):  # none is made here
+            samples_to_learn.main()
+        return made[:]
+
+    (world / "recipes.yaml").write_text(f"default: [plain]\n{text}  plain: {{}}\n")
+    assert runs() == [["plain"], ("plain", 4)]
+    assert runs("--only", "all") == [["aligned", "plain"], ("aligned", 4), ("plain", 4)]
+    (world / "recipes.yaml").write_text(text)
+    assert runs() == [["aligned"], ("aligned", 4)]  # a file without a default: all
+    monkeypatch.setattr(sys, "argv", ["samples_to_learn.py", "--help"])
+    with pytest.raises(SystemExit):
+        samples_to_learn.main()
+    assert "all" in capsys.readouterr().out.partition("--only")[2]
+    monkeypatch.setattr(sys, "argv", ["samples_to_learn.py", "--recipes", f"{world}/recipes.yaml", "--only", "sprout"])
+    with pytest.raises(UserError, match=r"--only, .*recipes\.yaml: no recipe is called sprout; there are aligned"):
+        samples_to_learn.main()
+    (world / "recipes.yaml").write_text(f"default: [plain, aligned]\n{text}")
+    with pytest.raises(UserError, match=r"recipes\.yaml: default: no recipe is called plain; there"):
+        load_study(world / "recipes.yaml")
+
+
+def test_every_recipe_is_spoken_of():
+    page = (ROOT / "docs/samples_to_learn.md").read_text()
+    names = [name for file in (RECIPES, AFTER_STAGE0, SMALL) for name in ready(file).recipes]
+    assert [name for name in names if not re.search(rf"\b{re.escape(name)}\b", page)] == []
+
+
+def test_the_choice_of_what_runs_is_no_other_run(world):
+    text = (world / "recipes.yaml").read_text()
+    made = made_by(load_study(world / "recipes.yaml"), "aligned")
+    (world / "recipes.yaml").write_text(f"default: [aligned]\n{text}")
+    assert differences(made, made_by(load_study(world / "recipes.yaml"), "aligned")) == []
 
 
 @pytest.mark.parametrize(
@@ -128,7 +191,7 @@ def test_each_way_of_hearing_has_a_stage_0_of_its_own(tmp_path):
     [path for world in ("mini", "small") for path in sorted((ROOT / "configs" / world).glob("recipes*.yaml"))],
 )
 def test_the_recipes_are_usable_and_differ_from_the_first_in_what_they_say(recipes):
-    study = load_study(recipes)
+    study = ready(recipes)
     first, *others = study.recipes
     assert len(others) >= 2
     base = recipe_config(study, first)
@@ -189,7 +252,7 @@ def test_weights_in_8_bits_stay_as_they_are():
 
 
 def test_speed_and_each_seeds_word_errors_are_shown_beside_the_first_recipe():
-    study = load_study(RECIPES)
+    study = ready(RECIPES)
 
     def curves(speed: float, *rates: float) -> dict[int, list[dict]]:
         points = [{**point, "cpu_seconds": 50.0, "tasks": {}} for point in curve_of(1.0)]
@@ -211,14 +274,14 @@ def test_a_cache_is_filled_once_for_each_way_of_encoding(mini_world, tmp_path, m
     monkeypatch.setattr(experiment, "build_model", lambda *of: built.append(of[:2]) or namespace)
     monkeypatch.setattr(experiment, "open_datasets", lambda *_: {})
     monkeypatch.setattr(experiment, "open_cache", lambda *_: None)
-    study = load_study(ROOT / "configs/mini/recipes_faster.yaml")
+    study = ready(ROOT / "configs/mini/recipes_faster.yaml")
     options = [*train_options(mini_world, tmp_path), "model.ckpt=", "run.encoder_cache=cache"]
     fill_cache(study, ["published", "own_length", "own_length_tokens", "int8"], options)
     assert [model.whisper_silence for model, _ in built] == [None, 0.0]
 
 
 def test_recipes_that_want_the_same_stage_0_share_one(tmp_path):
-    study = load_study(AFTER_STAGE0)
+    study = ready(AFTER_STAGE0)
     pairs = [("frame_dropout_both", "frame_dropout_stage0"), ("overlap_half", "gently_overlap_half")]
     own = {"half_windows", "overlap_third", "layer_norm", *pairs[0], *pairs[1]}
     folders = {name: aligned_folder(study, name, 1, tmp_path) for name in study.recipes}
