@@ -7,6 +7,7 @@
   python util/benchmark.py scale       samples/s and memory on 1 to 64 cards, predicted from one's step; a check by gloo
   python util/benchmark.py stage0      what stage 0 costs beside stage 1 at 13B, on paper; with --tflops in hours
   python util/benchmark.py generate    answers of a batch against one by one and the published way: speed, same tokens
+  python util/benchmark.py attention   eager attention against SDPA in one LLaMA layer: training short rows, decoding
   python util/benchmark.py batches     steps of a run cut by tokens (run.batch_tokens) against by clips: speed, padding
   python util/benchmark.py start       seconds until a command shows something and until its end (make quickstart first)
   python util/benchmark.py gpu         all that a GPU can tell (util/gpu_check.py): with --device cuda --size 13b there
@@ -40,8 +41,10 @@ import torch  # noqa: E402
 from salmonn.common.logging import setup_logging  # noqa: E402
 from salmonn.config.checks import CHOICES  # noqa: E402
 from util.benchmarks.annotation_files import bench_inspector  # noqa: E402
+from util.benchmarks.attention import bench_attention  # noqa: E402
 from util.benchmarks.big_file import N_ENTRIES  # noqa: E402
 from util.benchmarks.generation import BEAMS, bench_generate  # noqa: E402
+from util.benchmarks.generation import SIDES as ANSWER_SIDES  # noqa: E402
 from util.benchmarks.gpu import bench_gpu  # noqa: E402
 from util.benchmarks.loading import bench_load  # noqa: E402
 from util.benchmarks.measure import keep_freed_memory  # noqa: E402
@@ -51,6 +54,7 @@ from util.benchmarks.sizes import SIZES  # noqa: E402
 from util.benchmarks.stage0 import bench_stage0  # noqa: E402
 from util.benchmarks.starts import bench_start  # noqa: E402
 from util.benchmarks.token_batches import bench_batches  # noqa: E402
+from util.benchmarks.training import SIDES as TRAIN_SIDES  # noqa: E402
 from util.benchmarks.training import bench_train  # noqa: E402
 from util.jobs import seen_from_root  # noqa: E402
 
@@ -62,6 +66,7 @@ BENCHMARKS = {
     "scale": bench_scale,
     "stage0": bench_stage0,
     "generate": bench_generate,
+    "attention": bench_attention,
     "batches": bench_batches,
     "start": bench_start,
     "gpu": bench_gpu,
@@ -97,9 +102,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line; exits with its usage for a benchmark that does not exist and numbers that cannot be."""
     parser = command_parser(__doc__)
     _of_all(parser.add_argument)
-    _of_models(
-        parser.add_argument_group("of the benchmarks of models: train, memory, scale, generate, batches").add_argument
-    )
+    _of_models(parser.add_argument_group("of train, memory, scale, generate, attention, batches").add_argument)
     _of_scale(parser.add_argument_group("of scale").add_argument)
     args = parser.parse_args()
     if unknown := set(args.what) - BENCHMARKS.keys():
@@ -140,6 +143,13 @@ def _of_models(add: Add) -> None:
         help="frozen weights and autocast; train on a CPU also tells the published step in float32 (default float32)",
     )
     add("--quant", choices=QUANTISATIONS, default="none", help="how the LLM is quantised (default none)")
+    encoders = "train: our encoders' weights; generate: those of all sides (default: as --dtype)"
+    add("--encoder-dtype", choices=("float32", "bfloat16"), help=encoders)
+    attention = "train, generate: ours with this model.llm_attention (default auto)"
+    add("--attention", choices=CHOICES["model.llm_attention"], default="auto", help=attention)
+    sides = "train, generate: measure against these alone: plain (the published way), sdpa (it with SDPA), alone"
+    sides += " (generate: clips one by one), float32 (train in bfloat16 on a CPU: the published way in float32)"
+    add("--sides", nargs="+", choices=sorted(TRAIN_SIDES | ANSWER_SIDES), metavar="SIDE", help=sides)
     add("--recompute", action="store_true", help="train, scale: ours with model.gradient_checkpointing=True")
     silence = "train: ours with model.only_filled_windows=True and model.whisper_silence=S"
     add("--whisper-silence", type=float, metavar="S", help=silence)
@@ -195,12 +205,13 @@ def text_line(row: dict) -> str:
         value = f"{row['seconds']:.3f} s" if "seconds" in row else f"{row['mb']:.1f} MB"
         return f"{what}{value:>12}"
     scale, unit, digits = (1, row["unit"], 4) if "unit" in row else (1000, "ms", 1)
-    ours, plain = (f"{scale * row[side]:9.{digits}f} {unit}" for side in ("ours", "plain"))
+    sides = zip(row.get("sides", ("ours", "plain")), (row["ours"], row["plain"]), strict=True)
+    values = "  ".join(f"{name} {scale * value:9.{digits}f} {unit}" for name, value in sides)
     verdict = f"{row['ratio']:7.2f}x" if "ratio" in row else f"{100 * row['difference']:.5f} % apart"
     speeds = {"clips_per_second": "clips/s", "tokens_per_second": "tokens/s"}
     speed = "".join(f"  {row[key]:.1f} {name}" for key, name in speeds.items() if key in row)
     same = f"  same ids: {row['same']} of {row['of']}" if "same" in row else ""
-    return f"{what}ours {ours}  plain {plain}  {verdict}{speed}{same}"
+    return f"{what}{values}  {verdict}{speed}{same}"
 
 
 def _processor() -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from argparse import Namespace
@@ -24,7 +25,7 @@ from salmonn.model.features import kaldi_fbank
 from salmonn.training.optim import build_optimizer
 from util import benchmark
 from util.benchmark import BENCHMARKS, text_line
-from util.benchmarks import measure, plain_attention, plain_step, training
+from util.benchmarks import attention, measure, plain_attention, plain_step, training
 from util.benchmarks.flops import sample_flops
 from util.benchmarks.measure import in_own_process, peak_growth
 from util.benchmarks.sizes import SIZES, build, make_batch
@@ -101,8 +102,8 @@ def test_padding_in_the_middle_is_the_plain_step_s_alone(model):
     """Why the batch of the benchmark has one prompt: with several, the published layout gives another loss."""
     samples = make_batch(model, 2)
     samples["prompts"][1] = samples["prompts"][1].replace("\n", " Write all of it down, word by word.\n")
-    ours, plain = (gradients(model, step)[0] for step in steps_of(model, samples).values())
-    assert abs(ours - plain) > 1e-4
+    ours, *others = (gradients(model, step)[0] for step in steps_of(model, samples).values())
+    assert all(abs(ours - plain) > 1e-4 for plain in others)
 
 
 def test_a_plain_step_takes_no_fused_attention_and_leaves_none_behind(model, monkeypatch):
@@ -115,6 +116,60 @@ def test_a_plain_step_takes_no_fused_attention_and_leaves_none_behind(model, mon
     assert calls == []
     steps["ours"].forward()
     assert len(calls) == 2 + 2 + 2 + 3  # layers of Whisper, BEATs, Q-Former (its one query needs none for itself), LLM
+
+
+def test_the_sdpa_form_is_the_published_step_but_for_the_library_s_own_models(model, monkeypatch):
+    """Whisper and LLaMA are transformers', whose newer versions fuse their attention; BEATs and Q-Former are not."""
+    from torch.nn import functional
+
+    fused, calls = functional.scaled_dot_product_attention, []
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(a) or fused(*a, **k))
+    steps = steps_of(model, make_batch(model, 3))
+    (loss, ours), (sdpa_loss, sdpa) = (gradients(model, steps[side]) for side in ("plain", "sdpa"))
+    assert len(calls) == 2 + 3  # layers of Whisper and LLM
+    torch.testing.assert_close(sdpa_loss, loss, rtol=0, atol=1e-4)
+    for name, gradient in ours.items():
+        torch.testing.assert_close(sdpa[name].norm(), gradient.norm(), rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_sides_are_chosen_and_one_that_is_not_there_is_refused(monkeypatch):
+    rows = bench(monkeypatch, sides=["sdpa"])
+    assert rows[0]["what"] == "   against plain with SDPA"
+    assert {row["what"].strip().partition(":")[0] for row in rows if "difference" in row} == {"against plain with SDPA"}
+    for sides in (["float32"], ["alone", "plain"]):
+        with pytest.raises(UserError, match=f"^train: --sides {sides[0]}: here there are plain, sdpa$"):
+            next(training.bench_train(of_train(sides=sides)))
+
+
+@pytest.mark.parametrize(("encoders", "expected"), [(None, torch.bfloat16), ("float32", torch.float32)])
+def test_our_encoders_precision_is_chosen_and_the_published_ones_stay_in_float32(encoders, expected):
+    setup = training.Setup("mini", "cpu", "bfloat16", "none", 2, encoder_dtype=encoders, against=("plain", "sdpa"))
+    models = training._models(setup)
+    assert models["ours"].speech_encoder.dtype == models["ours"].beats.dtype == expected
+    assert models["plain"].speech_encoder.dtype == torch.float32
+    assert models["sdpa"] is models["plain"]
+    assert (models["plain"] is models["ours"]) == (expected == torch.float32)
+
+
+def test_attention_of_our_llm_is_chosen():
+    used = {
+        how: training.Setup("mini", "cpu", "float32", "none", 2, attention=how).model("ours").llama_model.config
+        for how in ("sdpa", "eager")
+    }
+    assert {how: config._attn_implementation for how, config in used.items()} == {"sdpa": "sdpa", "eager": "eager"}
+
+
+def test_eager_attention_and_sdpa_do_the_same_and_a_cache_is_as_before(monkeypatch):
+    monkeypatch.setattr(attention, "LAYERS", {"tiny": attention.llama_shape(32, 1, 4, 64, vocab_size=8)})
+    rows = list(attention.bench_attention(of_train()))
+    assert len(rows) == len(attention.BATCHES) * len(attention.ROWS) + 2
+    assert re.search(r"rows of 60 +eager +\S+ ms +sdpa +\S+ ms +\S+x$", text_line(rows[1]))
+    llms = [attention._layer(attention.LAYERS["tiny"], how, CPU, torch.float32) for how in attention.ATTENTIONS]
+    caches = [attention._cached(llm, torch.float32) for llm in llms]
+    for llm, (cache, x) in zip(llms, caches, strict=True):
+        attention.decode(llm, cache, x)
+        assert cache.get_seq_length() == attention.CACHED
+    torch.testing.assert_close(llms[0].get_input_embeddings().weight, llms[1].get_input_embeddings().weight)
 
 
 def test_both_sides_move_the_parameters(model):
@@ -327,7 +382,8 @@ def test_quantised_random_weights_are_those_that_loading_makes(quantization):
     layer = model.llama_model.get_base_model().get_decoder().layers[0]
     assert layer.mlp.up_proj.weight.dtype in (torch.int8, torch.uint8)
     assert layer.self_attn.q_proj.base_layer.weight.dtype in (torch.int8, torch.uint8)
-    ours, plain = (gradients(model, step)[0] for step in steps_of(model, make_batch(model, 2)).values())
+    steps = steps_of(model, make_batch(model, 2))
+    ours, plain = (gradients(model, steps[side])[0] for side in ("ours", "plain"))
     torch.testing.assert_close(ours, plain, rtol=1e-3, atol=0)
     same_work = [training.batch_flops(m, make_batch(m, 1)) for m in (model, build("mini", CPU))]
     assert same_work[0] == same_work[1]
@@ -351,7 +407,8 @@ def test_a_process_of_its_own_is_another_one():
 def of_train(**given: object) -> Namespace:
     """Its arguments."""
     args = {"size": "mini", "device": "cpu", "dtype": "float32", "quant": "none", "batch": 2, "repeats": 1}
-    return Namespace(**args | {"recompute": False, "whisper_silence": None} | given)
+    ours = {"recompute": False, "whisper_silence": None, "encoder_dtype": None, "attention": "auto", "sides": None}
+    return Namespace(**args | ours | given)
 
 
 def bench(monkeypatch, **given: object) -> list[dict]:
@@ -368,9 +425,9 @@ def bench(monkeypatch, **given: object) -> list[dict]:
 def test_in_bfloat16_ours_is_compared_with_the_plain_step_in_both_precisions(monkeypatch):
     rows = bench(monkeypatch, dtype="bfloat16")
     assert "bfloat16 autocast on both sides" in rows[0]["what"]
-    assert rows[1]["what"] == "   against plain, float32"
+    assert [row["what"] for row in rows[1:3]] == ["   against plain with SDPA", "   against plain, float32"]
     by_name = {row["what"].strip(): row for row in rows}
-    for name in ("loss, dropout off", "against plain, float32: loss"):
+    for name in ("loss, dropout off", "against plain with SDPA: loss", "against plain, float32: loss"):
         assert 0 < by_name[name]["difference"] < 0.01
     for name in ("weights", "against plain, float32: weights"):
         assert by_name[name]["ours"] < by_name[name]["plain"]
@@ -381,9 +438,10 @@ def test_in_bfloat16_ours_is_compared_with_the_plain_step_in_both_precisions(mon
     assert by_name["data wait of ours"]["seconds"] >= 0
 
 
-def test_in_float32_there_is_one_comparison_with_both_peaks(monkeypatch):
+def test_in_float32_there_are_the_plain_step_and_its_sdpa_form_with_all_peaks(monkeypatch):
     rows = bench(monkeypatch)
-    assert not any("against" in row["what"] for row in rows)
+    assert not any("against plain, float32" in row["what"] for row in rows)
+    assert sum(row["what"] == "   against plain with SDPA" for row in rows) == 1
     by_name = {row["what"].strip(): row for row in rows}
     assert by_name["peak of the whole process"]["plain"] == pytest.approx(training.MEMORY_STEPS)
     assert by_name["peak above the loaded model"]["plain"] == pytest.approx(training.MEMORY_STEPS - 0.1)
@@ -408,8 +466,8 @@ def test_ours_can_hear_the_clip_alone_beside_the_published_way(monkeypatch):
     assert tokens == {"ours": 6, "plain": 14}
     rows = bench(monkeypatch, whisper_silence=0.0)
     assert "clips and 0 s heard" in rows[0]["what"]
-    assert rows[1]["what"].strip() == "loss, dropout off"
-    assert rows[1]["difference"] > 1e-5  # another model
+    assert rows[2]["what"].strip() == "loss, dropout off"
+    assert rows[2]["difference"] > 1e-5  # another model
     assert not any("operations" in row["what"] for row in rows)
 
 

@@ -49,24 +49,28 @@ def test_answers_are_of_one_length_and_tell_the_clips_apart(model, beams):
 
 
 def test_the_benchmark_of_answers_finds_both_sides_equal(monkeypatch, model):
-    monkeypatch.setattr(generation, "build", lambda *_: model)
+    monkeypatch.setattr(generation, "build", lambda *_, **__: model)
     monkeypatch.setattr(generation, "tell_clips_apart", lambda _: None)  # it is done
     args = Namespace(size="mini", device="cpu", dtype="float32", quant="none", batches=[1, 3], beams=[1, 4], tokens=6)
-    rows = list(generation.bench_generate(Namespace(**vars(args), repeats=1)))
+    args = Namespace(**vars(args), repeats=1, sides=None, encoder_dtype=None, attention="auto")
+    rows = list(generation.bench_generate(args))
     totals = [row for row in rows if "same" in row]
-    assert [(row["same"], row["of"]) for row in totals] == [(1, 1), (1, 1), (3, 3), (3, 3)] * 2
-    assert [row["what"].rpartition(": ")[2] for row in totals] == ["one by one", "published way"] * 4
+    assert [(row["same"], row["of"]) for row in totals] == [(1, 1)] * 3 + [(3, 3)] * 3 + [(1, 1)] * 3 + [(3, 3)] * 3
+    sides = ["one by one", "published way", "published way with SDPA"]
+    assert [row["what"].rpartition(": ")[2] for row in totals] == sides * 4
     for row in totals:
         assert row["tokens_per_second"] == pytest.approx(6 * row["of"] / row["ours"])
     assert len(rows) == 4 * len(totals)
-    assert "same ids: 3 of 3" in text_line(totals[2])
+    assert "same ids: 3 of 3" in text_line(totals[3])
+    args.sides, args.beams, args.batches = ["sdpa"], [1], [1]
+    assert [row["what"].rpartition(": ")[2] for row in generation.bench_generate(args) if "same" in row] == sides[2:]
     assert json.loads(json.dumps(rows)) == rows
 
 
 def test_another_answer_is_counted(model):
     given = generation.answer(model, make_batch(model, 2), settings_of(3))
     forgetful = given._replace(ids=[[0], *given.ids[1:]])
-    [row, *_] = generation.rows_for("", (lambda: given, lambda: forgetful), 2, settings_of(3), CPU, 1)
+    [row, *_] = generation.rows_for(lambda: given, {"": lambda: forgetful}, 2, settings_of(3), CPU, 1)
     assert (row["same"], row["of"]) == (1, 2)
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
@@ -18,11 +18,13 @@ from salmonn.config.loading import generate_config
 from salmonn.model.generation import TokenClock, of_length, search_settings
 from salmonn.model.salmonn import SALMONN
 from util.benchmarks import plain_step
-from util.benchmarks.measure import alternate, row, spent
+from util.benchmarks.measure import chosen_sides, in_turns, row, spent
 from util.benchmarks.plain_attention import published_attention
 from util.benchmarks.sizes import build, make_batch, rows_of
 
 BEAMS = (1, 4)  # greedy and as published
+# What ours is measured against: as --sides names it, and as the rows do.
+SIDES = {"alone": "one by one", "plain": "published way", "sdpa": "published way with SDPA"}
 
 
 class Answers(NamedTuple):
@@ -40,13 +42,17 @@ def bench_generate(args: argparse.Namespace) -> Iterator[dict]:
     Against the published way the batch has one prompt: with several, padding in its prompts changes its answers. Both
     sides have one model, so with bfloat16 the encoders' weights, which are published in float32, are rounded on both.
 
-    All answers are `args.tokens` long, so both sides do the same work. Raises UserError for a GPU that is not there.
+    All answers are `args.tokens` long, so all sides do the same work. Raises UserError for a GPU that is not there.
     """
+    sides = chosen_sides("generate", args.sides, tuple(SIDES))
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no GPU here")
-    model = build(args.size, torch.device(args.device), args.dtype, args.quant).eval()
+    how = {"encoder_dtype": args.encoder_dtype or args.dtype, "llm_attention": args.attention}
+    model = build(args.size, torch.device(args.device), args.dtype, args.quant, **how).eval()
     tell_clips_apart(model)
     quantised = "" if args.quant == "none" else f", {args.quant}"
+    quantised += "" if args.encoder_dtype is None else f", encoders in {args.encoder_dtype}"
+    quantised += "" if args.attention == "auto" else f", our LLM's attention {args.attention}"
     for beams in args.beams:
         settings = of_length(generate_config({"num_beams": beams}), args.tokens)
         for n in args.batches:
@@ -54,11 +60,15 @@ def bench_generate(args: argparse.Namespace) -> Iterator[dict]:
             what = f"generate {args.size}, {args.dtype}{quantised}, {search}, batch {n}"
             several, same = make_questions(model, n), make_batch(model, n)
             alone = [rows_of(several, slice(i, i + 1)) for i in range(n)]
-            for against, ours, plain in (
-                ("one by one", partial(answer, model, several, settings), partial(one_by_one, model, alone, settings)),
-                ("published way", partial(answer, model, same, settings), partial(published, model, same, settings)),
-            ):
-                yield from rows_for(f"{what}: {against}", (ours, plain), n, settings, model.device, args.repeats)
+            ways = {
+                "alone": partial(one_by_one, model, alone, settings),
+                "plain": partial(published, model, same, settings),
+                "sdpa": partial(published, model, same, settings, sdpa=True),
+            }
+            for samples, names in ((several, ("alone",)), (same, ("plain", "sdpa"))):
+                ours, others = partial(answer, model, samples, settings), [name for name in names if name in sides]
+                against = {f"{what}: {SIDES[name]}": ways[name] for name in others}
+                yield from rows_for(ours, against, n, settings, model.device, args.repeats)
 
 
 def make_questions(model: SALMONN, n: int) -> dict[str, Any]:
@@ -81,31 +91,34 @@ def tell_clips_apart(model: SALMONN) -> None:
 
 
 def rows_for(
-    what: str,
-    ways: tuple[Callable[[], Answers], Callable[[], Answers]],
+    ours: Callable[[], Answers],
+    against: Mapping[str, Callable[[], Answers]],
     n: int,
     settings: DictConfig,
     device: torch.device,
     repeats: int,
 ) -> Iterator[dict[str, Any]]:
-    """The row of one way to answer `n` samples against another, and a row for each part."""
-    rounds: tuple[list[Answers], list[Answers]] = ([], [])
+    """For each other way to answer `n` samples its row, and a row for each part; all are taken in turns."""
+    if not against:
+        return
+    ways = [ours, *against.values()]
+    rounds: list[list[Answers]] = [[] for _ in ways]
 
     def side(i: int) -> Callable[[], None]:
         return lambda: rounds[i].append(ways[i]())
 
-    seconds = alternate(side(0), side(1), repeats, lambda: spent(device))
-    ours, plain = (rounds[i][-1].ids for i in range(2))
-    yield row(what, seconds) | {
-        "unit": "CPU s" if device.type == "cpu" else "s",
-        "tokens_per_second": n * settings.max_new_tokens / seconds[0],
-        "same": sum(a == b for a, b in zip(ours, plain, strict=True)),
-        "of": n,
-    }
-    names = {"encoding": "encoding", "prefill": "prefill", "token": "decoding, a token"}
-    for part, name in names.items():
-        medians = [statistics.median(getattr(taken, part) / n for taken in rounds[i][1:]) for i in range(2)]
-        yield row(f"   {name} of one sample", (medians[0], medians[1]))
+    our_seconds, *seconds = in_turns([side(i) for i in range(len(ways))], repeats, lambda: spent(device))
+    for what, their_seconds, theirs in zip(against, seconds, rounds[1:], strict=True):
+        yield row(what, (our_seconds, their_seconds)) | {
+            "unit": "CPU s" if device.type == "cpu" else "s",
+            "tokens_per_second": n * settings.max_new_tokens / our_seconds,
+            "same": sum(a == b for a, b in zip(rounds[0][-1].ids, theirs[-1].ids, strict=True)),
+            "of": n,
+        }
+        names = {"encoding": "encoding", "prefill": "prefill", "token": "decoding, a token"}
+        for part, name in names.items():
+            both = [statistics.median(getattr(taken, part) / n for taken in way[1:]) for way in (rounds[0], theirs)]
+            yield row(f"   {name} of one sample", (both[0], both[1]))
 
 
 def one_by_one(model: SALMONN, alone: Sequence[Samples], settings: DictConfig) -> Answers:
@@ -133,10 +146,13 @@ def answer(model: SALMONN, samples: Samples, settings: DictConfig) -> Answers:
 
 
 @torch.no_grad()
-def published(model: SALMONN, samples: Samples, settings: DictConfig) -> Answers:
-    """Answers as the published code gives them: its features and attention, each prompt read once for each beam."""
+def published(model: SALMONN, samples: Samples, settings: DictConfig, sdpa: bool = False) -> Answers:
+    """Answers as the published code gives them: its features and attention, each prompt read once for each beam.
+
+    `sdpa`: its SDPA form (`plain_attention.py`).
+    """
     clock = Clock(model.device)
-    with published_attention(model), plain_step.everything_kept(model), autocast_of(model):
+    with published_attention(model, sdpa), plain_step.everything_kept(model), autocast_of(model):
         began = spent(model.device)
         embeds = plain_step.heard(model, plain_step.extractor_of(model), samples)
         encoded = spent(model.device)
@@ -160,8 +176,9 @@ class Clock(TokenClock):
 
 
 def autocast_of(model: SALMONN) -> torch.autocast:
-    """Autocast in bfloat16 for a model of such weights."""
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=model.speech_encoder.dtype == torch.bfloat16)
+    """Autocast in bfloat16 for a model whose LLM has such weights, but for those that are quantised."""
+    dtype = model.llama_model.get_input_embeddings().weight.dtype
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def _answers(ids: list[list[int]], began: float, encoded: float, clock: TokenClock) -> Answers:

@@ -14,6 +14,7 @@ import torch
 from tqdm import trange
 
 from salmonn.common.device import now
+from salmonn.common.errors import UserError
 
 MATMUL_SIZES = {"cpu": 2048, "cuda": 8192}
 SMALLEST, MATMUL_REPEATS, LONG = 256, 10, 0.1  # s of a product: larger ones are left out
@@ -29,16 +30,16 @@ def spent(device: torch.device) -> float:
     return time.process_time() if device.type == "cpu" else now(device)
 
 
-def alternate(
-    ours: Callable[[], object], plain: Callable[[], object], repeats: int, clock: Clock = time.perf_counter
-) -> tuple[float, float]:
-    """Median seconds of both, as `in_turns`."""
-    first, second = in_turns((ours, plain), repeats, clock)
-    return first, second
+def in_turns(
+    ways: Sequence[Callable[[], object]],
+    repeats: int,
+    clock: Clock = time.perf_counter,
+    of: Callable[[Sequence[float]], float] = statistics.median,
+) -> list[float]:
+    """Median seconds of each way, run in turns so that a noisy machine disturbs all alike; a first round warms up.
 
-
-def in_turns(ways: Sequence[Callable[[], object]], repeats: int, clock: Clock = time.perf_counter) -> list[float]:
-    """Median seconds of each way, run in turns so that a noisy machine disturbs all alike; a first round warms up."""
+    `of`: what is taken of the repeats, where not the median.
+    """
     times: list[list[float]] = [[] for _ in ways]
     for repeat in trange(repeats + 1, desc="rounds", leave=False, disable=None):
         for way, measured in zip(ways, times, strict=True):
@@ -46,7 +47,17 @@ def in_turns(ways: Sequence[Callable[[], object]], repeats: int, clock: Clock = 
             way()
             if repeat:
                 measured.append(clock() - started)
-    return [statistics.median(measured) for measured in times]
+    return [of(measured) for measured in times]
+
+
+def chosen_sides(benchmark: str, given: Sequence[str] | None, there: Sequence[str]) -> tuple[str, ...]:
+    """Those of the sides that are there which `--sides` names; all where it names none.
+
+    Raises UserError for one that this benchmark does not have.
+    """
+    if missing := sorted(set(given or ()) - set(there)):
+        raise UserError(f"{benchmark}: --sides {' '.join(missing)}: here there are {', '.join(there)}")
+    return tuple(side for side in there if side in (given or there))
 
 
 def keep_freed_memory() -> None:

@@ -4,6 +4,9 @@ The published code runs on transformers 4.28, whose attention is matrix products
 between them. Today's "eager" attention of the library is another: it scales Whisper's scores once more. So every pass
 is spelled out here, for a yardstick has to cost what it stands for.
 
+The *SDPA form* of the published code is what it becomes with a newer transformers and nothing else changed: the library
+then gives Whisper and LLaMA its fused attention, while BEATs and Q-Former, files of the published code's own, stay.
+
 Shapes: B clips, H heads, Q queries, K keys, D a head's width, T frames.
 """
 
@@ -28,9 +31,10 @@ BERT_MASKED = -10_000.0
 
 
 @contextmanager
-def published_attention(model: SALMONN) -> Iterator[None]:
-    """Let every part of a model attend as the published code does; the parts are as before afterwards."""
-    parts = ((model.speech_encoder, WHISPER), (model.llama_model.get_base_model(), LLAMA))
+def published_attention(model: SALMONN, sdpa: bool = False) -> Iterator[None]:
+    """Let every part of a model attend as the published code does, or its SDPA form; as before afterwards."""
+    whisper, llama = ("sdpa", "sdpa") if sdpa else (WHISPER, LLAMA)
+    parts = ((model.speech_encoder, whisper), (model.llama_model.get_base_model(), llama))
     before = [part.config._attn_implementation for part, _ in parts]
     for part, implementation in parts:
         part.set_attn_implementation(implementation)

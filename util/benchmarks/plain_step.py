@@ -49,13 +49,13 @@ class Step(NamedTuple):
         self.update()
 
 
-def plain_step(model: SALMONN, run: DictConfig, samples: Samples) -> Step:
-    """The plain step of a model on a batch; `run`: the config section."""
+def plain_step(model: SALMONN, run: DictConfig, samples: Samples, sdpa: bool = False) -> Step:
+    """The plain step of a model on a batch, or its SDPA form; `run`: the config section."""
     extractor = extractor_of(model)
     optimizer = looping_optimizer(model, run)
 
     def forward() -> dict[str, Tensor]:
-        with published_attention(model), everything_kept(model), autocast(run, model.device):
+        with published_attention(model, sdpa), everything_kept(model), autocast(run, model.device):
             return {"loss": plain_loss(model, extractor, samples)}
 
     def update() -> None:

@@ -19,7 +19,7 @@ from salmonn.common.samples import Samples
 from salmonn.config.loading import model_config
 from salmonn.model.beats import PUBLISHED_SIZES
 from salmonn.model.int8 import quantise_llm
-from salmonn.model.llm import quantization_config
+from salmonn.model.llm import llm_attention, quantization_config
 from salmonn.model.lora import lora_layers
 from salmonn.model.random_model import (
     VICUNA_7B,
@@ -89,6 +89,7 @@ def build(
     torch.manual_seed(0)
     with device:
         llm = random_llm(size.llm, getattr(torch, dtype))
+        llm.set_attn_implementation(llm_attention(config) or "sdpa")
         if quantization == "int8":
             quantise_llm(llm, device)
         elif quantization != "none":

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,19 +21,20 @@ from salmonn.training.step import TrainingStep
 from util.benchmarks import plain_step
 from util.benchmarks.data_wait import data_wait
 from util.benchmarks.flops import audio_tokens, sample_flops
-from util.benchmarks.measure import held_and_peak, in_own_process, in_turns, matmul_peak, row, spent
+from util.benchmarks.measure import chosen_sides, held_and_peak, in_own_process, in_turns, matmul_peak, row, spent
 from util.benchmarks.plain_step import Step
 from util.benchmarks.sizes import build, make_batch, weight_bytes
 from util.benchmarks.step_split import split_step
 
 MEMORY_STEPS = 2  # in the second one the optimiser's state is there from the beginning
 BATCH = 4
-PLAIN_FLOAT32 = "plain, float32"
+# What ours is measured against: as --sides names it, and as the rows do.
+SIDES = {"plain": "plain", "sdpa": "plain with SDPA", "float32": "plain, float32"}
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured: ours against the plain step, on a CPU with bfloat16 also against the plain one in float32."""
+    """What is measured: ours against the plain step in one or several forms."""
 
     size: str
     device: str
@@ -41,35 +43,43 @@ class Setup:
     batch: int
     recompute: bool = False  # ours: gradient checkpointing of the LLM
     silence: float | None = None  # ours hears the clip and so many seconds behind it
+    encoder_dtype: str | None = None  # of ours; None: `dtype`
+    attention: str = "auto"  # of our LLM
+    against: tuple[str, ...] = ("plain",)  # of SIDES
 
     @property
     def sides(self) -> tuple[str, ...]:
-        """Ours first; on a GPU nobody would train in float32 what fits in half of it."""
-        in_float32 = (PLAIN_FLOAT32,) if self.device == "cpu" and self.dtype == "bfloat16" else ()
-        return ("ours", "plain", *in_float32)
+        """Ours first."""
+        return ("ours", *self.against)
 
     def dtype_of(self, side: str) -> str:
-        """Precision of the LLM's weights and of autocast; of the encoders' weights, too, but for the plain step's."""
-        return "float32" if side == PLAIN_FLOAT32 else self.dtype
+        """Precision of the LLM's weights and of autocast."""
+        return "float32" if side == "float32" else self.dtype
 
-    def shares_model(self) -> bool:
-        """Whether both sides have one model: always on a GPU, which need not hold two."""
-        return not self.recompute and self.silence is None and (self.device != "cpu" or self.dtype == "float32")
+    def shares_model(self, side: str) -> bool:
+        """Whether a side has our model: always on a GPU, which need not hold two, unless ours is another."""
+        is_plain = not self.recompute and self.silence is None
+        return is_plain and side != "float32" and (self.device != "cpu" or self._our_encoders() == "float32")
 
     def model(self, side: str) -> SALMONN:
         """The model of a side, in training mode."""
-        how: dict[str, Any] = {"gradient_checkpointing": self.recompute and side == "ours"}
-        if side == "ours" and self.silence is not None:
-            how |= {"only_filled_windows": True, "whisper_silence": self.silence}
-        if side != "ours" and not self.shares_model():
-            how["encoder_dtype"] = "float32"  # the published encoders stay so, and autocast rounds them each time
+        how: dict[str, Any] = {"encoder_dtype": self._our_encoders(), "llm_attention": self.attention}
+        if side == "ours":
+            how["gradient_checkpointing"] = self.recompute
+            if self.silence is not None:
+                how |= {"only_filled_windows": True, "whisper_silence": self.silence}
+        elif not self.shares_model(side):  # the published encoders stay in float32, and autocast rounds them each time
+            how = {"encoder_dtype": "float32"}
         return build(self.size, torch.device(self.device), self.dtype_of(side), self.quantization, **how).train()
+
+    def _our_encoders(self) -> str:
+        return self.encoder_dtype or self.dtype
 
     def step(self, side: str, model: SALMONN) -> Step:
         """The step of a side, always on the same batch."""
         bf16 = self.dtype_of(side) == "bfloat16"
         run = OmegaConf.structured(RunConfig(amp=bf16, amp_dtype="bf16", batch_size_train=self.batch))
-        return STEPS["ours" if side == "ours" else "plain"](model, run, make_batch(model, self.batch))
+        return STEPS["plain" if side == "float32" else side](model, run, make_batch(model, self.batch))
 
 
 def our_step(model: SALMONN, run: DictConfig, samples: Samples) -> Step:
@@ -83,23 +93,34 @@ def our_step(model: SALMONN, run: DictConfig, samples: Samples) -> Step:
     return Step(forward, lambda result: step.backward(result, samples["id"], 1), lambda: step.finish(1))
 
 
-STEPS: dict[str, Callable[..., Step]] = {"ours": our_step, "plain": plain_step.plain_step}
+STEPS: dict[str, Callable[..., Step]] = {
+    "ours": our_step,
+    "plain": plain_step.plain_step,
+    "sdpa": partial(plain_step.plain_step, sdpa=True),
+}
+
+
+def sides_for(args: argparse.Namespace) -> tuple[str, ...]:
+    """What ours is measured against; in float32 where ours is not, on a CPU.
+
+    On a GPU nobody would train in float32 what fits in half of it.
+    """
+    there = [side for side in SIDES if side != "float32" or (args.device, args.dtype) == ("cpu", "bfloat16")]
+    return chosen_sides("train", args.sides, there)
 
 
 def bench_train(args: argparse.Namespace) -> Iterator[dict]:
     """Rows: seconds of a step, loss, the split of both steps, operations per sample, share of the peak, memory.
 
-    With bfloat16 both sides have autocast. What is compared beyond that, `Setup.sides` says.
+    With bfloat16 all sides but float32 have autocast.
     """
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no GPU here")
-    ours = (args.recompute, args.whisper_silence)
-    setup = Setup(args.size, args.device, args.dtype, args.quant, args.batch or BATCH, *ours)
+    ours = (args.recompute, args.whisper_silence, args.encoder_dtype, args.attention)
+    setup = Setup(args.size, args.device, args.dtype, args.quant, args.batch or BATCH, *ours, sides_for(args))
     device = torch.device(setup.device)
     memory = _memory_rows(setup)  # while this process holds nothing
-    models = {"ours": setup.model("ours")}
-    models["plain"] = models["ours"] if setup.shares_model() else setup.model("plain")
-    models |= {side: setup.model(side) for side in setup.sides[2:]}
+    models = _models(setup)
     steps = {side: setup.step(side, model) for side, model in models.items()}
 
     losses = {side: loss_and_gradient_norm(models[side], steps[side]) for side in setup.sides}
@@ -111,11 +132,13 @@ def bench_train(args: argparse.Namespace) -> Iterator[dict]:
     recomputed = ", LLM recomputed" if setup.recompute else ""
     precision = "bfloat16 autocast on both sides" if setup.dtype == "bfloat16" else setup.dtype
     heard = "" if setup.silence is None else f", clips and {setup.silence:g} s heard"
-    what = f"train {setup.size}, {precision}{quantised}{recomputed}{heard}, batch {setup.batch}"
+    encoders = "" if setup.encoder_dtype is None else f", our encoders in {setup.encoder_dtype}"
+    attention = "" if setup.attention == "auto" else f", our LLM's attention {setup.attention}"
+    what = f"train {setup.size}, {precision}{quantised}{recomputed}{heard}{encoders}{attention}, batch {setup.batch}"
     unit = "CPU s a step" if device.type == "cpu" else "s a step"
-    for side, of_side in zip(setup.sides[1:], seconds[1:], strict=True):
+    for side, of_side in zip(setup.against, seconds[1:], strict=True):
         yield row(what if side == "plain" else _against(side), (seconds[0], of_side)) | {"unit": unit}
-    for side in setup.sides[1:]:
+    for side in setup.against:
         for name, ours, plain in zip(("loss", "gradient norm"), losses["ours"], losses[side], strict=True):
             yield {
                 "what": f"   {name}, dropout off" if side == "plain" else f"{_against(side)}: {name}",
@@ -144,11 +167,24 @@ def loss_and_gradient_norm(model: SALMONN, step: Step) -> tuple[float, float]:
     return loss.item(), norm
 
 
+def _models(setup: Setup) -> dict[str, SALMONN]:
+    """Of each side; the same one for sides that differ in nothing but the step."""
+    models = {"ours": setup.model("ours")}
+    for side in setup.against:
+        same = [other for other in models if other != "ours" and setup.dtype_of(other) == setup.dtype_of(side)]
+        of = "ours" if setup.shares_model(side) else next(iter(same), None)
+        models[side] = models[of] if of else setup.model(side)
+    return models
+
+
 def _against(side: str) -> str:
-    return f"   against {side}"
+    return f"   against {SIDES[side]}"
 
 
 def _split_rows(models: dict[str, SALMONN], steps: dict[str, Step], repeats: int, device: torch.device) -> list[dict]:
+    """Ours against the plain step; its SDPA form differs in Whisper and the LLM alone."""
+    if "plain" not in steps:
+        return []
     splits = {
         side: split_step(steps[side], parts_of(side, models[side]), repeats, device) for side in ("ours", "plain")
     }
@@ -157,10 +193,8 @@ def _split_rows(models: dict[str, SALMONN], steps: dict[str, Step], repeats: int
 
 def parts_of(side: str, model: SALMONN) -> dict[str, list[tuple[Any, str]]]:
     """The functions that make up each part of a side's forward pass."""
-    frontends = {
-        "ours": [(model.log_mel, "forward"), (whole_model, "kaldi_fbank")],
-        "plain": [(plain_step, "mels"), (plain_step, "fbanks")],
-    }
+    ours = [(model.log_mel, "forward"), (whole_model, "kaldi_fbank")]
+    plain = [(plain_step, "mels"), (plain_step, "fbanks")]
     modules = {
         "Whisper": model.speech_encoder,
         "BEATs": model.beats,
@@ -170,7 +204,7 @@ def parts_of(side: str, model: SALMONN) -> dict[str, list[tuple[Any, str]]]:
     # ours makes the gradients of the logits together with them
     blocks_and_vocabulary = {"ours": [(llm.get_decoder(), "forward"), (whole_model, "target_loss")]}
     return (
-        {"frontends": frontends[side]}
+        {"frontends": ours if side == "ours" else plain}
         | {name: [(module, "forward")] for name, module in modules.items()}
         | {"LLM forward": blocks_and_vocabulary.get(side, [(llm, "forward")])}
     )
@@ -213,7 +247,7 @@ def _memory_rows(setup: Setup) -> list[dict]:
     return [
         {"what": f"   {name}" if side == "plain" else f"{_against(side)}: {name}", "unit": "GB"}
         | {"ours": ours / GB, "plain": plain / GB, "ratio": plain / ours}
-        for side in setup.sides[1:]
+        for side in setup.against
         for name, ours, plain in zip(MEMORIES, found["ours"], found[side], strict=True)
     ]
 
