@@ -52,18 +52,22 @@ class Part(NamedTuple):
     needs: tuple[str, ...] = MODEL  # packages without which it is skipped
 
 
+# First what no card was there for long enough to tell, and what the rest is worth nothing without.
 PARTS = {
     "environment": Part("environment", 2, needs=(*LEAST_NEEDED, "packaging")),
     "right": Part("right", 2, needs=(*MODEL, *TOKENIZER)),
+    "fast-8bit": Part("fast", 3, ("8bit",), needs=(*MODEL, "bitsandbytes", "torchaudio")),
+    "fast-int8": Part("fast", 3, ("int8",), needs=(*MODEL, "torchaudio")),
     "fast-bfloat16": Part("fast", 4, ("none",), needs=(*MODEL, "torchaudio")),
     "fits": Part("fits", 4, needs=(*MODEL, "bitsandbytes")),
-    "waits": Part("waits", 2),
+    "tokens": Part("tokens", 3),
     "answers": Part("answers", 3, needs=(*MODEL, "torchaudio")),
     "one-rank": Part("one_rank", 4, needs=(*MODEL, *TOKENIZER, "espeakng_loader", "tensorboardX", "editdistance")),
-    "fast-8bit": Part("fast", 3, ("8bit",), needs=(*MODEL, "bitsandbytes", "torchaudio")),
+    "waits": Part("waits", 2),
     "fast-nf4": Part("fast", 3, ("nf4",), needs=(*MODEL, "bitsandbytes", "torchaudio")),
     "compile": Part("compiled", 3),
 }
+INT8_BAR = 1.5  # times bitsandbytes' samples/s at full size
 
 
 def main() -> None:
@@ -97,12 +101,41 @@ def main() -> None:
             report["parts"][name] = result
             report["seconds"] = time.monotonic() - began
             write_report(args.out, report)
+        if name == "fast-int8":  # of two processes, so neither of them can tell
+            for line in against_8bit(report["parts"], args.size):
+                result["rows"].append(line)
+                print(f"   {text_line(line)}", flush=True)
+            write_report(args.out, report)
         print(f"   {result['ended']}, {result['seconds']:.0f} s of {seconds:.0f}", flush=True)
         process = ahead
     print(f"\n{markdown(report)}\n{args.out}/gpu_check.json and .md hold it")
     met = all(row.get("ok", True) for result in report["parts"].values() for row in result["rows"])
     ran = all(result["ended"] == "done" or "on a CPU" in result["ended"] for result in report["parts"].values())
     sys.exit(0 if met and ran else 1)
+
+
+def against_8bit(parts: dict[str, Any], size: str) -> list[dict[str, Any]]:
+    """Of each step of ours with int8 that ran with bitsandbytes' 8 bits, too: how many times its speed and memory."""
+    int8, eight = (_of_steps(parts.get(f"fast-{how}", {"rows": []})["rows"], how) for how in ("int8", "8bit"))
+    lines = []
+    for (step, unit), value in int8.items():
+        if (step, unit) in eight:
+            ratio = value / eight[step, unit]
+            lines.append({"what": f"   int8 against 8bit, {step}: {unit}", "value": ratio, "unit": "x"})
+            if size == "full" and unit == "samples/s" and ", ours, batch" in step:
+                lines[-1] |= {"bar": f"{INT8_BAR:g} x", "ok": ratio >= INT8_BAR}
+    return lines
+
+
+def _of_steps(rows: list[dict[str, Any]], quantization: str) -> dict[tuple[str, str], float]:
+    """Samples/s and GB of each step of ours, by its name without the quantisation."""
+    found, step = {}, ""
+    for row in rows:
+        if row["unit"] == "samples/s":
+            step = row["what"].replace(f"{quantization} LLM, ", "")
+        if row["unit"] in ("samples/s", "GB") and ", ours, " in step:
+            found[step, row["unit"]] = row["value"]
+    return found
 
 
 def limit(names: list[str], left: float) -> float:

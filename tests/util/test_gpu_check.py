@@ -162,6 +162,33 @@ def test_a_package_is_missing_also_inside_one_that_is(monkeypatch, package):
     assert gpu_check.skipped("right", "cuda") == f"skipped: {package} not installed"
 
 
+def test_int8_is_held_against_bitsandbytes_8_bits_step_by_step():
+    def rows(how: str, speeds: tuple[float | str, ...], memory: float) -> list[dict]:
+        steps = ("ours, batch 16", "ours, LLM recomputed, batch 32", "plain published, batch 8")
+        lines = [row("products of large matrices in bfloat16", 700.0, "TFLOP/s")]
+        for step, speed in zip(steps, speeds, strict=True):
+            unit = "" if isinstance(speed, str) else "samples/s"
+            lines += [row(f"13b, {how} LLM, bfloat16, 10 s, {step}", speed, unit)]
+            lines += [row("   peak memory, allocated", memory, "GB")] if unit else []
+        return lines
+
+    parts = {f"fast-{how}": {"rows": rows(how, *of)} for how, of in
+             {"8bit": ((10.0, 5.0, 4.0), 20.0), "int8": ((14.0, "out of memory", 8.0), 19.0)}.items()}  # fmt: skip
+    speed, memory = gpu_check.against_8bit(parts, "full")
+    assert speed["what"].endswith("13b, bfloat16, 10 s, ours, batch 16: samples/s")
+    assert (speed["value"], speed["bar"], speed["ok"]) == (pytest.approx(1.4), "1.5 x", False)
+    assert memory["value"] == pytest.approx(0.95)
+    assert "bar" not in memory
+    assert all("bar" not in line for line in gpu_check.against_8bit(parts, "mini"))
+    assert gpu_check.against_8bit({"fast-int8": parts["fast-int8"]}, "full") == []
+
+
+def test_the_parts_that_no_card_has_told_yet_come_before_those_that_one_has():
+    names = list(gpu_check.PARTS)
+    assert names[:4] == ["environment", "right", "fast-8bit", "fast-int8"]
+    assert names.index("tokens") < names.index("waits")
+
+
 @pytest.mark.parametrize("minutes", [0.6, 1, 3, 5.8, 8, 30])
 @pytest.mark.parametrize("used", [0.0, 0.3, 1.0])
 def test_all_parts_end_inside_the_minutes_however_long_each_takes_to_end(minutes, used):

@@ -15,8 +15,9 @@ import torch
 import salmonn
 from salmonn.doctor.findings import WRONG, Finding
 from salmonn.model.compilation import repeated_blocks
+from salmonn.training.token_batches import Budget
 from tests.fixtures.paths import ROOT
-from util.gpu import answers, compiled, environment, fast, fits, kernels, rows, waits
+from util.gpu import answers, compiled, environment, fast, fits, kernels, rows, tokens, waits
 from util.gpu.rows import Setup, row
 from util.gpu.waits import Place
 
@@ -73,7 +74,8 @@ def too_big(*_args, **_kwargs):
 
 
 @pytest.mark.parametrize(
-    ("part", "arguments"), [(fast, ("none",)), (fast, ("8bit",)), (waits, ()), (answers, ()), (compiled, ("eager",))]
+    ("part", "arguments"),
+    [(fast, ("none",)), (fast, ("8bit",)), (waits, ()), (answers, ()), (tokens, ()), (compiled, ("eager",))],
 )
 def test_a_model_that_is_too_big_for_the_card_is_a_row(monkeypatch, part, arguments):
     monkeypatch.setattr(part, "build", too_big)
@@ -274,6 +276,29 @@ def test_a_batch_that_does_not_fit_is_a_row_with_its_prediction(monkeypatch):
     [line] = fits.compared(what, 2)
     assert line["value"] == "out of memory"
     assert line["unit"].startswith("predicted ")
+
+
+# ---- micro-batches by tokens
+
+
+def test_a_budget_that_a_step_does_not_fit_is_not_called_right(monkeypatch, model):
+    monkeypatch.setattr(tokens, "step_by_ddp", too_big)
+    [line] = tokens.fullest_rows(model, [{"text": ["a"]}])
+    assert (line["value"], line["ok"]) == ("out of memory", False)
+    monkeypatch.setattr(tokens, "step_by_ddp", lambda *_: lambda: None)
+    [line] = tokens.fullest_rows(model, [{"text": ["a"]}])
+    assert (line["value"], line["ok"]) == ("run", True)
+
+
+def test_the_clips_that_are_cut_by_tokens_come_in_no_order_with_their_own_texts(model):
+    given, step = tokens.make_batch(model, 6, tokens.SHARES), tokens.clips_of(model, 6)
+    order = [given["id"].index(name) for name in step["id"]]
+    assert sorted(order) == list(range(6)) != order
+    assert step["text"] == [given["text"][i] for i in order]
+    assert torch.equal(step["padding_mask"], given["padding_mask"][order])
+    cut = tokens.micro_batches(model, [step], Budget(2 * tokens.longest_input(model)))
+    assert sorted(name for batch in cut for name in batch["id"]) == sorted(given["id"])
+    assert len(cut) > 1
 
 
 # ---- kernels

@@ -4,7 +4,7 @@ A step is taken as their runs take it: by DDP, several micro-batches whose gradi
 longest answers. Weights are random, of the configuration's sizes, or on a CPU of the miniature world's.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,16 +144,25 @@ def peak_rows(parts: dict[str, float], peak: int) -> Iterator[Row]:
 
 
 def take_steps(subject: Subject, samples: Samples) -> None:
-    """Steps as the runner takes them; DDP's buckets are there for as long."""
-    model, run = in_ddp(subject.model), subject.config.run
-    step = TrainingStep(subject.model, run, subject.model.device)
+    """Steps whose micro-batches are all the same."""
+    step = step_by_ddp(subject.model, subject.config.run, [samples] * MICRO_BATCHES)
     for _ in range(STEPS):
-        for i in range(MICRO_BATCHES):
-            with nullcontext() if i == MICRO_BATCHES - 1 else model.no_sync():
-                with autocast(run, subject.model.device):
-                    result = model(samples, verbose=True)
-                step.backward(result, samples["id"], MICRO_BATCHES)
-        step.finish(MICRO_BATCHES)
+        step()
+
+
+def step_by_ddp(model: SALMONN, run: DictConfig, batches: Sequence[Samples]) -> Callable[[], None]:
+    """A step of these micro-batches as the runner takes it; DDP's buckets are there for as long."""
+    wrapped, step = in_ddp(model), TrainingStep(model, run, model.device)
+
+    def take() -> None:
+        for i, samples in enumerate(batches, start=1):
+            with nullcontext() if i == len(batches) else wrapped.no_sync():
+                with autocast(run, model.device):
+                    result = wrapped(samples, verbose=True)
+                step.backward(result, samples["id"], len(batches))
+        step.finish(len(batches))
+
+    return take
 
 
 def on_smaller_cards(subject: Subject, total: int) -> Iterator[Row]:
