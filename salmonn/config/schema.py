@@ -47,7 +47,7 @@ class ModelConfig:
     low_resource: bool = False  # published name of llm_quantization: 8bit
     llm_quantization: str = "none"  # none | 8bit | nf4 | int8 (8 bits both ways)
     llm_dtype: str = "auto"  # auto (float16 on GPU as published, bfloat16 with bf16 AMP; float32 on CPU) | ...
-    llm_attention: str = "auto"  # auto (the library's choice, mostly sdpa) | sdpa (less memory) | eager
+    llm_attention: str = "auto"  # auto (what is fastest, mostly sdpa) | sdpa (less memory) | eager
     gradient_checkpointing: bool = False  # of the LLM: memory for time
     encoder_dtype: str = "float32"  # weights of frozen encoders: float32 | float16 | bfloat16
     device_8bit: int = 0  # GPU of a quantised model when torchrun gives no local rank

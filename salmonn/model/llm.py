@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from salmonn.common.device import is_autocast
 from salmonn.common.errors import UserError
 from salmonn.config.loading import llm_quantization
 from salmonn.model.int8 import quantise_llm
@@ -39,6 +40,8 @@ _GPTQMODEL = {"gptq": ("optimum", "gptqmodel"), "awq": ("gptqmodel",)}
 # Families whose attention differs in nothing but its sizes.
 _PLAIN_DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 _IN_LAYERS = r".*\.\d+\."  # names of their weights
+# Tokens of a row: docs/performance_history.md#eager-attention-of-short-rows has the figures.
+_SHORT = 128
 CAUSAL_SDPA = "causal_sdpa"
 ALL_ATTENTION_FUNCTIONS.register(CAUSAL_SDPA, ALL_ATTENTION_FUNCTIONS["sdpa"])
 
@@ -156,23 +159,37 @@ def quantization_config(config: DictConfig, device: torch.device) -> "BitsAndByt
     )
 
 
-def hidden_at(llm: PreTrainedModel, inputs: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Hidden states [N, H] before the vocabulary, at N positions of the input embeddings [B, L, H]."""
-    with _no_look_at_positions(llm):
+def hidden_at(
+    llm: PreTrainedModel, inputs: Tensor, rows: Tensor, columns: Tensor, may_be_eager: bool = False
+) -> Tensor:
+    """Hidden states [N, H] before the vocabulary, at N positions of the input embeddings [B, L, H].
+
+    `may_be_eager`: attend by plain matrices where that is faster than the library's SDPA.
+    """
+    with _attending(llm, "eager" if may_be_eager and _eager_is_faster(inputs) else CAUSAL_SDPA):
         return llm.get_decoder()(inputs_embeds=inputs, use_cache=False).last_hidden_state[rows, columns]
 
 
-@contextmanager
-def _no_look_at_positions(llm: PreTrainedModel) -> Iterator[None]:
-    """Spare the library's look at whether positions begin anew within a row, for which the host waits for the device.
+def _eager_is_faster(inputs: Tensor) -> bool:
+    """Whether rows [B, L, H] are short ones in bfloat16 on a CPU, whose SDPA takes its time for the backward pass."""
+    device = inputs.device
+    dtype = torch.get_autocast_dtype(device.type) if is_autocast(device) else inputs.dtype
+    is_short = inputs.shape[1] <= _SHORT and torch.is_grad_enabled()
+    return is_short and device.type == "cpu" and dtype == torch.bfloat16
 
-    Attention by a name for which the library has no masks is taken as it is: causal, on whole rows.
+
+@contextmanager
+def _attending(llm: PreTrainedModel, how: str) -> Iterator[None]:
+    """Let an LLM whose attention is SDPA attend in another way, causal, on whole rows.
+
+    CAUSAL_SDPA spares the library's look at whether positions begin anew within a row, for which the host waits for
+    the device: attention by a name for which the library has no masks is taken as it is.
     """
     config = llm.config
     if config._attn_implementation != "sdpa" or not _attends_to_all_before(config):
         yield
         return
-    config._attn_implementation = CAUSAL_SDPA
+    config._attn_implementation = how
     try:
         yield
     finally:

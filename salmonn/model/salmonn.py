@@ -378,7 +378,9 @@ class SALMONN(nn.Module):
         set_adapter_precision(self._adapted)
         # Padding stands behind every token that counts, so causal attention needs no mask for it.
         # The position before a token predicts it.
-        hidden = hidden_at(self._causal_lm(), self._embed(llm_inputs, embeds), row, column - 1)
+        # what is computed again in the backward pass attends as the library's settings say then
+        may_be_eager = self.config.llm_attention == "auto" and not self.config.gradient_checkpointing
+        hidden = hidden_at(self._causal_lm(), self._embed(llm_inputs, embeds), row, column - 1, may_be_eager)
         return hidden, target_ids, row, cut
 
     def lay_out(

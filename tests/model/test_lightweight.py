@@ -13,6 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, model_config
+from salmonn.model import llm as llm_module
+from salmonn.model.llm import CAUSAL_SDPA
 from salmonn.model.llm_input import build_llm_inputs
 from salmonn.model.meta_model import build_meta_model
 from salmonn.model.prompts import split_prompt
@@ -218,8 +220,9 @@ def test_the_llm_attends_as_the_key_says_with_the_same_result(section, name):
             with pytest.raises(UserError, match=r"^model.llm_attention = sdpa, but Gemma2ForCausalLM .*=auto$"):
                 load(model_config(section(name, llm_attention="sdpa")))
     for how in ("auto", "eager") if name == "gemma2" else ("auto", "sdpa", "eager"):
+        keys = section(name, llm_attention=how)  # which draws the LLM, the first time
         torch.manual_seed(1)
-        model = SALMONN.from_config(section(name, llm_attention=how)).eval()
+        model = SALMONN.from_config(keys).eval()
         used[how] = model.llama_model.config._attn_implementation
         samples = samples_of(model, [0, 1])
         losses[how] = model(samples)["loss"]
@@ -227,6 +230,34 @@ def test_the_llm_attends_as_the_key_says_with_the_same_result(section, name):
         assert build_meta_model(model.config).llama_model.config._attn_implementation == used[how]
     assert all(used[how] == how for how in used if how != "auto")
     torch.testing.assert_close(losses["eager"], losses["auto"])
+
+
+def test_left_to_itself_the_llm_attends_by_plain_matrices_in_short_rows_of_bfloat16_on_a_cpu(build, monkeypatch):
+    """There SDPA's backward pass takes longer; a sample's float32 loss stays that of any batch."""
+    monkeypatch.setattr(llm_module, "_SHORT", 1000)
+    model, used = build("llama3.2"), []
+    samples, decoder = samples_of(model, [0, 1]), model._causal_lm().get_decoder()
+    hook = decoder.register_forward_pre_hook(lambda module, _: used.append(module.config._attn_implementation))
+
+    def attends(dtype: torch.dtype = torch.bfloat16, grad: bool = True, **keys: object) -> tuple[str, torch.Tensor]:
+        before = {key: model.config[key] for key in keys}
+        model.config.update(keys)
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16), torch.set_grad_enabled(grad):
+            loss = model(samples)["loss"].detach()
+        model.config.update(before)
+        assert decoder.config._attn_implementation == "sdpa"
+        return used[-1], loss
+
+    eager, loss = attends()
+    assert eager == "eager"
+    sdpa, other_loss = attends(llm_attention="sdpa")
+    torch.testing.assert_close(loss, other_loss, rtol=0.01, atol=0)
+    assert sdpa == CAUSAL_SDPA
+    assert attends(gradient_checkpointing=True)[0] == CAUSAL_SDPA  # made again later, when the setting is back
+    assert attends(torch.float32)[0] == attends(grad=False)[0] == CAUSAL_SDPA
+    monkeypatch.setattr(llm_module, "_SHORT", 3)
+    assert attends()[0] == CAUSAL_SDPA
+    hook.remove()
 
 
 @pytest.mark.parametrize(("name", "end_sym"), [("llama3.2", "</s>"), ("qwen2.5", "<eos>"), ("gemma2", "<|im_end|>")])
