@@ -1,5 +1,6 @@
 """Clips are encoded once and found again: same results, no stale or damaged entry, within the bound."""
 
+import copy
 import json
 
 import pytest
@@ -108,6 +109,22 @@ def test_other_audio_other_precision_and_another_length_are_encoded_anew(cached)
             with torch.autocast("cpu", torch.bfloat16):
                 salmonn.encode_speech(samples["raw_wav"])
     assert cache.heard == [1, 1, 1, 1]
+
+
+def test_entries_of_encoders_in_bfloat16_are_bfloat16_and_others_not_all(golden):
+    """Autocast alone leaves Whisper's output, the larger one, in float32."""
+    salmonn, wav = copy.deepcopy(golden("base").model), clips(1)["raw_wav"]
+
+    def precisions(amp: bool) -> dict[str, torch.dtype]:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            [row] = salmonn.run_encoders(wav, torch.tensor([wav.shape[1]])).rows()
+        return {name: values.dtype for name, values in row.items()}
+
+    assert precisions(amp=False) == {"speech": torch.float32, "audio": torch.float32}
+    assert precisions(amp=True) == {"speech": torch.float32, "audio": torch.bfloat16}
+    salmonn.speech_encoder.to(torch.bfloat16)
+    salmonn.beats.to(torch.bfloat16)
+    assert precisions(amp=True) == {"speech": torch.bfloat16, "audio": torch.bfloat16}
 
 
 def test_the_fingerprint_changes_with_features_weights_and_settings(golden, monkeypatch):
