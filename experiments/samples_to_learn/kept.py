@@ -3,14 +3,13 @@
 That is its recipe as written, and digests of configs, data, the model's files and of what is measured.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.samples_to_learn.criterion import Point
 from experiments.samples_to_learn.recipes import (
@@ -23,9 +22,8 @@ from experiments.samples_to_learn.recipes import (
     stage0_options,
 )
 from salmonn.common.files import read_json
-from salmonn.config.loading import leaves
-from salmonn.config.schema import Config
-from salmonn.config.stored import options_without_secrets, without_secrets
+from salmonn.config.digest import config_digest, digest
+from salmonn.config.stored import options_without_secrets
 from salmonn.evaluation.provenance import file_hash
 
 CURVE, ALIGNED = "curve.json", "stage0.json"
@@ -38,6 +36,7 @@ _NOT_OF_TRAINING = (
     "run.seed", "run.output_dir", "run.exp_name", "run.overwrite", "run.log_freq", "run.keep_checkpoints",
     "run.save_every", "run.num_workers", "run.encoder_cache", "evaluate.", "generate.",
 )  # fmt: skip
+_training_digest = partial(config_digest, without=_NOT_OF_TRAINING)
 _FILES = ("llama_path", "whisper_path", "beats_path", "ckpt", "speech_llama_proj_model", "prompt_path")
 
 
@@ -92,7 +91,7 @@ def aligned_folder(study: Study, name: str, seed: int, out: Path, options: Seque
     """Where the stage 0 before a recipe is kept: one for all that want the same of the same annotations and models."""
     config = stage0_config(study, name, of_parts(options))
     changes = {key: value for key, value in of_stage0(study.recipes[name]).items() if value}
-    made = digest([config_digest(config), changes, annotations_digest(config), files_digest(config)])
+    made = digest([_training_digest(config), changes, annotations_digest(config), files_digest(config)])
     return out / f"stage0-{made[:8]}-{seed}"
 
 
@@ -120,11 +119,11 @@ def digests(study: Study, name: str, options: Sequence[str] = ()) -> dict[str, s
     found = {"what is measured": digest({key: of for key, of in values.items() if of != getattr(plain, key)})}
     config = recipe_config(study, name, options)
     # the options of the command line stand beside it as written
-    found |= {"configuration": config_digest(recipe_config(study, name)), "files of the model": files_digest(config)}
+    found |= {"configuration": _training_digest(recipe_config(study, name)), "files of the model": files_digest(config)}
     found |= {"annotations": annotations_digest(config, study.valid_files)}
     if recipe.stage0:
         aligned = stage0_config(study, name, of_parts(options))
-        found |= {"configuration of stage 0": config_digest(stage0_config(study, name))}
+        found |= {"configuration of stage 0": _training_digest(stage0_config(study, name))}
         found |= {"annotations of stage 0": annotations_digest(aligned)}
     return found
 
@@ -137,13 +136,6 @@ def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
-
-
-def config_digest(config: DictConfig) -> str:
-    """Of what a config sets otherwise than by default, so that a key that comes later changes nothing."""
-    plain = dict(leaves(OmegaConf.to_container(OmegaConf.structured(Config))))
-    values = leaves(without_secrets(OmegaConf.to_container(config)))
-    return digest({key: of for key, of in values if of != plain.get(key) and not key.startswith(_NOT_OF_TRAINING)})
 
 
 def annotations_digest(config: DictConfig, valid_files: Sequence[str] = ()) -> str:
@@ -165,8 +157,3 @@ def _content(root: Path) -> list[Path]:
     """A file, or those of a folder but for what the hub's client notes in hidden ones, times among it."""
     files = [root] if root.is_file() else sorted(filter(Path.is_file, root.rglob("*")))
     return [file for file in files if not any(part.startswith(".") for part in file.relative_to(root).parts)]
-
-
-def digest(value: Any) -> str:
-    """A short hash of plain values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
