@@ -34,7 +34,8 @@ def main() -> None:
     """Do every part that is not done yet, then tell what came out."""
     args = parse_arguments()
     os.chdir(ROOT)
-    from util.small_model.parts import CONFIGS, Small, run_all  # seconds, with torch: --help goes without
+    from util.small_model.job import CONFIGS, Small  # seconds, with torch: --help goes without
+    from util.small_model.parts import run_all
 
     run_all(args)
     print(f"\nRead {args.out}/report.md; numbers are in {args.out}/summary.json.")
@@ -72,8 +73,22 @@ def parse_arguments() -> Namespace:
     add("--clips", type=at_least_one, default=24_000, metavar="N", help="to be spoken for training (default: 24000)")
     add("--stories", type=at_least_one, default=12, metavar="N", help="for stage 3, as in the paper (default: 12)")
     add("--min-story-words", type=at_least_one, default=20, metavar="N", help="of stage 3's stories (default: 20)")
-    add("--processes", type=at_least_one, default=2, metavar="N", help="that speak and train (default: %(default)s)")
-    add("--options", nargs="*", default=[], metavar="STAGE:KEY=VALUE", help="e.g. stage1:run.iters_per_epoch=500")
+    add(
+        "--processes",
+        type=at_least_one,
+        default=2,
+        metavar="N",
+        help="that speak and train (default: %(default)s); a stage has the same samples on any number, in steps of so "
+        "many more or fewer, and goes on with the number that it was begun with",
+    )
+    add(
+        "--options",
+        nargs="*",
+        default=[],
+        metavar="STAGE:KEY=VALUE",
+        help="e.g. stage1:run.iters_per_epoch=500; all:KEY=VALUE is for every stage and for the commands that talk to "
+        "the model",
+    )
     return parser.parse_args()
 
 

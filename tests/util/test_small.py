@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import shlex
 import shutil
 import subprocess
@@ -21,12 +22,14 @@ import pytest
 import soundfile
 import soxr
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from salmonn.common.errors import UserError
-from salmonn.common.files import make_folder
+from salmonn.common.files import make_folder, write_json
 from salmonn.config.loading import load_config
-from salmonn.model import hub
+from salmonn.model import encoder_cache, hub
+from salmonn.model.llm_input import build_llm_inputs
+from salmonn.model.tokenizer import load_tokenizer
 from tests.fixtures.commands import run_command
 from tests.fixtures.ctranslate2 import tiny_whisper, write_ctranslate2
 from tests.fixtures.lightweight import write_llm
@@ -34,7 +37,20 @@ from tests.fixtures.paths import GOLDEN, ROOT
 from util import jobs, small
 from util.conversion.from_ctranslate2 import convert_ctranslate2
 from util.mini_world.speech import engine
-from util.small_model import corpus, parts, recordings, records, report, sources, tasks, texts, voices
+from util.small_model import (
+    checks,
+    corpus,
+    job,
+    parts,
+    recordings,
+    records,
+    report,
+    sources,
+    state,
+    tasks,
+    texts,
+    voices,
+)
 
 # ---- what the parts keep
 
@@ -250,6 +266,52 @@ def test_a_voice_that_fails_is_told_in_a_line():
         voices._flite("hello", "slt", 1.0, engines)
 
 
+def test_pipers_voice_reads_the_phonemes_that_it_knows_with_blanks_between(monkeypatch):
+    asked = []
+
+    def run(_outputs: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        asked.append(inputs)
+        return [np.zeros((1, 1, 2205), np.float32)]
+
+    ids = {"h": [20], "o": [27], "ʊ": [100]}
+    monkeypatch.setattr(voices, "_piper_session", lambda _: (SimpleNamespace(run=run), ids, 22_050))
+    monkeypatch.setattr(voices, "engine", lambda: SimpleNamespace(phonemes=lambda *_: "hˈoʊ"))
+    wav, rate = voices._piper("ho", 1.25, Random(0), "")
+    assert (wav.shape, rate) == ((2205,), 22_050)
+    [inputs] = asked
+    assert inputs["input"].tolist() == [[1, 0, 20, 0, 27, 0, 100, 0, 2]]  # the stress is none of its phonemes
+    assert inputs["input_lengths"].tolist() == [9]
+    assert inputs["scales"][1] == 1.25
+
+
+def test_the_voices_speak_what_is_chosen_without_what_the_recordings_hold_out(tmp_path, monkeypatch):
+    asked = []
+
+    def speak_all(said: list[str], folder: Path, engines: voices.Engines, processes: int):
+        asked.append((folder.name, engines.flite, engines.libraries, processes))
+        yield [voices.Spoken(f"{i}.flac", text, "joe", 1.5) for i, text in enumerate(said)]
+
+    def choose(wordnet: Path, n: int, held_out: list[str]) -> dict[str, list[str]]:
+        asked.append((wordnet, n, held_out))
+        return {"train": ["one", "two"], "test": ["three"]}
+
+    library = tmp_path / "usr/lib/x86_64-linux-gnu/libflite.so.1"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    monkeypatch.setattr(sources, "fetch", lambda *_: tmp_path)
+    monkeypatch.setattr(voices, "speak_all", speak_all)
+    monkeypatch.setattr(corpus, "choose", choose)
+    made = job.Small(arguments(monkeypatch, "--out", tmp_path / "out", "--clips", 2, "--processes", 3))
+    found = [recordings.Recording("a.flac", split, 1.0, "word", split) for split in ("train", "valid", "test")]
+    records.write_records(made.data / "recordings.json", [*found, recordings.Recording("b.flac", "test", 1.0, "music")])
+    parts.speak(made)
+    spoken_by = (str(tmp_path / "usr/bin/flite"), str(library.parent), 3)
+    chosen = (tmp_path / "usr/share/wordnet", 2, ["valid", "test"])
+    assert asked == [chosen, ("spoken_train", *spoken_by), ("spoken_test", *spoken_by)]
+    assert [clip.text for clip in made.spoken("train")] == ["one", "two"]
+    assert [clip.text for clip in made.spoken("test")] == ["three"]
+
+
 # ---- the command line
 
 
@@ -283,14 +345,14 @@ def test_paths_begin_where_they_are_typed(tmp_path, monkeypatch):
 
 
 def test_it_computes_in_bfloat16_where_the_processor_does(tmp_path, monkeypatch):
-    job = parts.Small(arguments(monkeypatch, "--out", tmp_path, "--options", "stage1:model.llm_dtype=float16"))
+    made = job.Small(arguments(monkeypatch, "--out", tmp_path, "--options", "stage1:model.llm_dtype=float16"))
     monkeypatch.chdir(ROOT)
     for units, expected in ((True, ["bfloat16", "bf16"]), (False, ["float32", "off"])):
-        monkeypatch.setattr(parts, "computes_bfloat16", lambda units=units: units)
-        config = load_config("configs/small/stage2.yaml", job.options("stage2"))
+        monkeypatch.setattr(job, "computes_bfloat16", lambda units=units: units)
+        config = load_config("configs/small/stage2.yaml", made.options("stage2"))
         assert [config.model.llm_dtype, config.run.amp_dtype if config.run.amp else "off"] == expected
         assert config.model.encoder_dtype == expected[0]
-        assert job.options("stage1")[-1] == "model.llm_dtype=float16"  # what the user says counts
+        assert made.options("stage1")[-1] == "model.llm_dtype=float16"  # what the user says counts
 
 
 @pytest.mark.parametrize(
@@ -395,9 +457,9 @@ def test_packages_that_will_be_needed_are_told_before_anything_is_done(tmp_path,
     given = {"out": tmp_path / "out", "corpus": tmp_path, "train-split": ".", "valid-split": ".", "llm": tmp_path}
 
     def told(*names: str) -> str:
-        small = parts.Small(arguments(monkeypatch, *(part for name in names for part in (f"--{name}", given[name]))))
+        small = job.Small(arguments(monkeypatch, *(part for name in names for part in (f"--{name}", given[name]))))
         try:
-            parts._require_packages(small, {"models", "voices"})
+            checks._require_packages(small, {"models", "voices"})
         except UserError as error:
             return str(error)
         return ""
@@ -427,7 +489,7 @@ def test_a_job_that_is_done_asks_for_nothing(tmp_path, monkeypatch):
 def test_a_part_that_was_stopped_counts_with_the_minutes_that_it_took_then(tmp_path, monkeypatch, capsys):
     clock, attempts = [0.0], []
 
-    def work(_: parts.Small) -> None:
+    def work(_: job.Small) -> None:
         clock[0] += 600
         attempts.append(None)
         if len(attempts) < 3:
@@ -446,31 +508,31 @@ def test_a_part_that_was_stopped_counts_with_the_minutes_that_it_took_then(tmp_p
 
 
 def test_a_part_that_is_killed_loses_no_more_than_the_time_since_the_last_note(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "_NOTED_SECONDS", 0.01)
-    state, left = tmp_path / "out/state.json", []
+    monkeypatch.setattr(state, "_NOTED_SECONDS", 0.01)
+    note, left = tmp_path / "out/state.json", []
 
-    def work(_: parts.Small) -> None:
-        while not state.exists() or json.loads(state.read_text())["stopped"].get("models", 0) < 0.01:
+    def work(_: job.Small) -> None:
+        while not note.exists() or json.loads(note.read_text())["stopped"].get("models", 0) < 0.01:
             time.sleep(0.01)
-        left.append(state.read_bytes())  # what a kill leaves
+        left.append(note.read_bytes())  # what a kill leaves
 
     monkeypatch.setattr(parts, "PARTS", (parts.Part("models", "models", 2, work),))
     monkeypatch.chdir(ROOT)
     args = arguments(monkeypatch, "--out", tmp_path / "out")
     parts.run_all(args)
-    assert json.loads(state.read_text())["stopped"] == {}
-    state.write_bytes(left[0])
+    assert json.loads(note.read_text())["stopped"] == {}
+    note.write_bytes(left[0])
     before = json.loads(left[0])["stopped"]["models"]
     monkeypatch.setattr(parts, "PARTS", (parts.Part("models", "models", 2, lambda _: None),))
     parts.run_all(args)
-    assert json.loads(state.read_text())["minutes"]["models"] == pytest.approx(before, abs=0.011)
+    assert json.loads(note.read_text())["minutes"]["models"] == pytest.approx(before, abs=0.011)
 
 
 def test_prompts_that_say_something_else_once_they_are_read_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     prompts, ends = tmp_path / "prompts.txt", [UserError("stopped"), None, UserError("stopped"), None]
 
-    def work(_: parts.Small) -> None:
+    def work(_: job.Small) -> None:
         if error := ends.pop(0):
             raise error
 
@@ -491,6 +553,220 @@ def test_prompts_that_say_something_else_once_they_are_read_are_refused(tmp_path
     assert ends == []
 
 
+def ending(*ends: BaseException | None):
+    """The work of a part that is tried so often, and ends so."""
+    left = list(ends)
+
+    def work(_: job.Small) -> None:
+        if error := left.pop(0):
+            raise error
+
+    return work
+
+
+def test_what_was_asked_for_may_be_changed_until_a_part_has_gone_by_it(tmp_path, monkeypatch):
+    stopped = UserError("stopped")
+    parts_of_it = {
+        "models": [stopped, None],
+        "recordings": [None],
+        "voices": [None],
+        "stage0": [stopped, stopped, None],
+        "stories": [stopped, None],
+    }
+    made = [parts.Part(name, name, 1, ending(*ends)) for name, ends in parts_of_it.items()]
+    monkeypatch.setattr(parts, "PARTS", made)
+    monkeypatch.setattr(parts, "require_possible", lambda *_: make_folder(tmp_path / "out"))
+    monkeypatch.chdir(ROOT)
+
+    def told(*given: object) -> str:
+        with pytest.raises(UserError) as error:
+            parts.run_all(arguments(monkeypatch, "--out", tmp_path / "out", *given))
+        return str(error.value)
+
+    assert told() == "stopped"
+    assert told("--whisper", tmp_path, "--clips", 5) == "stopped"  # of stage 0: no hub, so that one is named
+    given = ["--whisper", tmp_path, "--clips", 5]
+    assert told(*given, "--options", "stage0:run.encoder_cache_gb=5") == "stopped"  # set lower
+    given += ["--options", "stage0:run.seed=2"]
+    assert told(*given) == "stopped"  # of the stories
+    assert f"was made with --whisper {tmp_path}: ask for the same" in told("--clips", 5, *given[4:])
+    assert "was made with --clips 5: ask for the same" in told(*given[:2], *given[4:])
+    assert "was made with --options stage0 run.seed=2: ask" in told(*given[:4])
+    again = [
+        "--stories",
+        5,
+        *given,
+        "stage0:run.encoder_cache_gb=3",
+    ]  # the model tells fewer; how much is kept decides nothing
+    parts.run_all(arguments(monkeypatch, "--out", tmp_path / "out", *again))
+
+
+def test_clips_that_go_by_their_numbers_are_spoken_of_one_choice(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PARTS", [parts.Part("voices", "voices", 1, ending(UserError("stopped"), None))])
+    monkeypatch.setattr(parts, "require_possible", lambda *_: make_folder(tmp_path / "out"))
+    with pytest.raises(UserError, match="stopped"):
+        parts.run_all(arguments(monkeypatch, "--out", tmp_path / "out", "--clips", 9))
+    with pytest.raises(UserError, match="was made with --clips 9"):
+        parts.run_all(arguments(monkeypatch, "--out", tmp_path / "out"))
+
+
+OLD_STATE = {  # as version 3ef5f2e wrote it
+    "asked": {
+        "whisper": "None", "llm": "None", "corpus": "None", "train_split": "train-clean-5",
+        "valid_split": "dev-clean-2", "prompts": "None", "recordings": "packages", "clips": "24000", "stories": "12",
+        "min_story_words": "20", "options": "[]",
+    },
+    "minutes": {"models": 1.5, "recordings": 0.5},
+    "stopped": {"voices": 13.5},
+}  # fmt: skip
+
+
+def test_a_note_of_an_earlier_version_is_gone_on_with(tmp_path, monkeypatch):
+    note = tmp_path / "state.json"
+    note.write_text(json.dumps(OLD_STATE | {"asked": {"out": str(tmp_path), **OLD_STATE["asked"]}}))
+    found = state.read_state(arguments(monkeypatch, "--out", tmp_path, "--stories", 5))
+    assert (found["minutes"], found["stopped"]) == (OLD_STATE["minutes"], OLD_STATE["stopped"])
+    with pytest.raises(UserError, match=r"was made with --options \[\]: ask"):
+        state.read_state(arguments(monkeypatch, "--out", tmp_path, "--options", "stage1:run.seed=2"))
+    asked = {"out": str(tmp_path), "clips": "24000", "of a later version": "3"}  # and some arguments came later
+    note.write_text(json.dumps(OLD_STATE | {"asked": asked}))
+    assert state.read_state(arguments(monkeypatch, "--out", tmp_path))["minutes"] == OLD_STATE["minutes"]
+
+
+def test_another_config_than_that_of_a_part_that_is_done_is_told(tmp_path, monkeypatch, capsys):
+    made = [parts.Part(name, name, 1, ending(*ends)) for name, ends in {"models": [None], "stage1": [None]}.items()]
+    monkeypatch.setattr(parts, "PARTS", made)
+    monkeypatch.setattr(parts, "require_possible", lambda *_: make_folder(tmp_path / "out"))
+    monkeypatch.chdir(ROOT)
+    args = arguments(monkeypatch, "--out", tmp_path / "out")
+    parts.run_all(args)
+    parts.run_all(args)
+    assert "stage1: done before\n" in capsys.readouterr().out
+    monkeypatch.setattr(state, "load_config", lambda name: load_config(name, ["run.optims.init_lr=0.5"]))
+    parts.run_all(args)
+    told = capsys.readouterr().out
+    assert "models: done before\n" in told
+    assert "stage1: done before, by another configs/small/stage1.yaml than today's: another --out goes by" in told
+
+
+def test_two_jobs_are_not_done_in_one_folder(tmp_path, monkeypatch):
+    args = arguments(monkeypatch, "--out", tmp_path)
+
+    def second(_: job.Small) -> None:
+        parts.run_all(args)
+
+    monkeypatch.setattr(parts, "PARTS", [parts.Part("models", "models", 1, second)])
+    monkeypatch.setattr(parts, "require_possible", lambda *_: None)
+    with pytest.raises(UserError, match=f"another util/small.py is at work in {tmp_path}: end it"):
+        parts.run_all(args)
+    monkeypatch.setattr(parts, "PARTS", [parts.Part("models", "models", 1, ending(None))])
+    parts.run_all(args)
+
+
+def test_a_disk_too_full_for_the_encoder_cache_is_told_before_anything_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PARTS", never_begun("models", "stage0", "stage1"))
+    monkeypatch.setattr(encoder_cache, "free_bytes", lambda _: 3e9)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError) as error:
+        parts.run_all(arguments(monkeypatch, "--out", tmp_path / "out"))
+    [line] = str(error.value).splitlines()
+    assert "this disk has 3.0 GB for it, fewer than run.encoder_cache_gb = 12" in line
+    assert line.endswith("(--options all:run.encoder_cache_gb=N)")
+    monkeypatch.setattr(parts, "PARTS", [parts.Part("stage0", "stage0", 1, ending(None))])
+    parts.run_all(arguments(monkeypatch, "--out", tmp_path / "out", "--options", "all:run.encoder_cache_gb=2"))
+
+
+def samples(config: DictConfig, processes: int) -> int:
+    return config.run.iters_per_epoch * config.run.batch_size_train * processes
+
+
+@pytest.mark.parametrize("processes", [1, 3, 4])
+def test_a_stage_has_the_same_samples_on_any_number_of_processes(processes, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    made = job.Small(arguments(monkeypatch, "--out", tmp_path, "--processes", processes))
+    for name in ("stage0", "stage1", "stage2"):
+        plain = load_config(f"configs/small/{name}.yaml")
+        config = load_config(f"configs/small/{name}.yaml", made.options(name))
+        assert 0 <= samples(config, processes) - samples(plain, 2) < config.run.batch_size_train * processes
+        for of, planned in ((config.run, plain.run), (config.run.optims, plain.run.optims)):
+            for key in {"valid_every_steps", "warmup_steps"} & of.keys():
+                assert of[key] == math.ceil(2 * planned[key] / processes)
+    assert not [option for option in made.options("evaluate") if "iters_per_epoch" in option]
+    two = job.Small(arguments(monkeypatch, "--out", tmp_path)).options("stage1")
+    assert not [option for option in two if option.startswith("run.iters_per_epoch")]
+
+
+@pytest.mark.parametrize(("written", "processes", "expected"), [(None, 2, 20), (5, 2, 3), (5, 1, 5), (12, 2, 6)])
+def test_stage_3_trains_each_story_once_that_was_written(written, processes, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    made = job.Small(arguments(monkeypatch, "--out", tmp_path, "--stories", 40, "--processes", processes))
+    if written is not None:
+        write_json(made.annotations("stage3_train"), {"annotation": [{}] * written})
+    assert load_config("configs/small/stage3.yaml", made.options("stage3")).run.iters_per_epoch == expected
+
+
+def test_some_of_the_stories_are_enough(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    made = job.Small(arguments(monkeypatch, "--out", tmp_path, "--stories", 40))
+    file, results = made.annotations("stage3_train"), [(3, 1), (None, 1), (3, 2), (40, 0)]
+    write_json(file, {"annotation": [{}] * 9})  # of a try that was stopped
+
+    def run(_title: str, command: list[str], _processes: int) -> tuple[float, int]:
+        assert command[command.index("--out") + 1] == str(file)
+        assert not file.exists()
+        n, code = results.pop(0)
+        if n is not None:
+            write_json(file, {"annotation": [{}] * n})
+        return 0.0, code
+
+    monkeypatch.setattr(parts, "run_command", run)
+    parts.write_stories(made)
+    assert "stage 3 trains on the 3 of 40 stories that were kept" in capsys.readouterr().out
+    for code in (1, 2):
+        with pytest.raises(UserError, match=rf"stories for stage 3 failed \(exit code {code}\)"):
+            parts.write_stories(made)
+    parts.write_stories(made)
+    assert results == []
+
+
+def test_what_is_for_all_is_told_to_every_config_and_to_who_talks_to_the_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    given = ["all:model.max_seconds=20", "all:run.seed=3", "stage1:run.seed=4"]
+    made = job.Small(arguments(monkeypatch, "--out", tmp_path, "--options", *given))
+    assert made.max_seconds == 20
+    for name in ("stage0", "stage1", "stage2", "stories", "stage3", "evaluate", "decode"):
+        config = load_config(f"configs/small/{name}.yaml", made.options(name))
+        assert (config.model.max_seconds, config.run.seed) == (20, 4 if name == "stage1" else 3)
+
+
+@pytest.mark.parametrize("option", ["model.max_seconds=20", "model.lora_rank=4", "model={second_stride: 0.3}"])
+def test_what_would_make_the_stages_hear_otherwise_is_refused_for_one_alone(option, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PARTS", never_begun("models"))
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=r"--options: model\.\w+ would be .* in stage1 and .*: write all:model\."):
+        parts.run_all(arguments(monkeypatch, "--out", tmp_path / "out", "--options", f"stage1:{option}"))
+
+
+@pytest.mark.parametrize("bos", [None, "<|endoftext|>", "<|im_start|>"])
+def test_a_prompt_begins_with_chatmls_first_token_whether_or_not_it_is_the_tokenizers_bos(bos, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    write_llm(tmp_path / "llm", "qwen2.5")
+    settings = json.loads((tmp_path / "llm/tokenizer_config.json").read_text())
+    (tmp_path / "llm/tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": bos}))
+    given = ["--out", tmp_path, "--llm", tmp_path / "llm"]
+    for name in ("stage1", "decode"):
+        options = job.Small(arguments(monkeypatch, *given)).options(name)
+        model = load_config(f"configs/small/{name}.yaml", options).model
+        tokenizer = load_tokenizer(model)
+        laid_out = build_llm_inputs(
+            tokenizer, [1], [model.prompt_template.replace("{}", "<Speech><SpeechHere></Speech>")], [[]]
+        )
+        begins = tokenizer.decode(laid_out.token_ids[0]).removeprefix("<|endoftext|>")
+        assert begins.startswith("<|im_start|>user\n<Speech>")
+    own = job.Small(arguments(monkeypatch, *given, "--options", "all:model.prompt_template=so: {}"))
+    assert load_config("configs/small/decode.yaml", own.options("decode")).model.prompt_template == "so: {}"
+
+
 def test_what_comes_next_names_the_model_that_was_made(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(parts, "run_all", lambda _: None)
@@ -509,6 +785,7 @@ def test_what_comes_next_names_the_model_that_was_made(tmp_path, monkeypatch, ca
     model = load_config(words[words.index("--cfg-path") + 1], words[words.index("--options") + 1 :]).model
     assert model.ckpt == str(tmp_path / "a b/stage3/checkpoint_best.pth")
     assert (model.whisper_path, model.llama_path) == (str(tmp_path / "w"), str(tmp_path / "l"))
+    assert "--options model.max_seconds=20" in told("--options", "all:model.max_seconds=20", "stage1:run.seed=3")[0]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "{}", '{"asked": {}, "minutes": 3}'])
@@ -522,7 +799,7 @@ def test_a_damaged_note_of_what_is_done_is_told(content, tmp_path, monkeypatch):
 # ---- annotation files
 
 
-def annotated(small: parts.Small) -> dict[str, list[dict[str, str]]]:
+def annotated(small: job.Small) -> dict[str, list[dict[str, str]]]:
     """The entries of each annotation file."""
     parts.annotate(small)
     return {file.stem: json.loads(file.read_text())["annotation"] for file in (small.out / "ann").glob("*.json")}
@@ -533,8 +810,8 @@ def spoken_world(tmp_path, monkeypatch):
     """What the parts before have left, with these recordings."""
     monkeypatch.chdir(ROOT)
 
-    def make(*found: recordings.Recording) -> parts.Small:
-        made = parts.Small(arguments(monkeypatch, "--out", tmp_path / "out"))
+    def make(*found: recordings.Recording) -> job.Small:
+        made = job.Small(arguments(monkeypatch, "--out", tmp_path / "out"))
         said = {"train": ["one red car", "please hold on now"], "valid": ["a blue car"], "test": ["hold on now"]}
         for split, some in said.items():
             clips = [voices.Spoken(f"{i}.flac", text, "joe", 1.0) for i, text in enumerate(some)]
@@ -616,7 +893,7 @@ def write_libri(root: Path, spoken: dict[str, dict[str, float]]) -> None:
 def annotate_libri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *given: str) -> dict[str, list[dict[str, str]]]:
     monkeypatch.chdir(ROOT)
     command = ["--corpus", tmp_path / "libri", "--out", tmp_path / "out", "--train-split", "train"]
-    world = parts.Small(arguments(monkeypatch, *command, "--valid-split", "dev", *given))
+    world = job.Small(arguments(monkeypatch, *command, "--valid-split", "dev", *given))
     make_folder(world.data)
     records.write_records(world.data / "recordings.json", [])
     return annotated(world)
@@ -637,7 +914,7 @@ def test_clips_of_a_corpus_that_would_be_cut_are_left_out_and_told(tmp_path, mon
     assert [entry["text"] for entry in files["stage1_valid"]] == ["it rains"]
     assert [entry["text"] for entry in files["test_corpus"]] == ["the bell rings"]
     told = capsys.readouterr().out
-    assert "train: 1 of 3 clips last over 12 s, left out" in told
+    assert "train: 1 of 3 clips last over 12 s, left out; --options all:model.max_seconds=N and another --out" in told
     assert "test: 1 of 2 clips last over 12 s, left out" in told
     assert "corpus: 1 of 2 training clips say a sentence of validation or test, left out" in told
 
@@ -680,7 +957,7 @@ def packages(monkeypatch) -> list[Path]:
 def get_models(monkeypatch: pytest.MonkeyPatch, out: Path, download) -> list[str]:
     """Names of the models' folders, with a hub that does this."""
     monkeypatch.setattr(hub, "snapshot_download", download)
-    parts.get_models(parts.Small(arguments(monkeypatch, "--out", out)))
+    parts.get_models(job.Small(arguments(monkeypatch, "--out", out)))
     return sorted(path.name for path in (out / "models").iterdir())
 
 
@@ -820,7 +1097,7 @@ def test_a_debian_package_that_does_not_unpack_is_told_in_a_line(tmp_path, monke
 def test_every_source_is_named_with_its_licence(tmp_path, monkeypatch):
     def used(*given: object) -> dict[str, str]:
         args = arguments(monkeypatch, "--out", tmp_path, *given)
-        return {one.name: one.licence for one in sources.used(args, parts.Small(args).model)}
+        return {one.name: one.licence for one in sources.used(args, job.Small(args).model)}
 
     everything = used("--prompts", tmp_path / "said.txt")
     assert {one.name for one in EVERY_SOURCE} < everything.keys()
@@ -919,6 +1196,40 @@ def test_the_report_claims_that_a_speaker_is_new_only_where_it_is_known(of_a_fol
     assert ("was not looked at" in told) == of_a_folder
 
 
+def test_the_report_says_what_was_trained_on_and_no_more(tmp_path, monkeypatch):
+    def told(found: list[recordings.Recording], *given: object) -> str:
+        made = job.Small(arguments(monkeypatch, "--out", tmp_path, "--clips", 24_000, *given))
+        records.write_records(made.data / "recordings.json", found)
+        records.write_records(made.data / "spoken_train.json", [voices.Spoken("0.flac", "one", "joe", 1.0)] * 3)
+        return parts.trained_on(made)
+
+    test, train = (recordings.Recording("a.flac", split, 1.0, "word", "one") for split in ("test", "train"))
+    assert told([test]) == "3 clips of synthetic voices"
+    assert told([test, train]) == "3 clips of synthetic voices and recorded prompts"
+    assert told([], "--corpus", "/libri") == "/libri"
+    assert told([train], "--corpus", "/libri") == "/libri and recorded prompts"
+
+
+def test_the_minutes_of_the_report_are_in_the_summary(tmp_path, monkeypatch):
+    clock = [0.0]
+
+    def whisper_errors(*_: object) -> dict[str, float]:
+        clock[0] += 90
+        return {}
+
+    write_texts(tmp_path, {"stage1_train": ["one two"]})
+    noted = {"asked": {}, "minutes": {"stage1": 2.0}, "stopped": {"report": 0.25}}
+    write_json(tmp_path / "state.json", noted)
+    records.write_records(tmp_path / "data/recordings.json", [])
+    monkeypatch.setattr(parts.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(report, "whisper_errors", whisper_errors)
+    parts.tell(job.Small(arguments(monkeypatch, "--out", tmp_path, "--corpus", "/libri", "--recordings", "none")))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["minutes_of_parts"] == {"stage1": 2.0, "report": 1.75}
+    assert summary["minutes"] == 3.8
+    assert "trained in stages 0 to 3 on /libri. *Shuffled*" in (tmp_path / "report.md").read_text()
+
+
 def test_a_clip_that_cannot_be_read_ends_no_report(tmp_path, monkeypatch):
     soundfile.write(tmp_path / "whole.wav", 0.1 * np.sin(np.arange(16_000)), 16_000)
     (tmp_path / "half.wav").write_bytes((tmp_path / "whole.wav").read_bytes()[:9000])
@@ -998,7 +1309,11 @@ def test_the_whole_job_on_a_corpus_in_librispeechs_layout_and_again(tmp_path, li
     small.main()
     assert capfd.readouterr().out.count("=== training, stage") == 4
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["wer_corpus"] > 0.5  # two steps teach nothing
+    answers = [json.loads(line) for line in (out / "results/table3/corpus/predictions.jsonl").read_text().splitlines()]
+    tested = json.loads((out / "ann/test_corpus.json").read_text())["annotation"]
+    assert [answer["references"] for answer in answers] == [[entry["text"].lower()] for entry in tested]
+    assert [answer for answer in answers if answer["text"]]
+    assert summary["clips_corpus"] == len(tested) > 0
     assert {"wer_corpus_shuffled", "wer_whisper_corpus", "accuracy_QA", "minutes"} <= summary.keys()
     assert summary["corpus_inside_training"] == 0
     assert summary["wer_real_prompts"] is None
@@ -1014,6 +1329,6 @@ def test_the_whole_job_on_a_corpus_in_librispeechs_layout_and_again(tmp_path, li
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("done before") >= 10
     assert "===" not in again.stdout  # nothing was trained again
-    other = run_command("util/small.py", *command, "--clips", "5")
+    other = run_command("util/small.py", *command, "--recordings", "packages")
     assert other.returncode == 2
-    assert "was made with --clips 24000" in other.stderr
+    assert "was made with --recordings none" in other.stderr
