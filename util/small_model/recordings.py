@@ -5,7 +5,7 @@ Sentences are divided between training, validation and test by themselves, so th
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import soundfile
 
 from salmonn.audio.decode import SAMPLE_RATE, load_audio
+from salmonn.common.errors import UserError
 from util.eval_sets.tables import bad, lines, read_text
 from util.small_model.texts import DIGITS, TEENS, TENS, spoken
 
@@ -48,7 +49,9 @@ WORDS = {
     **{f"digits/{word}": word for word in "hundred thousand million billion today tomorrow yesterday minus".split()},
 }
 WORDS = {key: f"{word}day" if key.startswith("digits/day-") else word for key, word in WORDS.items()}
-_NOT_SPEECH = re.compile(r"silence|beep|tone|letters|phonetic|digits|dictate|monkeys|weasels|moo")
+_NOT_SPEECH = re.compile(
+    r"\b(silence|beep|beeperr|2?tone|letters|phonetic|digits|dictate|monkeys|monkeysintro|weasels|moo)\b"
+)
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,9 @@ def split_of(text: str) -> str:
 
 def english_prompts(sounds: Path, out: Path, transcripts: Path | None) -> Iterator[Recording]:
     """The English prompts: single words, and sentences with the publisher's transcripts where they are given."""
-    said = WORDS | ({} if transcripts is None else read_transcripts(transcripts))
-    for file in sorted(sounds.rglob("*.g722")):
-        key = file.relative_to(sounds).with_suffix("").as_posix()
+    files = _named(sounds)
+    said = WORDS | ({} if transcripts is None else _transcripts_of(files, transcripts))
+    for key, file in files.items():
         text = spoken(said.get(key, ""))
         if not text and _NOT_SPEECH.search(key):
             continue
@@ -82,13 +85,29 @@ def english_prompts(sounds: Path, out: Path, transcripts: Path | None) -> Iterat
         yield from _kept(file, out, f"english/{key.replace('/', '_')}.flac", kind, text or key, text)
 
 
+def _transcripts_of(names: Iterable[str], path: Path) -> dict[str, str]:
+    """What the prompts say. Raises UserError for a file that has few of their names: it is of other recordings."""
+    said = read_transcripts(path)
+    sentences = [name for name in names if name not in WORDS and not _NOT_SPEECH.search(name)]
+    if (found := sum(name in said for name in sentences)) < len(sentences) / 2:
+        raise UserError(
+            f"--prompts {path} says of {found} of the {len(sentences)} English prompts what they say, fewer than half: "
+            "a line is NAME: TEXT, with names as in core-sounds-en.txt of the recordings' publisher"
+        )
+    return said
+
+
 def foreign_prompts(sounds: Path, out: Path) -> Iterator[Recording]:
     """Prompts in another language."""
     language = VOICES[sounds.name][0]
-    for file in sorted(sounds.rglob("*.g722")):
-        key = file.relative_to(sounds).with_suffix("").as_posix()
+    for key, file in _named(sounds).items():
         if not _NOT_SPEECH.search(key):
             yield from _kept(file, out, f"{language}/{key.replace('/', '_')}.flac", "speech", key)
+
+
+def _named(sounds: Path) -> dict[str, Path]:
+    """The recordings of a package by what they are called."""
+    return {file.relative_to(sounds).with_suffix("").as_posix(): file for file in sorted(sounds.rglob("*.g722"))}
 
 
 def _kept(file: Path, out: Path, name: str, kind: str, identity: str, text: str = "") -> Iterator[Recording]:
