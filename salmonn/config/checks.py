@@ -246,6 +246,7 @@ def _impossible_shares(config: DictConfig) -> list[str]:
 def _impossible_budget(run: DictConfig) -> list[str]:
     reasons = {
         "run.loss_average = batch: that mean depends on how a step is cut": run.loss_average == "batch",
+        "run.ctc_weight > 0: CTC's mean and negatives depend on how a step is cut": run.ctc_weight > 0,
         "run.objective = ctc: the LLM is not run": run.objective == "ctc",
         "run.device = cpu: name a number": run.batch_tokens == "auto" and run.device == "cpu",
     }

@@ -203,6 +203,7 @@ def test_the_clips_that_are_measured_are_the_longest(make_runner):
         (["run.batch_tokens=-5"], "choose a number"),
         (["run.batch_tokens=500", "run.loss_average=batch"], "depends on how a step is cut"),
         (["run.batch_tokens=500", "run.objective=ctc"], "the LLM is not run"),
+        (["run.batch_tokens=500", "run.ctc_weight=0.3"], "CTC's mean and negatives depend on how a step is cut"),
         (["run.batch_tokens=auto", "run.device=cpu"], "name a number"),
         (["run.batch_tokens=500", "run.batch_seconds=-1"], "run.batch_seconds"),
     ],
