@@ -95,9 +95,12 @@ def peak_memory(device: torch.device) -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make all randomness of a step (dropout, prompts) depend on these three alone: nothing to save and restore."""
-    seed_everything(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
+def seed_step(seed: int, step: int, rank: int, part: int = 0) -> None:
+    """Make all randomness of a step (dropout, prompts) depend on these alone: nothing to save and restore.
+
+    Part 0 of a step draws what the whole step draws.
+    """
+    seed_everything(int(np.random.SeedSequence((seed, step, rank, part)).generate_state(1)[0]))
 
 
 def seed_everything(seed: int) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -51,6 +51,15 @@ from salmonn.training.wandb_log import open_wandb
 logger = logging.getLogger(__name__)
 
 MEASURED_STEPS = 10  # after which the speed is believed and the hours that are left are told
+
+
+class MicroBatch(NamedTuple):
+    """What of a step is computed at once."""
+
+    samples: Samples
+    is_last: bool
+    iteration: int  # of the epoch
+    part: int = 0  # of the iteration, where a step is cut by tokens
 
 
 class Runner:
@@ -143,14 +152,14 @@ class Runner:
             for group in self.plan.steps(self.progress.epoch_iteration):
                 lr = learning_rate(self.run_config.optims, self.plan.iters_per_epoch, epoch, group[-1])
                 self.step.set_learning_rate(lr)
-                for i, (samples, is_last) in enumerate(self._micro_batches(epoch, group), group[0]):
+                for batch in self._micro_batches(epoch, group):
                     # each micro-batch asks: torchrun and Slurm wait for 30 s only
-                    if distributed.any_rank(samples is None)[0] or samples is None:
+                    if distributed.any_rank(batch is None)[0] or batch is None:
                         self.step.abandon()
                         if meter.n_steps:  # the same on every rank
                             self._report(progress_bar, meter, lr)
                         return False
-                    self._add_micro_batch(samples, epoch, i, len(group), is_last)
+                    self._add_micro_batch(batch, epoch, len(group))
                 meter.add(self._finish_step(epoch, group))
                 progress_bar.update(len(group))
                 if self._is_log_due(group):
@@ -160,34 +169,38 @@ class Runner:
                     self.state.save(epoch, is_best)
         return True
 
-    def _micro_batches(self, epoch: int, group: range) -> Iterator[tuple[Samples | None, bool]]:
-        """Those of a step and whether each is the last; None where the run is to stop."""
+    def _micro_batches(self, epoch: int, group: range) -> Iterator[MicroBatch | None]:
+        """Those of a step; None where the run is to stop."""
         if self.budget is None:
-            yield from ((self._next_samples(), i == group[-1]) for i in group)
+            for i in group:
+                samples = self._next_samples()
+                yield None if samples is None else MicroBatch(samples, i == group[-1], i)
             return
         loaded = [self._next_samples() for _ in group]
         if distributed.any_rank(None in loaded)[0]:
-            yield None, True
+            yield None
             return
         self._seed(epoch, group[0])  # of the prompts
         clips = [samples for samples in loaded if samples]
         batches = micro_batches(self.model, clips, self.budget)
-        for number, samples in enumerate(batches, 1):
-            yield None if self.stop_request.name else samples, number == len(batches)
+        for part, samples in enumerate(batches):
+            # not numbered as iterations: there may be more than the step has, and the next ones are the next step's
+            batch = MicroBatch(samples, part + 1 == len(batches), group[0], part)
+            yield None if self.stop_request.name else batch
 
-    def _add_micro_batch(self, samples: Samples, epoch: int, i: int, group_size: int, is_last: bool) -> None:
+    def _add_micro_batch(self, batch: MicroBatch, epoch: int, group_size: int) -> None:
         """Forward and backward; with the last micro-batch of a group the ranks average their gradients."""
-        iteration = self._seed(epoch, i)
+        iteration = self._seed(epoch, batch.iteration, batch.part)
         set_ctc_weight(self.model, self.run_config, iteration / (self.plan.epochs * self.plan.iters_per_epoch))
-        with contextlib.nullcontext() if is_last else self._no_sync():
+        with contextlib.nullcontext() if batch.is_last else self._no_sync():
             with self.autocast():
-                result = self.ddp_model(samples, verbose=True)
-            self.step.backward(result, samples["id"], group_size)
+                result = self.ddp_model(batch.samples, verbose=True)
+            self.step.backward(result, batch.samples["id"], group_size)
 
-    def _seed(self, epoch: int, i: int) -> int:
-        """Make what an epoch's micro-batch draws depend on its number alone, which is returned."""
+    def _seed(self, epoch: int, i: int, part: int = 0) -> int:
+        """Make what an epoch's micro-batch draws depend on its number alone, which is returned without the part's."""
         iteration = epoch * self.plan.iters_per_epoch + i
-        seed_step(self.run_config.seed, iteration, distributed.rank())
+        seed_step(self.run_config.seed, iteration, distributed.rank(), part)
         return iteration
 
     def _finish_step(self, epoch: int, group: range) -> StepResult:
