@@ -65,7 +65,8 @@ class TrainBatches:
     stretch of B * W samples, cut among the W ranks. So a run goes on at any sample, on any number of
     ranks, with no sample repeated or left out. With `lengths` [n] and `steps`, the number of batches in
     each coming step of the optimiser, a step's samples of like length come together: less padding. It
-    holds the samples that it would hold without, and all ranks have about equally much to do.
+    holds the samples that it would hold without, and all ranks have about equally much to do. They are
+    dealt to the ranks a batch at a time, or `dealt` samples where a rank cuts its step by itself.
     """
 
     def __init__(
@@ -78,9 +79,11 @@ class TrainBatches:
         first_sample: int = 0,
         lengths: np.ndarray | None = None,
         steps: Iterable[int] | None = None,
+        dealt: int | None = None,
     ) -> None:
         self.n, self.batch_size, self.rank, self.world_size = n, batch_size, rank, world_size
         self.seed, self.first_sample, self.lengths, self.steps = seed, first_sample, lengths, steps
+        self.dealt = dealt or batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
         stream, size = self._stream(), self.batch_size
@@ -88,11 +91,18 @@ class TrainBatches:
             step = [next(stream) for _ in range(n_batches * self.world_size * size)]
             if self.lengths is not None:  # the longest first: too little memory shows at once
                 step.sort(key=self.lengths.__getitem__, reverse=True)
-            for number in range(n_batches):
-                # every second round goes the other way: else the first rank had the longest of each, and all waited
-                turn = self.rank if number % 2 == 0 else self.world_size - 1 - self.rank
-                start = (number * self.world_size + turn) * size
-                yield step[start : start + size]
+            share = self._share(step)
+            yield from (share[i : i + size] for i in range(0, len(share), size))
+
+    def _share(self, step: list[int]) -> list[int]:
+        """What of a step's samples is dealt to this rank."""
+        share = []
+        for number in range(len(step) // (self.world_size * self.dealt)):
+            # every second round goes the other way: else the first rank had the longest of each, and all waited
+            turn = self.rank if number % 2 == 0 else self.world_size - 1 - self.rank
+            start = (number * self.world_size + turn) * self.dealt
+            share += step[start : start + self.dealt]
+        return share
 
     def _stream(self) -> Iterator[int]:
         epoch, offset = divmod(self.first_sample, self.n)
@@ -118,11 +128,12 @@ def train_loader(
     seed: int,
     first_sample: int = 0,
     steps: Iterable[int] | None = None,
+    dealt: int | None = None,
     **kwargs: Any,
 ) -> Generator[Samples]:
-    """Endless training batches, from a sample of the stream on; `steps` as for `TrainBatches`, the rest for `load`."""
+    """Endless training batches from a sample of the stream on; `steps`, `dealt`: as `TrainBatches`, others: `load`."""
     lengths = dataset.text_lengths if steps else None
-    batches = TrainBatches(len(dataset), batch_size, rank, world_size, seed, first_sample, lengths, steps)
+    batches = TrainBatches(len(dataset), batch_size, rank, world_size, seed, first_sample, lengths, steps, dealt)
     return load(dataset, batches, num_workers, **kwargs)
 
 

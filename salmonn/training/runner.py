@@ -333,8 +333,9 @@ class Runner:
     def _training_batches(self, dataset: SALMONNDataset) -> Generator[Samples]:
         """This rank's micro-batches without end, from where the run is."""
         run, plan = self.run_config, self.plan
+        is_cut = self.budget is not None
         # the mean over a step's tokens is the same however the step is cut into micro-batches
-        sorts_steps = run.accum_grad_iters > 1 and run.loss_average == "token"
+        sorts_steps = run.loss_average == "token" and (run.accum_grad_iters > 1 or is_cut)
         loader = train_loader(
             dataset,
             run.batch_size_train,
@@ -344,6 +345,7 @@ class Runner:
             run.seed,
             first_sample=self.progress.samples,
             steps=plan.step_sizes(self.progress.epoch_iteration) if sorts_steps else None,
+            dealt=1 if is_cut else None,
             **self._loader_options(),
         )
         return self._until_failure(loader)

@@ -218,6 +218,19 @@ def test_no_rank_of_a_sorted_step_has_the_longest_of_every_round(world_size):
     assert max(padded) < 1.08 * min(padded)
 
 
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_samples_that_are_dealt_one_by_one_are_as_long_on_each_rank_and_all_are_dealt(world_size):
+    lengths = np.random.default_rng(0).integers(1, 1000, 640)
+    settings = {"n": 640, "batch_size": 8, "world_size": world_size, "lengths": lengths, "steps": [1] * 4}
+    ranks = [stream(4, rank=rank, dealt=1, **settings) for rank in range(world_size)]
+    plain = [stream(4, rank=rank, n=640, batch_size=8, world_size=world_size) for rank in range(world_size)]
+    for step in range(4):
+        batches = [rank[step] for rank in ranks]
+        assert sorted(chain(*batches)) == sorted(chain(*(rank[step] for rank in plain)))
+        sums = [lengths[batch].sum() for batch in batches]
+        assert max(sums) < 1.12 * min(sums)
+
+
 def test_sorted_steps_go_on_where_a_run_stopped():
     assert sorted_steps([3, 6], first_sample=4 * 10) == sorted_steps([8, 2, 3, 6])[10:]
 
