@@ -65,8 +65,11 @@ class TrainingStep:
         set_learning_rate(self.optimizer, lr)
 
     def backward(self, result: dict[str, Tensor], samples: Sequence[str], group_size: int) -> None:
-        """Add a micro-batch's gradients; `group_size` of them make the step. `samples`: names of its clips."""
-        loss, total = result["loss"], result["total"]
+        """Add a micro-batch's gradients; `group_size` of them, as loaded, make the step.
+
+        `samples`: names of its clips; where there are none, it was computed with other ranks and counts for nothing.
+        """
+        loss, total, cut = (result[name] * bool(samples) for name in ("loss", "total", "cut"))
         if self.run.loss_average == "batch":
             share = loss / group_size
         else:
@@ -74,7 +77,7 @@ class TrainingStep:
             # this one keeps fp16 gradients near those of a mean
             share = loss * total / self._nominal_tokens(group_size)
         self.scaler.scale(share).backward()
-        self._counts.append(torch.stack([value.detach().double() for value in (loss, total, result["cut"])]))
+        self._counts.append(torch.stack([value.detach().double() for value in (loss, total, cut)]))
         self._samples.append(samples)
 
     def finish(self, group_size: int) -> StepResult:

@@ -26,20 +26,22 @@ class Budget(NamedTuple):
 def micro_batches(model: SALMONN, loaded: Sequence[Samples], budget: Budget) -> list[Samples]:
     """The loaded clips of a step, the longest first, in micro-batches within the budget.
 
-    Each rank, and all must ask, gets equally many. The prompts are drawn here: they count, too.
+    Each rank, and all must ask, gets equally many, at the end perhaps some without an "id", which count for nothing.
+    The prompts are drawn here: they count, too.
     """
     items = [item for samples in loaded for item in _items(samples)]
     # of the whole step no batch is made: it would copy all of its audio
     text, task, questions = ([item[key] for item in items] for key in ("text", "task", "Q"))
     prompts = model.choose_prompts({"task": task, "Q": questions})
     lengths = input_lengths(model, [len(item["raw_wav"]) for item in items], prompts, text)
-    needed, there = zip(*distributed.gather_objects((len(cut(lengths, budget)), len(items))), strict=True)
-    cuts = cut(lengths, budget, min(max(needed), min(there)))  # fewer than all where clips are unreadable
+    n = max(distributed.gather_objects(len(cut(lengths, budget))))
+    cuts = cut(lengths, budget, min(n, len(items)))
     batches = [collate([items[i] for i in places], pinned=torch.cuda.is_initialized()) for places in cuts]
     for batch, places in zip(batches, cuts, strict=True):
         if prompts:
             batch["prompts"] = [prompts[i] for i in places]
-    return batches
+    # where clips are unreadable there may be fewer than another rank needs, which must not wait for this one
+    return batches + [{**batches[-1], "id": []}] * (n - len(batches))
 
 
 def input_lengths(

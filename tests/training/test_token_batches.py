@@ -7,13 +7,18 @@ from argparse import Namespace
 import pytest
 import torch
 
+from salmonn.common import distributed
+from salmonn.common.device import seed_step
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
+from salmonn.data.collate import collate
 from salmonn.model import checkpoint
 from salmonn.model.salmonn import SALMONN
 from salmonn.training import token_budget as budgets
-from salmonn.training.token_batches import Budget, cut, input_lengths
-from salmonn.training.token_budget import longest_clips, token_budget
+from salmonn.training.progress import Progress
+from salmonn.training.run_state import RunState
+from salmonn.training.token_batches import Budget, cut, input_lengths, micro_batches
+from salmonn.training.token_budget import input_tokens, probe_clips, token_budget
 from tests.fixtures.commands import run_command
 from tests.fixtures.paths import ROOT
 from util.benchmarks.token_batches import bench_batches
@@ -114,21 +119,93 @@ def test_a_clip_longer_than_the_budget_comes_alone(make_runner, seen_widths):
     runner.close()
 
 
+@pytest.mark.parametrize("budget", ["", "1"])
+def test_no_two_micro_batches_draw_the_same_random_numbers(make_runner, monkeypatch, budget):
+    """Each of those loaded has the seed of its number; those of which a step of two has eight have others."""
+    runner, seeds, embed = make_runner(*STEP, f"run.batch_tokens={budget}"), [], SALMONN._embed
+
+    def seeing(self, *inputs):
+        seeds.append(torch.initial_seed())
+        return embed(self, *inputs)
+
+    monkeypatch.setattr(SALMONN, "_embed", seeing)
+    runner.train_epoch(0)
+    runner.close()
+    assert len(set(seeds)) == len(seeds) == (16 if budget else 4)
+    for number, seed in enumerate(seeds[::8] if budget else seeds):
+        seed_step(42, 2 * number if budget else number, 0)
+        assert torch.initial_seed() == seed
+
+
+def test_ranks_take_equally_many_where_one_has_fewer_clips_than_another_needs(make_runner, monkeypatch):
+    runner, told = make_runner(*STEP), []
+    whole = [next(runner.batches) for _ in range(2)]
+    part = [collate(token_batches._items(samples)[:n]) for n, samples in enumerate(whole, 1)]
+    monkeypatch.setattr(distributed, "gather_objects", lambda value: told.append(value) or [value])
+    for clips in (whole, part):
+        micro_batches(runner.model, clips, Budget(1))
+    monkeypatch.setattr(distributed, "gather_objects", lambda _: told)
+    batches = [micro_batches(runner.model, clips, Budget(1)) for clips in (whole, part)]
+    runner.close()
+    assert [len(rank) for rank in batches] == [8, 8]
+    assert [len(samples["id"]) for samples in batches[1]] == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert all(len(samples["text"]) == 1 for samples in batches[1])
+
+
+def test_what_a_rank_without_clips_computes_along_counts_for_nothing(make_runner, monkeypatch, seen_widths):
+    gradients, results = [], []
+    for others in (0, 12):
+        runner = make_runner(*STEP, "run.iters_per_epoch=2", "run.batch_tokens=1")
+        step, finish = runner.step, runner.step.finish
+        monkeypatch.setattr(step, "finish", lambda size, finish=finish: results.append(finish(size)) or results[-1])
+        seen_widths.clear()
+        ranks = Namespace(gather_objects=lambda value, others=others: [value, others])
+        monkeypatch.setattr(token_batches, "distributed", ranks)
+        runner.train_epoch(0)
+        assert len(seen_widths) == max(8, others)
+        gradients.append([values["exp_avg"] for values in step.optimizer.state.values()])
+        runner.close()
+    assert results[0] == results[1]
+    assert results[0].samples == 8
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_clips_are_dealt_one_by_one_by_length_also_where_a_step_is_loaded_at_once(make_runner, monkeypatch):
+    asked, load = {}, runners.train_loader
+    monkeypatch.setattr(runners, "train_loader", lambda *what, **how: asked.update(how) or load(*what, **how))
+    make_runner("run.accum_grad_iters=1", "run.batch_tokens=150").close()
+    assert asked["dealt"] == next(asked["steps"]) == 1
+    make_runner("run.accum_grad_iters=1").close()
+    assert asked["dealt"] is asked["steps"] is None
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
 from salmonn.common import distributed
 from salmonn.config.loading import load_config
 from salmonn.training.runner import Runner
-from salmonn.training.token_batches import cut
-import salmonn.training.token_batches as token_batches
+from salmonn.data.collate import collate
+from salmonn.training import runner, token_batches
+from salmonn.training.token_batches import cut, micro_batches
 import json, pathlib
-needed = []
+needed, taken = [], []
 def counted(lengths, budget, at_least=1):
     stretches = cut(lengths, budget._replace(tokens=budget.tokens // (1 + distributed.rank())), at_least)
     needed.append(len(stretches))
     return stretches
 token_batches.cut = counted
+def told(*step):
+    batches = micro_batches(*step)
+    taken.append(len(batches))
+    return batches
+runner.micro_batches = told
+next_samples = Runner._next_samples
+def with_unreadable_ones(runner):
+    samples = next_samples(runner)
+    is_short = runner.progress.iteration > 0 and distributed.rank() == 1
+    return collate(token_batches._items(samples)[:1]) if samples and is_short else samples
+Runner._next_samples = with_unreadable_ones
 finish_step = Runner._finish_step
 def finish_and_stop(runner, *step):
     result = finish_step(runner, *step)
@@ -136,13 +213,16 @@ def finish_and_stop(runner, *step):
     return result
 Runner._finish_step = finish_and_stop
 Runner(load_config("configs/mini/stage1.yaml", sys.argv[2:])).run()
-pathlib.Path({folder!r}, f"rank{{distributed.rank()}}.json").write_text(json.dumps(needed))
+pathlib.Path({folder!r}, f"rank{{distributed.rank()}}.json").write_text(json.dumps([needed[::2], taken]))
 distributed.shutdown()
 """
 
 
 def test_two_ranks_take_equally_many_and_go_on_bit_for_bit(plain_options, tmp_path):
-    """Ranks whose clips need a different number of micro-batches stay in step; a stopped run ends as one in one go."""
+    """Ranks whose clips need a different number of micro-batches stay in step, also where one has not as many clips.
+
+    A stopped run ends as one in one go.
+    """
     script = tmp_path / "run.py"
     script.write_text(SCRIPT.format(root=str(ROOT), folder=str(tmp_path)))
     options = [*plain_options, *STEP, "run.batch_tokens=160"]
@@ -151,9 +231,10 @@ def test_two_ranks_take_equally_many_and_go_on_bit_for_bit(plain_options, tmp_pa
         assert result.returncode == 0, result.stderr
         steps = 1 if stop else 2
         assert checkpoint.read(tmp_path / name / "checkpoint_last.pth")["progress"]["samples"] == 16 * steps
-    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
-    assert ranks[0][1::2] == ranks[1][1::2]  # what was taken
-    assert ranks[0][::2] != ranks[1][::2]  # what was needed
+    needed, taken = zip(*(json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)), strict=True)
+    assert taken[0] == taken[1]
+    assert needed[0][0] < needed[1][0] == taken[0][0]
+    assert needed[0][1] == taken[0][1] > 2 >= needed[1][1]
     parts, one_go = (checkpoint.read(tmp_path / name / "checkpoint_last.pth")["model"] for name in ("parts", "one_go"))
     assert all(torch.equal(parts[key], one_go[key]) for key in one_go)
 
