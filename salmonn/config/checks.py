@@ -244,11 +244,15 @@ def _impossible_shares(config: DictConfig) -> list[str]:
 
 
 def _impossible_budget(run: DictConfig) -> list[str]:
+    is_auto = run.batch_tokens == "auto"
     reasons = {
         "run.loss_average = batch: that mean depends on how a step is cut": run.loss_average == "batch",
         "run.ctc_weight > 0: CTC's mean and negatives depend on how a step is cut": run.ctc_weight > 0,
         "run.objective = ctc: the LLM is not run": run.objective == "ctc",
-        "run.device = cpu: name a number": run.batch_tokens == "auto" and run.device == "cpu",
+        "run.device = cpu: name a number": is_auto and run.device == "cpu",
+        "run.shard_llm = True: a process whose memory is full leaves the others waiting; name a number": (
+            is_auto and run.shard_llm
+        ),
     }
     said = f"run.batch_tokens = {run.batch_tokens} does not go with"
     return [f"{said} {reason}" for reason, is_so in reasons.items() if is_so]

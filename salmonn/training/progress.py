@@ -31,6 +31,7 @@ class Progress:
     seconds: float = 0.0  # of training
     tried: int = 0  # entries
     unreadable: int = 0  # of them
+    measured: dict[str, Any] = field(default_factory=dict)  # by `run.batch_tokens` auto: tokens, clips, on which GPUs
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> "Progress":
@@ -47,6 +48,8 @@ class Progress:
             is_one = isinstance(accuracy, int | float) and math.isfinite(accuracy) and isinstance(loss, int | float)
             if validation and not is_one:
                 raise TypeError(f"{name} in its progress is no validation")
+        if progress.measured and not all(isinstance(progress.measured.get(key), int) for key in ("tokens", "clips")):
+            raise TypeError("measured in its progress is no budget")
         return progress
 
     def is_best(self) -> bool:

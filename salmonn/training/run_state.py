@@ -208,7 +208,8 @@ def mend_best(folder: RunFolder, best: Mapping[str, Any]) -> str:
     return problem
 
 
-# What may differ without making it another experiment.
+# What may differ without making it another experiment. A step cut by run.batch_tokens has the mean of one that is not,
+# with other random numbers: its parts draw their own, and its prompts are drawn at once.
 _NOT_OF_THE_RESULT = (
     "run.num_workers", "run.log_freq", "run.save_every", "run.keep_checkpoints", "run.timeout_minutes", "run.device",
     "run.wandb_project", "run.loader_timeout_minutes", "run.valid_every_steps", "run.output_dir", "run.exp_name",

@@ -287,6 +287,9 @@ class Runner:
     def prepare(self) -> None:
         """Everything that training needs: data, model, optimiser, the state of the run that goes on."""
         self._load()
+        # of a micro-batch; None: as loaded. Before a checkpoint's moments take memory, as when the run began
+        changes = self.resumed.changes if self.resumed else []
+        self.budget = token_budget(self.model, self.run_config, self.device, self.progress, changes)
         self.step = TrainingStep(self.model, self.run_config, self.device)
         self.state = RunState(self.run_folder, self.model, self.step, self.progress, self.quarantine)
         train_set = self.datasets["train_ann_path"]
@@ -303,7 +306,6 @@ class Runner:
         drops_layers = not (self.config.model.freeze_whisper and self.config.model.freeze_beats)
         self.ddp_model = distributed.wrap(self.model, self.device, drops_layers, is_sharded(self.model))
         self.plan = make_plan(self.run_config, len(train_set), distributed.world_size())
-        self.budget = token_budget(self.model, self.run_config, self.device)  # of a micro-batch; None: as loaded
         self.batches = self._training_batches(train_set)
         self._open_log()
         self.first_sample, self.told_hours = self.progress.samples, False

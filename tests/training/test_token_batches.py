@@ -3,6 +3,8 @@
 import json
 import random
 from argparse import Namespace
+from dataclasses import asdict
+from functools import partial
 
 import pytest
 import torch
@@ -10,10 +12,13 @@ import torch
 from salmonn.common import distributed
 from salmonn.common.device import seed_step
 from salmonn.common.errors import UserError
+from salmonn.common.files import GB
 from salmonn.config.loading import load_config
 from salmonn.data.collate import collate
 from salmonn.model import checkpoint
 from salmonn.model.salmonn import SALMONN
+from salmonn.training import runner as runners
+from salmonn.training import token_batches
 from salmonn.training import token_budget as budgets
 from salmonn.training.progress import Progress
 from salmonn.training.run_state import RunState
@@ -225,7 +230,7 @@ def test_two_ranks_take_equally_many_and_go_on_bit_for_bit(plain_options, tmp_pa
     """
     script = tmp_path / "run.py"
     script.write_text(SCRIPT.format(root=str(ROOT), folder=str(tmp_path)))
-    options = [*plain_options, *STEP, "run.batch_tokens=160"]
+    options = [*plain_options, *STEP, "run.batch_tokens=80"]
     for name, stop in (("parts", "a signal"), ("parts", ""), ("one_go", "")):
         result = run_command(str(script), stop, *options, f"run.exp_name={name}", ranks=2)
         assert result.returncode == 0, result.stderr
@@ -242,33 +247,120 @@ def test_two_ranks_take_equally_many_and_go_on_bit_for_bit(plain_options, tmp_pa
 # ---- auto
 
 
-def test_auto_fills_what_the_fullest_gpu_has_left(make_runner, monkeypatch):
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Says what is there, and what clips of these tokens need; returns what `token_budget` measures there."""
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 12 * GB)
+
+    def measured(runner, there=32 * GB, peak=None, progress=None, changes=(), name="made up"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (there - 12 * GB, 80 * GB))
+        runner.run_config.batch_tokens = "auto"
+        if peak is not None:
+            lengths = partial(lengths_of, runner.model)
+            monkeypatch.setattr(budgets, "_peak", lambda _m, _r, _d, clips: peak(len(clips["text"]), lengths(clips)[0]))
+        progress = Progress() if progress is None else progress
+        return token_budget(runner.model, runner.run_config, runner.device, progress, changes)
+
+    return measured
+
+
+@pytest.mark.parametrize(
+    "a_clip",
+    [lambda n: 10**7 * n, lambda n: 10**9 + 10**7 * n, lambda n: 10**5 * n**2],
+    ids=["of tokens", "of audio, too", "of eager attention"],
+)
+def test_auto_fills_what_the_fullest_gpu_has_left_and_nothing_within_it_needs_more(make_runner, on_gpu, a_clip):
     runner = make_runner(*STEP)
-    model, run = runner.model, runner.run_config
-    later = 12 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    per_clip, base = 2 * 10**9, 10**10
-    monkeypatch.setattr(budgets, "_peak", lambda _m, _r, _d, n: base + n * per_clip)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _d: (20 * 10**9, 0))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _d: 12 * 10**9)
-    run.batch_tokens = "auto"
-    budget = token_budget(model, run, runner.device)
-    rows, rest = divmod(budget.tokens, lengths_of(model, longest_clips(model, 1))[0])
-    assert rest == 0
-    free = 0.9 * 32 * 10**9 - later - base
-    assert rows * per_clip <= free < (rows + 1) * per_clip
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _d: (0, 0))
+    later = 12 * sum(p.numel() for p in runner.model.parameters() if p.requires_grad)
+    budget = on_gpu(runner, peak=lambda n, tokens: 10 * GB + n * a_clip(tokens))
+    long = input_tokens(runner.model)
+    free = 0.9 * 32 * GB - later - 10 * GB
+    filled = [min(budget.clips, budget.tokens // n) * a_clip(n) / free for n in range(1, long + 1)]
+    assert 0.85 < max(filled) <= 1
+    assert on_gpu(runner, there=11.2 * GB, peak=lambda n, _: (10 + n) * GB) == (long, 1)
     with pytest.raises(UserError, match="not even the longest clip fits"):
-        token_budget(model, run, runner.device)
+        on_gpu(runner, there=10.9 * GB, peak=lambda n, _: (10 + n) * GB)
     runner.close()
 
 
-def test_the_clips_that_are_measured_are_the_longest(make_runner):
+@pytest.mark.parametrize(("fit", "clips"), [(0, None), (1, 1), (2, 1), (3, 17)])
+def test_a_gpu_that_holds_a_clip_or_two_takes_one_at_a_time(make_runner, on_gpu, monkeypatch, fit, clips):
+    runner, seen = make_runner(*STEP), []
+    trained = runner.model.speech_query_tokens
+
+    def forward(_, samples):
+        seen.append(len(samples["text"]))
+        if seen[-1] > fit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"loss": trained.sum()}
+
+    monkeypatch.setattr(SALMONN, "forward", forward)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: (10 + seen[-1]) * GB)
+    if clips:
+        assert on_gpu(runner, there=31 * GB).clips == clips
+    else:
+        with pytest.raises(UserError, match="not even the longest clip fits"):
+            on_gpu(runner)
+    assert trained.grad is None
+    runner.close()
+
+
+def test_the_clips_that_are_measured_are_encoded_and_not_kept(make_runner, on_gpu, monkeypatch, tmp_path):
+    runner = make_runner(*STEP, f"run.encoder_cache={tmp_path}/cache")
+    cache, encoded, encode = runner.model.encoder_cache, [], SALMONN.run_encoders
+    monkeypatch.setattr(
+        SALMONN, "run_encoders", lambda self, wav, *more: encoded.append(len(wav)) or encode(self, wav, *more)
+    )
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: (10 + encoded[-1]) * GB)
+    on_gpu(runner)
+    assert encoded == [1, 1, 3, 3]
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert runner.model.encoder_cache is cache is not None
+    runner.close()
+
+
+def test_what_was_measured_is_taken_again_on_the_same_kind_of_gpu(make_runner, on_gpu):
+    runner, progress = make_runner(*STEP), Progress()
+    first = on_gpu(runner, peak=lambda n, _: (10 + n) * GB, progress=progress)
+    again = partial(on_gpu, runner, peak=lambda n, _: (10 + 2 * n) * GB)
+    kept = [Progress.from_saved(asdict(progress)) for _ in range(3)]
+    assert again(progress=kept[0], changes=["run.num_workers: 2 -> 1"]) == first
+    other = again(progress=kept[1], name="another")
+    assert other.clips < first.clips
+    assert again(progress=kept[2], changes=["model.gradient_checkpointing: True -> False"]) == other
+    assert kept[2].measured == {**progress.measured, **other._asdict()}
+    runner.close()
+
+
+def test_a_run_that_goes_on_is_measured_before_its_moments_take_memory(make_runner, monkeypatch):
+    told = []
+
+    def budget(_model, _run, _device, progress, changes):
+        told.append((dict(progress.measured), [*changes]))
+        progress.measured = {"tokens": 5, "clips": 6}
+
+    restore = RunState.restore
+    monkeypatch.setattr(runners, "token_budget", budget)
+    monkeypatch.setattr(RunState, "restore", lambda *what: told.append("restored") or restore(*what))
     runner = make_runner(*STEP)
-    clips = longest_clips(runner.model, 2)
+    runner.train_epoch(0)
+    runner.state.save(0)
+    runner.close()
+    make_runner(*STEP, "run.overwrite=False", "run.log_freq=2").close()
+    changes = ["run.log_freq: 1 -> 2", "run.overwrite: True -> False"]
+    assert told == [({}, []), ({"tokens": 5, "clips": 6}, changes), "restored"]
+
+
+def test_the_clips_that_are_measured_are_the_longest_and_the_shortest(make_runner):
+    runner = make_runner(*STEP)
+    clips, short = probe_clips(runner.model, 2), probe_clips(runner.model, 1, of=min)
     samples = next(runner.batches)
     samples["prompts"] = runner.model.choose_prompts(samples)
     longest = lengths_of(runner.model, clips)
     assert longest[0] == longest[1] >= max(lengths_of(runner.model, samples))
+    assert lengths_of(runner.model, short)[0] <= min(lengths_of(runner.model, samples))
     assert torch.isfinite(runner.model(clips)["loss"])
     runner.close()
 
@@ -286,6 +378,7 @@ def test_the_clips_that_are_measured_are_the_longest(make_runner):
         (["run.batch_tokens=500", "run.objective=ctc"], "the LLM is not run"),
         (["run.batch_tokens=500", "run.ctc_weight=0.3"], "CTC's mean and negatives depend on how a step is cut"),
         (["run.batch_tokens=auto", "run.device=cpu"], "name a number"),
+        (["run.batch_tokens=auto", "run.shard_llm=True"], "leaves the others waiting; name a number"),
         (["run.batch_tokens=500", "run.batch_seconds=-1"], "run.batch_seconds"),
     ],
 )
