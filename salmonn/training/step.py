@@ -91,8 +91,7 @@ class TrainingStep:
         self.scaler.unscale_(self.optimizer)
         if self.run.loss_average == "token":
             self._average_over_tokens(tokens, group_size)
-        limit = self.run.optims.grad_clip_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.trainable, limit).item()
+        norm = self._clip().item()
         self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
         if self._overflows > (MAX_OVERFLOWS if self.scaler.is_enabled() else 0):
             everywhere = distributed.gather_objects([name for names in self._samples for name in names])
@@ -110,6 +109,12 @@ class TrainingStep:
         )
         self._forget()
         return result
+
+    def _clip(self) -> Tensor:
+        """The gradients' global norm; they are clipped where `grad_clip_norm` says so, else nobody touches them."""
+        if limit := self.run.optims.grad_clip_norm:
+            return torch.nn.utils.clip_grad_norm_(self.trainable, limit)
+        return torch.nn.utils.get_total_norm([p.grad for p in self.trainable if p.grad is not None])
 
     def _require_finite_losses(self, losses: Sequence[float], tokens: float) -> float:
         """The target tokens of all ranks; raises, on all ranks, what names the one with a loss that is not finite."""

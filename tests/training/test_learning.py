@@ -5,10 +5,13 @@ from itertools import islice
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from salmonn.config.schema import RunConfig
 from salmonn.model import checkpoint
 from salmonn.training import step as training_step
 from salmonn.training.runner import Runner
+from salmonn.training.step import TrainingStep
 from tests.fixtures.commands import run_command
 from tests.fixtures.paths import ROOT
 from tests.fixtures.runners import log_lines
@@ -183,6 +186,22 @@ def test_clipping_limits_the_global_norm(make_runner):
         assert log_lines(runner)[-1]["grad_norm"] == pytest.approx(seen[0], rel=1e-3)  # logged before clipping
     assert seen[0] > 0.01
     assert seen[1] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_without_clipping_the_norm_is_the_same_and_nothing_writes_to_the_gradients():
+    model = torch.nn.Sequential(*(torch.nn.Linear(7, 7) for _ in range(3)))
+    run = OmegaConf.structured(RunConfig(amp=False, loss_average="batch"))
+    step = TrainingStep(model, run, torch.device("cpu"))
+    loss = model(torch.ones(2, 7)).square().mean()
+    step.backward({"loss": loss, "total": torch.tensor(2), "cut": torch.tensor(0)}, ["clip"], 1)
+    gradients = [p.grad for p in step.trainable]
+    copies = [torch.nn.Parameter(p.detach().clone()) for p in step.trainable]
+    for copy, gradient in zip(copies, gradients, strict=True):
+        copy.grad = gradient.clone()
+    versions = [gradient._version for gradient in gradients]
+    assert step.finish(1).grad_norm == torch.nn.utils.clip_grad_norm_(copies, math.inf).item()
+    assert [gradient._version for gradient in gradients] == versions
+    assert all(torch.equal(gradient, copy.grad) for gradient, copy in zip(gradients, copies, strict=True))
 
 
 def test_the_schedule_reaches_the_optimizer(make_runner):
