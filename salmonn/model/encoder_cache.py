@@ -2,7 +2,8 @@
 
 An entry is named by what made it: the encoders' weights and settings, the precision, and the samples
 that they heard. So it is never taken for that of a changed file, another cut or another encoder, and
-one folder serves all ranks, stages and runs.
+one folder serves all ranks, stages and runs. Entries are whole, for all of them, or end a window behind the clip;
+where that is all that is used, either kind is.
 
 The folder grows up to a bound and then stays as it is. Where only a share c of the clips fits, passes in
 random order find c of them; replacing what was used longest ago would find c + (1 - c) ln(1 - c), for a
@@ -16,6 +17,7 @@ import logging
 import math
 import os
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,10 +57,9 @@ def open_cache(config: DictConfig, model: SALMONN, n_samples: int) -> "EncoderCa
         return None
     folder, bound = Path(config.run.encoder_cache), config.run.encoder_cache_gb * GB
     largest = distributed.from_main(_largest(config, model) if distributed.is_main() else 0)
-    # windows that no audio token is made of need not be kept; where there is room, others can use them
-    filled_only = model.config.only_filled_windows and n_samples * largest > bound
-    frames_beyond = model.connector.window[0] if filled_only else None
-    cache = EncoderCache(folder, fingerprint(model), bound, distributed.world_size(), frames_beyond)
+    frames_beyond = model.connector.window[0] if model.config.only_filled_windows else None
+    has_room = n_samples * largest <= bound
+    cache = EncoderCache(folder, fingerprint(model), bound, distributed.world_size(), frames_beyond, has_room)
     try:
         make_folder(cache.folder)
     except OSError as error:
@@ -107,14 +108,21 @@ class EncoderCache:
     """
 
     def __init__(
-        self, folder: Path, encoders: str, max_bytes: float, writers: int = 1, frames_beyond: int | None = None
+        self,
+        folder: Path,
+        encoders: str,
+        max_bytes: float,
+        writers: int = 1,
+        frames_beyond: int | None = None,
+        keeps_whole: bool = False,
     ) -> None:
         """`encoders`: their fingerprint. `writers`: processes that add to it at the same rate as this one.
 
-        `frames_beyond`: frames of Whisper that are kept behind a clip's end; None keeps them all.
+        `frames_beyond`: frames of Whisper that are used behind a clip's end; None: all. `keeps_whole`: those behind
+        them, of which no audio token is made, are kept all the same, for others.
         """
         self.root, self.folder = folder, folder / encoders
-        self.frames_beyond = frames_beyond
+        self.frames_beyond, self.keeps_whole = frames_beyond, keeps_whole
         self.max_bytes, self.writers = max_bytes, writers
         self.is_writing = True
         self._heard = self._encoded = 0  # clips since the last report
@@ -124,32 +132,43 @@ class EncoderCache:
 
     def encode(self, raw_wav: Tensor, lengths: Tensor, run_encoders: RunEncoders) -> EncoderOutputs:
         """What `run_encoders` says of clips [B, N], zero behind their lengths [B]; it hears those that are new."""
-        folder = self.folder / _precision(raw_wav.device.type)
-        if self.frames_beyond is not None:
-            folder = folder.with_name(f"{folder.name}-clip+{self.frames_beyond}")
+        folders = self._folders(_precision(raw_wav.device.type))
         wavs = [wav[:n].numpy() for wav, n in zip(raw_wav.cpu(), lengths.tolist(), strict=True)]
-        paths = [folder / f"{name}.safetensors" for name in self._pool.map(_name, wavs)]
-        read = zip(paths, self._pool.map(self._read, paths), strict=True)
-        rows = {path: row for path, row in read if row is not None}
-        new = {path: i for i, path in enumerate(paths) if path not in rows}  # a clip may come twice
+        names = [*self._pool.map(_name, wavs)]
+        read = zip(names, self._pool.map(lambda name: self._find(name, folders), names), strict=True)
+        rows = {name: row for name, row in read if row is not None}
+        new = {name: i for i, name in enumerate(names) if name not in rows}  # a clip may come twice
         if new:
             picked = list(new.values())
             longest = max(len(wavs[i]) for i in picked)
-            encoded = run_encoders(raw_wav[picked, :longest], lengths[picked])
-            rows |= zip(new, self._kept(encoded, lengths[picked]), strict=True)
-            fitting = [path for path in new if self._has_room(_size(rows[path]))]
-            list(self._pool.map(lambda path: self._write(path, rows[path]), fitting))
-        self._heard += len(paths)
+            encoded = dict(zip(new, run_encoders(raw_wav[picked, :longest], lengths[picked]).rows(), strict=True))
+            rows |= encoded
+            if not self.keeps_whole:
+                encoded = {name: self._clipped(row, len(wavs[new[name]])) for name, row in encoded.items()}
+            fitting = [(folders[0] / name, row) for name, row in encoded.items() if self._has_room(_size(row))]
+            list(self._pool.map(lambda entry: self._write(*entry), fitting))
+        self._heard += len(names)
         self._encoded += len(new)
-        return EncoderOutputs.of_rows([rows[path] for path in paths], raw_wav.device)
+        clipped = [self._clipped(rows[name], len(wav)) for name, wav in zip(names, wavs, strict=True)]
+        return EncoderOutputs.of_rows(clipped, raw_wav.device)
 
-    def _kept(self, encoded: EncoderOutputs, lengths: Tensor) -> list[Row]:
-        """Each clip's row, of Whisper's window what is to be kept."""
-        rows = encoded.rows()
+    def _folders(self, precision: str) -> list[Path]:
+        """Where entries may be; new ones come into the first."""
+        whole = self.folder / precision
         if self.frames_beyond is None:
-            return rows
-        frames = [clip_frames(n) + self.frames_beyond for n in lengths.tolist()]
-        return [{**row, "speech": row["speech"][:n]} for row, n in zip(rows, frames, strict=True)]
+            return [whole]
+        folders = [self.folder / f"{precision}-clip+{self.frames_beyond}", whole]
+        return folders[::-1] if self.keeps_whole else folders
+
+    def _find(self, name: str, folders: Sequence[Path]) -> Row | None:
+        """The entry of this name, from the first of the folders that has it."""
+        return next((row for folder in folders if (row := self._read(folder / name)) is not None), None)
+
+    def _clipped(self, row: Row, n_samples: int) -> Row:
+        """A clip's row, of Whisper's window what is used."""
+        if self.frames_beyond is None:
+            return row
+        return {**row, "speech": row["speech"][: clip_frames(n_samples) + self.frames_beyond]}
 
     def report(self) -> None:
         """Tell what was found since the last report, over all ranks, each of which must ask."""
@@ -245,7 +264,7 @@ def _precision(device: str) -> str:
 
 def _name(wav: np.ndarray) -> str:
     # Path, size and date of its files would leave out how they were cut, mixed down, resampled and joined.
-    return hashlib.sha256(wav.data).hexdigest()[:32]
+    return f"{hashlib.sha256(wav.data).hexdigest()[:32]}.safetensors"
 
 
 def _checksum(row: Row) -> str:

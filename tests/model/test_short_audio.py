@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, model_config
-from salmonn.model.encoder_cache import EncoderCache, fingerprint
+from salmonn.config.schema import RunConfig
+from salmonn.model.encoder_cache import EncoderCache, fingerprint, open_cache
 from salmonn.model.meta_model import build_meta_model, heard_seconds
 from tests.fixtures.golden import golden_config
 from tests.fixtures.lightweight import samples_of
@@ -134,6 +135,35 @@ def test_the_encoder_cache_keeps_of_whispers_window_only_what_is_heard(load, tmp
     sizes = sorted(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     assert len(sizes) == 3
     assert sizes[0] < 1500 * 4 * model.speech_encoder.config.d_model / 10  # 30 s in float32 would be ten times that
+
+
+def heard_through_a_cache(model: SALMONN, run: RunConfig, n_samples: int, monkeypatch) -> tuple[int, torch.Tensor]:
+    """How many of three clips the encoders hear where a run of so many samples has a cache, and the loss."""
+    heard, run_encoders = [], type(model).run_encoders.__get__(model)
+    cache = open_cache(OmegaConf.create({"run": run}), model, n_samples)
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(model, "encoder_cache", cache)
+        patch.setattr(model, "run_encoders", lambda wav, *rest: heard.append(len(wav)) or run_encoders(wav, *rest))
+        loss = model(make_batch([0, 1, 3]))["loss"]
+    return sum(heard), loss
+
+
+@pytest.mark.parametrize("sizes", [(1, 10**9), (10**9, 1)], ids=["whole, then clipped", "clipped, then whole"])
+def test_a_run_of_another_size_finds_what_the_one_before_has_encoded(load, tmp_path, monkeypatch, sizes):
+    model, run = load(**FILLED), RunConfig(encoder_cache=str(tmp_path), encoder_cache_gb=1, amp=False)
+    with torch.no_grad():
+        without = model(make_batch([0, 1, 3]))["loss"]
+    before, after = (heard_through_a_cache(model, run, n, monkeypatch) for n in sizes)
+    assert (before[0], after[0]) == (3, 0)
+    assert torch.equal(before[1], without)
+    assert torch.equal(after[1], without)
+    assert len([*tmp_path.rglob("*.safetensors")]) == 3  # none twice
+
+
+def test_who_uses_all_of_whispers_window_takes_no_clipped_entry(load, tmp_path, monkeypatch):
+    run = RunConfig(encoder_cache=str(tmp_path), encoder_cache_gb=1, amp=False)
+    assert [heard_through_a_cache(load(**FILLED), run, n, monkeypatch)[0] for n in (10**9, 1)] == [3, 0]
+    assert [heard_through_a_cache(load(), run, n, monkeypatch)[0] for n in (1, 1)] == [3, 0]
 
 
 @pytest.mark.parametrize(
