@@ -23,10 +23,13 @@ AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor [...] on the device; a GPU takes it out of pinned memory in its own time, while the host goes on."""
+    """The tensor [...] on the device; a GPU takes it out of pinned memory in its own time, while the host goes on.
+
+    What comes to the host is waited for.
+    """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=device.type != "cpu")
 
 
 def device_of(config: DictConfig) -> torch.device:

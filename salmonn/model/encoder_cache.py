@@ -130,9 +130,14 @@ class EncoderCache:
         self._told: set[str] = set()
         self._pool = ThreadPoolExecutor(THREADS)  # kept: starting its threads takes longer than a small entry's reading
 
-    def encode(self, raw_wav: Tensor, lengths: Tensor, run_encoders: RunEncoders) -> EncoderOutputs:
-        """What `run_encoders` says of clips [B, N], zero behind their lengths [B]; it hears those that are new."""
-        folders = self._folders(_precision(raw_wav.device.type))
+    def encode(
+        self, raw_wav: Tensor, lengths: Tensor, run_encoders: RunEncoders, device: torch.device
+    ) -> EncoderOutputs:
+        """What `run_encoders` says on `device` of clips [B, N], zero behind their lengths [B]; it hears new ones.
+
+        Clips are named by the host: of those that it has already, the device is given only what is new.
+        """
+        folders = self._folders(_precision(device.type))
         wavs = [wav[:n].numpy() for wav, n in zip(raw_wav.cpu(), lengths.tolist(), strict=True)]
         names = [*self._pool.map(_name, wavs)]
         read = zip(names, self._pool.map(lambda name: self._find(name, folders), names), strict=True)
@@ -150,7 +155,7 @@ class EncoderCache:
         self._heard += len(names)
         self._encoded += len(new)
         clipped = [self._clipped(rows[name], len(wav)) for name, wav in zip(names, wavs, strict=True)]
-        return EncoderOutputs.of_rows(clipped, raw_wav.device)
+        return EncoderOutputs.of_rows(clipped, device)
 
     def _folders(self, precision: str) -> list[Path]:
         """Where entries may be; new ones come into the first."""

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from salmonn.common.device import to_device
+
 Row = dict[str, Tensor]  # of one clip: "speech" [T, D_whisper] and, with BEATs, "audio" [its own patches, D_beats]
 
 
@@ -43,11 +45,11 @@ class EncoderOutputs(NamedTuple):
     @classmethod
     def of_rows(cls, rows: Sequence[Row], device: torch.device) -> "EncoderOutputs":
         """The batch of clips that came alone, each from any device; zero where padded."""
-        speech = pad_sequence([row["speech"].to(device) for row in rows], batch_first=True)
+        speech = pad_sequence([to_device(row["speech"], device) for row in rows], batch_first=True)
         if "audio" not in rows[0]:
             return cls(speech)
-        audio = pad_sequence([row["audio"].to(device) for row in rows], batch_first=True)
-        patches = torch.tensor([len(row["audio"]) for row in rows], device=device)
+        audio = pad_sequence([to_device(row["audio"], device) for row in rows], batch_first=True)
+        patches = to_device(torch.tensor([len(row["audio"]) for row in rows]), device)
         return cls(speech, audio, torch.arange(audio.shape[1], device=device)[None, :] >= patches[:, None])
 
 
@@ -58,8 +60,13 @@ RunEncoders = Callable[[Tensor, Tensor], EncoderOutputs]
 class EncoderOutputCache(Protocol):
     """Where outputs of frozen encoders are found again."""
 
-    def encode(self, raw_wav: Tensor, lengths: Tensor, run_encoders: RunEncoders) -> EncoderOutputs:
-        """Outputs for clips [B, N], zero behind their lengths [B] in samples; `run_encoders` hears the new ones."""
+    def encode(
+        self, raw_wav: Tensor, lengths: Tensor, run_encoders: RunEncoders, device: torch.device
+    ) -> EncoderOutputs:
+        """Outputs, on `device`, for clips [B, N], zero behind their lengths [B] in samples.
+
+        `run_encoders` hears the new ones, there.
+        """
 
     def report(self) -> None:
         """Tell what was found since the last report, over all ranks, each of which must ask."""

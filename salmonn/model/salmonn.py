@@ -249,22 +249,23 @@ class SALMONN(nn.Module):
 
         With `model.only_filled_windows` how many there are follows from the clip's own length.
         """
-        raw_wav, lengths = self._clean_audio(raw_wav, padding_mask)
-        encoded = self._encode(raw_wav, lengths, spectrogram)
+        encoded, lengths = self._encode(raw_wav, padding_mask, spectrogram)
         if self.config.only_filled_windows:
             return self.connector.filled(encoded, lengths)
         return [*self.connector(encoded)]
 
     def _clean_audio(self, raw_wav: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Zeroes in the padding, at least 1 s, at most what Whisper hears; with the lengths [B] in samples."""
+        """Zeroes in the padding, at least 1 s, at most what Whisper hears; with the lengths [B] in samples.
+
+        Wherever the audio is; of a mask on the host, the lengths are there.
+        """
         if raw_wav.ndim != 2:
             raise UserError(f"raw_wav must be [batch, samples], got shape {list(raw_wav.shape)}")
-        raw_wav = to_device(raw_wav, self.device)
         if padding_mask is None:
             padding_mask = torch.zeros_like(raw_wav, dtype=torch.bool)
         # counted where the mask comes from: of one on the host, the device need not be waited for
         lengths, shortest = self._heard((~padding_mask).sum(dim=1)), int(MIN_SECONDS * SAMPLE_RATE)
-        raw_wav = raw_wav.masked_fill(to_device(padding_mask, self.device), 0.0)[:, : self.log_mel.n_samples]
+        raw_wav = raw_wav.masked_fill(to_device(padding_mask, raw_wav.device), 0.0)[:, : self.log_mel.n_samples]
         return F.pad(raw_wav, (0, max(0, shortest - raw_wav.shape[1]))), lengths
 
     def n_audio_tokens(self, n_samples: Sequence[int]) -> list[int]:
@@ -275,14 +276,19 @@ class SALMONN(nn.Module):
         """Samples [B] that count of clips [B]: at least 1 s, at most what Whisper hears."""
         return n_samples.clamp(min=int(MIN_SECONDS * SAMPLE_RATE), max=self.log_mel.n_samples)
 
-    def _encode(self, raw_wav: Tensor, lengths: Tensor, spectrogram: Tensor | None = None) -> EncoderOutputs:
-        """What the encoders say of clean clips [B, N], from the cache where there is one."""
+    def _encode(
+        self, raw_wav: Tensor, padding_mask: Tensor | None, spectrogram: Tensor | None
+    ) -> tuple[EncoderOutputs, Tensor]:
+        """What the encoders say of clips, from the cache where there is one, and the clips' lengths [B] in samples."""
         if self.encoder_cache is None or spectrogram is not None:
-            return self.run_encoders(raw_wav, lengths, spectrogram)
-        return self.encoder_cache.encode(raw_wav, lengths, self.run_encoders)
+            raw_wav, lengths = self._clean_audio(to_device(raw_wav, self.device), padding_mask)
+            return self.run_encoders(raw_wav, lengths, spectrogram), lengths
+        raw_wav, lengths = self._clean_audio(raw_wav, padding_mask)  # on the host, if it is there: the cache reads it
+        return self.encoder_cache.encode(raw_wav, lengths, self.run_encoders, self.device), lengths
 
     def run_encoders(self, raw_wav: Tensor, lengths: Tensor, spectrogram: Tensor | None = None) -> EncoderOutputs:
         """Whisper and BEATs on clips [B, N], zero behind their lengths [B], in samples."""
+        raw_wav = to_device(raw_wav, self.device)
         with (
             torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_whisper),
             own_precision(self.speech_encoder),

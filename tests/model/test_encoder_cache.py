@@ -238,13 +238,13 @@ def test_two_runs_may_encode_the_same_clip_at_the_same_time(golden, cached):
     second = EncoderCache(first.root, first.folder.name, 1e9)
 
     def meanwhile(raw_wav, lengths):
-        second.encode(raw_wav, lengths, salmonn.run_encoders)
+        second.encode(raw_wav, lengths, salmonn.run_encoders, salmonn.device)
         return salmonn.run_encoders(raw_wav, lengths)
 
     samples = clips(0, 1)
     raw_wav, lengths = salmonn._clean_audio(samples["raw_wav"], samples["padding_mask"])
     with torch.no_grad():
-        first.encode(raw_wav, lengths, meanwhile)
+        first.encode(raw_wav, lengths, meanwhile, salmonn.device)
     assert len(entries(first)) == 2
     assert torch.equal(embeds(salmonn, 0, 1), without)
     assert first.heard == [2, 2]

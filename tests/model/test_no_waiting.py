@@ -11,11 +11,13 @@ from omegaconf import OmegaConf
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from salmonn.config.schema import RunConfig
+from salmonn.model import encoder_cache
+from salmonn.model.encoder_cache import EncoderCache
 from salmonn.model.llm_input import build_llm_inputs
 from salmonn.training.step import TrainingStep
 from util.benchmarks.sizes import build, make_batch
 
-META = torch.device("meta")
+META, CPU = torch.device("meta"), torch.device("cpu")
 
 
 class Copies(TorchDispatchMode):
@@ -55,9 +57,23 @@ def test_audio_that_was_heard_goes_from_the_host_to_the_device_for_an_answer():
     model = build("mini", META)
     llm_inputs = build_llm_inputs(model.tokenizer, [4, 4], ["<SpeechHere> What?"] * 2, [[]] * 2)
     n_copies = []
-    for device in (META, torch.device("cpu")):
+    for device in (META, CPU):
         with Copies() as copies:
             model._embed(llm_inputs, torch.zeros(2, 4, model.speech_llama_proj.out_features, device=device))
         assert copies.waited_for == []
         n_copies.append(copies.all)
     assert n_copies[1] == n_copies[0] + 1
+
+
+def test_of_clips_that_the_cache_holds_the_device_is_given_the_entries_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(encoder_cache, "_precision", lambda _: "of either device")
+    on_host, model = build("mini", CPU), build("mini", META)
+    on_host.encoder_cache = model.encoder_cache = EncoderCache(tmp_path, "of both", 1e9)
+    samples = make_batch(on_host, 3)
+    with torch.no_grad():
+        on_host.encode_clips(samples["raw_wav"], samples["padding_mask"])
+        with Copies() as copies:
+            clips = model.encode_clips(samples["raw_wav"], samples["padding_mask"])
+    assert {clip.device for clip in clips} == {META}
+    assert copies.waited_for == []
+    assert copies.all == 3 * 2 + 1  # Whisper's and BEATs', and how long the latter are: no audio
