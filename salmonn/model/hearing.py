@@ -1,8 +1,8 @@
 """Settings that decide what trained parameters mean, and that no name and no shape of them shows.
 
 Checkpoints of runs and folders of `save_pretrained` say what theirs were; of others nothing is known. Not compared is
-how much silence behind a clip is heard (`only_filled_windows`, `whisper_silence`, `max_seconds`): it changes how many
-audio tokens there are, not what one is (docs/performance.md says what that costs).
+`only_filled_windows`: it changes how many audio tokens there are, not what one is (docs/performance.md says what that
+costs).
 """
 
 import logging
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _SECONDS = ("second_per_window", "second_stride")
 _PARTS = ("whisper_path", "beats_path", "llama_path")
+_WHISPER_HEARS = ("max_seconds", "whisper_silence")  # of a clip and behind it: its features are others for each
 _MOST = 1e6  # of any setting
 
 
@@ -29,7 +30,8 @@ def require_same_hearing(
 ) -> None:
     """Raise UserError where the checkpoint of this content was trained to hear by other windows or heads.
 
-    `only_told`: warn instead. Warns, too, where the parts around the connector have other names.
+    `only_told`: warn instead. Warns, too, where Whisper heard more or less of a clip and the silence behind it, and
+    where the parts around the connector have other names.
     """
     theirs = _stored_section(content, path)
     if other := heard_otherwise(theirs, model):
@@ -44,7 +46,16 @@ def require_same_hearing(
                 "model.ckpt, which only warns"
             )
         _warn(message)
-    if other := [key for key in _PARTS if _are_other_names(theirs.get(key), model[key])]:
+    if other := [key for key in _WHISPER_HEARS if _is_told(key, theirs) and theirs[key] != model[key]]:
+        listed = ", ".join(f"model.{key} {_shown(theirs[key])} (here {_shown(model[key])})" for key in other)
+        options = [f"model.{key}={_shown(theirs[key])}" for key in other]
+        if not model.only_filled_windows and theirs.get("whisper_silence") is not None:  # which needs it
+            options.append("model.only_filled_windows=True")
+        _warn(
+            f"{path} was trained with {listed}: Whisper says something else of another window, and it may understand "
+            f"nothing of that until it is trained on. Take its values: --options {' '.join(options)}"
+        )
+    if other := _other_parts(theirs, model):
         listed = ", ".join(f"model.{key} {theirs[key]} (here {model[key]})" for key in other)
         _warn(f"{path} was trained with {listed}: if that is more than another name, it understands nothing")
 
@@ -53,6 +64,23 @@ def heard_otherwise(theirs: Mapping[str, Any], ours: Mapping[str, Any] | DictCon
     """The keys of two `model` sections by which a connector hears otherwise; those that `theirs` tells."""
     keys = ["qformer_num_heads", "window_level_Qformer", *(_SECONDS if ours["window_level_Qformer"] else ())]
     return [key for key in keys if _is_number(theirs.get(key)) and _meant(key, theirs[key]) != _meant(key, ours[key])]
+
+
+def tells_other_llm(model: DictConfig, content: Mapping[str, Any], path: str | Path) -> bool:
+    """Whether `require_same_hearing` warns of another LLM."""
+    return "llama_path" in _other_parts(_stored_section(content, path), model)
+
+
+def _other_parts(theirs: Mapping[str, Any], model: DictConfig) -> list[str]:
+    return [key for key in _PARTS if _are_other_names(theirs.get(key), model[key])]
+
+
+def _is_told(key: str, theirs: Mapping[str, Any]) -> bool:
+    return _is_number(theirs.get(key)) or (key == "whisper_silence" and key in theirs and theirs[key] is None)
+
+
+def _shown(value: float | None) -> str:
+    return "null" if value is None else f"{value:g}"
 
 
 def _meant(key: str, value: float) -> float:

@@ -27,7 +27,7 @@ from salmonn.model.card import model_card
 from salmonn.model.encoders import EncoderOutputCache, EncoderOutputs
 from salmonn.model.features import LogMel, fbank_lengths, kaldi_fbank
 from salmonn.model.generation import answer, prefill, search_settings
-from salmonn.model.hearing import require_same_hearing
+from salmonn.model.hearing import require_same_hearing, tells_other_llm
 from salmonn.model.lineage import LINEAGE, Training, read_lineage, written
 from salmonn.model.llm import hidden_at, load_llm
 from salmonn.model.llm_input import LLMInputs, build_llm_inputs, tokenize
@@ -134,10 +134,15 @@ class SALMONN(nn.Module):
         return model.to(device)
 
     def tell_other_vicuna(self) -> None:
-        """Warn where the LLM is a LLaMA of another version than the released checkpoint of its width needs."""
-        llm = self.llama_model.config
-        if llm.model_type == "llama" and llm.vocab_size <= MOST_VICUNA_TOKENS:
-            checkpoint.tell_other_vicuna(llm.hidden_size, llm.max_position_embeddings, str(self.config.ckpt))
+        """Warn where the LLM is a LLaMA of another version than the released checkpoint of its width needs.
+
+        Not where the checkpoint tells that its LLM has another name: `require_same_hearing` has warned of that.
+        """
+        llm, path = self.llama_model.config, str(self.config.ckpt)
+        if llm.model_type != "llama" or llm.vocab_size > MOST_VICUNA_TOKENS:
+            return
+        if not tells_other_llm(self.config, checkpoint.read(path, lazily=True), path):
+            checkpoint.tell_other_vicuna(llm.hidden_size, llm.max_position_embeddings, path)
 
     @classmethod
     def _load_llm(cls, config: DictConfig, device: torch.device) -> PreTrainedModel:

@@ -8,19 +8,21 @@ from omegaconf import OmegaConf
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, model_config
-from salmonn.model import hearing
+from salmonn.model import checkpoint, hearing
 from salmonn.model.hearing import heard_otherwise, require_same_hearing
 from salmonn.model.meta_model import build_meta_model, require_start_fits
 from salmonn.training.readiness import all_problems
 from tests.fixtures.golden import golden_config
 from tests.fixtures.paths import GOLDEN
 
+QUIET = {"max_seconds": 12, "whisper_silence": 1}
 PUBLISHED = GOLDEN / "base/salmonn.pth"
 
 
 @pytest.fixture(autouse=True)
 def _tell_anew():
     hearing._warn.cache_clear()
+    checkpoint.tell_other_vicuna.cache_clear()
 
 
 def golden(**changes):
@@ -99,6 +101,50 @@ def test_parts_of_other_names_are_told_of_and_other_places_are_not(caplog):
     [record] = caplog.records
     assert "model.llama_path vicuna-13b-v1.1 (here weights/vicuna-13b-v1.5)" in record.message
     assert "whisper" not in record.message
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "told"),
+    [
+        (
+            {"max_seconds": 12.0, "whisper_silence": 1.0, "only_filled_windows": True},
+            {},
+            [
+                "model.max_seconds 12 (here 30), model.whisper_silence 1 (here null)",
+                "--options model.max_seconds=12 model.whisper_silence=1 model.only_filled_windows=True",
+            ],
+        ),
+        (
+            {"whisper_silence": None, "max_seconds": 30},
+            {"whisper_silence": 0, "only_filled_windows": True},
+            ["model.whisper_silence null (here 0)", "--options model.whisper_silence=null"],
+        ),
+        (QUIET, {**QUIET, "only_filled_windows": True}, []),
+        ({"only_filled_windows": True, "max_seconds": 30.0, "whisper_silence": None}, {}, []),
+        ({}, {"max_seconds": 12, "whisper_silence": 1, "only_filled_windows": True}, []),
+        ({"max_seconds": None, "whisper_silence": "1"}, {"max_seconds": 12}, []),
+    ],
+)
+@pytest.mark.parametrize("kind", [dict, OmegaConf.create])
+def test_what_else_whisper_heard_is_warned_of_where_the_file_tells_it(theirs, ours, told, kind, caplog):
+    for _ in range(2):
+        require_same_hearing(model_config(ours), {"config": kind({"model": theirs})}, "x.pth")
+    assert len(caplog.records) == bool(told)
+    assert all(part in caplog.text for part in told)
+
+
+@pytest.mark.parametrize(("theirs", "says"), [("", "answers nonsense"), ("weights/vicuna-13b", "more than another")])
+def test_another_llm_is_told_of_once(theirs, says, tmp_path, caplog):
+    """By its positions, or by its name, if the checkpoint tells that."""
+    content = checkpoint.read(PUBLISHED)
+    content["config"]["model"]["llama_path"] = theirs
+    checkpoint.save(tmp_path / "x.pth", content)
+    meta_model = build_meta_model(golden(ckpt=str(tmp_path / "x.pth")))
+    meta_model.llama_model.config.update({"hidden_size": 5120, "max_position_embeddings": 4096})
+    require_start_fits(meta_model, meta_model.config.ckpt)
+    meta_model.tell_other_vicuna()
+    [record] = caplog.records
+    assert says in record.message
 
 
 def test_stages_of_unlike_windows_are_refused_before_the_first_begins(tmp_path, monkeypatch):
