@@ -48,7 +48,8 @@ Plain text is a question about the clip. A line that begins with / is a command:
   /task NAME [QUESTION]   ask a task's test prompt, e.g. /task asr; /task alone lists the tasks
   /scale NUMBER           weight of the LoRA adapters, e.g. 2.0 (trained with lora_alpha / lora_rank)
   /beams NUMBER           beams of the search; with 1 the answer appears word by word
-  /help, /quit            this text; leave (as Ctrl-D). Ctrl-C stops an answer, arrow keys bring back lines."""
+  /help, /quit            this text; leave (as Ctrl-D); arrow keys bring back lines
+  Ctrl-C                  stops an answer; under torchrun it ends all"""
 
 
 def main() -> None:
@@ -75,7 +76,7 @@ def main() -> None:
     require_loadable(config, what)  # with the device, which `init` would tell alone
     distributed.init(config)
     engine = InferenceEngine(load_for_inference(config), config)
-    with engine.model.lending():
+    with distributed.patiently(), engine.model.lending():
         if distributed.is_main():  # the others hold their shares of the LLM
             tell_if_untrained(config)
             if args.task or args.prompt is not None:
@@ -280,20 +281,22 @@ class Chat:
 
 
 def converse(chat: Chat, audio: Sequence[str]) -> None:
-    """Read lines and obey them until /quit or Ctrl-D; nothing that is typed ends it otherwise."""
+    """Read lines and obey them until /quit or Ctrl-D; nothing else ends it but Ctrl-C under torchrun."""
     with suppress(ImportError):
         import readline  # noqa: F401  (gives `input` arrow keys and a history where the system has it)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     tell("Ask about a clip; /help shows what else can be typed.")
     lines = [f"/audio {path}" for path in audio]
+    # torchrun hears it, too: it interrupts all its processes, and kills after 30 s those that go on
+    ctrl_c: tuple[type[BaseException], ...] = () if "TORCHELASTIC_RUN_ID" in os.environ else (KeyboardInterrupt,)
     while True:
         try:
             line = lines.pop() if lines else input("> ").strip()
         except EOFError:
             print()
             return
-        except KeyboardInterrupt:
+        except ctrl_c:
             tell("\n(Ctrl-D or /quit leaves)")
             continue
         if line == "/quit":
@@ -302,7 +305,7 @@ def converse(chat: Chat, audio: Sequence[str]) -> None:
             chat.obey(line)
         except UserError as error:
             tell(f"error: {error}")
-        except KeyboardInterrupt:
+        except ctrl_c:
             tell("\n(stopped)")
 
 

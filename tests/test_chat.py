@@ -5,7 +5,10 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ import torch
 from transformers import TextIteratorStreamer
 
 from salmonn.audio.decode import load_clip
-from salmonn.chat import Chat, answer_once, hear, number, parse_arguments
+from salmonn.chat import Chat, answer_once, converse, hear, main, number, parse_arguments
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.inference.engine import InferenceEngine
@@ -211,6 +214,45 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(options, clips):
         assert process.returncode == 0
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize("audio", [[], ["a.wav"]], ids=["before a question", "in an answer"])
+def test_ctrl_c_under_torchrun_which_then_ends_all_ends_the_conversation(monkeypatch, audio):
+    def interrupted(*_: str) -> None:
+        monkeypatch.setattr("builtins.input", lambda _: "/quit")
+        raise KeyboardInterrupt
+
+    talking = SimpleNamespace(obey=interrupted)
+    monkeypatch.setattr("builtins.input", interrupted)
+    converse(talking, audio)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr("builtins.input", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        converse(talking, audio)
+
+
+def test_other_ranks_wait_for_as_long_as_a_person_takes(monkeypatch):
+    events = []
+
+    @contextmanager
+    def within(name: str) -> Iterator[None]:
+        events.append(name)
+        yield
+        events.append(f"no more {name}")
+
+    model = SimpleNamespace(lending=lambda: within("lending"))
+    engine = SimpleNamespace(model=model, config=SimpleNamespace(generate=None))
+    monkeypatch.setattr("salmonn.common.distributed.patiently", lambda: within("patient"))
+    monkeypatch.setattr("salmonn.common.logging.setup_logging", lambda: None)
+    monkeypatch.setattr("salmonn.inference.engine.InferenceEngine", lambda *_: engine)
+    monkeypatch.setattr("salmonn.inference.engine.tell_if_untrained", lambda _: None)
+    monkeypatch.setattr("salmonn.model.salmonn.load_for_inference", lambda _: None)
+    for name in ("require_files", "require_loadable"):
+        monkeypatch.setattr(f"salmonn.chat.{name}", lambda *_: None)
+    monkeypatch.setattr("salmonn.chat.converse", lambda *_: events.append("a conversation"))
+    monkeypatch.setattr(sys, "argv", ["chat", "--cfg-path", str(ROOT / "configs/mini/decode.yaml")])
+    main()
+    assert events == ["patient", "lending", "a conversation", "no more lending", "no more patient"]
 
 
 def test_a_clip_is_encoded_once_for_several_questions(chat: Chat, clips, monkeypatch, capsys):

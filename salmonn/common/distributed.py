@@ -5,6 +5,7 @@ import datetime
 import os
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from salmonn.common.device import device_of
 
 # What the libraries say when another rank does not answer: gloo before and after it closed the connection, NCCL.
 _LOST = ("gloo/transport", "Application timeout caused pair closure", "ncclRemoteError")
+
+_A_PERSON = datetime.timedelta(days=365)  # how long one may think before the next question
 
 _control: dist.ProcessGroup | None = None  # of the CPUs: what ranks agree on must not wait for GPUs
 _store: dist.Store | None = None  # how ranks find each other, also when a group is broken
@@ -45,6 +48,19 @@ def _join(backend: str, dist_url: str, timeout: datetime.timedelta) -> None:
     _store, rank, world_size = _meeting_point(dist_url, timeout)
     dist.init_process_group(backend, store=_store, rank=rank, world_size=world_size, timeout=timeout)
     _control = dist.new_group(backend="gloo", timeout=timeout)
+
+
+@contextlib.contextmanager
+def patiently() -> Iterator[None]:
+    """Inside, ranks wait for what they agree on as long as a person takes; all of them enter and leave it together."""
+    global _control
+    usual = _control
+    if dist.is_initialized():
+        _control = dist.new_group(backend="gloo", timeout=_A_PERSON)
+    try:
+        yield
+    finally:
+        _control = usual
 
 
 def _meeting_point(dist_url: str, timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:

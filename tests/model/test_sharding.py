@@ -101,3 +101,21 @@ def test_shares_give_the_loss_the_gradients_and_the_answers_of_the_whole(
         assert before == after == pytest.approx(held(model) / max(2, ranks // machines), rel=0.01)
         assert (ranks * torch.from_numpy(averaged) - gradients).norm() < most * gradients.norm()
         assert said == ids
+
+
+def test_for_a_person_ranks_wait_longer_than_for_each_other(tmp_path: Path, monkeypatch):
+    def waits() -> datetime.timedelta:
+        return distributed._control._get_backend(CPU).options._timeout
+
+    for name in ("_control", "_store", "_timeout"):  # put back after the test
+        monkeypatch.setattr(distributed, name, getattr(distributed, name))
+    for key, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(key, value)
+    distributed._join("gloo", f"file://{tmp_path}/meeting", datetime.timedelta(minutes=30))
+    try:
+        with distributed.patiently():
+            assert waits() > datetime.timedelta(days=30)
+            assert distributed.any_rank(True, False) == [True, False]
+        assert waits() == datetime.timedelta(minutes=30)
+    finally:
+        distributed.shutdown()
