@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from salmonn.audio.decode import SAMPLE_RATE
+from salmonn.common.device import is_autocast
 from salmonn.common.errors import UserError
 from salmonn.model.encoders import EncoderOutputs
 
@@ -149,11 +150,31 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x [W, Q, D], context [W, K, C] -> [W, Q, D]."""
+        if is_cheaper_by_queries(x.shape[1], context.shape[1], self.heads, x.shape[2]):
+            return self._by_queries(x, context)
         q, k, v = self._heads(self.query, x), self._heads(self.key, context), self._heads(self.value, context)
         if context.shape[1] == 1:  # one key has all the weight: the kernels' gradients of q and k are noise, these 0
             y = F.dropout(_attention(q, k), DROPOUT, self.training).to(v.dtype) @ v
         else:
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=DROPOUT if self.training else 0.0)
+        return y.transpose(1, 2).flatten(2)
+
+    def _by_queries(self, x: Tensor, context: Tensor) -> Tensor:
+        """The same without keys and values: the matrices multiply the few queries and what they take of the context.
+
+        For q (W c + b) is (q W) c + q b, and the mean of values is the value of the mean.
+        """
+        q = self._heads(self.query, x) / math.sqrt(x.shape[-1] / self.heads)
+        key, value, key_bias, value_bias = (
+            parameter.unflatten(0, (self.heads, 1, -1) if parameter.ndim == 1 else (self.heads, -1))
+            for parameter in (self.key.weight, self.value.weight, self.key.bias, self.value.bias)
+        )
+        asked = torch.einsum("whqd,hdc->whqc", q, key).flatten(1, 2)  # [W, H * Q, C]
+        constant = (q * key_bias).sum(-1, keepdim=True).flatten(1, 2)  # the same for each frame
+        weights = torch.baddbmm(constant, asked, context.mT).softmax(dim=-1)  # [W, H * Q, K]
+        weights = F.dropout(weights, DROPOUT, self.training).unflatten(1, q.shape[1:3])
+        mean = (weights.flatten(1, 2) @ context).unflatten(1, q.shape[1:3])  # [W, H, Q, C]
+        y = torch.einsum("whqc,hdc->whqd", mean, value) + weights.sum(-1, keepdim=True) * value_bias
         return y.transpose(1, 2).flatten(2)
 
     def weights(self, x: Tensor, context: Tensor) -> Tensor:
@@ -164,6 +185,14 @@ class MultiHeadAttention(nn.Module):
     def _heads(self, projection: nn.Linear, source: Tensor) -> Tensor:
         """[W, N, *] -> [W, H, N, D / H]."""
         return projection(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def is_cheaper_by_queries(queries: int, frames: int, heads: int, hidden: int) -> bool:
+    """Whether queries asked of the raw frames, whose means give values, cost less than keys and values of all frames.
+
+    By the products, half of each, for each number of a frame.
+    """
+    return queries * (hidden + heads * frames) < frames * hidden
 
 
 def _attention(q: Tensor, k: Tensor) -> Tensor:
@@ -277,6 +306,8 @@ class QFormer(nn.Module):
 
     def forward(self, query_tokens: Tensor, context: Tensor) -> Tensor:
         """query_tokens [1, Q, D], windows [W, K, C] -> [W, Q, D]."""
+        if is_autocast(context.device):  # once for all matrices that read them
+            context = context.to(torch.get_autocast_dtype(context.device.type))
         return self.bert(query_tokens.expand(context.shape[0], -1, -1), context)
 
 

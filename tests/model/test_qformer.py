@@ -11,8 +11,9 @@ from torch import Tensor
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
 from salmonn.config.loading import model_config
+from salmonn.model import qformer
 from salmonn.model.encoders import EncoderOutputs
-from salmonn.model.qformer import Connector
+from salmonn.model.qformer import Connector, MultiHeadAttention, is_cheaper_by_queries
 from tests.fixtures.golden import golden_config
 
 SIZES = {
@@ -214,3 +215,28 @@ def test_with_one_key_the_result_is_that_of_the_kernel(training):
     torch.manual_seed(3)
     expected = F.scaled_dot_product_attention(q, k, v, dropout_p=0.1 if training else 0.0).transpose(1, 2).flatten(2)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("queries", "frames", "heads"), [(1, 17, 2), (2, 17, 1), (1, 2, 1)])
+def test_few_queries_get_from_raw_frames_what_keys_and_values_of_each_give(queries, frames, heads, monkeypatch):
+    """With the same dropout, and all gradients; weights of frames of another width than the queries'."""
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(8, heads, 6).double()
+    inputs = [
+        torch.randn(5, n, width, dtype=torch.float64, requires_grad=True) for n, width in ((queries, 8), (frames, 6))
+    ]
+    found = []
+    assert is_cheaper_by_queries(queries, frames, heads, hidden=8)
+    for cheaper in (True, False):
+        monkeypatch.setattr(qformer, "is_cheaper_by_queries", lambda *_, cheaper=cheaper: cheaper)
+        torch.manual_seed(1)
+        y = attention(*inputs)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [*inputs, *attention.parameters()])])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+def test_keys_and_values_of_each_frame_are_made_where_the_queries_are_many():
+    assert is_cheaper_by_queries(queries=1, frames=17, heads=12, hidden=768)  # as published
+    assert not is_cheaper_by_queries(queries=17, frames=17, heads=12, hidden=768)
+    assert not is_cheaper_by_queries(queries=1, frames=1, heads=12, hidden=768)

@@ -115,7 +115,7 @@ def test_a_plain_step_takes_no_fused_attention_and_leaves_none_behind(model, mon
     steps["plain"].forward()
     assert calls == []
     steps["ours"].forward()
-    assert len(calls) == 2 + 2 + 2 + 3  # layers of Whisper, BEATs, Q-Former (its one query needs none for itself), LLM
+    assert len(calls) == 2 + 2 + 3  # layers of Whisper, BEATs, LLM; the Q-Former's one query needs none
 
 
 def test_the_sdpa_form_is_the_published_step_but_for_the_library_s_own_models(model, monkeypatch):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from salmonn.model.qformer import window_frames
+from salmonn.model.qformer import is_cheaper_by_queries, window_frames
 from salmonn.model.salmonn import SALMONN
 
 
@@ -60,9 +60,11 @@ def _qformer(model: SALMONN, patches: float) -> Flops:
     for layer in model.speech_Qformer.bert.encoder.layer:
         cross = layer.crossattention.self
         from_window = _weights(cross.key) + _weights(cross.value)
-        forward += 2 * queries * (_weights(layer) - from_window) + 2 * kernel * from_window
+        by_queries = asks_raw_frames(model, kernel)
+        forward += 2 * queries * (_weights(layer) - from_window) + 2 * (queries if by_queries else kernel) * from_window
         forward += _attention(queries, queries, config.qformer_hidden_size)
-        forward += _attention(queries, kernel, config.qformer_hidden_size)
+        width = cross.heads * cross.key.in_features if by_queries else config.qformer_hidden_size
+        forward += _attention(queries, kernel, width)
     return Flops(windows * forward, 2 * windows * forward)
 
 
@@ -73,6 +75,14 @@ def windows_of(model: SALMONN, patches: float) -> tuple[float, float]:
         return 1, frames
     kernel, stride = (window_frames(config[key]) for key in ("second_per_window", "second_stride"))
     return 1 + (frames - kernel) // stride, kernel
+
+
+def asks_raw_frames(model: SALMONN, kernel: float) -> bool:
+    """Whether the Q-Former's queries read windows of so many frames without making keys and values of each."""
+    config = model.config
+    return is_cheaper_by_queries(
+        config.num_speech_query_token, int(kernel), config.qformer_num_heads, config.qformer_hidden_size
+    )
 
 
 def audio_tokens(model: SALMONN) -> int:

@@ -19,7 +19,7 @@ from salmonn.model.features import FBANK_FFT, FBANK_FRAME, FBANK_SHIFT, fbank_le
 from salmonn.model.lora import lora_layers
 from salmonn.model.loss import rows_at_once
 from salmonn.model.salmonn import SALMONN
-from util.benchmarks.flops import windows_of
+from util.benchmarks.flops import asks_raw_frames, windows_of
 
 NF4_BLOCK = 64  # weights that share a float32 constant
 FLOAT, DOUBLE, COMPLEX = 4, 8, 16
@@ -207,17 +207,23 @@ def qformer_kept(model: SALMONN, case: Case, batch: Batch) -> float:
     windows, kernel = windows_of(model, patches_of(model, batch))
     hidden, layers, queries = config.qformer_hidden_size, config.qformer_num_layers, config.num_speech_query_token
     width = model.speech_encoder.config.d_model + (model.beats.width if model.beats is not None else 0)
-    # autocast makes a copy for each matrix that reads the windows; else all read the same ones
-    frame = width * (2 * layers * number if case.amp else number)
     # a CPU has no fused attention with dropout: float32, with weights before and behind dropout, and its factors
     attended = FLOAT if case.device == "cpu" else number
     alone = number if queries == 1 else attended  # one query attends to itself without the kernel
-    weights = 3 * FLOAT * config.qformer_num_heads * (kernel + queries) if case.device == "cpu" else 0
-    frame += layers * 2 * hidden * attended  # keys and values
+    weights = 3 * FLOAT * config.qformer_num_heads * queries if case.device == "cpu" else 0
+    if asks_raw_frames(model, kernel):
+        # of each head, what is asked of the raw frames, their mean, and weights before and behind dropout
+        attention = number if case.device == "cpu" else FLOAT  # a GPU's autocast has softmax in float32
+        each = 2 * number * width + kernel * (attention + case.adapter_mask + number)
+        frame, cross = width * number, hidden * number + config.qformer_num_heads * each
+    else:
+        frame = width * number + layers * 2 * hidden * attended  # keys and values
+        cross = hidden * attended
+        cross += 3 * FLOAT * config.qformer_num_heads * kernel if case.device == "cpu" else 0
     inputs = 3 if case.amp else 1  # of queries, keys and values in self-attention
     # norms, dropout; self-attention, cross-attention (input, query), what both give, what the last part reads
-    query = hidden * (3 * FLOAT + 3 * case.dropout_mask + number * (inputs + 1 + 2 + 1) + 3 * alone + attended)
-    query += 2 * config.qformer_intermediate_size * number + weights
+    query = hidden * (3 * FLOAT + 3 * case.dropout_mask + number * (inputs + 1 + 2 + 1) + 3 * alone)
+    query += 2 * config.qformer_intermediate_size * number + weights + cross
     per_window = kernel * frame + queries * (layers * query + hidden * number)
     return batch.clips * (windows * per_window + FLOAT * _features(model, batch))
 
