@@ -27,7 +27,6 @@ from salmonn.common.files import GB, existing_part, free_bytes, home_folder
 from salmonn.doctor.findings import MISSING, NOTE, OK, WRONG, Finding, attempt
 from salmonn.doctor.hardware import (
     check_attention,
-    check_convolution,
     check_gpus,
     check_quantised,
     check_shared_memory,
@@ -77,7 +76,6 @@ def examine(cfg_path: str = "", options: Sequence[str] = ()) -> Iterator[Finding
     yield from attempt("GPU", check_gpus, "nothing runs")
     yield from attempt("/dev/shm", check_shared_memory, "", NOTE)
     yield from attempt("attention", check_attention, "nothing runs")
-    yield from attempt("convolution", check_convolution, "BEATs may be wrong in bfloat16 on the CPU")
     state = WRONG if quantised else NOTE  # as the config asks for it
     yield from attempt("quantised", lambda: check_quantised(state), COSTS["bitsandbytes"], state)
     yield from attempt("scores", check_scores, "evaluate.py scores nothing")

@@ -91,21 +91,6 @@ def check_attention() -> Iterator[Finding]:
         yield Finding(OK, "attention", says)
 
 
-def check_convolution() -> Iterator[Finding]:
-    """Grouped convolutions in bfloat16 on the CPU, as BEATs has one; the published model has 48 channels in a group."""
-    import torch
-
-    from salmonn.model.beats import conv_is_right
-
-    wrong = [n for n in (2, 4, 8, 16, 48) if not conv_is_right(torch.bfloat16, channels=n, groups=16, taps=128)]
-    if wrong:
-        says = f"grouped conv1d in bfloat16 on cpu is wrong with {', '.join(map(str, wrong))} channels in a group (a "
-        says += "fault of torch's on processors with AMX); BEATs computes its own in float32 where it would be wrong"
-        yield Finding(NOTE, "convolution", says, "a little time; the models are right")
-    else:
-        yield Finding(OK, "convolution", "grouped conv1d in bfloat16 on cpu is right")
-
-
 def check_quantised(state: str = NOTE) -> Iterator[Finding]:
     """An 8-bit and an nf4 layer are made and multiplied with; `state` of one that fails."""
     import torch

@@ -5,13 +5,13 @@ of one (zeroed before the positional convolution, no attention to them, reported
 """
 
 import math
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from salmonn.common.errors import UserError
 from salmonn.model import checkpoint
@@ -24,9 +24,8 @@ PUBLISHED_SIZES: dict[str, Any] = {  # of BEATs_iter3_plus_AS2M_finetuned_on_AS2
 }  # fmt: skip
 # Settings of the published fine-tuned files that this encoder relies on.
 _REQUIRED = ("encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads", "encoder_layers", "embed_dim")
+FEW_CHANNELS = 16  # of a group: spectra cost more than they save
 QUERIES = 256  # of a clip that attend at a time
-_TRIED_LENGTH = 64  # patches, of which 4 show the fault
-_USUAL_ERROR = 0.02  # relative; rounding alone gives bfloat16 0.0025, float16 0.0003
 
 
 class PositionalConv(nn.Module):
@@ -41,54 +40,45 @@ class PositionalConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, D, T] -> [B, D, T]."""
-        weight = self.weight_g * self.weight_v / self.weight_v.norm(dim=(0, 1), keepdim=True)
-        if x.device.type == "cpu" and not conv_is_right(_cpu_precision(x), weight.shape[1], self.groups, self.taps):
-            y = self._in_float32(x, weight)
-        elif x.device.type == "cuda":
-            y = self._group_by_group(x, weight)
-        else:
-            y = F.conv1d(x, weight, self.bias, padding=self.taps // 2, groups=self.groups)
+        if x.device.type == "cpu":
+            return self._on_cpu(x)
+        weight = self._weight(self.weight_v)
+        return self._group_by_group(x, weight) if x.device.type == "cuda" else self._at_once(x, weight)
+
+    def _on_cpu(self, x: Tensor) -> Tensor:
+        """Never in half precision: its kernels are not always right there (torch 2.11, AMX). [B, D, T] -> [B, D, T]."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        result = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        with torch.autocast("cpu", enabled=False):
+            weight = self._weight(self.weight_v.to(wide))
+            convolve = self._at_once if weight.shape[1] < FEW_CHANNELS else self._by_spectra
+            return convolve(x.to(wide), weight).to(result)
+
+    def _at_once(self, x: Tensor, weight: Tensor) -> Tensor:
+        y = F.conv1d(x, weight, self.bias.to(x.dtype), padding=self.taps // 2, groups=self.groups)
         return y[..., : x.shape[-1]]  # an even number of taps gives one output too many
+
+    def _weight(self, v: Tensor) -> Tensor:
+        """[D, D / groups, taps]."""
+        return self.weight_g * v / v.norm(dim=1, keepdim=True).norm(dim=0, keepdim=True)  # both at once is slow
+
+    def _by_spectra(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The same [B, D, T] in blocks as long as the taps, a product of channels for each frequency: faster."""
+        length, n = x.shape[-1], 2 * self.taps
+        blocks = -(-length // self.taps)
+        padding = self.taps // 2, blocks * self.taps + self.taps - length - self.taps // 2
+        spectra = torch.fft.rfft(F.pad(x, padding).unfold(2, n, self.taps)).unflatten(1, (self.groups, -1))
+        spectra = spectra.permute(4, 1, 0, 3, 2).flatten(2, 3)  # [F, G, B * blocks, D / G], G groups
+        filters = torch.fft.rfft(weight, n).conj().unflatten(0, (self.groups, -1)).permute(3, 0, 2, 1)
+        y = (spectra @ filters).unflatten(2, (len(x), blocks))  # [F, G, B, blocks, D / G]
+        y = torch.fft.irfft(y.permute(2, 1, 4, 3, 0), n)[..., : self.taps].flatten(3).flatten(1, 2)
+        return y[..., :length] + self.bias[:, None].to(x.dtype)
 
     def _group_by_group(self, x: Tensor, weight: Tensor) -> Tensor:
         """The same convolution, a whole one for each group: cuDNN has fast kernels for those alone."""
         groups = zip(x.chunk(self.groups, 1), weight.chunk(self.groups), self.bias.chunk(self.groups), strict=True)
-        return torch.cat([F.conv1d(part, w, bias, padding=self.taps // 2) for part, w, bias in groups], dim=1)
-
-    def _in_float32(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The same convolution [B, D, T] -> [B, D, T or T + 1], its result in the precision that it would have had."""
-        dtype = _cpu_precision(x)
-        with torch.autocast("cpu", enabled=False):
-            x, weight, bias = x.float(), weight.float(), self.bias.float()
-            return F.conv1d(x, weight, bias, padding=self.taps // 2, groups=self.groups).to(dtype)
-
-
-def _cpu_precision(x: Tensor) -> torch.dtype:
-    """What a convolution of x computes in on the CPU: autocast's precision, or its own."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-
-
-@lru_cache
-@torch.no_grad()
-def conv_is_right(dtype: torch.dtype, channels: int, groups: int, taps: int) -> bool:
-    """Whether the CPU's grouped conv1d of this precision and shape (channels: of a group) gives what float32 gives.
-
-    That of torch 2.11 does not in bfloat16 on processors with AMX, for an even number of channels below 16 and 64 or
-    more weights of an output in all: it is 100 % off, without an error. So each shape is tried out, once in a process.
-    """
-    if dtype not in (torch.bfloat16, torch.float16):
-        return True
-    if dtype == torch.float16 and channels == 1:
-        return False  # not to be tried out: torch 2.11 never returns from some lengths
-    generator = torch.Generator().manual_seed(0)  # its own: a run's random numbers stay as they are
-    shapes = (1, channels * groups, _TRIED_LENGTH), (channels * groups, channels, taps)
-    x, weight = (torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") for shape in shapes)
-    with torch.autocast("cpu", enabled=False):
-        exact, found = (
-            F.conv1d(x.to(kind), weight.to(kind), padding=taps // 2, groups=groups).float()
-            for kind in (torch.float32, dtype)
-        )
-    return bool((found - exact).norm() <= _USUAL_ERROR * exact.norm())
+        y = torch.cat([F.conv1d(part, w, bias, padding=self.taps // 2) for part, w, bias in groups], dim=1)
+        return y[..., : x.shape[-1]]
 
 
 class Attention(nn.Module):
@@ -173,6 +163,19 @@ class Encoder(nn.Module):
         x = F.dropout(x, self.dropout, self.training)
         key_mask = torch.zeros_like(padding, dtype=x.dtype).masked_fill_(padding, -torch.inf)[:, None, None, :]
         bias = self.position_bias(x.shape[1], x.device)
+        if self.training or x.device.type != "cpu":
+            return self._through_layers(x, bias, key_mask)
+        # clip by clip: nothing is computed for padding, and what is stays in the caches
+        lengths = (~padding).sum(dim=1).clamp(min=1).tolist()
+        shorter = {n: None if bias is None else bias[:, :n, :n] for n in lengths}
+        clips = [
+            self._through_layers(clip[None, :n], shorter[n], mask[None, ..., :n])[0]
+            for clip, mask, n in zip(x, key_mask, lengths, strict=True)
+        ]
+        return pad_sequence([*clips, x[0]], batch_first=True)[:-1]
+
+    def _through_layers(self, x: Tensor, bias: Tensor | None, key_mask: Tensor) -> Tensor:
+        """x [B, T, D], bias and key_mask as in `Attention` -> [B, T, D]."""
         for layer in self.layers:
             if not self.training or torch.rand(()) >= self.layerdrop:
                 x = layer(x, bias, key_mask)

@@ -20,7 +20,7 @@ from salmonn.doctor import hardware
 from salmonn.doctor import packages as installed
 from salmonn.doctor.__main__ import check_configs, check_disk, check_ffmpeg, examine, shown
 from salmonn.doctor.findings import MISSING, NOTE, OK, WRONG, Finding, attempt
-from salmonn.doctor.hardware import check_attention, check_convolution, check_gpus, check_quantised
+from salmonn.doctor.hardware import check_attention, check_gpus, check_quantised
 from salmonn.doctor.packages import check_package, check_packages, check_torch_pair
 from salmonn.evaluation.metrics import captions
 from salmonn.evaluation.metrics.base import UnavailableError
@@ -188,18 +188,6 @@ def test_attention_that_computes_something_else_is_wrong(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda q, *_, **__: q)
     [finding] = check_attention()
     assert finding.state == WRONG
-
-
-def test_a_convolution_that_is_wrong_in_bfloat16_is_told_with_the_widths_and_what_is_done(monkeypatch):
-    from salmonn.model import beats
-
-    monkeypatch.setattr(beats, "conv_is_right", lambda *_, channels, **__: channels in (16, 48))
-    [finding] = check_convolution()
-    assert (finding.state, finding.name) == (NOTE, "convolution")
-    assert "wrong with 2, 4, 8 channels in a group" in finding.says
-    assert "BEATs computes its own in float32" in finding.says
-    monkeypatch.setattr(beats, "conv_is_right", lambda *_, **__: True)
-    assert [finding.state for finding in check_convolution()] == [OK]
 
 
 def test_quantised_layers_are_tried_out(monkeypatch):

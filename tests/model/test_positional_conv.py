@@ -1,43 +1,12 @@
-"""BEATs' positional convolution is right in half precision, also where the CPU's own kernel is not."""
-
-from collections.abc import Callable, Iterator
+"""BEATs' positional convolution by spectra, as a CPU takes it, and group by group, as a GPU does."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from salmonn.model import beats
-from salmonn.model.beats import PositionalConv, conv_is_right
+from salmonn.model.beats import PositionalConv
 
 HALF = [torch.bfloat16, torch.float16]
-conv1d = torch.nn.functional.conv1d
-
-
-@pytest.fixture(autouse=True)
-def _nothing_tried_yet() -> Iterator[None]:
-    conv_is_right.cache_clear()
-    yield
-    conv_is_right.cache_clear()
-
-
-@pytest.fixture
-def kernel(monkeypatch) -> Callable[[bool], list[torch.dtype]]:
-    """Puts another kernel in the place of the CPU's: right, or off in half precision; returns what it is called in."""
-
-    def put(is_right: bool) -> list[torch.dtype]:
-        calls: list[torch.dtype] = []
-
-        def fake(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options) -> Tensor:
-            calls.append(torch.bfloat16 if torch.is_autocast_enabled("cpu") else x.dtype)
-            with torch.autocast("cpu", enabled=False):
-                wide = (None if tensor is None else tensor.float() for tensor in (x, weight, bias))
-                y = conv1d(*wide, **options).to(calls[-1])
-            return y if is_right or calls[-1] == torch.float32 else y.flip(-1)
-
-        monkeypatch.setattr(torch.nn.functional, "conv1d", fake)
-        return calls
-
-    return put
 
 
 def make(channels: int, groups: int = 4, taps: int = 32, length: int = 40) -> tuple[PositionalConv, Tensor]:
@@ -46,6 +15,13 @@ def make(channels: int, groups: int = 4, taps: int = 32, length: int = 40) -> tu
     conv = PositionalConv(channels * groups, taps, groups)
     torch.nn.init.normal_(conv.bias)
     return conv, torch.randn(2, channels * groups, length)
+
+
+def usual(conv: PositionalConv, x: Tensor) -> Tensor:
+    """What PyTorch's own kernel makes of it."""
+    weight = conv.weight_g * conv.weight_v / conv.weight_v.norm(dim=(0, 1), keepdim=True)
+    y = torch.nn.functional.conv1d(x, weight, conv.bias, padding=conv.taps // 2, groups=conv.groups)
+    return y[..., : x.shape[-1]]
 
 
 def difference(found: Tensor, exact: Tensor) -> float:
@@ -74,32 +50,24 @@ def test_the_small_models_of_the_tests_are_near_float32_too(channels, groups, ta
         assert difference(conv.bfloat16()(x.bfloat16()), exact) < 0.02
 
 
-@pytest.mark.parametrize("mixed", [False, True], ids=["weights", "autocast"])
-def test_a_kernel_that_is_wrong_is_found_out_and_float32_takes_its_place(kernel, mixed: bool):
-    kernel(is_right=False)
-    assert not conv_is_right(torch.bfloat16, 48, 16, 128)
-    conv, x = make(5)
-    conv, x = (conv, x) if mixed else (conv.bfloat16(), x.bfloat16())
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        y = conv(x)
-        assert torch.is_autocast_enabled("cpu") == mixed  # as it was, for what comes behind
-    if not mixed:
-        g, v = conv.weight_g, conv.weight_v
-        weight = (g * v / v.norm(dim=(0, 1), keepdim=True)).float()
-        assert torch.equal(y, conv1d(x.float(), weight, conv.bias.float(), padding=16, groups=4)[..., :-1].bfloat16())
-    else:
-        with torch.no_grad():
-            assert torch.equal(y, conv(x).bfloat16())
+@pytest.mark.parametrize(("channels", "taps", "length"), [(3, 32, 1), (3, 32, 31), (2, 8, 41), (4, 31, 62), (1, 1, 5)])
+def test_by_spectra_it_is_the_convolution_of_any_length(channels, taps, length):
+    conv, x = make(channels, taps=taps, length=length)
+    conv, x = conv.double(), x.double()
+    found = [conv._by_spectra(x, conv._weight(conv.weight_v)), usual(conv, x)]
+    gradients = [torch.autograd.grad(y.square().sum(), [*conv.parameters()]) for y in found]
+    for ours, plain in zip((found[0], *gradients[0]), (found[1], *gradients[1]), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
 
 
-def test_gradients_come_through_float32_in_its_place(kernel):
-    kernel(is_right=False)
+def test_gradients_of_mixed_precision_are_near_those_of_float32():
     conv, x = make(6)
     gradients = []
     for mixed in (False, True):
         conv.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             y = conv(x)
+            assert torch.is_autocast_enabled("cpu") == mixed  # as it was, for what comes behind
         (y * x).sum().backward()
         gradients.append([p.grad for p in conv.parameters()])
     for exact, found in zip(*gradients, strict=True):
@@ -107,40 +75,14 @@ def test_gradients_come_through_float32_in_its_place(kernel):
         assert difference(found, exact) < 0.02
 
 
-@pytest.mark.parametrize("mixed", [False, True], ids=["weights", "autocast"])
-def test_a_kernel_that_is_right_is_tried_once_and_then_used(kernel, mixed: bool):
-    calls = kernel(is_right=True)
+def test_other_devices_are_left_alone():
     conv, x = make(4)
-    conv, x = (conv, x) if mixed else (conv.bfloat16(), x.bfloat16())
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        conv(x)
-        assert sorted(map(str, calls)) == ["torch.bfloat16", "torch.bfloat16", "torch.float32"]
-        calls.clear()
-        conv(x[:1])
-    assert calls == [torch.bfloat16]
-
-
-def test_float32_and_other_devices_are_left_alone(kernel, monkeypatch):
-    calls = kernel(is_right=False)
-    conv, x = make(4)
-    conv(x)
-    assert calls == [torch.float32]
-    monkeypatch.undo()
-    monkeypatch.setattr(beats, "conv_is_right", lambda *_: pytest.fail("nothing is to be tried there"))
     y = conv.to("meta", torch.bfloat16)(x.to("meta", torch.bfloat16))
     assert (y.shape, y.dtype) == (x.shape, torch.bfloat16)
-
-
-def test_trying_takes_none_of_a_runs_random_numbers():
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    conv_is_right(torch.bfloat16, 3, 2, 8)
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("taps", [31, 32])
 def test_group_by_group_as_a_gpu_takes_it_is_the_same_convolution(taps):
     conv, x = make(channels=6, taps=taps)
-    weight = conv.weight_g * conv.weight_v / conv.weight_v.norm(dim=(0, 1), keepdim=True)
-    whole = conv1d(x, weight, conv.bias, padding=taps // 2, groups=conv.groups)
-    torch.testing.assert_close(conv._group_by_group(x, weight), whole, rtol=0, atol=1e-5)
+    found = conv._group_by_group(x, conv._weight(conv.weight_v))
+    torch.testing.assert_close(found, usual(conv, x), rtol=0, atol=1e-5)
