@@ -85,7 +85,29 @@ def _norm(module: Any, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor
     if x.device.type == "cuda" and x.dtype == module.weight.dtype:
         with torch.autocast("cuda", enabled=False):
             return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
-    return _again(forward, x)
+    if not x.requires_grad or torch.compiler.is_compiling():
+        return forward(x)
+    return _FrozenNorm.apply(x, module.weight, module.variance_epsilon)
+
+
+class _FrozenNorm(torch.autograd.Function):
+    """The library's norm with frozen weights, operation for operation; kept are its input and a number for each row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)  # [B, L, 1]
+        ctx.save_for_backward(x, weight, scale)
+        return weight * (wide * scale).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        x, weight, scale = ctx.saved_tensors
+        wide, gradient = x.float(), (gradient * weight).to(x.dtype).float()
+        of_scale = (gradient * wide).sum(-1, keepdim=True)
+        of_mean = -0.5 * of_scale * scale.pow(3) / x.shape[-1]
+        return (gradient * scale).add_(wide * (2 * of_mean)).to(x.dtype), None, None
 
 
 def _gated_mlp(mlp: Any, x: Tensor) -> Tensor:

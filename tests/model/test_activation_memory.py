@@ -8,6 +8,8 @@ from importlib import import_module
 import bitsandbytes
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from salmonn.model.activation_memory import FUSED_NORMS, GATED, Recomputing, _GatedSilu, reduce_activation_memory
 from util.benchmarks.sizes import build, make_batch
@@ -30,7 +32,8 @@ def gradients(model, samples):
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quantization", ["none", "8bit", "nf4", "int8"])
-def test_loss_and_gradients_have_the_same_bits_as_if_all_was_kept(quantization, dtype, recompute, monkeypatch):
+def test_loss_and_gradients_are_those_of_a_model_that_keeps_all(quantization, dtype, recompute, monkeypatch):
+    """The same bits, but where float32 adds a norm's two parts of a gradient to the residual's in another order."""
     recomputing = build("mini", CPU, dtype, quantization, gradient_checkpointing=recompute).train()
     monkeypatch.setattr("salmonn.model.salmonn.reduce_activation_memory", lambda _: None)
     whole = build("mini", CPU, dtype, quantization, gradient_checkpointing=recompute).train()
@@ -41,13 +44,34 @@ def test_loss_and_gradients_have_the_same_bits_as_if_all_was_kept(quantization, 
     assert ours.keys() == plain.keys()
     assert len(ours) > 20
     for name, gradient in plain.items():
-        assert torch.equal(ours[name], gradient), name
+        if dtype == "bfloat16" or name == "loss":
+            assert torch.equal(ours[name], gradient), name
+        else:
+            torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("kind", GATED)
 def test_each_named_mlp_is_the_product_that_is_made_again(kind):
     mlp = getattr(import_module(f"transformers.models.{FOLDERS[kind]}.modeling_{FOLDERS[kind]}"), kind)
     assert "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))" in inspect.getsource(mlp.forward)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_gives_the_bits_of_the_library_and_lets_all_but_its_input_go(dtype):
+    torch.manual_seed(0)
+    norm = LlamaRMSNorm(16).to(dtype).requires_grad_(False)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(2, 3, 16, dtype=dtype, requires_grad=True)
+    plain = norm(x)
+    reduce_activation_memory(norm)
+    kept = []
+    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        ours = norm(x)
+    assert sum(tensor.numel() for tensor in kept) == x.numel() + norm.weight.numel() + 2 * 3
+    assert torch.equal(ours, plain)
+    upstream = torch.randn_like(plain)
+    found, expected = (torch.autograd.grad(y, x, upstream)[0] for y in (ours, plain))
+    assert torch.equal(found, expected)
 
 
 def test_the_gated_product_has_the_gradients_of_its_formula():
