@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from transformers import (
@@ -15,9 +16,11 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
 )
+from transformers.cache_utils import DynamicLayer
 
 from salmonn.common.device import now
 
+ROOM = 32  # tokens of an answer for which room is made at once
 TOP_K = 50  # when sampling; the library's default at the time of the published code
 
 
@@ -72,8 +75,46 @@ def prefill(llm: PreTrainedModel, inputs: Tensor, is_used: Tensor, num_beams: in
         past_key_values=cache,
         use_cache=True,
     )
-    cache.batch_repeat_interleave(num_beams)
+    for i, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[i] = BeamsLayer(layer, num_beams)
+        else:  # windows that slide
+            layer.batch_repeat_interleave(num_beams)
     return cache
+
+
+class BeamsLayer(DynamicLayer):
+    """A layer's keys and values with room for an answer: a further token copies nothing, other beams no prompts.
+
+    The library's own layer copies all of it for each token, and once more where beams are put in another order.
+    """
+
+    def __init__(self, prompts: DynamicLayer, num_beams: int) -> None:
+        super().__init__()
+        self.lazy_initialization(prompts.keys, prompts.values)
+        self.n_prompt: int = prompts.keys.shape[-2]
+        self._show([x.repeat_interleave(num_beams, dim=0) for x in (prompts.keys, prompts.values)], self.n_prompt)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """All keys and values [B, H, L, D], the new ones behind the others."""
+        begin = self.keys.shape[-2]
+        end = begin + key_states.shape[-2]
+        if end > self._whole[0].shape[-2]:
+            self._whole = [F.pad(x[..., :begin, :], (0, 0, 0, end - begin + ROOM)) for x in self._whole]
+        for x, new in zip(self._whole, (key_states, value_states), strict=True):
+            x[..., begin:end, :] = new
+        self._show(self._whole, end)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Beams change places among those of their row, whose prompt is the same."""
+        for x in (self.keys, self.values):
+            answers = x[..., self.n_prompt :, :]
+            answers.copy_(answers.index_select(0, beam_idx.to(x.device)))
+
+    def _show(self, whole: list[Tensor], length: int) -> None:
+        self._whole = whole
+        self.keys, self.values = (x[..., :length, :] for x in whole)
 
 
 class TokenClock(StoppingCriteria):

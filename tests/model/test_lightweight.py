@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, model_config
 from salmonn.model import llm as llm_module
+from salmonn.model.generation import BeamsLayer
 from salmonn.model.llm import CAUSAL_SDPA
 from salmonn.model.llm_input import build_llm_inputs
 from salmonn.model.meta_model import build_meta_model
@@ -119,7 +121,8 @@ def test_a_row_is_what_it_is_alone(build, name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_beams_that_share_their_prompt_find_what_the_library_finds(build, name, monkeypatch):
-    """Also with a sliding window that is shorter than the prompt (gemma2)."""
+    """Also with a sliding window that is shorter than the prompt (gemma2), and answers that need more room."""
+    monkeypatch.setattr("salmonn.model.generation.ROOM", 4)
     model, settings = build(name), {"num_beams": 3, "max_new_tokens": 10, "min_length": 11}
     llm, rows = model.llama_model.get_base_model(), []
     hook = llm.get_decoder().register_forward_pre_hook(
@@ -132,6 +135,24 @@ def test_beams_that_share_their_prompt_find_what_the_library_finds(build, name, 
     assert rows[1].shape[:2] == (2 * 3, 1)
     monkeypatch.setattr("salmonn.model.salmonn.prefill", lambda *_: None)
     assert model.generate(samples, settings, return_details=True) == shared
+
+
+def test_a_further_token_copies_neither_the_others_nor_the_prompts():
+    usual = DynamicLayer()
+    usual.update(torch.randn(2, 1, 7, 4), torch.randn(2, 1, 7, 4))
+    layer = BeamsLayer(usual, 2)
+    usual.batch_repeat_interleave(2)
+    seen = []
+    for _ in range(5):
+        new, among_its_row = torch.randn(2, 4, 1, 1, 4), torch.tensor([1, 1, 3, 2])
+        assert all(map(torch.equal, layer.update(*new), usual.update(*new)))
+        layer.reorder_cache(among_its_row)
+        usual.reorder_cache(among_its_row)
+        assert torch.equal(layer.keys, usual.keys)
+        assert torch.equal(layer.values, usual.values)
+        seen.append(layer.keys.data_ptr())
+    assert len({*seen}) == 1
+    assert layer.get_seq_length() == 12
 
 
 @pytest.mark.parametrize("name", FAMILIES)
