@@ -92,29 +92,27 @@ class BeamsLayer(DynamicLayer):
     def __init__(self, prompts: DynamicLayer, num_beams: int) -> None:
         super().__init__()
         self.lazy_initialization(prompts.keys, prompts.values)
-        self.n_prompt: int = prompts.keys.shape[-2]
-        self._show([x.repeat_interleave(num_beams, dim=0) for x in (prompts.keys, prompts.values)], self.n_prompt)
+        self.n_prompt = prompts.get_seq_length()
+        self.whole: list[Tensor] = [x.repeat_interleave(num_beams, dim=0) for x in (prompts.keys, prompts.values)]
+        self.keys, self.values = self.whole
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """All keys and values [B, H, L, D], the new ones behind the others."""
-        begin = self.keys.shape[-2]
+        begin = self.get_seq_length()
         end = begin + key_states.shape[-2]
-        if end > self._whole[0].shape[-2]:
-            self._whole = [F.pad(x[..., :begin, :], (0, 0, 0, end - begin + ROOM)) for x in self._whole]
-        for x, new in zip(self._whole, (key_states, value_states), strict=True):
+        if end > self.whole[0].shape[-2]:
+            self.whole = [F.pad(x[..., :begin, :], (0, 0, 0, end - begin + ROOM)) for x in self.whole]
+        for x, new in zip(self.whole, (key_states, value_states), strict=True):
             x[..., begin:end, :] = new
-        self._show(self._whole, end)
-        return self.keys, self.values
+        keys, values = (x[..., :end, :] for x in self.whole)
+        self.keys, self.values = keys, values
+        return keys, values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Beams change places among those of their row, whose prompt is the same."""
-        for x in (self.keys, self.values):
-            answers = x[..., self.n_prompt :, :]
+        for x in self.whole:
+            answers = x[..., self.n_prompt : self.get_seq_length(), :]
             answers.copy_(answers.index_select(0, beam_idx.to(x.device)))
-
-    def _show(self, whole: list[Tensor], length: int) -> None:
-        self._whole = whole
-        self.keys, self.values = (x[..., :length, :] for x in whole)
 
 
 class TokenClock(StoppingCriteria):
