@@ -25,6 +25,7 @@ PUBLISHED_SIZES: dict[str, Any] = {  # of BEATs_iter3_plus_AS2M_finetuned_on_AS2
 # Settings of the published fine-tuned files that this encoder relies on.
 _REQUIRED = ("encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads", "encoder_layers", "embed_dim")
 FEW_CHANNELS = 16  # of a group: spectra cost more than they save
+WIDE = 256  # layers that on a CPU take one clip after the other: in narrower ones the calls cost more than the padding
 QUERIES = 256  # of a clip that attend at a time
 
 
@@ -163,7 +164,7 @@ class Encoder(nn.Module):
         x = F.dropout(x, self.dropout, self.training)
         key_mask = torch.zeros_like(padding, dtype=x.dtype).masked_fill_(padding, -torch.inf)[:, None, None, :]
         bias = self.position_bias(x.shape[1], x.device)
-        if self.training or x.device.type != "cpu":
+        if self.training or x.device.type != "cpu" or x.shape[-1] < WIDE:
             return self._through_layers(x, bias, key_mask)
         # clip by clip: nothing is computed for padding, and what is stays in the caches
         lengths = (~padding).sum(dim=1).clamp(min=1).tolist()

@@ -108,3 +108,16 @@ def test_decoding_settings_of_the_llm_folder_do_not_leak_in(golden):
     before = model.generate(make_batch([0]), settings, return_details=True)
     assert model._causal_lm().generation_config.to_diff_dict().keys() <= {"transformers_version", "_from_model_config"}
     assert before == model.generate(make_batch([0]), settings, return_details=True)
+
+
+def test_beats_gives_clip_by_clip_what_it_gives_at_once(golden, monkeypatch):
+    encoder = golden("base").model.beats.encoder
+    x, padding = torch.randn(3, 40, encoder.layer_norm.normalized_shape[0]), torch.zeros(3, 40, dtype=torch.bool)
+    padding[1, 24:] = padding[2, 8:] = True
+    x = x.masked_fill(padding[..., None], 0.0)
+    with torch.no_grad():
+        at_once = encoder(x, padding)
+        monkeypatch.setattr("salmonn.model.beats.WIDE", 0)
+        by_clip = encoder(x, padding)
+        assert encoder(x[2:], padding[2:]).shape == x[2:].shape  # as long as the batch, also where no clip is
+    torch.testing.assert_close(by_clip[~padding], at_once[~padding], rtol=1e-4, atol=1e-4)
