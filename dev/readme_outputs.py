@@ -5,8 +5,9 @@
 
 A block of output stands below a block of bash or Python, behind `<!-- output -->`. In that marker may follow, in this
 order: `, exit 2`, the exit code if it is not 0; `, first 9` and `, last 2`, the lines that are shown of a long output;
-`, without PATH PATH`, what is removed before, for commands that make it; and what is to be typed, a line each:
-`, typed:` LINES `-->`. Progress bars are left out, and which checkpoint is started from, with its time of day.
+`, without PATH PATH`, what is removed before, for commands that make it; `, needs PATH`, a model without which the
+output stays as it is, which is told; and what is to be typed, a line each: `, typed:` LINES `-->`. Progress bars are
+left out, and which checkpoint is started from, with its time of day.
 
 Below `<!-- scores: KEY KEY -->` stands a table with a row per score of the quickstart, from the lowest to the highest
 of those in output/mini and output/mini_* (other seeds: --seed 1 --out output/mini_1); header and first column stay as
@@ -41,7 +42,7 @@ REMOVABLE = Path("output")  # nothing outside is removed
 OUTPUT = re.compile(
     r"(?P<above>```(?P<language>bash|python)\n(?P<code>(?:(?!```).)+)\n```\n"
     r"<!-- output(?:, exit (?P<exit>\d+))?(?:, first (?P<first>\d+))?(?:, last (?P<last>\d+))?"
-    r"(?:, without (?P<without>[^,\n]+?))?(?:, typed:\n(?P<typed>.*?))? ?-->\n```\n)"
+    r"(?:, without (?P<without>[^,\n]+?))?(?:, needs (?P<needs>[^,\n]+?))?(?:, typed:\n(?P<typed>.*?))? ?-->\n```\n)"
     r"(?P<shown>.*?)(?=^```$)",
     re.DOTALL | re.MULTILINE,
 )
@@ -97,6 +98,9 @@ def with_outputs(text: str, results: Results) -> str:
     """The text with each block of output as its commands give it now."""
 
     def run_again(block: re.Match[str]) -> str:
+        if block["needs"] and not Path(block["needs"]).exists():
+            print(f"not run, for want of {block['needs']}:\n{block['code']}", file=sys.stderr)
+            return block[0]
         if block["above"] not in results:
             results[block["above"]] = output_of(block)
         return block["above"] + results[block["above"]]

@@ -130,6 +130,15 @@ def test_a_marker_says_how_a_command_ends_what_it_makes_anew_and_which_lines_are
         readme_outputs.with_outputs(page.format(""), {})
 
 
+def test_an_output_whose_model_is_not_there_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "told.py").write_text("print('told')")
+    page = f"```bash\npython {tmp_path}/told.py\n```\n<!-- output, needs {tmp_path}/model -->\n```\nof last year\n```\n"
+    assert readme_outputs.with_outputs(page, {}) == page
+    assert f"not run, for want of {tmp_path}/model:\npython {tmp_path}/told.py" in capsys.readouterr().err
+    (tmp_path / "model").touch()
+    assert "\ntold\n" in readme_outputs.with_outputs(page, {})
+
+
 def test_nothing_but_results_can_be_removed(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").mkdir()
