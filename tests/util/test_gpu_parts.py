@@ -296,7 +296,7 @@ def test_the_clips_that_are_cut_by_tokens_come_in_no_order_with_their_own_texts(
     assert sorted(order) == list(range(6)) != order
     assert step["text"] == [given["text"][i] for i in order]
     assert torch.equal(step["padding_mask"], given["padding_mask"][order])
-    cut = tokens.micro_batches(model, [step], Budget(2 * tokens.longest_input(model)))
+    cut = tokens.micro_batches(model, [step], Budget(2 * tokens.input_tokens(model)))
     assert sorted(name for batch in cut for name in batch["id"]) == sorted(given["id"])
     assert len(cut) > 1
 

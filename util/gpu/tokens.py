@@ -11,8 +11,9 @@ import torch
 from salmonn.common.files import GB
 from salmonn.common.samples import Samples
 from salmonn.model.salmonn import SALMONN
+from salmonn.training.progress import Progress
 from salmonn.training.token_batches import micro_batches
-from salmonn.training.token_budget import longest_clips, longest_input, token_budget
+from salmonn.training.token_budget import input_tokens, probe_clips, token_budget
 from util.benchmarks.sizes import build, make_batch, rows_of
 from util.gpu.fast import run_section
 from util.gpu.fits import STEPS, step_by_ddp
@@ -36,14 +37,14 @@ def rows(setup: Setup) -> Iterator[Row]:
 def _rows(setup: Setup, quantization: str) -> Iterator[Row]:
     device, what = torch.device(setup.device), named(setup.size, quantization)
     model = build(MODELS[setup.size], device, "bfloat16", quantization).train()
-    run, longest = run_section(BATCH[setup.size]), longest_input(model)
+    run, longest = run_section(BATCH[setup.size]), input_tokens(model)
     run.batch_tokens = "auto" if device.type == "cuda" else str(ROWS_ON_CPU * longest)
-    budget = token_budget(model, run, device)
+    budget = token_budget(model, run, device, Progress())
     assert budget is not None
     yield row(f"{what}: run.batch_tokens={run.batch_tokens}", budget.tokens, "tokens")
-    clips = budget.tokens // longest
+    clips = min(budget.clips, budget.tokens // longest)
     yield row(f"   of the longest clips, {longest} tokens each", clips, "in a micro-batch")
-    longest_ones = longest_clips(model, clips)
+    longest_ones = probe_clips(model, clips)
     longest_ones["id"] = ["longest"] * clips
     yield from fullest_rows(model, [longest_ones] * 2)  # the second one while the first one's gradients are held
     step = clips_of(model, CLIPS[setup.size])
