@@ -193,8 +193,11 @@ def test_a_run_with_compiled_blocks_trains_validates_and_saves_the_same(options,
     for plain, ours in zip(*logs, strict=True):
         assert ours["loss"] == pytest.approx(plain["loss"], abs=1e-5)
     assert states[0].keys() == states[1].keys()
+    # not to the bit: a norm that is compiled adds its gradient's parts in another order, and AdamW's first steps are
+    # as large for small gradients as for large ones
+    rate = load_config("configs/mini/stage1.yaml").run.optims.init_lr
     for name, values in states[0].items():
-        torch.testing.assert_close(states[1][name], values, rtol=0, atol=1e-5)
+        torch.testing.assert_close(states[1][name], values, rtol=0, atol=0.05 * rate)
 
 
 def test_a_dry_run_compiles_nothing(options, monkeypatch):
