@@ -40,7 +40,8 @@ TASKS = {
     "voice": "a woman or a man, of synthetic voices that are all trained on",
     "QA": "questions about what is said",
 }
-SETS = SPEECH | AGREEMENT | TASKS
+RECOGNITION = SPEECH | AGREEMENT
+SETS = RECOGNITION | TASKS
 KNOWN_RUN = 4  # words in sequence, of which it is counted how many were trained on
 WHISPER_SECONDS, WHISPER_TOKENS, WHISPER_BATCH = 30.0, 80, 16
 SHOWN = 10  # answers, of each set
@@ -101,7 +102,7 @@ def whisper_errors(whisper: Path, annotations: Path, prefix: Path) -> dict[str, 
 def _nearness(annotations: Path, trained: Sequence[str]) -> dict[str, Any]:
     """How near the sentences of each test set are to what was trained on; None of sets without any."""
     found: dict[str, Any] = {}
-    for name in SPEECH | AGREEMENT:
+    for name in RECOGNITION:
         tested = _texts(annotations / f"test_{name}.json")
         stand_inside = texts.inside(tested, trained)
         share = sum(text in stand_inside for text in tested) / len(tested) if tested else None
@@ -128,7 +129,7 @@ def summarise(out: Path, whisper: Mapping[str, float], minutes: Mapping[str, flo
     summary |= {f"wer_whisper_{IN_SUMMARY[name]}": whisper.get(name) for name in SPEECH}
     trained = _texts(out / "ann/stage1_train.json")  # the later stages ask about some of the same clips
     summary |= _nearness(out / "ann", trained)
-    for name in SPEECH | AGREEMENT:
+    for name in RECOGNITION:
         if summary[_key(name)] is not None and summary[f"{IN_SUMMARY[name]}_inside_training"]:
             summary |= _not_inside(out, name, trained)
     return summary | {"minutes": round(sum(minutes.values()), 1), "minutes_of_parts": dict(minutes)}
@@ -209,14 +210,14 @@ def _speech_rows(summary: Mapping[str, Any], reports: Mapping[str, Any]) -> list
         [title, str(summary[f"clips_{IN_SUMMARY[name]}"])]
         + [_with_interval(summary, f"{_key(name)}{suffix}") for suffix in ("", "_shuffled")]
         + [_share(summary.get(f"wer_whisper_{IN_SUMMARY[name]}"))]
-        for name, title in (SPEECH | AGREEMENT).items()
+        for name, title in RECOGNITION.items()
         if name in reports
     ]
 
 
 def _nearness_rows(summary: Mapping[str, Any], reports: Mapping[str, Any]) -> list[list[str]]:
     rows = []
-    for name, title in (SPEECH | AGREEMENT).items():
+    for name, title in RECOGNITION.items():
         if name in reports:
             shares = [summary[f"{IN_SUMMARY[name]}_{what}"] for what in ("inside_training", f"known_{KNOWN_RUN}grams")]
             key = f"{_key(name)}_not_inside"
