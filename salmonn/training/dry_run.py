@@ -1,6 +1,7 @@
 """`train.py --dry-run`: what would happen, and one real step on a tiny model of the same shape."""
 
 import logging
+import math
 import os
 import tempfile
 import time
@@ -141,7 +142,7 @@ def tiny_step(config: DictConfig) -> dict[str, Any]:
             "datasets": {"integrity": "off", "max_clip_seconds": 0},  # looking at each file takes time; the run does
             "run": {
                 "output_dir": folder, "resume": "none", "overwrite": True, "evaluate": False, "use_distributed": False,
-                "encoder_cache": "", "compile": False, "shard_llm": False,
+                "encoder_cache": "", "compile": False, "shard_llm": False, "wandb_project": "",
                 "num_workers": 0, "epoch_based": False, "iters_per_epoch": config.run.accum_grad_iters,
                 "optims": {"max_epoch": 1, "warmup_steps": 0},
             },
@@ -163,7 +164,8 @@ def tiny_step(config: DictConfig) -> dict[str, Any]:
 
 def told_step(line: Mapping[str, Any]) -> str:
     """What `tiny_step` returns, for a person."""
+    norm = math.nan if line["grad_norm"] is None else line["grad_norm"]  # the step overflowed
     return (
-        f"one step    of a tiny model of this shape: loss {line['loss']:.2f}, gradient norm {line['grad_norm']:.2f}, "
+        f"one step    of a tiny model of this shape: loss {line['loss']:.2f}, gradient norm {norm:.2f}, "
         f"{line['tried']} clips tried, {line['bad']} unreadable, {line['seconds']:.1f} s"
     )

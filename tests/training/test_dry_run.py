@@ -6,7 +6,7 @@ from torch import nn
 
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
-from salmonn.training import dry_run
+from salmonn.training import dry_run, runner
 from salmonn.training.progress import Progress, make_plan, unusual_about
 from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_state import build_content
@@ -45,6 +45,16 @@ def test_the_last_line_of_a_dry_run_says_how_many_clips_could_not_be_read(config
     output = capsys.readouterr().out
     assert f"9 clips tried, {bad} unreadable" in output
     assert f"{told}nothing was written" in output.splitlines()[-1]
+
+
+def test_a_dry_run_draws_no_curves_at_wandb(config_of, monkeypatch):
+    monkeypatch.setattr(runner, "open_wandb", lambda *_: pytest.fail("a run was opened at wandb"))
+    assert "loss" in dry_run.tiny_step(config_of("run.wandb_project=mine"))
+
+
+def test_the_step_of_a_dry_run_may_overflow():
+    step = {"loss": 1.0, "grad_norm": None, "tried": 9, "bad": 0, "seconds": 1.0}
+    assert "gradient norm nan" in dry_run.told_step(step)
 
 
 def test_that_nothing_can_be_compiled_is_told_before_it(config_of, monkeypatch):
