@@ -89,7 +89,7 @@ def summarise(out: Path, recipe: Recipe, seconds: dict[str, float]) -> dict[str,
         **_scores(out, EVALUATED_STAGES[-1]),
         **{f"stage{stage}": _scores(out, stage) for stage in EVALUATED_STAGES[:-1]},
         "trainable_parameters": runs["stage1"]["trainable_parameters"],
-        "steps": {name: run["steps"] for name, run in runs.items()},
+        "iterations": {name: run["iterations"] for name, run in runs.items()},
         "valid_loss": {name: run["valid_loss"] for name, run in runs.items()},
         "valid_loss_shuffled": {name: run["valid_loss_shuffled"] for name, run in runs.items()},
         "skipped_files": len(skipped),
@@ -132,7 +132,7 @@ def write_report(out: Path, summary: dict[str, Any], verdicts: Sequence[Check]) 
         _training_table(out, summary),
         f"Unreadable files met and skipped: {summary['skipped_files']} of the {summary['broken_files']} that the "
         "world holds on purpose (each stage lists its own in quarantine.jsonl).",
-        *(f"![{name}]({name}/training_curves.png)" for name in summary["steps"]),
+        *(f"![{name}]({name}/training_curves.png)" for name in summary["iterations"]),
         "## Sample answers of the final model",
         *(_samples(out, task) for task in TASKS),
         "## Seconds",
@@ -155,13 +155,14 @@ def _score_table(summary: dict[str, Any]) -> str:
 def _training_table(out: Path, summary: dict[str, Any]) -> str:
     files = {Path(report["file"]).stem: report for report in read_json(out / "inspector.json")["files"]}
     rows = []
-    for name, steps in summary["steps"].items():
+    for name, iterations in summary["iterations"].items():
         spells = name == "stage0"
         tasks = files[f"{'stage1' if spells else name}_train"]["tasks"]
         heard = ", ".join(f"{row['task']} {row['total']}" for row in tasks)
         losses = [f"{summary[key][name]:.3f}" for key in ("valid_loss", "valid_loss_shuffled")]
-        rows.append([name.removeprefix("stage"), str(steps), *losses, heard + (" (loss of CTC)" if spells else "")])
-    return table(["stage", "steps", "validation loss", "shuffled", "training entries"], rows)
+        heard += " (loss of CTC)" if spells else ""
+        rows.append([name.removeprefix("stage"), str(iterations), *losses, heard])
+    return table(["stage", "iterations", "validation loss", "shuffled", "training entries"], rows)
 
 
 def _samples(out: Path, task: str) -> str:

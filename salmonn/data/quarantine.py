@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 
 from salmonn.common import distributed
-from salmonn.common.errors import UserError
 from salmonn.common.samples import Samples
 from salmonn.data.integrity import Verdict, VerdictList, write_verdicts
 
@@ -46,10 +45,7 @@ class Quarantine:
             self._new_unreadable += len(samples["unreadable"])
 
     def sync(self) -> dict[str, int | float]:
-        """Join what is new on all ranks (each must call), write it down, and return the counters.
-
-        Raises UserError, on every rank, when the share of bad entries is above max_bad_fraction.
-        """
+        """Join what is new on all ranks (each must call), write it down, and return the counters."""
         new, self._unwritten = self._unwritten, []
         passing: list[Verdict] = []
         for verdicts, tried, unreadable in distributed.gather_objects(
@@ -70,8 +66,6 @@ class Quarantine:
             logger.warning(
                 "not read now, and looked at again when its turn comes: %s: %s", verdict.path, verdict.reason
             )
-        if self.tried >= MIN_TRIED and self.unreadable > self.max_bad_fraction * self.tried:
-            raise UserError(self._too_many())
         counters: dict[str, int | float] = {"tried": self.tried, "bad": self.unreadable, "bad_files": len(self.files)}
         return counters | ({"passing_files": len(self.passing)} if self.passing else {})
 
@@ -90,7 +84,10 @@ class Quarantine:
         if before < _SHOWN <= len(self.files):
             logger.info("further unreadable files go without a line here; %s lists them all", self.list.path)
 
-    def _too_many(self) -> str:
+    def too_many(self) -> str:
+        """What to tell when the share of bad entries is above max_bad_fraction, else ""."""
+        if self.tried < MIN_TRIED or self.unreadable <= self.max_bad_fraction * self.tried:
+            return ""
         found = [*self.files.values(), *self.passing.values()]
         examples = "".join(f"\n  {verdict.path}: {verdict.reason}" for verdict in found[:_SHOWN])
         passing = (

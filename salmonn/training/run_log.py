@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -124,6 +124,13 @@ class Meter:
             self._grad_norms.append(step.grad_norm)
         else:
             self._overflows += 1
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile is no training, and not in the speed."""
+        began = time.monotonic()
+        yield
+        self._since += time.monotonic() - began
 
     def read(self) -> dict[str, float | None]:
         """Means and counts over all ranks since the last call, for which each rank must ask."""

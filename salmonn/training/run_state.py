@@ -325,9 +325,9 @@ class RunState:
         best_before = self.progress.best
         if is_best:
             self.progress.best = self.progress.valid
-        failed = distributed.is_main() and not self._write(epoch, is_best)
-        self.is_saved = not distributed.any_rank(failed)[0]
-        if not self.is_saved:
+        written = self._write(epoch, is_best) if distributed.is_main() else None
+        self.is_saved, is_best_kept = distributed.from_main(written)
+        if is_best and not is_best_kept:
             self.progress.best = best_before
 
     def require_saved(self, failure: str) -> None:
@@ -338,27 +338,30 @@ class RunState:
                 f"checkpoint"
             )
 
-    def _write(self, epoch: int, is_best: bool) -> bool:
+    def _write(self, epoch: int, is_best: bool) -> tuple[bool, bool]:
+        """Whether all could be written, and whether the best could."""
         tried, unreadable = self.quarantine.tried, self.quarantine.unreadable
         progress = replace(self.progress, seconds=self.seconds, tried=tried, unreadable=unreadable)
         *before, this = self.lineage or [Training(self.folder.config.run.exp_name)]
         lineage = written([*before, replace(this, step=progress.iteration)])
         more = {"epoch": epoch, "step": progress.iteration, LINEAGE: lineage, _DATA: self.annotations}
         content = build_content(self.model, self.folder.config, progress, **self.step.state_dict(), **more)
+        is_best_kept = False
         try:
             if progress.valid:
                 write_json(self.folder.path / "summary.json", self._summary(progress))
             if is_best:  # first: killed in between, the same is validated again
                 self.folder.save_best(content)
+                is_best_kept = True
             self.folder.save(content)
         except OSError as error:
             logger.error("NO CHECKPOINT WAS WRITTEN: %s. The one before it is kept; training goes on.", error)
-            return False
-        return True
+            return False, is_best_kept
+        return True, is_best_kept
 
     def _summary(self, progress: Progress) -> dict[str, Any]:
         return {
-            "steps": progress.iteration,
+            "iterations": progress.iteration,
             "seconds": round(progress.seconds, 1),
             "trainable_parameters": sum(trainable_parameters(self.model).values()),
             "tried": progress.tried,

@@ -43,7 +43,7 @@ from salmonn.training.run_state import (
 )
 from salmonn.training.step import NotFiniteError, StepResult, TrainingStep
 from salmonn.training.stop_signal import StopRequest
-from salmonn.training.token_batches import micro_batches
+from salmonn.training.token_batches import Budget, micro_batches
 from salmonn.training.token_budget import token_budget
 from salmonn.training.validation import report_listening, report_too_long, validate
 from salmonn.training.wandb_log import open_wandb
@@ -66,6 +66,7 @@ class Runner:
     """Trains (or only evaluates) the model that a config describes; `Runner(config).run()` is all."""
 
     ddp_model: torch.nn.Module  # there from `prepare` to `close`
+    budget: Budget | None  # of a micro-batch; None: as loaded
     batches: Generator[Samples]  # there from `prepare` on
     log: RunLog  # there once the run writes
 
@@ -135,8 +136,8 @@ class Runner:
         self.state.require_saved("all epochs are done, but their result could not be written")
         if stopped := self._is_stopped():  # also while the last checkpoint was written
             self._raise_failure("\nWhat was done until then is saved: the same command goes on from there")
-            reason, step = self.stop_request.name or "a signal to another rank", self.progress.iteration
-            logger.warning("stopped by %s after step %d; the same command goes on from there", reason, step)
+            reason, iteration = self.stop_request.name or "a signal to another rank", self.progress.iteration
+            logger.warning("stopped by %s after iteration %d; the same command goes on from there", reason, iteration)
         return not stopped
 
     def train_epoch(self, epoch: int) -> bool:
@@ -164,7 +165,8 @@ class Runner:
                 progress_bar.update(len(group))
                 if self._is_log_due(group):
                     self._report(progress_bar, meter, lr)
-                is_best = self._is_best_inside(epoch)
+                with meter.paused():
+                    is_best = self._is_best_inside(epoch)
                 if is_best or self._is_save_due():
                     self.state.save(epoch, is_best)
         return True
@@ -219,8 +221,8 @@ class Runner:
     def _finish_epoch(self, epoch: int) -> bool:
         """Validate, and save; False when a signal interrupted it: then the run goes on with this validation."""
         is_best = self._is_best(epoch)
-        if self.encoder_cache:
-            self.encoder_cache.report()
+        if self.model.encoder_cache:
+            self.model.encoder_cache.report()
         if is_best is None:
             return False
         self.progress.epoch, self.progress.epoch_iteration = epoch + 1, 0
@@ -266,7 +268,7 @@ class Runner:
             return None
         if result is None:
             raise UserError("no validation clip could be read: check datasets.valid_ann_path and datasets.prefix")
-        report_listening(result, epoch, past_warmup=step >= self.run_config.optims.warmup_steps)
+        report_listening(result, epoch, past_warmup=run.evaluate or step >= run.optims.warmup_steps)
         if result.get("too_long") and not self.told_too_long:
             self.told_too_long = True
             report_too_long(result)
@@ -287,7 +289,7 @@ class Runner:
     def prepare(self) -> None:
         """Everything that training needs: data, model, optimiser, the state of the run that goes on."""
         self._load()
-        # of a micro-batch; None: as loaded. Before a checkpoint's moments take memory, as when the run began
+        # before the optimiser's state is loaded: a resumed run measures the memory of a new one
         changes = self.resumed.changes if self.resumed else []
         self.budget = token_budget(self.model, self.run_config, self.device, self.progress, changes)
         self.step = TrainingStep(self.model, self.run_config, self.device)
@@ -329,8 +331,7 @@ class Runner:
         self.model = build_model(model, self.run_config, self.device)
         if self.run_config.compile:
             compile_blocks(self.model, self.device)
-        self.encoder_cache = open_cache(self.config, self.model, sum(map(len, self.datasets.values())))
-        self.model.encoder_cache = self.encoder_cache
+        self.model.encoder_cache = open_cache(self.config, self.model, sum(map(len, self.datasets.values())))
 
     def _training_batches(self, dataset: SALMONNDataset) -> Generator[Samples]:
         """This rank's micro-batches without end, from where the run is."""
@@ -397,21 +398,19 @@ class Runner:
             raise LoadingError("\n".join(told) + more)
 
     def _next_samples(self) -> Samples | None:
-        """What is loaded next, None when the run is to stop; what could not be read is counted.
-
-        Raises UserError where that is all of it.
-        """
+        """What is loaded next, None when the run is to stop; what could not be read is counted."""
         samples = None if self.failure else next(self.batches, None)
         if samples is None:
             return None
         self.quarantine.add(samples)
         if not samples["text"]:
             last = samples["unreadable"][-1]
-            raise UserError(
+            self.failure = LoadingError(
                 f"{self.config.datasets.train_ann_path}: hardly a clip can be read, e.g. {last.path}: "
                 f"{last.reason}. Check datasets.prefix = {self.config.datasets.prefix!r}, and see "
                 f"python util/anns_inspector.py --help"
             )
+            return None
         return samples
 
     def _is_stopped(self) -> bool:
@@ -454,6 +453,8 @@ class Runner:
         ) * self.plan.iters_per_epoch - self.progress.epoch_iteration
         seconds = iterations_left * self.plan.samples_per_iteration / speed
         self.log.write("train", self.progress.iteration, **values, hours_left=seconds / 3600)
+        if distributed.is_main() and (problem := self.quarantine.too_many()):
+            self.failure = LoadingError(problem)
         progress_bar.set_postfix_str(f"{shown_values(values)}, {shown_duration(seconds)} left")
         measured = (self.progress.samples - self.first_sample) / self.plan.effective_batch
         if not self.told_hours and measured >= MEASURED_STEPS:

@@ -19,7 +19,6 @@ import pytest
 import soundfile
 
 from salmonn.audio.decode import AudioError
-from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.data import dataset as dataset_module
 from salmonn.data import integrity
@@ -239,10 +238,9 @@ def test_too_many_of_them_end_a_run_with_their_name_and_another_remedy(tmp_path)
     quarantine = Quarantine(tmp_path, max_bad_fraction=0.05)
     verdicts = [Verdict(f"{i}.wav", False, "unreadable: Permission denied") for i in range(100)]
     quarantine.add({"tried": MIN_TRIED, "unreadable": verdicts})
-    with pytest.raises(UserError) as error:
-        quarantine.sync()
+    quarantine.sync()
     for part in ("0.wav: unreadable: Permission denied", "permissions", "are in no list"):
-        assert part in str(error.value)
+        assert part in quarantine.too_many()
     assert json_lines(tmp_path / "quarantine.jsonl") == []
 
 

@@ -50,6 +50,16 @@ def test_steps_that_overflowed_are_counted_and_stay_out_of_the_mean_norm():
     assert read(*OVERFLOWS)["grad_norm"] is None
 
 
+def test_what_is_no_training_is_not_in_the_speed(clock):
+    meter = Meter(torch.device("cpu"))
+    meter.add(STEPS[0])
+    clock.now += 1.0
+    with meter.paused():
+        clock.now += 100.0
+    clock.now += 1.0
+    assert meter.read()["samples_per_second"] == 1.0
+
+
 def test_the_speed_is_that_since_the_last_reading(clock):
     meter = Meter(torch.device("cpu"))
     for seconds, speed in ((2.0, 2.0), (8.0, 0.5)):

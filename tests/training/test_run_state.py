@@ -168,11 +168,21 @@ def test_a_failed_write_leaves_the_checkpoints_before_and_is_told(make_state, mo
     assert (state.folder.path / "checkpoint_last-1.pth").read_bytes() == before["checkpoint_last.pth"]
 
 
-def test_where_one_rank_could_not_write_none_has_saved(make_state, monkeypatch):
+def test_where_the_first_rank_could_not_write_none_has_saved(make_state, monkeypatch):
     state = make_state()
-    monkeypatch.setattr(run_state.distributed, "any_rank", lambda *_: [True])
+    monkeypatch.setattr(run_state.distributed, "from_main", lambda _: (False, False))
     state.save(epoch=0)
     assert not state.is_saved
+
+
+def test_a_best_checkpoint_that_was_written_is_the_best_also_where_the_last_was_not(make_state, monkeypatch):
+    """Else the next validation, worse than what the file holds, would replace it."""
+    state = make_state()
+    monkeypatch.setattr(state.folder, "save", full_disk)
+    state.progress.valid = {"epoch": 0, **VALID}
+    state.save(epoch=0, is_best=True)
+    assert not state.is_saved
+    assert state.progress.best == {"epoch": 0, **VALID}
 
 
 def test_the_best_checkpoint_is_written_before_the_last(make_state, monkeypatch):
@@ -193,7 +203,7 @@ def test_a_summary_is_there_as_soon_as_there_is_a_validation(make_state):
     state.progress.valid, state.progress.best = VALID, {"epoch": 0, **VALID}
     state.save(epoch=0)
     summary = json.loads((state.folder.path / "summary.json").read_text())
-    assert (summary["steps"], summary["tried"], summary["bad"], summary["bad_files"]) == (3, 6, 3, 3)
+    assert (summary["iterations"], summary["tried"], summary["bad"], summary["bad_files"]) == (3, 6, 3, 3)
     assert (summary["trainable_parameters"], summary["valid_loss"], summary["best"]["epoch"]) == (8, 1.5, 0)
 
 

@@ -100,7 +100,7 @@ def test_a_signal_ends_the_stage_and_the_list_and_the_same_command_goes_on(mini_
     again = run_command(*arguments)
     assert again.returncode == 0, again.stderr
     assert "going on with" in again.stderr
-    steps = [json.loads((stages / f"out/stage{i}/summary.json").read_text())["steps"] for i in (1, 2, 3)]
+    steps = [json.loads((stages / f"out/stage{i}/summary.json").read_text())["iterations"] for i in (1, 2, 3)]
     assert steps == [30, 2, 2]
 
 

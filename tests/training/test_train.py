@@ -59,7 +59,7 @@ def test_one_process_trains_validates_and_saves(one_process):
         assert line["loss_shuffled"] > 0
         assert 0 <= line["accuracy"] <= 1
     summary = json.loads((one_process / "summary.json").read_text())
-    assert summary["steps"] == 6
+    assert summary["iterations"] == 6
     for line in valid:
         assert line["tasks"].keys() == {"asr", "audiocaption"}
         assert line["tasks"]["asr"].keys() == {"loss", "accuracy", "loss_shuffled", "accuracy_shuffled"}

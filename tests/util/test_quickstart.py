@@ -32,7 +32,8 @@ def out(tmp_path: Path) -> Path:
     """A finished quickstart's folder, with the files that its parts write."""
     for stage in STAGES:
         folder = tmp_path / f"stage{stage}"
-        run = {"trainable_parameters": 1000 + stage, "steps": 10, "valid_loss": 0.5, "valid_loss_shuffled": 2.0 + stage}
+        run = {"trainable_parameters": 1000 + stage, "iterations": 10, "valid_loss": 0.5}
+        run["valid_loss_shuffled"] = 2.0 + stage
         write(folder / "summary.json", run)
         train = [{"kind": "train", "step": step, "loss": 3 / step, "lr": 1e-3} for step in (1, 5, 10)]
         valid = {
