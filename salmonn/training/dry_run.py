@@ -30,8 +30,8 @@ from salmonn.preflight import checkpoint_bytes, refuse
 from salmonn.training.curves import read_log
 from salmonn.training.progress import make_plan, unusual_about
 from salmonn.training.readiness import require_all_ready, shared_memory_problem
+from salmonn.training.resume import find_resumed
 from salmonn.training.run_folder import RunFolder
-from salmonn.training.run_state import find_resumed
 from salmonn.training.runner import Runner
 
 

@@ -49,7 +49,7 @@ def run_problems(config: DictConfig, made_before: Sequence[str] = ()) -> list[st
     folder, unread = RunFolder(config), _unread(config, made_before)
     problems = folder.problems()
     if not problems and folder.candidates():  # else it need not be there
-        from salmonn.training.run_state import require_same_experiment
+        from salmonn.training.resume import require_same_experiment
 
         problems += problem_of(require_same_experiment, folder)
     problems += find_problems(config, annotation_keys(config), unread, goes_on=folder.candidates())

@@ -30,17 +30,11 @@ from salmonn.model.sharding import is_sharded
 from salmonn.training.curves import draw_curves
 from salmonn.training.optim import learning_rate
 from salmonn.training.progress import Progress, log_plan, make_plan
+from salmonn.training.resume import Resumed, find_resumed, mend_best
+from salmonn.training.run_content import Content, read_content
 from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_log import Meter, RunLog, shown_duration, shown_values
-from salmonn.training.run_state import (
-    Content,
-    Resumed,
-    RunState,
-    find_resumed,
-    lineage_of_run,
-    mend_best,
-    read_content,
-)
+from salmonn.training.run_state import RunState, lineage_of_run
 from salmonn.training.step import NotFiniteError, StepResult, TrainingStep
 from salmonn.training.stop_signal import StopRequest
 from salmonn.training.token_batches import Budget, micro_batches

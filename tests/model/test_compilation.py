@@ -19,7 +19,7 @@ from salmonn.model import compilation as compiled
 from salmonn.model.compilation import compile_blocks, compiler_problem, repeated_blocks
 from salmonn.training import runner
 from salmonn.training.dry_run import tiny_step
-from salmonn.training.run_state import changes_of_the_result
+from salmonn.training.resume import changes_of_the_result
 from tests.fixtures.commands import json_lines, run_command
 from tests.fixtures.mini_world import train_options
 from tests.fixtures.paths import ROOT

@@ -15,7 +15,7 @@ from salmonn.model import salmonn as model
 from salmonn.model.encoder_cache import EncoderCache, fingerprint, folder_bytes
 from salmonn.model.encoders import EncoderOutputs
 from salmonn.training.dry_run import tiny_step
-from salmonn.training.run_state import changes_of_the_result
+from salmonn.training.resume import changes_of_the_result
 from salmonn.training.runner import Runner
 from salmonn.training.stages import run_stages
 from tests.fixtures.commands import json_lines

@@ -8,8 +8,8 @@ from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.training import dry_run, runner
 from salmonn.training.progress import Progress, make_plan, unusual_about
+from salmonn.training.run_content import build_content
 from salmonn.training.run_folder import RunFolder
-from salmonn.training.run_state import build_content
 from tests.fixtures.mini_world import train_options
 from tests.fixtures.paths import ROOT
 

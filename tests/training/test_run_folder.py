@@ -13,11 +13,12 @@ from torch import nn
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
 from salmonn.model import checkpoint
-from salmonn.training import run_folder, run_state
+from salmonn.training import resume, run_folder
 from salmonn.training.progress import Progress
+from salmonn.training.resume import Resumed, find_resumed, require_same_experiment
+from salmonn.training.run_content import build_content
 from salmonn.training.run_folder import RunFolder
 from salmonn.training.run_log import RunLog
-from salmonn.training.run_state import Resumed, build_content, find_resumed, require_same_experiment
 from tests.fixtures.checkpoints import save_checkpoint
 from tests.fixtures.commands import json_lines
 
@@ -152,7 +153,7 @@ def test_an_annotation_file_with_another_content_makes_another_experiment(folder
     options = (f"datasets.{key}={file}",)
     folder = folder_of(*options)
     content = build_content(nn.Linear(2, 2), folder.config, Progress(epoch=epoch), **STATE)
-    folder.save({**content, "annotations": run_state.contents_of_data(folder.config)})
+    folder.save({**content, "annotations": resume.contents_of_data(folder.config)})
     write("one")  # again: another time, the same content
     require_same_experiment(folder_of(*options))
     write("two")
@@ -234,11 +235,11 @@ def test_a_damaged_best_checkpoint_is_noticed_and_comes_back_where_another_is_of
     folder.save(content(5, valid=best, best=best))
     folder.save_best(content(5, valid=best, best=best))
     whole = path.read_bytes()
-    assert run_state.mend_best(folder, best) == run_state.mend_best(folder, {}) == ""
+    assert resume.mend_best(folder, best) == resume.mend_best(folder, {}) == ""
     assert not caplog.records
     path.write_bytes(damage(whole))
-    assert run_state.mend_best(folder, {**best, "step": 4})
-    assert run_state.mend_best(folder, best) == ""
+    assert resume.mend_best(folder, {**best, "step": 4})
+    assert resume.mend_best(folder, best) == ""
     (record,) = caplog.records
     assert record.message.endswith(f"it is written anew from {folder.path / 'checkpoint_last.pth'}")
     assert checkpoint.read(path)["progress"]["best"] == best
@@ -246,10 +247,10 @@ def test_a_damaged_best_checkpoint_is_noticed_and_comes_back_where_another_is_of
     path.write_bytes(damage(whole))
     folder.save(content(6, valid={**best, "step": 6}, best=best))
     folder.save(content(7, valid={**best, "step": 6}, best=best))
-    assert str(path) in run_state.mend_best(folder, best)
+    assert str(path) in resume.mend_best(folder, best)
     assert path.read_bytes() == damage(whole)
     path.unlink()  # somebody has moved it
-    assert run_state.mend_best(folder, best) == ""
+    assert resume.mend_best(folder, best) == ""
 
 
 def test_a_named_checkpoint_does_not_push_another_run_aside(folder_of, tmp_path):

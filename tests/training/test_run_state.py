@@ -15,8 +15,9 @@ from salmonn.model import checkpoint
 from salmonn.model.lineage import LINEAGE, Training, known_tasks, written
 from salmonn.training import run_state
 from salmonn.training.progress import Progress
+from salmonn.training.resume import find_resumed, require_same_experiment
 from salmonn.training.run_folder import RunFolder
-from salmonn.training.run_state import RunState, find_resumed, lineage_of_run, require_same_experiment
+from salmonn.training.run_state import RunState, lineage_of_run
 from salmonn.training.step import NotFiniteError, TrainingStep
 
 VALID = {"loss": 1.5, "accuracy": 0.5, "loss_shuffled": 2.5}
