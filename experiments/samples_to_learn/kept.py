@@ -22,7 +22,7 @@ from experiments.samples_to_learn.recipes import (
     stage0_options,
 )
 from salmonn.common.files import read_json
-from salmonn.config.digest import config_digest, digest
+from salmonn.config.digest import BOOKKEEPING, config_digest, digest
 from salmonn.config.stored import options_without_secrets
 from salmonn.evaluation.provenance import file_hash
 
@@ -32,10 +32,7 @@ _FIRST_FIELDS = ("options", "tasks", "projection_scale", "llm_scale", "stage0", 
 # of a study: that is the recipe, or its config, or which of them run
 _NOT_MEASURED_BY = ("config", "options", "stage0_options", "default", "recipes")
 # of a config: what decides on no result, which seed and where; the last two are of evaluate.py
-_NOT_OF_TRAINING = (
-    "run.seed", "run.output_dir", "run.exp_name", "run.overwrite", "run.log_freq", "run.keep_checkpoints",
-    "run.save_every", "run.num_workers", "run.encoder_cache", "evaluate.", "generate.",
-)  # fmt: skip
+_NOT_OF_TRAINING = (*BOOKKEEPING, "run.seed", "run.output_dir", "run.exp_name", "evaluate.", "generate.")
 _training_digest = partial(config_digest, without=_NOT_OF_TRAINING)
 _FILES = ("llama_path", "whisper_path", "beats_path", "ckpt", "speech_llama_proj_model", "prompt_path")
 

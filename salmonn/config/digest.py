@@ -11,6 +11,12 @@ from salmonn.config.loading import leaves
 from salmonn.config.schema import Config
 from salmonn.config.stored import without_secrets
 
+# how the names of keys begin that decide on no result, in any run: what is loaded, shown, saved and waited for
+BOOKKEEPING = (
+    "run.num_workers", "run.log_freq", "run.save_every", "run.keep_checkpoints", "run.timeout_minutes",
+    "run.loader_timeout_minutes", "run.wandb_project", "run.resume", "run.overwrite", "run.encoder_cache",
+)  # fmt: skip
+
 
 def config_digest(config: DictConfig, without: Sequence[str] = ()) -> str:
     """Of what a config sets otherwise than by default, so that a key that comes later changes nothing.

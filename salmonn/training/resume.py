@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from salmonn.common.errors import UserError
+from salmonn.config.digest import BOOKKEEPING
 from salmonn.config.loading import BEST
 from salmonn.config.stored import without_secrets
 from salmonn.data.annotations import Annotations
@@ -127,12 +128,10 @@ def mend_best(folder: RunFolder, best: Mapping[str, Any]) -> str:
 # What may differ without making it another experiment. A step cut by run.batch_tokens has the mean of one that is not,
 # with other random numbers: its parts draw their own, and its prompts are drawn at once.
 _NOT_OF_THE_RESULT = (
-    "run.num_workers", "run.log_freq", "run.save_every", "run.keep_checkpoints", "run.timeout_minutes", "run.device",
-    "run.wandb_project", "run.loader_timeout_minutes", "run.valid_every_steps", "run.output_dir", "run.exp_name",
-    "run.batch_size_eval", "run.resume", "run.overwrite", "run.world_size", "run.dist_url", "run.use_distributed",
-    "run.encoder_cache", "run.compile", "run.shard_llm", "run.batch_tokens", "run.batch_seconds", "model.device_8bit",
-    "model.gradient_checkpointing", "model.test_prompt_path", "datasets.max_bad_fraction", "datasets.whisper_path",
-    "datasets.test_ann_path", "datasets.valid_ann_path_",
+    *BOOKKEEPING, "run.output_dir", "run.exp_name", "run.device", "run.valid_every_steps", "run.batch_size_eval",
+    "run.world_size", "run.dist_url", "run.use_distributed", "run.compile", "run.shard_llm", "run.batch_tokens",
+    "run.batch_seconds", "model.device_8bit", "model.gradient_checkpointing", "model.test_prompt_path",
+    "datasets.max_bad_fraction", "datasets.whisper_path", "datasets.test_ann_path", "datasets.valid_ann_path_",
 )  # fmt: skip
 _LENGTH = "run.optims.max_epoch: "  # a run that is not done may become longer, or shorter
 

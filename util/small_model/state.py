@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from salmonn.common.errors import UserError
 from salmonn.common.files import write_json
-from salmonn.config.digest import config_digest
+from salmonn.config.digest import BOOKKEEPING, config_digest
 from salmonn.config.loading import load_config
 from salmonn.evaluation.provenance import file_hash
 from util.jobs import read_note
@@ -19,7 +19,6 @@ from util.small_model.job import ALL, CONFIG_OF, CONFIGS, own_options
 
 _STATE = "state.json"  # what was asked for, and the minutes of each part that is done or was stopped
 _NOTED_SECONDS = 30.0  # between notes of how long a part has worked
-_CACHE = "run.encoder_cache"  # how much is kept of what is encoded decides on no result
 _USED_BY = {  # the first part that goes by what was asked for: it may be changed until that is done
     **dict.fromkeys(("out", "whisper", "llm", "options"), "models"),
     **dict.fromkeys(("prompts", "recordings"), "recordings"),
@@ -38,7 +37,8 @@ def read_state(args: Namespace) -> dict:
     asked = {key: str(value) for key, value in vars(args).items() if key in _USED_BY}
     whole = asked.pop("options")  # as earlier versions note them
     for name in (ALL, *CONFIG_OF.values()):
-        asked[f"options {name}"] = " ".join(o for o in own_options(args, name) if not o.startswith(_CACHE)) or "none"
+        deciding = [option for option in own_options(args, name) if not option.startswith(BOOKKEEPING)]
+        asked[f"options {name}"] = " ".join(deciding) or "none"
     note = read_note(args.out / _STATE, {"asked": dict, "minutes": dict})
     state = {"minutes": {}, "stopped": {}, "configs": {}, **note, "asked": asked}
     settled = {*state["minutes"], *({"voices"} & state["stopped"].keys())}  # clips that are spoken go by their numbers
