@@ -38,6 +38,12 @@ def existing_part(folder: Path) -> Path:
     return next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())
 
 
+def unwritable_part(folder: Path) -> Path | None:
+    """Its `existing_part` where that is no folder that can be written to; None where files can be put there."""
+    there = existing_part(folder)
+    return None if there.is_dir() and os.access(there, os.W_OK | os.X_OK) else there
+
+
 def visible(folder: Path, pattern: str) -> list[Path]:
     """What lies below a folder by a pattern, sorted, without what is hidden, as a Mac's `._NAME` beside each NAME."""
     found = sorted(folder.glob(pattern))

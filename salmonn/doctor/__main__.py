@@ -10,7 +10,6 @@ that the config names is `missing`.
 """
 
 import logging
-import os
 import re
 import shutil
 import sys
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from salmonn.common.cli import argument_parser, run_cli
 from salmonn.common.errors import BROKEN, UserError, reason
-from salmonn.common.files import GB, existing_part, free_bytes, home_folder
+from salmonn.common.files import GB, free_bytes, home_folder, unwritable_part
 from salmonn.doctor.findings import MISSING, NOTE, OK, WRONG, Finding, attempt
 from salmonn.doctor.hardware import (
     check_attention,
@@ -69,14 +68,13 @@ def examine(cfg_path: str = "", options: Sequence[str] = ()) -> Iterator[Finding
     yield from problems
     if configs:
         yield from attempt("config", lambda: check_configs(cfg_path, configs), "this config cannot be used")
-    quantised = any(config.model.low_resource or config.model.llm_quantization != "none" for config in configs)
     yield from attempt("system", check_system, "")
     yield from attempt("packages", check_packages, "packages and versions are not checked")
     yield from attempt("torch pair", check_torch_pair, COSTS["torchaudio"], NOTE)
     yield from attempt("GPU", check_gpus, "nothing runs")
     yield from attempt("/dev/shm", check_shared_memory, "", NOTE)
     yield from attempt("attention", check_attention, "nothing runs")
-    state = WRONG if quantised else NOTE  # as the config asks for it
+    state = WRONG if any(map(_needs_bitsandbytes, configs)) else NOTE  # as the config asks for it
     yield from attempt("quantised", lambda: check_quantised(state), COSTS["bitsandbytes"], state)
     yield from attempt("scores", check_scores, "evaluate.py scores nothing")
     yield from attempt("ffmpeg", check_ffmpeg, "")
@@ -121,10 +119,18 @@ def check_ffmpeg() -> Iterator[Finding]:
 
 def check_disk(folder: Path) -> Iterator[Finding]:
     """Whether runs can write, and how much."""
-    there = existing_part(folder)
     says = f"{free_bytes(folder) / GB:.1f} GB free for {folder}"
-    writable = os.access(there, os.W_OK)
-    yield Finding(OK if writable else WRONG, "disk", says + ("" if writable else f"; {there} is not yours to write to"))
+    if there := unwritable_part(folder):
+        yield Finding(WRONG, "disk", f"{says}; {there} is no folder that can be written to")
+    else:
+        yield Finding(OK, "disk", says)
+
+
+def _needs_bitsandbytes(config: "DictConfig") -> bool:
+    """Whether its LLM is quantised by the layers that `check_quantised` tries out; int8 has layers of our own."""
+    from salmonn.config.loading import llm_quantization
+
+    return llm_quantization(config.model) in ("8bit", "nf4")
 
 
 def _load(path: str, options: Sequence[str]) -> "tuple[list[DictConfig], list[Finding]]":

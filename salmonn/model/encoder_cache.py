@@ -31,7 +31,7 @@ from torch import Tensor
 from salmonn.common import distributed
 from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
-from salmonn.common.files import GB, UNFINISHED, clear_unfinished, existing_part, free_bytes, make_folder, replacing
+from salmonn.common.files import GB, UNFINISHED, clear_unfinished, free_bytes, make_folder, replacing, unwritable_part
 from salmonn.model.encoders import EncoderOutputs, Row, RunEncoders
 from salmonn.model.qformer import clip_frames
 from salmonn.model.salmonn import SALMONN
@@ -90,8 +90,7 @@ def require_room(run: DictConfig) -> None:
     if not run.encoder_cache:
         return
     folder = Path(run.encoder_cache)
-    there = existing_part(folder)
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+    if there := unwritable_part(folder):
         raise UserError(f"run.encoder_cache = {folder}: {there} is no folder that can be written to")
     room = (free_bytes(folder) + folder_bytes(folder)) / GB
     if room < run.encoder_cache_gb:

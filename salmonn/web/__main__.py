@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from salmonn.audio.decode import AudioError, inspect_header
 from salmonn.common.cli import argument_parser, run_cli, tell, tell_wait
 from salmonn.common.errors import UserError
-from salmonn.common.files import existing_part, visible
+from salmonn.common.files import unwritable_part, visible
 from salmonn.common.imports import importing
 from salmonn.config.loading import load_config
 from salmonn.data.clip_paths import OTHER_EXTENSIONS
@@ -170,8 +170,7 @@ def uploads_folder() -> Iterator[None]:
     """
     with tempfile.TemporaryDirectory(prefix="salmonn-web-") as own:
         folder = Path(os.environ.setdefault("GRADIO_TEMP_DIR", own))
-        there = existing_part(folder)
-        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        if unwritable_part(folder):
             raise UserError(f"GRADIO_TEMP_DIR = {folder}: cannot be written to; name another folder, or unset it")
         yield
 

@@ -20,6 +20,7 @@ from salmonn.common.files import (
     read_json_lines,
     replacing,
     sealed,
+    unwritable_part,
     visible,
     whole_lines,
     write_json,
@@ -227,6 +228,14 @@ def test_of_a_folder_still_to_be_made_the_disk_is_that_of_the_nearest_above(tmp_
     assert free_bytes(tmp_path / "a/b/c") > 0
     monkeypatch.chdir(tmp_path)
     assert existing_part(Path("a/b")) == tmp_path
+
+
+def test_a_folder_can_be_written_to_where_the_nearest_above_is_one_to_write_to_and_pass_through(tmp_path, monkeypatch):
+    assert unwritable_part(tmp_path / "a/b") is None
+    (tmp_path / "file").touch()
+    assert unwritable_part(tmp_path / "file/b") == tmp_path / "file"
+    monkeypatch.setattr("os.access", lambda path, asked: path != tmp_path or not asked & os.X_OK)  # root may do all
+    assert unwritable_part(tmp_path / "a/b") == tmp_path
 
 
 @pytest.mark.parametrize("name", ["a", "한"])

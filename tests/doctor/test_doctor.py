@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -223,9 +224,15 @@ def test_java_programs_and_ffmpeg_that_are_missing_cost_scores_and_formats(monke
 
 def test_a_folder_that_cannot_be_written_to_is_wrong(monkeypatch, tmp_path):
     assert [finding.state for finding in check_disk(tmp_path / "a/b")] == [OK]
-    monkeypatch.setattr("os.access", lambda path, _: path != tmp_path)
+    (tmp_path / "file").touch()
+    [finding] = check_disk(tmp_path / "file/run")
+    assert (finding.state, finding.says.endswith(f"{tmp_path}/file is no folder that can be written to")) == (
+        WRONG,
+        True,
+    )
+    monkeypatch.setattr("os.access", lambda path, asked: path != tmp_path or not asked & os.X_OK)
     [finding] = check_disk(tmp_path / "a/b")
-    assert (finding.state, finding.says.endswith(f"{tmp_path} is not yours to write to")) == (WRONG, True)
+    assert (finding.state, finding.says.endswith(f"{tmp_path} is no folder that can be written to")) == (WRONG, True)
 
 
 def write_config(folder: Path, **model: str | bool) -> str:
@@ -268,7 +275,7 @@ def test_a_training_config_is_checked_with_its_data():
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(("quantisation", "state"), [("none", NOTE), ("nf4", WRONG)])
+@pytest.mark.parametrize(("quantisation", "state"), [("none", NOTE), ("int8", NOTE), ("nf4", WRONG)])
 def test_broken_bitsandbytes_is_wrong_where_the_config_wants_it(monkeypatch, tmp_path, quantisation, state):
     monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
     [finding] = only(examine(write_config(tmp_path, llm_quantization=quantisation)), "quantised")
