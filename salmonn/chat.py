@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from salmonn.audio.decode import AudioError, inspect_header
 from salmonn.audio.silence import too_little
-from salmonn.common.cli import argument_parser, run_cli, tell, tell_wait
+from salmonn.common.cli import asking_parser, run_cli, tell, tell_wait
 from salmonn.common.errors import UserError
 from salmonn.common.imports import importing
 from salmonn.common.screen import printable
@@ -55,9 +55,7 @@ Plain text is a question about the clip. A line that begins with / is a command:
 def main() -> None:
     """Answer one question, or hold a conversation."""
     args = parse_arguments()
-    config = load_config(args.cfg_path, args.options)
-    if args.ckpt:
-        config = OmegaConf.merge(config, {"model": {"ckpt": args.ckpt}})
+    config = load_config(args.cfg_path, args.options, args.ckpt)
     require_audio(args.audio)  # a wrong path, or question, is known before the model is loaded
     require_task(config.model, args)
 
@@ -88,9 +86,8 @@ def main() -> None:
 
 def parse_arguments() -> Namespace:
     """The command line. Raises UserError for options that do not go together."""
-    parser = argument_parser(__doc__, default_cfg_path="configs/decode.yaml")
+    parser = asking_parser(__doc__)
     add = parser.add_argument
-    add("--ckpt", default="", metavar="FILE", help="checkpoint, instead of the config's model.ckpt")
     add("--audio", nargs="+", default=[], metavar="FILE", help="clips; several are answered as one batch")
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--prompt", metavar="TEXT", help="ask this about each clip, and end")

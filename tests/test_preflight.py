@@ -1,5 +1,6 @@
 """What is told before a weight is read: at the published sizes, from config files and file headers alone."""
 
+import importlib
 import json
 import os
 import shutil
@@ -254,6 +255,21 @@ def test_missing_files_are_told_by_each_command_in_its_words_before_pytorch_is_l
     what = ["run", "run", "evaluation", "evaluation", "conversation", "conversation", "page", "server"]
     told = [f"{'the' if one in ('page', 'server') else 'this'} {one} cannot start True True" for one in what]
     assert done.stdout.splitlines() == told, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        ("salmonn.chat", ()),
+        ("salmonn.web.__main__", ("--port", "7862")),
+        ("salmonn.serve.__main__", ("--port", "8002")),
+    ],
+)
+def test_a_checkpoint_named_on_the_command_line_may_lie_in_the_home_folder(command, more, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setattr(sys, "argv", ["command", *more, "--ckpt", "~/nowhere.pth"])
+    with pytest.raises(UserError, match=r"model\.ckpt: /home/me/nowhere\.pth does not exist"):
+        importlib.import_module(command).main()
 
 
 def test_chat_lists_the_device_with_the_files_and_names_the_model_that_is_here(tmp_path, monkeypatch):

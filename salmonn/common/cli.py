@@ -199,6 +199,13 @@ def argument_parser(description: str, default_cfg_path: str | None = None) -> Ar
     return parser
 
 
+def asking_parser(description: str) -> ArgumentParser:
+    """The options shared by the commands that ask a trained model: those of `argument_parser`, and --ckpt."""
+    parser = argument_parser(description, default_cfg_path="configs/decode.yaml")
+    parser.add_argument("--ckpt", default="", metavar="FILE", help="checkpoint, instead of the config's model.ckpt")
+    return parser
+
+
 def seed_number(text: str) -> int:
     """A seed, as the `type` of an argument. Raises ArgumentTypeError for what numpy takes for none."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < 2**32):

@@ -28,9 +28,10 @@ BEST = "checkpoint_best.pth"
 RESUME = ("", "auto", "none")  # what run.resume may be beside a checkpoint's path
 
 
-def load_config(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
+def load_config(path: str | Path, options: Sequence[str] = (), ckpt: str = "") -> DictConfig:
     """Read a YAML file, its bases and the `key=value` overrides into a complete typed config.
 
+    `ckpt` is a path that takes the place of whatever they say of `model.ckpt`.
     Raises UserError that lists every unknown key, wrong type and impossible value.
     """
     source = _translated(read_yaml(Path(path)), str(path))
@@ -41,6 +42,8 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> DictConfig:
     _unknown_keys(OmegaConf.to_container(overrides), Config, "", "--options", problems)
     if problems:
         raise UserError("\n  ".join(["the configuration has keys that are not known:", *problems]))
+    if ckpt:
+        OmegaConf.update(overrides, "model.ckpt", ckpt)
     if "stages" in overrides:
         raise UserError("--options stages: write the list into a config file, as configs/all_stages.yaml has it")
 

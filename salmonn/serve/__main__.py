@@ -19,14 +19,14 @@ import time
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from salmonn.common.cli import argument_parser, run_cli, tell_wait
+from salmonn.common.address import add_address, require_address
+from salmonn.common.cli import asking_parser, run_cli, tell_wait
 from salmonn.common.errors import UserError
 from salmonn.common.imports import importing
 from salmonn.config.loading import load_config
 from salmonn.preflight import MINI_ANSWERS, require_files
-from salmonn.web.__main__ import require_port
 
 if TYPE_CHECKING:
     import uvicorn
@@ -40,10 +40,8 @@ def main() -> None:
     """Load the model and serve it until Ctrl-C."""
     args = parse_arguments()
     key = read_key(args.host)
-    config = load_config(args.cfg_path, args.options)
-    if args.ckpt:
-        config = OmegaConf.merge(config, {"model": {"ckpt": args.ckpt}})
-    require_port(args.host, args.port)  # all that is wrong is known before the model is loaded
+    config = load_config(args.cfg_path, args.options, args.ckpt)
+    require_address(args.host, args.port)  # all that is wrong is known before the model is loaded
     require_files(config, (), (), "the server", MINI_ANSWERS)
     tell_wait(f"loading the server and {config.model.ckpt or config.model.llama_path}")
     require_fastapi()
@@ -52,11 +50,9 @@ def main() -> None:
 
 def parse_arguments() -> Namespace:
     """The command line. Raises UserError for numbers that cannot be."""
-    parser = argument_parser(__doc__, default_cfg_path="configs/decode.yaml")
+    parser = asking_parser(__doc__)
     add = parser.add_argument
-    add("--ckpt", default="", metavar="FILE", help="checkpoint, instead of the config's model.ckpt")
-    add("--host", default="127.0.0.1", metavar="ADDRESS", help="IPv4; 0.0.0.0 lets others in (default: 127.0.0.1)")
-    add("--port", type=int, default=8000, metavar="NUMBER", help="default: 8000")
+    add_address(parser, 8000)
     add("--name", default="salmonn", metavar="NAME", help="what clients call the model (default: salmonn)")
     add("--max-upload-mb", type=float, default=25, metavar="MB", help="largest clip that is taken (default: 25)")
     add("--max-waiting", type=int, default=32, metavar="NUMBER", help="requests at a time (default: 32)")
@@ -64,7 +60,6 @@ def parse_arguments() -> Namespace:
     add("--cut-long", action="store_true", help="of clips that are too long hear the beginning, as evaluate.py does")
     args = parser.parse_args()
     wrong = {
-        f"--port {args.port}: a number from 1 to 65535": not 0 < args.port < 65536,
         "--name: give a name": not args.name.strip(),
         f"--max-upload-mb {args.max_upload_mb:g}: more than 0, up to 1000": not 0 < args.max_upload_mb <= 1000,
         f"--max-waiting {args.max_waiting}: 1 or more": args.max_waiting < 1,

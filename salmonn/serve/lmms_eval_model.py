@@ -42,8 +42,8 @@ class Salmonn(lmms):
             raise UserError(f"--batch_size {batch_size}: give a number, 1 or more")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("salmonn answers lmms-eval in one process: start it without accelerate launch or torchrun")
-        given = [f"model.ckpt={ckpt}"] * bool(ckpt) + [f"run.device={device}"] * bool(device)
-        config = load_config(cfg_path, [*given, *shlex.split(options)])
+        given = [f"run.device={device}"] * bool(device)
+        config = load_config(cfg_path, [*given, *shlex.split(options)], ckpt)
         self.batch_size = int(batch_size)
         self.engine = InferenceEngine.load(config)
         tell_if_untrained(config)

@@ -12,7 +12,6 @@ visitors, one request after the other. Ctrl-C ends it.
 """
 
 import os
-import socket
 import tempfile
 import threading
 from argparse import Namespace
@@ -21,10 +20,11 @@ from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from salmonn.audio.decode import AudioError, inspect_header
-from salmonn.common.cli import argument_parser, run_cli, tell, tell_wait
+from salmonn.common.address import add_address, require_address
+from salmonn.common.cli import asking_parser, run_cli, tell, tell_wait
 from salmonn.common.errors import UserError
 from salmonn.common.files import unwritable_part, visible
 from salmonn.common.imports import importing
@@ -39,11 +39,9 @@ def main() -> None:
     """Load the model and serve the page until Ctrl-C."""
     args = parse_arguments()
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    config = load_config(args.cfg_path, args.options)
-    if args.ckpt:
-        config = OmegaConf.merge(config, {"model": {"ckpt": args.ckpt}})
+    config = load_config(args.cfg_path, args.options, args.ckpt)
     examples = find_examples(args.examples)
-    require_port(args.host, args.port)  # all that is wrong is known before the model is loaded
+    require_address(args.host, args.port)  # all that is wrong is known before the model is loaded
     require_files(config, (), (), "the page", MINI_ANSWERS)
     tell_wait(f"loading the page and {config.model.ckpt or config.model.llama_path}")
     with uploads_folder():
@@ -78,16 +76,9 @@ def show(args: Namespace, config: DictConfig, examples: dict[str, str]) -> None:
 
 def parse_arguments() -> Namespace:
     """The command line. Raises UserError for numbers that cannot be."""
-    parser = argument_parser(__doc__, default_cfg_path="configs/decode.yaml")
+    parser = asking_parser(__doc__)
     add = parser.add_argument
-    add("--ckpt", default="", metavar="FILE", help="checkpoint, instead of the config's model.ckpt")
-    add(
-        "--host",
-        default="127.0.0.1",
-        metavar="ADDRESS",
-        help="IPv4; 0.0.0.0 lets other machines in (default: 127.0.0.1)",
-    )
-    add("--port", type=int, default=7860, metavar="NUMBER", help="default: 7860")
+    add_address(parser, 7860)
     add("--share", action="store_true", help="also a public address, through gradio's servers, for a week")
     add(
         "--examples",
@@ -99,8 +90,6 @@ def parse_arguments() -> Namespace:
     add("--max-upload-mb", type=float, default=100, metavar="MB", help="largest file that is taken (default: 100)")
     add("--max-minutes", type=float, default=60, metavar="MINUTES", help="longest clip heard in windows (default: 60)")
     args = parser.parse_args()
-    if not 0 < args.port < 65536:
-        raise UserError(f"--port {args.port}: a number from 1 to 65535")
     if not 0 < args.max_upload_mb < float("inf"):
         raise UserError(f"--max-upload-mb {args.max_upload_mb:g}: more than 0")
     if not args.max_minutes > 0:
@@ -182,16 +171,6 @@ def require_gradio() -> None:
             import gradio  # noqa: F401
     except ImportError as error:
         raise UserError(f"the web page needs gradio ({error}): pip install -r requirements.txt") from error
-
-
-def require_port(host: str, port: int) -> None:
-    """Raises UserError if nothing can be served there."""
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        raise UserError(
-            f"http://{host}:{port} cannot be served ({error.strerror or error}): choose another --port or --host"
-        ) from error
 
 
 if __name__ == "__main__":

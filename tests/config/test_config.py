@@ -116,6 +116,24 @@ def test_a_base_is_relative_to_the_file_and_is_overridden(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("given", "meant"),
+    [("~/x.pth", "/home/me/x.pth"), *((name, name) for name in ("a=b, [c] {d}: #e's.pth", "null", "'a'", "007"))],
+)
+@pytest.mark.parametrize("options", [(), ["model.ckpt=third.pth"], ["model="]])
+def test_a_checkpoint_given_by_its_path_is_that_file_whatever_it_is_called(
+    tmp_path, monkeypatch, options, given, meant
+):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load_config(write(tmp_path, "model: {ckpt: other.pth}"), options, given).model.ckpt == meant
+
+
+@pytest.mark.parametrize("name", ["~nobody-known/x", "a\0b", "x" * 300])
+def test_a_checkpoint_given_by_its_path_is_checked_as_the_key_is(tmp_path, name):
+    with pytest.raises(UserError, match=r"model\.ckpt = "):
+        load_config(write(tmp_path, "{}"), ckpt=name)
+
+
+@pytest.mark.parametrize(
     ("text", "options", "what"),
     [
         ("- a\n- b", [], "at the top level"),

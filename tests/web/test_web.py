@@ -273,7 +273,6 @@ def test_an_example_that_is_none_gives_no_file(page: Page, clip, number):
 
 def test_what_cannot_be_served_is_told_before_the_model_is_loaded(monkeypatch, tmp_path):
     for arguments, message in (
-        (["--port", "0"], "--port 0"),
         (["--max-upload-mb", "-1"], "--max-upload-mb -1"),
         (["--max-minutes", "0"], "--max-minutes 0: more"),
     ):
@@ -283,7 +282,9 @@ def test_what_cannot_be_served_is_told_before_the_model_is_loaded(monkeypatch, t
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"127.0.0.1:{port} cannot be served .*choose another --port"):
-            web.require_port("127.0.0.1", port)
+            web.require_address("127.0.0.1", port)
+    with pytest.raises(UserError, match="--port 70000: a number from 1 to 65535"):
+        web.require_address("127.0.0.1", 70000)
     with pytest.raises(UserError, match="no clips in it"):
         web.find_examples([str(tmp_path)])
     with pytest.raises(UserError, match="does not exist"):
