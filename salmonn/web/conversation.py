@@ -14,7 +14,7 @@ _changing = threading.RLock()
 
 
 @dataclass(eq=False)
-class Hearing:
+class Encoding:
     """A clip that is being heard, or was."""
 
     heard: EncodedAudio | None = None
@@ -33,7 +33,7 @@ class Turn:
     """A question and its answer as the chat shows it."""
 
     question: str
-    hearing: Hearing  # of the clip that it is about
+    encoding: Encoding  # of the clip that it is about
     answer: str = UNWRITTEN
     stop: threading.Event = field(default_factory=threading.Event)  # ends the answer, or keeps it from beginning
     is_over: bool = False  # nothing more is written
@@ -43,7 +43,7 @@ class Turn:
 class Conversation:
     """A clip and the turns of questions about it. All requests of a visitor that are being served share it."""
 
-    hearing: Hearing | None = None
+    encoding: Encoding | None = None
     turns: list[Turn] = field(default_factory=list)
 
     @property
@@ -59,23 +59,23 @@ class Conversation:
     def is_busy(self) -> bool:
         """A clip is being heard, or an answer written or waited for."""
         with _changing:
-            hears = self.hearing is not None and not self.hearing.over.is_set()
+            hears = self.encoding is not None and not self.encoding.over.is_set()
             return hears or not all(turn.is_over for turn in self.turns)
 
-    def begin(self, is_pair: bool = False, keeps_turns: bool = False) -> Hearing:
+    def begin(self, is_pair: bool = False, keeps_turns: bool = False) -> Encoding:
         """Something is heard anew from now on; all else is stopped, and forgotten unless `keeps_turns`."""
         with _changing:
             self.stop()
-            self.hearing = Hearing(is_pair=is_pair)
+            self.encoding = Encoding(is_pair=is_pair)
             self.turns = self.turns if keeps_turns else []
-            return self.hearing
+            return self.encoding
 
     def ask(self, question: str) -> Turn:
         """One more round. Raises UserError while there is no clip, and when nothing could be heard of it."""
         with _changing:
-            if self.hearing is None or self.hearing.is_empty:
+            if self.encoding is None or self.encoding.is_empty:
                 raise UserError(NO_CLIP)
-            turn = Turn(question, self.hearing)
+            turn = Turn(question, self.encoding)
             self.turns.append(turn)
             return turn
 
@@ -92,9 +92,9 @@ class Conversation:
             self.turns = []
 
     def stop(self) -> None:
-        """End the hearing, the answer under way and those that wait."""
+        """End the encoding, the answer under way and those that wait."""
         with _changing:
-            if self.hearing:
-                self.hearing.stop.set()
+            if self.encoding:
+                self.encoding.stop.set()
             for turn in self.turns:
                 turn.stop.set()

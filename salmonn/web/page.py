@@ -23,7 +23,7 @@ from salmonn.inference.engine import LONGEST_QUESTION, Answer, EncodedAudio, Que
 from salmonn.inference.long_audio import clock
 from salmonn.model.lineage import Training, known_tasks
 from salmonn.model.prompts import asks_question
-from salmonn.web.conversation import NO_CLIP, UNWRITTEN, Conversation, Hearing, Turn
+from salmonn.web.conversation import NO_CLIP, UNWRITTEN, Conversation, Encoding, Turn
 from salmonn.web.pictures import picture_clip
 from salmonn.web.request_queue import RequestQueue
 
@@ -133,19 +133,19 @@ class Page:
 
         `second`: heard after it. `keeps_turns`: it is the same one, heard in another way.
         """
-        before = conversation.hearing
+        before = conversation.encoding
         if path is None and before and before.is_empty:
             yield (gr.skip(),) * 6  # the page has taken away what cannot be heard; why stays to be read
             return
-        hearing = conversation.begin(second is not None, keeps_turns)
+        encoding = conversation.begin(second is not None, keeps_turns)
         picture, note, error = "", "Listening …" if path else "", ""
         try:
             yield conversation, conversation.messages, picture, note_box(note, is_busy=True), "", error
             if path is not None:
                 self.queue.require_room()
                 hear = self._hear_in_windows if in_windows and not second else self._hear_at_once
-                for news in hear(path, hearing, *([second] if second else [])):
-                    if conversation.hearing is not hearing:  # another clip was chosen: this one is of the past
+                for news in hear(path, encoding, *([second] if second else [])):
+                    if conversation.encoding is not encoding:  # another clip was chosen: this one is of the past
                         return
                     picture, note = news or (picture, note)
                     yield conversation, conversation.messages, picture, note_box(note, is_busy=True), "", error
@@ -154,41 +154,41 @@ class Page:
         except Exception as problem:
             picture, note, error = "", "", error_box(problem, path, second)
         finally:
-            hearing.over.set()
-        if conversation.hearing is hearing:
+            encoding.over.set()
+        if conversation.encoding is encoding:
             yield conversation, conversation.messages, picture, note_box(note), "", error
 
-    def _hear_at_once(self, path: str, hearing: Hearing, *more: str) -> Iterator[tuple[str, str] | None]:
+    def _hear_at_once(self, path: str, encoding: Encoding, *more: str) -> Iterator[tuple[str, str] | None]:
         """Hear the beginning of a clip, or of several in a row: (picture, note), or None while nothing is new."""
-        heard = yield from self.queue.take(partial(self.engine.hear, [[path, *more]]), hearing.stop)
-        picture = yield from self.queue.take(partial(self._picture, path, heard), hearing.stop)
-        hearing.heard = heard
+        heard = yield from self.queue.take(partial(self.engine.hear, [[path, *more]]), encoding.stop)
+        picture = yield from self.queue.take(partial(self._picture, path, heard), encoding.stop)
+        encoding.heard = heard
         note = f"Only the first {self.engine.model.max_seconds:g} s are heard." if any(heard.cut) else ""
         yield picture, _with_too_little(note, heard)
 
     def drop_unheard(self, conversation: Conversation) -> Any:
         """What the player of the clip holds now: nothing where it could not be heard, which is not to look as if."""
-        hearing = conversation.hearing
-        return None if hearing and hearing.is_empty and not hearing.is_pair else gr.skip()
+        encoding = conversation.encoding
+        return None if encoding and encoding.is_empty and not encoding.is_pair else gr.skip()
 
-    def _hear_in_windows(self, path: str, hearing: Hearing) -> Iterator[tuple[str, str] | None]:
+    def _hear_in_windows(self, path: str, encoding: Encoding) -> Iterator[tuple[str, str] | None]:
         """Hear a clip of any length: as above. Others have their turn in between; stopped, it keeps what it heard."""
         seconds = self._length(path)
         parts: list[EncodedAudio] = []
         picture, how = "", "heard"
         try:
             for windows in self.engine.read_windows(path):
-                parts.append((yield from self.queue.take(partial(self.engine.hear_windows, windows), hearing.stop)))
+                parts.append((yield from self.queue.take(partial(self.engine.hear_windows, windows), encoding.stop)))
                 end = parts[-1].spans[-1].end
                 if end > 60 * self.max_minutes:
                     raise self._too_long(path, f"more than {self.max_minutes:g}")
-                picture = picture or (yield from self.queue.take(partial(self._picture, path, parts[0]), hearing.stop))
+                picture = picture or (yield from self.queue.take(partial(self._picture, path, parts[0]), encoding.stop))
                 yield picture, f"Heard {clock(end)}" + (f" of {clock(seconds)} …" if seconds else " …")
         except CancelledError:
             if not parts:
                 raise
             how = "heard until it was stopped"
-        heard = hearing.heard = join_encoded(parts)
+        heard = encoding.heard = join_encoded(parts)
         end, n_windows = heard.spans[-1].end, len(heard.spans)
         note = f"{end:.1f} s, {how} in {n_windows} windows; the picture shows the first." * (n_windows > 1)
         yield picture, _with_too_little(note, heard)
@@ -251,22 +251,22 @@ class Page:
         question, shown = self._question(text, task)
         generate = answer_settings(self.engine.config.generate, *search)
         self.queue.require_room()
-        if task == TWO_CLIPS and conversation.hearing and not conversation.hearing.is_pair:
+        if task == TWO_CLIPS and conversation.encoding and not conversation.encoding.is_pair:
             raise UserError("This is about two clips: give a second one first, below the first.")
         turn = conversation.ask(shown)
         return turn, self._write(turn, question, generate, scaling)
 
     def _write(self, turn: Turn, question: Question, generate: DictConfig, scaling: float | None) -> Iterator[str]:
         """Write into a round what is answered as it comes; yields a note now and then, "" for none."""
-        hearing = turn.hearing
-        while not hearing.over.wait(_EVERY) and not turn.stop.is_set():
+        encoding = turn.encoding
+        while not encoding.over.wait(_EVERY) and not turn.stop.is_set():
             yield "Waiting until the clip is heard."
         if turn.stop.is_set():
             raise CancelledError
-        if hearing.heard is None:
+        if encoding.heard is None:
             raise UserError(NO_CLIP)
         last, asked = Answer("", finished=True), time.monotonic()
-        for answer in self.queue.answer(hearing.heard, question, generate, scaling, turn.stop):
+        for answer in self.queue.answer(encoding.heard, question, generate, scaling, turn.stop):
             last = answer or last
             turn.answer = last.text or turn.answer
             yield "Answering …" if answer else "Waiting: the model is busy with other requests."

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from salmonn.web import conversation as conversation_module
-from salmonn.web.conversation import Conversation, Hearing, Turn
+from salmonn.web.conversation import Conversation, Encoding, Turn
 
 
 class Other(threading.Thread):
@@ -37,7 +37,7 @@ def test_no_request_loses_the_question_of_another(change, monkeypatch):
     first_clip = conversation.begin()
     first, other = conversation.ask("Who?"), Other(conversation)
     if change == "begin":
-        monkeypatch.setattr(conversation_module, "Hearing", lambda **kinds: other.interfere() or Hearing(**kinds))
+        monkeypatch.setattr(conversation_module, "Encoding", lambda **kinds: other.interfere() or Encoding(**kinds))
     else:
         conversation.turns = Interrupted([first])
         conversation.turns.other = other
@@ -45,7 +45,7 @@ def test_no_request_loses_the_question_of_another(change, monkeypatch):
     other.join()
     assert [turn.question for turn in conversation.turns] == ["What?"]
     [asked] = conversation.turns
-    assert asked.hearing is conversation.hearing
-    assert (conversation.hearing is first_clip) == (change != "begin")
+    assert asked.encoding is conversation.encoding
+    assert (conversation.encoding is first_clip) == (change != "begin")
     assert not asked.stop.is_set()
     assert first.stop.is_set() == (change != "drop")

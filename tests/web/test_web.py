@@ -62,7 +62,7 @@ def test_a_clip_is_encoded_once_for_several_questions(page: Page, clip, monkeypa
 
 def test_a_file_that_cannot_be_heard_is_told_by_its_name(page: Page, broken):
     conversation, [chat, picture, _, error] = heard(page, broken)
-    assert (conversation.hearing.heard, chat, picture) == (None, [], "")
+    assert (conversation.encoding.heard, chat, picture) == (None, [], "")
     assert 'role="alert">broken &lt;b&gt;.wav: undecodable' in error
     assert str(Path(broken).parent) not in error
     assert heard(page, broken, in_windows=True)[1][-1] == error
@@ -74,7 +74,7 @@ def test_of_a_long_clip_it_is_told_what_was_heard(page: Page, long_clip):
     conversation, [_, _, note, error] = heard(page, long_clip, in_windows=True)
     assert "7.4 s, heard in 3 windows" in note
     assert error == ""
-    assert len(conversation.hearing.heard.embeds) == 3
+    assert len(conversation.encoding.heard.embeds) == 3
 
 
 @pytest.mark.parametrize("in_windows", [False, True])
@@ -83,7 +83,7 @@ def test_that_a_clip_is_silent_is_told_in_the_note(page: Page, clip, tmp_path, i
     conversation, [_, _, note, error] = heard(page, str(tmp_path / "mute.wav"), in_windows=in_windows)
     assert "it holds only silence: is the microphone on?" in note
     assert ("windows; the picture" in note, error) == (in_windows, "")
-    assert conversation.hearing.heard
+    assert conversation.encoding.heard
     assert "silence" not in heard(page, clip, in_windows=in_windows)[1][2]
 
 
@@ -216,7 +216,7 @@ def test_a_second_clip_is_heard_after_the_first(page: Page, clip, tmp_path):
     rows = page.listen(conversation, clip, False, str(tmp_path / "other.wav"))
     assert shown(rows)[-1] == ""
     pair = load_clip([clip, tmp_path / "other.wav"], page.engine.model.max_seconds)
-    np.testing.assert_array_equal(conversation.hearing.heard.wav, pair)
+    np.testing.assert_array_equal(conversation.encoding.heard.wav, pair)
     assert asked(page, conversation, "", task=TWO_CLIPS)[-1] == ""
 
 
@@ -238,7 +238,7 @@ def test_hearing_a_clip_in_another_way_keeps_what_was_asked(page: Page, long_cli
     before = conversation.messages
     chat, *_, error = shown(page.listen(conversation, long_clip, True, None, keeps_turns=True))[1:]
     assert (chat, conversation.messages, error) == (before, before, "")
-    assert len(conversation.hearing.heard.embeds) == 3
+    assert len(conversation.encoding.heard.embeds) == 3
     asked(page, conversation, "And who?")
     assert len(conversation.turns) == 2
 

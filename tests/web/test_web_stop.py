@@ -56,7 +56,7 @@ def test_a_chat_that_is_emptied_stays_empty(page: Page, clip, written):
     assert (chat, conversation.messages, note, error) == ([], [], "", "")
     page.queue.run(int)
     assert len(written) == 1
-    assert conversation.hearing.heard  # the clip stays
+    assert conversation.encoding.heard  # the clip stays
     page.engine = page.queue.engine
     assert len(asked(page, conversation, "Who?")[0]) == 2
 
@@ -88,7 +88,7 @@ def test_hearing_that_is_stopped_keeps_what_was_heard(page: Page, long_clip):
     assert picture.startswith("<img")
     assert "heard until it was stopped in 2 windows" in note
     assert error == ""
-    assert len(conversation.hearing.heard.embeds) == len(conversation.hearing.heard.spans) == 2
+    assert len(conversation.encoding.heard.embeds) == len(conversation.encoding.heard.spans) == 2
     assert asked(page, conversation, "", task="asr")[3] == ""
 
 
@@ -109,7 +109,7 @@ def test_of_two_clips_the_one_chosen_last_is_heard(page: Page, clip, long_clip):
     shown([next(first), next(first)])
     page_shows = shown(page.listen(conversation, clip, False))
     assert list(first) == []  # nothing of it may reach the page any more
-    assert len(conversation.hearing.heard.embeds) == 1
+    assert len(conversation.encoding.heard.embeds) == 1
     assert page_shows[3] == ""
 
 
@@ -139,7 +139,7 @@ def test_a_question_that_is_forgotten_does_not_wait_for_its_clip(page: Page, cli
     chat, _, note, error = shown([*islice(rows, 2)], before)
     assert next(rows, "over") == "over"
     assert (chat, note, error) == ([], "", "")
-    assert conversation.hearing.over.is_set() is False
+    assert conversation.encoding.over.is_set() is False
 
 
 def test_what_was_typed_stays_where_nothing_was_heard(page: Page, tmp_path):
@@ -155,7 +155,7 @@ def test_hearing_is_over_for_whoever_leaves_at_once(page: Page, clip):
     rows = page.listen(conversation, clip, False)
     next(rows)
     rows.close()
-    assert conversation.hearing.over.is_set()
+    assert conversation.encoding.over.is_set()
 
 
 def test_others_have_their_turn_between_the_windows_of_a_long_clip(page: Page, long_clip, monkeypatch):
@@ -190,7 +190,7 @@ def test_a_clip_of_hours_is_refused_with_the_limit(page: Page, long_clip, monkey
     conversation, (_, picture, _, error) = heard(page, long_clip, in_windows=True)
     assert f"long.wav: {length} minutes long; in windows, up to 0.1 minutes are heard here. Choose a part" in error
     assert "--max-minutes" in error
-    assert conversation.hearing.heard is None
+    assert conversation.encoding.heard is None
     assert picture == ""
     assert heard(page, long_clip)[1][3] == ""  # its first 5 s can be heard
 
@@ -240,4 +240,4 @@ def test_ctrl_c_ends_the_server_whatever_it_does(engine: InferenceEngine, clip, 
         assert written == []
         assert "Stopped." in note
     else:
-        assert len(conversation.hearing.heard.spans) == 1
+        assert len(conversation.encoding.heard.spans) == 1
