@@ -77,14 +77,14 @@ def answer_set(model: SALMONN, one: EvalSet, config: DictConfig, folder: Path) -
     shuffled = asked("shuffled", exchanged, ask) if exchanged else None
     choices = None
     if task.has_choices:
-        hearing, unhearing = (partial(option_losses, model, config, one, hears) for hears in (True, False))
-        choices = ChoiceAnswers(picks_of(one, predictions, asked("likelihoods", heard, hearing, OptionLosses)))
+        with_audio, without_audio = (partial(option_losses, model, config, one, hears) for hears in (True, False))
+        choices = ChoiceAnswers(picks_of(one, predictions, asked("likelihoods", heard, with_audio, OptionLosses)))
         if shuffled is not None:
-            losses = asked("shuffled_likelihoods", exchanged, hearing, OptionLosses)
+            losses = asked("shuffled_likelihoods", exchanged, with_audio, OptionLosses)
             choices.shuffled = picks_of(one, shuffled, losses)
         if is_controlled:
             choices.unheard = asked("no_audio", heard, partial(generate_unheard, model, config))
-            losses = asked("no_audio_likelihoods", heard, unhearing, OptionLosses)
+            losses = asked("no_audio_likelihoods", heard, without_audio, OptionLosses)
             choices.of_unheard = picks_of(one, choices.unheard, losses)
     if model.encoder_cache:
         model.encoder_cache.report()

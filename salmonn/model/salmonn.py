@@ -36,7 +36,7 @@ from salmonn.model.loss import target_loss
 from salmonn.model.qformer import Connector
 from salmonn.model.sharding import is_shared, lending, shard_blocks
 from salmonn.model.tokenizer import load_tokenizer
-from salmonn.model.whisper import heard_frames, hearing, load_whisper, require_features_fit
+from salmonn.model.whisper import heard_frames, in_window, load_whisper, require_features_fit
 
 MOST_VICUNA_TOKENS = 32_100  # with a few added; Llama 3, of the same width, has 128,256
 
@@ -322,7 +322,7 @@ class SALMONN(nn.Module):
         heard: dict[int, Tensor] = {}
         for window in set(frames):
             rows = [i for i, n in enumerate(frames) if n == window]
-            with hearing(encoder, window):
+            with in_window(encoder, window):
                 heard |= zip(rows, encoder(log_mel[rows, :, : 2 * window]).last_hidden_state, strict=True)
         return pad_sequence([heard[i] for i in range(len(frames))], batch_first=True)
 

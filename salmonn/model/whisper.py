@@ -60,7 +60,7 @@ def shorten(encoder: PreTrainedModel, max_seconds: float) -> PreTrainedModel:
 
 
 @contextmanager
-def hearing(encoder: PreTrainedModel, frames: int) -> Iterator[None]:
+def in_window(encoder: PreTrainedModel, frames: int) -> Iterator[None]:
     """Inside, the encoder hears windows of so many frames, as if it were `shorten`ed."""
     config, positions = encoder.config, encoder.embed_positions
     whole, weight = config.max_source_positions, positions.weight
