@@ -148,7 +148,7 @@ def impossible_values(config: DictConfig) -> list[str]:
     if OmegaConf.select(config, "run.objective") == "ctc":
         problems += _impossible_alignment(config)
     if OmegaConf.select(config, "run.ctc_weight"):
-        problems += _impossible_spelling(config)
+        problems += _impossible_ctc_weight(config)
     problems += [
         f"{key}: holds spaces, a line break or other characters that no token has"  # not which: it is a secret
         for key, value in _given(config, SECRETS)
@@ -268,7 +268,7 @@ def _impossible_alignment(config: DictConfig) -> list[str]:
     return problems
 
 
-def _impossible_spelling(config: DictConfig) -> list[str]:
+def _impossible_ctc_weight(config: DictConfig) -> list[str]:
     said = f"run.ctc_weight = {config.run.ctc_weight}"
     if config.run.objective == "ctc":
         return [f"{said} does not go with run.objective = ctc: there is no other loss beside which it could stand"]

@@ -30,7 +30,7 @@ INITIAL_SCALE = 4.0  # of the logits
 _MEASURED_ROWS = 4096  # of the embeddings, for their size
 
 
-class Speller(SALMONN):
+class CTCModel(SALMONN):
     """A SALMONN whose connector learns by CTC beside the LLM's answer, as much as `ctc_weight` says."""
 
     embedding_norm: Tensor  # root mean square of the LLM's input embeddings' norms
@@ -45,7 +45,7 @@ class Speller(SALMONN):
         rows = torch.arange(0, n_rows, max(1, n_rows // _MEASURED_ROWS), device=embeddings.weight.device)
         # logits are measured in it: the families' embeddings differ a hundredfold in size, and one scale has to fit all
         self.register_buffer("embedding_norm", embeddings(rows).float().square().sum(1).mean().sqrt(), persistent=False)
-        # of no use to a model that does not spell: model/checkpoint.py knows the two names
+        # of no use to a model without CTC: model/checkpoint.py knows the two names
         self.ctc_blank = nn.Parameter(torch.zeros(width))
         self.ctc_log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
 
@@ -53,13 +53,13 @@ class Speller(SALMONN):
         """As SALMONN's, with `ctc_weight` times the CTC loss of the clips of `ctc_tasks` in "loss"."""
         result = super().loss_of_batch(embeds, samples)
         # no parameter may be without a gradient: DDP waits for each of them
-        spelled = 0.0 * (self.ctc_blank.sum() + self.ctc_log_scale)
+        ctc_loss = 0.0 * (self.ctc_blank.sum() + self.ctc_log_scale)
         rows = [i for i, task in enumerate(samples["task"]) if task in self.ctc_tasks]
         if rows and self.ctc_weight > 0:
-            spelled = self.spelling_loss([embeds[i] for i in rows], [samples["text"][i] for i in rows])["loss"]
-        return {**result, "loss": result["loss"] + self.ctc_weight * spelled}
+            ctc_loss = self.ctc_loss([embeds[i] for i in rows], [samples["text"][i] for i in rows])["loss"]
+        return {**result, "loss": result["loss"] + self.ctc_weight * ctc_loss}
 
-    def spelling_loss(self, clips: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
+    def ctc_loss(self, clips: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
         """CTC loss of B clips' audio tokens [A, H], per target token of the transcripts that fit into them.
 
         Against the batch's tokens and `n_negatives` others, drawn anew each time. Beside "loss" total (target tokens)
@@ -97,7 +97,7 @@ class Speller(SALMONN):
             logits = embeds.float() @ table.t() * (self.ctc_log_scale.exp() / self.embedding_norm)
             return logits.log_softmax(dim=-1)
 
-    def spelling(self, clips: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
+    def ctc_scores(self, clips: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
         """What validation counts of B clips' audio tokens [A, H]: loss per token and the errors of greedy CTC.
 
         Over the whole vocabulary, all [B]: sample_loss counts where sample_fits; sample_correct: target tokens less
@@ -117,8 +117,8 @@ class Speller(SALMONN):
         return dict(zip(names, torch.tensor(rows, dtype=torch.float64).t(), strict=True))
 
 
-class Aligner(Speller):
-    """Stage 0: a Speller without LoRA and the LLM's layers; parameters have the same names."""
+class Aligner(CTCModel):
+    """Stage 0: a `CTCModel` without LoRA and the LLM's layers; parameters have the same names."""
 
     def __init__(self, config: DictConfig, *parts: Any, **named_parts: Any) -> None:
         """As SALMONN; of the LLM only the input embeddings are used."""
@@ -131,28 +131,28 @@ class Aligner(Speller):
         return load_embeddings(config, device)
 
     def loss_of_batch(self, embeds: Sequence[Tensor], samples: Samples) -> dict[str, Tensor]:
-        """`spelling_loss` of a batch."""
-        return self.spelling_loss(embeds, samples["text"])
+        """`ctc_loss` of a batch."""
+        return self.ctc_loss(embeds, samples["text"])
 
 
 def model_class(run: DictConfig) -> type[SALMONN]:
     """The kind of model that a `run` section trains."""
     if run.objective == "ctc":
         return Aligner
-    return Speller if run.ctc_weight > 0 else SALMONN
+    return CTCModel if run.ctc_weight > 0 else SALMONN
 
 
 def build_model(model: DictConfig, run: DictConfig, device: torch.device) -> SALMONN:
     """Load the model of a `model` section that a `run` section trains. Raises UserError as `SALMONN.from_config`."""
     built = model_class(run).from_config(model, device, is_shared(run.shard_llm))
-    if isinstance(built, Speller):
+    if isinstance(built, CTCModel):
         built.n_negatives, built.ctc_tasks = run.ctc_negatives, list(run.ctc_tasks)
     return built
 
 
 def set_ctc_weight(model: SALMONN, run: DictConfig, share_done: float) -> None:
     """Let the CTC beside the answer fade: from `run.ctc_weight` in a straight line to 0 at a share of the run."""
-    if isinstance(model, Speller):
+    if isinstance(model, CTCModel):
         model.ctc_weight = run.ctc_weight * max(0.0, 1 - share_done / run.ctc_until)
 
 

@@ -31,8 +31,8 @@ PUBLISHED_EXTRAS = re.compile(
     r"|speech_Qformer\.bert\.embeddings\.position_ids"
     r"|beats\.encoder\.layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.weight"
 )
-# What a model that spells (model/alignment.py) trains beside the rest: a model that does not has no use for it.
-OF_SPELLING = ("ctc_blank", "ctc_log_scale")
+# What a model that learns by CTC (model/alignment.py) trains beside the rest: others have no use for it.
+CTC_PARAMETERS = ("ctc_blank", "ctc_log_scale")
 # The LLMs of the released checkpoints by their width: name, positions. Their versions share all names and shapes.
 _VICUNAS = {5120: ("vicuna-13b-v1.1", 2048), 4096: ("vicuna-7b-v1.5", 4096)}
 _BACKBONES = ("speech_encoder.", "beats.", "llama_model.")
@@ -142,8 +142,8 @@ def require_fit(
     Raises UserError naming missing and unexpected keys and both shapes where they differ.
     """
     wanted = own_parameters(model)
-    spells = not wanted.keys().isdisjoint(OF_SPELLING)
-    found = to_take(parameters, spells)
+    has_ctc = not wanted.keys().isdisjoint(CTC_PARAMETERS)
+    found = to_take(parameters, has_ctc)
     if found and not found.keys() & wanted.keys():
         raise UserError(f"{path} is not a SALMONN checkpoint: {other_tensors(found)}")
     for encoder in ("speech_encoder.", "beats."):
@@ -153,8 +153,8 @@ def require_fit(
             wanted = {name: p for name, p in wanted.items() if not name.startswith(encoder)}
     if is_of_stage_0(parameters):
         wanted = {name: p for name, p in wanted.items() if not _is_lora(name)}
-    if spells and found.keys().isdisjoint(OF_SPELLING):  # starts anew
-        wanted = {name: p for name, p in wanted.items() if name not in OF_SPELLING}
+    if has_ctc and found.keys().isdisjoint(CTC_PARAMETERS):  # starts anew
+        wanted = {name: p for name, p in wanted.items() if name not in CTC_PARAMETERS}
     problems = fit_problems(found, {name: p.shape for name, p in wanted.items()}, partial)
     if problems:
         shown = problems if len(problems) <= 12 else [*problems[:12], f"... and {len(problems) - 12} more"]
@@ -201,20 +201,20 @@ def tell_other_vicuna(width: int, positions: int, path: str) -> None:
         )  # fmt: skip
 
 
-def to_take(parameters: Mapping[str, Tensor], spells: bool = False) -> dict[str, Tensor]:
-    """What a model takes of a file: without the published writer's extras and, unless it spells, without `spelling`."""
-    left_out = set() if spells else spelling(parameters).keys()
+def to_take(parameters: Mapping[str, Tensor], has_ctc: bool = False) -> dict[str, Tensor]:
+    """What a model takes of a file: none of the published writer's extras and, for one without CTC, no `spelling`."""
+    left_out = set() if has_ctc else spelling(parameters).keys()
     return {k: v for k, v in parameters.items() if not PUBLISHED_EXTRAS.fullmatch(k) and k not in left_out}
 
 
 def spelling(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What only a model that spells has a use for; half of it is of no known file, and told as anything unexpected."""
-    found = {name: parameters[name] for name in OF_SPELLING if name in parameters}
-    return found if len(found) == len(OF_SPELLING) else {}
+    """What only a model with CTC has a use for; half of it is of no known file, and told as anything unexpected."""
+    found = {name: parameters[name] for name in CTC_PARAMETERS if name in parameters}
+    return found if len(found) == len(CTC_PARAMETERS) else {}
 
 
 def is_of_stage_0(parameters: Mapping[str, Tensor]) -> bool:
-    """Whether a file was written by a model that spells and has no LoRA."""
+    """Whether a file was written by a model with CTC and without LoRA."""
     return bool(spelling(parameters)) and not any(map(_is_lora, parameters))
 
 

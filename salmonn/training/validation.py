@@ -45,7 +45,7 @@ def validate(model: SALMONN, batches: Iterable[Samples], quarantine: Quarantine)
             quarantine.add(samples, judged=False)
             if not samples["text"]:
                 continue
-            score = _spelling_scores(model, samples) if isinstance(model, Aligner) else _answer_scores(model, samples)
+            score = _ctc_scores(model, samples) if isinstance(model, Aligner) else _answer_scores(model, samples)
             everything = range(len(samples["text"]))
             _add(sums, samples["task"], score(everything, everything))
             rows, partners = shuffle_partners(samples["id"])
@@ -78,11 +78,11 @@ def _answer_scores(model: SALMONN, samples: Samples) -> Score:
     return score
 
 
-def _spelling_scores(model: Aligner, samples: Samples) -> Score:
+def _ctc_scores(model: Aligner, samples: Samples) -> Score:
     clips = model.encode_clips(samples["raw_wav"], samples["padding_mask"])  # each [A, H]
 
     def score(rows: Sequence[int], heard: Sequence[int]) -> dict[str, torch.Tensor]:
-        return model.spelling([clips[i] for i in heard], [samples["text"][i] for i in rows])
+        return model.ctc_scores([clips[i] for i in heard], [samples["text"][i] for i in rows])
 
     return score
 
@@ -109,7 +109,7 @@ def report_listening(result: dict[str, Any], epoch: int, past_warmup: bool) -> N
         own, control = ("-" if x is None else f"{x:.4f}" for x in (values["loss"], values["loss_shuffled"]))
         logger.info("   %s: loss %s (shuffled %s), accuracy %.4f", task, own, control, values["accuracy"])
     if "word_error_rate" in result:
-        _report_spelling(result)
+        _report_ctc(result)
     if shuffled is None:
         logger.warning("no control with shuffled audio: each batch holds one clip only; raise run.batch_size_eval")
         return
@@ -127,7 +127,7 @@ def report_listening(result: dict[str, Any], epoch: int, past_warmup: bool) -> N
         )
 
 
-def _report_spelling(result: dict[str, Any]) -> None:
+def _report_ctc(result: dict[str, Any]) -> None:
     logger.info(
         "   greedy CTC: word error rate %.1f %%, with shuffled audio %s",
         100 * result["word_error_rate"],
@@ -163,12 +163,12 @@ def _add(
 
 def _means(sums: np.ndarray) -> dict[str, float | None]:
     means: dict[str, float | None] = {}
-    spells = sums[0, 5] > 0  # words are counted in stage 0 only
+    of_ctc = sums[0, 5] > 0  # words are counted in stage 0 only
     for suffix, (loss, n, correct, tokens, errors, words, _) in zip(("", "_shuffled"), sums.tolist(), strict=True):
         means |= {f"loss{suffix}": loss / n if n else None, f"accuracy{suffix}": correct / tokens if tokens else None}
-        if spells:
+        if of_ctc:
             means[f"word_error_rate{suffix}"] = errors / words if words else None
-    if spells:
+    if of_ctc:
         means |= {"too_long": int(sums[0, 6] - sums[0, 1]), "transcripts": int(sums[0, 6])}
     return means
 

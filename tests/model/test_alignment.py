@@ -16,7 +16,7 @@ from salmonn.config.schema import RunConfig
 from salmonn.model import checkpoint
 from salmonn.model.alignment import (
     Aligner,
-    Speller,
+    CTCModel,
     build_model,
     ctc_losses,
     draw_candidates,
@@ -188,7 +188,7 @@ def test_validation_counts_what_the_likeliest_tokens_say(build, name):
         size = words(torch.tensor(ids)).norm(dim=-1).max()
         model.ctc_blank.mul_(size / model.ctc_blank.norm())
         spelled = torch.stack([row for i in ids for row in (words(torch.tensor(i)), model.ctc_blank)])
-        result = model.spelling([spelled, -spelled], [text, text])
+        result = model.ctc_scores([spelled, -spelled], [text, text])
     assert result["sample_fits"].tolist() == [1, 1]
     assert result["sample_total"].tolist() == [len(ids)] * 2
     assert result["words"].tolist() == [7, 7]
@@ -253,73 +253,73 @@ def test_what_else_is_missing_or_too_much_is_still_refused(build, stage0):
 
 
 @pytest.fixture(scope="module")
-def speller(build):
-    """A whole model that spells beside answering."""
+def with_ctc(build):
+    """A whole model that learns by CTC beside answering."""
     torch.manual_seed(0)
-    model = Speller.from_config(OmegaConf.merge(build("llama3.2").config, {"lora": True, "lora_dropout": 0.0}))
+    model = CTCModel.from_config(OmegaConf.merge(build("llama3.2").config, {"lora": True, "lora_dropout": 0.0}))
     return randomised(model).eval()
 
 
-def test_the_loss_beside_the_answer_is_that_of_stage_0_on_the_clips_whose_text_follows_the_audio(build, speller):
-    samples = samples_of(speller, [0, 1])
+def test_the_loss_beside_the_answer_is_that_of_stage_0_on_the_clips_whose_text_follows_the_audio(build, with_ctc):
+    samples = samples_of(with_ctc, [0, 1])
     samples["task"] = ["asr", "audiocaption"]
     samples["prompts"] = ["USER: <Speech><SpeechHere></Speech> what?\nASSISTANT:"] * 2
-    speller.n_negatives = 10**6  # nothing is drawn
+    with_ctc.n_negatives = 10**6  # nothing is drawn
     aligner = build("llama3.2")
     aligner.n_negatives = 10**6
     checkpoint.take_parameters(
-        aligner, {k: v for k, v in checkpoint.own_values(speller).items() if "lora" not in k}, ""
+        aligner, {k: v for k, v in checkpoint.own_values(with_ctc).items() if "lora" not in k}, ""
     )
     first = {key: value[:1] for key, value in samples.items()}
     with torch.no_grad():
-        clips = speller.encode_clips(samples["raw_wav"], samples["padding_mask"])
-        answers = speller.answer_loss(clips, samples["prompts"], samples["text"])
+        clips = with_ctc.encode_clips(samples["raw_wav"], samples["padding_mask"])
+        answers = with_ctc.answer_loss(clips, samples["prompts"], samples["text"])
         spelled = aligner(first)["loss"]
-        speller.ctc_weight = 0.25
-        both = speller(samples, verbose=True)
+        with_ctc.ctc_weight = 0.25
+        both = with_ctc(samples, verbose=True)
         torch.testing.assert_close(both["loss"], answers["loss"] + 0.25 * spelled)
-        torch.testing.assert_close(speller(samples)["loss"], both["loss"])
+        torch.testing.assert_close(with_ctc(samples)["loss"], both["loss"])
         assert both["total"] == answers["total"]
         samples["task"] = ["phone_recognition", "audiocaption"]
-        torch.testing.assert_close(speller(samples)["loss"], answers["loss"])
+        torch.testing.assert_close(with_ctc(samples)["loss"], answers["loss"])
 
 
-def test_every_parameter_has_a_gradient_also_where_nothing_is_spelled(speller):
-    samples = samples_of(speller, [0, 1])
+def test_every_parameter_has_a_gradient_also_where_nothing_is_spelled(with_ctc):
+    samples = samples_of(with_ctc, [0, 1])
     samples["task"] = ["audiocaption", "audiocaption"]
-    speller.ctc_weight = 0.25
-    speller.zero_grad()
-    speller(samples)["loss"].backward()
-    assert all(p.grad is not None for p in speller.parameters() if p.requires_grad)
-    assert not speller.ctc_blank.grad.any()
+    with_ctc.ctc_weight = 0.25
+    with_ctc.zero_grad()
+    with_ctc(samples)["loss"].backward()
+    assert all(p.grad is not None for p in with_ctc.parameters() if p.requires_grad)
+    assert not with_ctc.ctc_blank.grad.any()
 
 
-def test_the_weight_falls_in_a_straight_line_to_nothing(speller):
+def test_the_weight_falls_in_a_straight_line_to_nothing(with_ctc):
     run = OmegaConf.structured(RunConfig(ctc_weight=0.4, ctc_until=0.5))
-    assert model_class(run) is Speller
+    assert model_class(run) is CTCModel
     weights = []
     for share in (0.0, 0.25, 0.5, 0.9):
-        set_ctc_weight(speller, run, share)
-        weights.append(speller.ctc_weight)
+        set_ctc_weight(with_ctc, run, share)
+        weights.append(with_ctc.ctc_weight)
     assert weights == pytest.approx([0.4, 0.2, 0, 0])
 
 
-def test_it_goes_on_from_stage_0_or_starts_anew_and_leaves_nothing_behind(build, speller, stage0, caplog):
+def test_it_goes_on_from_stage_0_or_starts_anew_and_leaves_nothing_behind(build, with_ctc, stage0, caplog):
     theirs = checkpoint.read(stage0)["model"]
     with caplog.at_level(logging.INFO, "salmonn"):
-        checkpoint.take_parameters(speller, theirs, stage0)
+        checkpoint.take_parameters(with_ctc, theirs, stage0)
     assert "LoRA starts anew" in caplog.text
-    assert torch.equal(speller.ctc_blank, theirs["ctc_blank"])
+    assert torch.equal(with_ctc.ctc_blank, theirs["ctc_blank"])
     plain = SALMONN.from_config(OmegaConf.merge(build("llama3.2").config, {"lora": True}))
-    checkpoint.take_parameters(plain, checkpoint.own_values(speller), "x.pth")  # after it: no spelling any more
-    checkpoint.take_parameters(speller, checkpoint.own_values(plain), "x.pth")  # which starts anew
-    assert torch.equal(speller.ctc_blank, theirs["ctc_blank"])
+    checkpoint.take_parameters(plain, checkpoint.own_values(with_ctc), "x.pth")  # after it: no CTC any more
+    checkpoint.take_parameters(with_ctc, checkpoint.own_values(plain), "x.pth")  # which starts anew
+    assert torch.equal(with_ctc.ctc_blank, theirs["ctc_blank"])
     incomplete = {
         k: v
-        for k, v in checkpoint.own_values(speller).items()
+        for k, v in checkpoint.own_values(with_ctc).items()
         if not k.endswith("0.self_attn.q_proj.lora_A.default.weight")
     }
-    assert len(incomplete) < len(checkpoint.own_values(speller))
+    assert len(incomplete) < len(checkpoint.own_values(with_ctc))
     with pytest.raises(UserError, match=r"missing: .*lora_A"):
         checkpoint.take_parameters(plain, incomplete, "x.pth")
 
