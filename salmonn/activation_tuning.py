@@ -36,8 +36,9 @@ from omegaconf import DictConfig
 from salmonn.audio.decode import AudioError
 from salmonn.common.cli import argument_parser
 from salmonn.common.errors import UserError, examples
-from salmonn.common.files import make_folder, write_json
+from salmonn.common.files import make_folder
 from salmonn.config.loading import load_config
+from salmonn.data.annotation_format import write_annotations
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths, FolderCache
 from salmonn.evaluation.metrics.stories import STORY_WORDS, repeated_share
@@ -278,6 +279,6 @@ def story_entry(clip: Mapping[str, Any], text: str) -> Entry:
 def save(path: Path, stories: Sequence[Entry]) -> None:
     """Write an annotation file, whole or not at all."""
     try:
-        write_json(path, {"annotation": list(stories)})
+        write_annotations(path, stories)
     except OSError as error:
         raise UserError(f"--out {path}: {error}") from error

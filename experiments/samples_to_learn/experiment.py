@@ -39,6 +39,7 @@ from salmonn.common.errors import UserError
 from salmonn.common.files import make_folder, read_json, write_json
 from salmonn.common.samples import Samples
 from salmonn.config.loading import BEST
+from salmonn.data.annotation_format import write_annotations
 from salmonn.data.annotations import Annotations
 from salmonn.data.dataset import SALMONNDataset
 from salmonn.data.loader import eval_loader, open_datasets
@@ -261,5 +262,5 @@ def _entries(path: str) -> list[dict[str, Any]]:
 
 
 def _write(entries: list[dict[str, Any]], path: Path) -> str:
-    write_json(path, {"annotation": entries})
+    write_annotations(path, entries)
     return str(path)
