@@ -7,7 +7,7 @@ answers and nothing from the audio (the plateau on which public reproductions st
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,12 +45,13 @@ def validate(model: SALMONN, batches: Iterable[Samples], quarantine: Quarantine)
             quarantine.add(samples, judged=False)
             if not samples["text"]:
                 continue
-            score = _ctc_scores(model, samples) if isinstance(model, Aligner) else _answer_scores(model, samples)
+            clips = model.encode_clips(samples["raw_wav"], samples["padding_mask"])
             everything = range(len(samples["text"]))
-            _add(sums, samples["task"], score(everything, everything))
+            _add(sums, samples["task"], _score(model, samples, clips, everything, everything))
             rows, partners = shuffle_partners(samples["id"])
             if rows:
-                _add(sums, [samples["task"][i] for i in rows], score(rows, partners), shuffled=True)
+                shuffled = _score(model, samples, clips, rows, partners)
+                _add(sums, [samples["task"][i] for i in rows], shuffled, shuffled=True)
     everywhere: dict[str, np.ndarray] = defaultdict(_zeros)
     for share in distributed.gather_objects(dict(sums)):
         for task, of_task in share.items():
@@ -64,27 +65,15 @@ def validate(model: SALMONN, batches: Iterable[Samples], quarantine: Quarantine)
     return {**result, "tasks": tasks}
 
 
-Score = Callable[[Sequence[int], Sequence[int]], dict[str, torch.Tensor]]  # texts of rows, the audio of these rows
-
-
-def _answer_scores(model: SALMONN, samples: Samples) -> Score:
-    clips = model.encode_clips(samples["raw_wav"], samples["padding_mask"])  # each [A, H]
-    chosen, texts = fixed_prompts(model, samples), samples["text"]
-
-    def score(rows: Sequence[int], heard: Sequence[int]) -> dict[str, torch.Tensor]:
-        prompts_of_rows = None if chosen is None else [chosen[i] for i in rows]
-        return model.answer_loss([clips[i] for i in heard], prompts_of_rows, [texts[i] for i in rows])
-
-    return score
-
-
-def _ctc_scores(model: Aligner, samples: Samples) -> Score:
-    clips = model.encode_clips(samples["raw_wav"], samples["padding_mask"])  # each [A, H]
-
-    def score(rows: Sequence[int], heard: Sequence[int]) -> dict[str, torch.Tensor]:
-        return model.ctc_scores([clips[i] for i in heard], [samples["text"][i] for i in rows])
-
-    return score
+def _score(
+    model: SALMONN, samples: Samples, clips: Sequence[torch.Tensor], rows: Sequence[int], heard: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """What is counted of the texts of `rows`, each behind the clip [A, H] of the row in `heard`."""
+    audio, texts = [clips[i] for i in heard], [samples["text"][i] for i in rows]
+    if isinstance(model, Aligner):
+        return model.ctc_scores(audio, texts)
+    chosen = fixed_prompts(model, samples)
+    return model.answer_loss(audio, None if chosen is None else [chosen[i] for i in rows], texts)
 
 
 def shuffle_partners(clips: Sequence[str]) -> tuple[list[int], list[int]]:
