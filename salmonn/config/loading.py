@@ -53,10 +53,11 @@ def load_config(path: str | Path, options: Sequence[str] = (), ckpt: str = "") -
     problems += impossible_values(config)
     if problems:
         raise UserError("\n  ".join(["the configuration is not usable:", *problems]))
-    if config.model.llm_dtype == "auto" and config.run.amp and config.run.amp_dtype == "bf16" and not _on_cpu(config):
-        config.model.llm_dtype = "bfloat16"  # float16 weights under bfloat16 autocast would mix
-    if not config.run.exp_name:
-        config.run.exp_name = Path(path).stem
+    model, run = config.model, config.run
+    if model.llm_dtype == "auto" and run.amp and run.amp_dtype == "bf16" and run.device != "cpu":
+        model.llm_dtype = "bfloat16"  # float16 weights under bfloat16 autocast would mix
+    if not run.exp_name:
+        run.exp_name = Path(path).stem
     return config
 
 
@@ -115,10 +116,6 @@ def _expand_home(config: DictConfig) -> list[str]:
     for mapping in config.datasets.path_map:
         mapping.update({name: os.path.expanduser(path) for name, path in mapping.items() if name == "to"})
     return problems
-
-
-def _on_cpu(config: DictConfig) -> bool:
-    return config.run.device == "cpu"
 
 
 def model_config(values: Mapping[str, Any] | DictConfig | ModelConfig) -> DictConfig:

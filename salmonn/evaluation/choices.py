@@ -12,6 +12,7 @@ import numpy as np
 from salmonn.evaluation.metrics.choices import LETTERS, Pick
 
 MOST_OPTIONS = len(LETTERS)
+CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")  # letters of Chinese, Japanese and Korean
 
 _LABELLED = re.compile(r"\(?([A-Z])[).:]\s*(.+)", re.DOTALL)  # an option with its letter in front
 # A letter of an answer, and the words behind it, which may be none.
@@ -20,7 +21,6 @@ _LETTER_TOLD = re.compile(  # "the answer is A dog" tells none, "B or C" neither
     r"\b(?i:answer|option|choice)\b(?:\s+is)?\s*:?\s*(?:\(([A-Za-z])\)|(A(?!\s+[a-z])|[B-Z])\b(?!['’]))"
     r"(?!\)?\s*(?:,|/|\bor\b|\band\b)\s*\(?[A-Z]\b)"
 )
-_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
 _NOT = r"(?:\bnot|\bno|n't|\bneither|\bnor|\bnever|\bwithout|\brather than)\s+(?:(?:an?|the|any)\s+)?"
 
 
@@ -84,7 +84,7 @@ def _options_in(text: str, options: Sequence[str]) -> set[int]:
     """Options whose words stand in a text; one that is only a part of another that stands there does not count."""
     said, spoken = _words(text), []
     for place, option in enumerate(options):
-        words, edge = re.escape(_words(option)), "" if _CJK.search(option) else r"\b"
+        words, edge = re.escape(_words(option)), "" if CJK.search(option) else r"\b"
         spans = [match.span() for match in re.finditer(f"{edge}{words}{edge}", said)] if words else []
         spoken += [(place, *span) for span in spans if not re.search(f"{_NOT}$", said[: span[0]])]
     return {

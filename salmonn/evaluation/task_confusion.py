@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from salmonn.common.errors import examples
+from salmonn.evaluation.choices import CJK
 from salmonn.evaluation.clips import EvalExample
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.metrics.base import value_of
@@ -31,7 +32,6 @@ _CAPTION = re.compile(
 )
 _TRANSCRIBING = ("asr", "asr_zh", "asr_de", "lyrics_recognition", "phone_recognition", "speech_separation")
 _YES_NO = re.compile(r"\s*(?:yes|no)\b", re.IGNORECASE)
-_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
 _LETTER = re.compile(r"[^\W\d_]")
 # Of each language those that are no words of the other.
 _SMALL_WORDS = {
@@ -50,11 +50,11 @@ def _are_phonemes(text: str) -> bool:
 
 
 def _is_cjk(text: str) -> bool:
-    return 2 * len(_CJK.findall(text)) > len(_LETTER.findall(text))
+    return 2 * len(CJK.findall(text)) > len(_LETTER.findall(text))
 
 
 def _is_other_script(text: str) -> bool:
-    return bool(_LETTER.search(text)) and not _CJK.search(text)
+    return bool(_LETTER.search(text)) and not CJK.search(text)
 
 
 def _is_of(language: str, text: str) -> bool:

@@ -129,15 +129,9 @@ def judge_all(
         JudgeReply(request.id, known[key]["correct"], known[key]["raw"], name)
         for key, request in zip(keys, requests, strict=True)
     ]
-    if unclear := tally(replies)["unclear"]:
+    if unclear := sum(reply.correct is None for reply in replies):
         logger.warning("%d of %d verdicts are neither yes nor no; their replies are in %s", unclear, len(keys), path)
     return replies
-
-
-def tally(replies: Sequence[JudgeReply]) -> dict[str, int]:
-    """How many answers are correct, wrong, or without a clear verdict."""
-    given = [reply.correct for reply in replies]
-    return {"correct": given.count(True), "wrong": given.count(False), "unclear": given.count(None)}
 
 
 def _rename_old_replies(folder: Path) -> None:

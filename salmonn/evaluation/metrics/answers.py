@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from salmonn.evaluation.metrics.base import Metric, Texts
+from salmonn.evaluation.metrics.base import Metric, Texts, percent
 
 KEYWORDS = 3  # the accuracy of keyword extraction is over three keywords (SALMONN, table 3)
 
@@ -104,8 +104,8 @@ def _confusion_details(names: list[str], cells: np.ndarray, skipped: int) -> Map
     of_class, answered, n = cells.sum(axis=1), cells.sum(axis=0), cells.sum()
     recall = {name: cells[i, i] / of_class[i] if of_class[i] else None for i, name in enumerate(names)}
     rate = {name: answered[i] / n if n else None for i, name in enumerate([*names, "none"])}
-    parts = [f"{name}: {_percent(recall[name])} right, {_percent(rate[name])} of the answers" for name in names]
-    note = "; ".join([*parts, f"no class in {_percent(rate['none'])} of the answers"])
+    parts = [f"{name}: {percent(recall[name])} right, {percent(rate[name])} of the answers" for name in names]
+    note = "; ".join([*parts, f"no class in {percent(rate['none'])} of the answers"])
     if skipped:
         note += f"; {skipped} clips skipped, their references are of no class"
     return {
@@ -116,10 +116,6 @@ def _confusion_details(names: list[str], cells: np.ndarray, skipped: int) -> Map
         "skipped": skipped,
         "note": note,
     }
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 METRICS = {

@@ -39,6 +39,11 @@ def ratio(sums: np.ndarray) -> np.ndarray:
     return np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] != 0)
 
 
+def percent(share: float | None) -> str:
+    """A share as a note tells it; "-" for none."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
 # What a metric may need of a clip: fields of Texts.
 NEEDS = {
     "references": "a reference",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from salmonn.evaluation.metrics.base import Metric, Texts
+from salmonn.evaluation.metrics.base import Metric, Texts, percent
 
 LETTERS = ascii_uppercase
 _COUNTS = 3  # columns before the places: right, 1, chance
@@ -62,7 +62,7 @@ def _likelihood_details(sums: np.ndarray) -> Mapping[str, Any]:
     n, chance, disagreeing = sums[1], sums[2] / sums[1], int(sums[_COUNTS])
     chosen, even = _shares(sums[_COUNTS + 1 :])
     note = (
-        f"chance {_percent(chance)}; the likeliest option depends on the order for {disagreeing} of {n:.0f} clips; "
+        f"chance {percent(chance)}; the likeliest option depends on the order for {disagreeing} of {n:.0f} clips; "
         f"over all orders the likeliest stands at {_listed(chosen)} (even: {_listed(even)})"
     )
     return {
@@ -77,7 +77,7 @@ def _likelihood_details(sums: np.ndarray) -> Mapping[str, Any]:
 def _named_details(sums: np.ndarray) -> Mapping[str, Any]:
     n, chance, unparsed, without = sums[1], sums[2] / sums[1], int(sums[_COUNTS]), int(sums[_COUNTS + 1])
     chosen, right = _shares(sums[_COUNTS + 2 :])
-    note = f"chance {_percent(chance)}; {unparsed} of {n:.0f} answers name no single option, counted as wrong"
+    note = f"chance {percent(chance)}; {unparsed} of {n:.0f} answers name no single option, counted as wrong"
     if unparsed < n:
         note += f"; those that do name {_listed(chosen)} (right: {_listed(right)})"
     if without:
@@ -96,11 +96,7 @@ def _shares(counts: np.ndarray) -> list[dict[str, float]]:
 
 
 def _listed(shares: Mapping[str, float]) -> str:
-    return ", ".join(f"{letter} {_percent(share)}" for letter, share in shares.items())
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return ", ".join(f"{letter} {percent(share)}" for letter, share in shares.items())
 
 
 METRICS = {
