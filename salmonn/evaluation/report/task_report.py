@@ -1,8 +1,9 @@
 """The report of one set: scores, counts and notes, and the files and tables that tell them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +59,31 @@ def build_report(
     choices: ChoiceAnswers | None = None,
 ) -> dict[str, Any]:
     """Counts, scores and notes; what is known only to the run (config, time) is added by the caller."""
+    report = _counted(task, clips, predictions)
+    if not task.is_scored:
+        return report | _shown(Scores()) | {"scoring": {}}
+    normalise, normaliser_note, substitute = normaliser(task.normaliser, whisper_path)
+    scores = score(task, clips, predictions, normalise, judgement, choices.heard if choices else None)
+    report |= _shown(scores) | {
+        "scoring": {
+            "metrics": {name: METRICS[name].title for name in scores.all},  # a title names the tokenizer
+            "normaliser": task.normaliser,
+            "normaliser_note": normaliser_note,
+            "substitute": {name: METRICS[name].substitute or substitute for name in scores.all},
+            "references_sha256": scores.references_sha256,
+            "prompt": task.prompt,
+            "judge": judgement.judge if judgement else "",
+        },
+        "references": sum(len(clip.references) for clip in clips),
+        "empty_references": scores.empty_references,
+    }
+    report["notes"] += [normaliser_note, *_notes_on(scores, normaliser_note)]
+    _add_controls(report, partial(score, _compared(task), clips, normalise=normalise), shuffled, choices)
+    return report
+
+
+def _counted(task: EvalTask, clips: Sequence[EvalExample], predictions: Mapping[int, Prediction]) -> dict[str, Any]:
+    """How many answers there are of which kind, and the clips that cannot be read, with a note on them."""
     heard = [prediction for prediction in predictions.values() if not prediction.unreadable]
     finished = sum(prediction.finished for prediction in heard)
     unreadable = [
@@ -70,21 +96,7 @@ def build_report(
         fate = "are in the submission without an answer" if task.submission else "are not part of the scores"
         named = examples([clip["path"] for clip in unreadable])
         notes.append(f"Unreadable clips: {len(unreadable)}; they {fate}: {named}.")
-    scores, scoring = Scores(), {}
-    if task.is_scored:
-        normalise, normaliser_note, substitute = normaliser(task.normaliser, whisper_path)
-        scores = score(task, clips, predictions, normalise, judgement, choices.heard if choices else None)
-        scoring = {
-            "metrics": {name: METRICS[name].title for name in scores.all},  # a title names the tokenizer
-            "normaliser": task.normaliser,
-            "normaliser_note": normaliser_note,
-            "substitute": {name: METRICS[name].substitute or substitute for name in scores.all},
-            "references_sha256": scores.references_sha256,
-            "prompt": task.prompt,
-            "judge": judgement.judge if judgement else "",
-        }
-        notes += [normaliser_note, *_notes_on(scores, normaliser_note)]
-    report = {
+    return {
         "name": task.name,
         "title": task.title,
         "n": len(clips),
@@ -92,35 +104,48 @@ def build_report(
         "unfinished": len(heard) - finished,
         "empty_outputs": sum(not prediction.text for prediction in heard),
         "unreadable": unreadable,
+        "notes": notes,
+    }
+
+
+def _shown(scores: Scores) -> dict[str, Any]:
+    """What the report holds of scores."""
+    return {
         "scores": dict(scores.all),
         "scores_finished": scores.finished,
         "intervals": scores.intervals,
         "scored_clips": scores.clips,
         "details": scores.details,
         "unavailable": scores.unavailable,
-        "notes": notes,
-        "scoring": scoring,
         "statistics": scores.statistics,
     }
-    if task.is_scored:
-        report["references"] = sum(len(clip.references) for clip in clips)
-        report["empty_references"] = scores.empty_references
-        if shuffled is not None:
-            picks = choices.shuffled if choices else None
-            _add_control(report, "shuffled", score(_compared(task), clips, shuffled, normalise, picks=picks))
-        if choices:
-            notes.append(NAMING)
-            if choices.unheard is not None:
-                unheard = score(_compared(task), clips, choices.unheard, normalise, picks=choices.of_unheard)
-                _add_control(report, "no_audio", unheard)
-            else:
-                notes.append(f"The options were asked without controls: evaluate.shuffled_control=True {UNCONTROLLED}.")
-    return report
+
+
+def _add_controls(
+    report: dict[str, Any],
+    score_control: Callable[..., Scores],
+    shuffled: Mapping[int, Prediction] | None,
+    choices: ChoiceAnswers | None,
+) -> None:
+    """Scores of the answers to other clips' audio and, of multiple choice, to none; `score_control`: of answers."""
+    if shuffled is not None:
+        picks = choices.shuffled if choices else None
+        _add_control(report, "shuffled", score_control(shuffled, picks=picks))
+    if choices is None:
+        return
+    report["notes"].append(NAMING)
+    if choices.unheard is not None:
+        _add_control(report, "no_audio", score_control(choices.unheard, picks=choices.of_unheard))
+    else:
+        unasked = f"The options were asked without controls: evaluate.shuffled_control=True {UNCONTROLLED}."
+        report["notes"].append(unasked)
 
 
 def _compared(task: EvalTask) -> EvalTask:
-    """The task with the metrics that a control has: a judge is asked about real answers only, and what needs no truth
-    is the same for answers in another order."""
+    """The task with the metrics that a control has.
+
+    A judge is asked about real answers only, and what needs no truth is the same for answers in another order.
+    """
     return replace(task, metrics=[name for name in task.metrics if METRICS[name].needs in COMPARED])
 
 
