@@ -25,12 +25,10 @@ if __name__ == "__main__":
     tell_wait("loading PyTorch")  # what is imported below takes seconds
 
 from salmonn.common.errors import UserError
-from salmonn.common.files import making_folder, read_json, write_text
+from salmonn.common.files import making_folder, read_json
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.report.tables import metrics_of, shown_interval, shown_score, table
-from salmonn.model import hub, pretrained
-from salmonn.model.card import model_card
-from salmonn.model.lineage import lineage_of
+from salmonn.model import hub
 from util.conversion.fit import read_fitting
 
 # Of a result's provenance: what does not tell how this machine is laid out
@@ -83,10 +81,7 @@ def target(out: Path | None) -> Iterator[Path]:
 def write_folder(args: Namespace, folder: Path, scores: str) -> None:
     """Weights, configuration and card. Raises UserError as `read_fitting`."""
     source, section = read_fitting(args.source, args.cfg_path)
-    section = pretrained.without_places(section)
-    pretrained.save(folder, source.parameters, section, source.training)
-    card = model_card(args.name, section, lineage_of(source.training), args.license, scores)
-    write_text(folder / hub.CARD, card)
+    hub.write_folder(folder, args.name, source.parameters, section, source.training, args.license, scores)
 
 
 def shown_scores(folders: Sequence[Path]) -> str:

@@ -4,8 +4,9 @@ The hub knows who is asking by `hf auth login` or HF_TOKEN; no token passes thro
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
@@ -18,8 +19,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from omegaconf import DictConfig
+from torch import Tensor
 
 from salmonn.common.errors import UserError, reason
+from salmonn.common.files import write_text
+from salmonn.model import pretrained
+from salmonn.model.card import model_card
+from salmonn.model.lineage import lineage_of
 from salmonn.model.pretrained import CONFIG, WEIGHTS
 
 CARD = "README.md"  # where the hub looks for it
@@ -64,6 +71,21 @@ def require_name(name: str) -> None:
     """Raises UserError for what no model on the hub can be called."""
     if not _NAME.fullmatch(name):
         raise UserError(f"{name}: a model on the hub is called USER/NAME, in letters, digits and . _ -")
+
+
+def write_folder(
+    folder: str | Path,
+    name: str,
+    parameters: Mapping[str, Tensor],
+    model: DictConfig,
+    training: Mapping[str, Any],
+    licence: str = "",
+    scores: str = "",
+) -> None:
+    """Write what is published as `name`: weights, configuration and card; paths of this machine stay here."""
+    section = pretrained.without_places(model)
+    pretrained.save(folder, parameters, section, training)
+    write_text(Path(folder) / CARD, model_card(name, section, lineage_of(training), licence, scores))
 
 
 def publish(folder: str | Path, name: str, private: bool = True) -> str:

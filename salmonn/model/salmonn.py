@@ -17,18 +17,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from salmonn.audio.decode import MIN_SECONDS, SAMPLE_RATE
 from salmonn.common.device import device_of, own_precision, to_device
 from salmonn.common.errors import UserError
-from salmonn.common.files import write_text
 from salmonn.common.samples import Samples
 from salmonn.config.loading import generate_config, model_config
 from salmonn.model import checkpoint, hub, pretrained, prompts
 from salmonn.model.activation_memory import reduce_activation_memory, set_gradient_checkpointing
 from salmonn.model.beats import BEATs, load_beats
-from salmonn.model.card import model_card
 from salmonn.model.encoders import EncoderOutputCache, EncoderOutputs
 from salmonn.model.features import LogMel, fbank_lengths, kaldi_fbank
 from salmonn.model.generation import answer, prefill, search_settings
 from salmonn.model.hearing import require_same_hearing, tells_other_llm
-from salmonn.model.lineage import LINEAGE, Training, read_lineage, written
+from salmonn.model.lineage import LINEAGE, read_lineage, written
 from salmonn.model.llm import hidden_at, load_llm
 from salmonn.model.llm_input import LLMInputs, build_llm_inputs, tokenize
 from salmonn.model.lora import add_lora, lora_layers, set_adapter_precision
@@ -168,7 +166,7 @@ class SALMONN(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the trained parameters and the `model` section, the present LoRA scaling in it; no frozen backbones."""
-        pretrained.save(folder, checkpoint.own_parameters(self), self._section(), {LINEAGE: written(self._lineage())})
+        pretrained.save(folder, checkpoint.own_parameters(self), self._section(), self._origin())
 
     def push_to_hub(self, name: str, private: bool = True, licence: str = "") -> str:
         """Publish what `save_pretrained` writes, and a card, as USER/NAME; returns its address. Raises UserError.
@@ -176,10 +174,9 @@ class SALMONN(nn.Module):
         util/publish.py does so for a checkpoint, with its scores in the card.
         """
         hub.require_name(name)
-        section, lineage = pretrained.without_places(self._section()), self._lineage()
         with tempfile.TemporaryDirectory(prefix="salmonn-publish-") as folder:
-            pretrained.save(folder, checkpoint.own_parameters(self), section, {LINEAGE: written(lineage)})
-            write_text(Path(folder) / hub.CARD, model_card(name, section, lineage, licence))
+            parameters = checkpoint.own_parameters(self)
+            hub.write_folder(folder, name, parameters, self._section(), self._origin(), licence)
             return hub.publish(folder, name, private)
 
     def _section(self) -> DictConfig:
@@ -189,9 +186,9 @@ class SALMONN(nn.Module):
             section.lora_scaling = None if self.lora_scaling == as_trained else self.lora_scaling
         return section
 
-    def _lineage(self) -> list[Training]:
-        """The runs that its checkpoint names, if it is still there."""
-        return read_lineage(self.config.ckpt) if Path(self.config.ckpt).is_file() else []
+    def _origin(self) -> dict[str, Any]:
+        """The runs that its checkpoint names, if it is still there, as a folder holds them."""
+        return {LINEAGE: written(read_lineage(self.config.ckpt) if Path(self.config.ckpt).is_file() else [])}
 
     @property
     def device(self) -> torch.device:

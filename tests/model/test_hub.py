@@ -15,7 +15,7 @@ from salmonn.model import checkpoint
 from salmonn.model import hub as hub_module
 from salmonn.model.card import model_card
 from salmonn.model.hub import UnreachableError, fetched, is_hub_name
-from salmonn.model.lineage import LINEAGE, Training, written
+from salmonn.model.lineage import LINEAGE, Training, lineage_of, written
 from tests.fixtures.golden import golden_config
 from tests.fixtures.hub import COMMIT, Hub
 
@@ -43,7 +43,7 @@ def test_what_is_published_is_fetched_again_by_its_name(model, hub: Hub, monkeyp
     again = SALMONN.from_pretrained("kim/tiny-ears", **parts)
     wanted = checkpoint.own_values(model)
     assert all(torch.equal(value, wanted[name]) for name, value in checkpoint.own_values(again).items())
-    assert again._lineage() == RUNS
+    assert lineage_of(again._origin()) == RUNS
     n_asked = len(hub.asked)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # it is in the cache now
     SALMONN.from_pretrained("kim/tiny-ears", **parts)
