@@ -257,7 +257,7 @@ def save(path: str | Path, content: dict[str, Any]) -> None:
 
 def own_values(model: nn.Module) -> dict[str, Tensor]:
     """Copies on the CPU of `own_parameters`."""
-    return {name: p.detach().cpu().clone() for name, p in own_parameters(model).items()}
+    return {name: p.detach().to("cpu", copy=True) for name, p in own_parameters(model).items()}
 
 
 def write_content(path: Path, content: dict[str, Any]) -> None:

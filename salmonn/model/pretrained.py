@@ -36,7 +36,8 @@ def save(
         read_config(folder)
     make_folder(folder)
     # Copies, for the file format knows neither views nor two names of the same memory.
-    tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in parameters.items()}
+    form = torch.contiguous_format
+    tensors = {k: v.detach().to("cpu", copy=True, memory_format=form) for k, v in parameters.items()}
     content = {
         "model_type": MODEL_TYPE,
         **without_secrets({"model": OmegaConf.to_container(model) | _IN_WEIGHTS}),
