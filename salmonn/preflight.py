@@ -144,9 +144,11 @@ def _require_short_questions(model: "SALMONN", path: str) -> None:
     """Raise UserError where a question alone fills the LLM: with it a batch would take the memory of many."""
     from salmonn.model.llm_input import tokenize
 
-    if problem_of(Annotations, path):  # told already
+    try:
+        annotations = Annotations(path)
+    except UserError:  # told already
         return
-    prompt_path, annotations = model.config.prompt_path, Annotations(path)
+    prompt_path = model.config.prompt_path
     pools = prompts.load_train_prompts(prompt_path, "{}") if Path(prompt_path).is_file() else {}
     asking = [task for task, pool in pools.items() if any(map(prompts.asks_question, pool))]
     entry = annotations.longest_question(asking)
@@ -177,8 +179,6 @@ def _require_model(
     for path, partial in ((config.model.speech_llama_proj_model, True), (config.model.ckpt, False)):
         if path and path not in unread:
             problems += problem_of(require_start_fits, meta_model, path, partial)
-    if config.model.ckpt and config.model.ckpt not in unread and not problems:
-        meta_model.tell_other_vicuna()
     if readable := next((path for path in goes_on if not problem_of(checkpoint.read, path, lazily=True)), None):
         problems += problem_of(require_checkpoint_fits, meta_model, readable)
     for path in annotations if training and config.run.objective == "answer" else ():

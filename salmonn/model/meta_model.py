@@ -69,9 +69,15 @@ def require_checkpoint_fits(meta_model: SALMONN, path: str | Path, partial: bool
 
 
 def require_start_fits(meta_model: SALMONN, path: str | Path, partial: bool = False) -> None:
-    """As `require_checkpoint_fits`, of a checkpoint to start from: it was trained to hear in the same way, too."""
-    require_checkpoint_fits(meta_model, path, partial)
-    require_same_hearing(meta_model.config, checkpoint.read(path, lazily=True), path, only_told=partial)
+    """As `require_checkpoint_fits`, of a checkpoint to start from: it was trained to hear in the same way, too.
+
+    Of `model.ckpt`, which is not `partial`, another Vicuna is told.
+    """
+    content = checkpoint.read(path, lazily=True)
+    checkpoint.require_fit(meta_model, content["model"], path, partial)
+    require_same_hearing(meta_model.config, content, path, only_told=partial)
+    if not partial:
+        meta_model.tell_other_vicuna(content)
 
 
 def _whisper_encoder(model: DictConfig) -> WhisperEncoder:

@@ -110,9 +110,10 @@ class SALMONN(nn.Module):
         """
         config = model_config(config)
         device = torch.device(device)
-        for path, partial in ((config.speech_llama_proj_model, True), (config.ckpt, False)):
-            if path:  # a wrong file is known before the big ones are loaded
-                require_same_hearing(config, checkpoint.read(path, lazily=True), path, only_told=partial)
+        paths = filter(None, (config.speech_llama_proj_model, config.ckpt))
+        starts = {path: checkpoint.read(path, lazily=True) for path in paths}
+        for path, content in starts.items():  # a wrong file is known before the big ones are loaded
+            require_same_hearing(config, content, path, only_told=path != config.ckpt)
         log_mel, speech_encoder = load_whisper(config)
         model = cls(
             config,
@@ -126,20 +127,20 @@ class SALMONN(nn.Module):
             checkpoint.load_parameters(model, config.speech_llama_proj_model, partial=True)
         if config.ckpt:
             checkpoint.load_parameters(model, config.ckpt)
-            model.tell_other_vicuna()
+            model.tell_other_vicuna(starts[config.ckpt])
         if shard_llm:
             shard_blocks(model._causal_lm(), device)
         return model.to(device)
 
-    def tell_other_vicuna(self) -> None:
+    def tell_other_vicuna(self, content: Mapping[str, Any]) -> None:
         """Warn where the LLM is a LLaMA of another version than the released checkpoint of its width needs.
 
-        Not where the checkpoint tells that its LLM has another name: `require_same_hearing` has warned of that.
+        Not where the checkpoint's content tells that its LLM has another name: `require_same_hearing` has warned of it.
         """
         llm, path = self.llama_model.config, str(self.config.ckpt)
         if llm.model_type != "llama" or llm.vocab_size > MOST_VICUNA_TOKENS:
             return
-        if not tells_other_llm(self.config, checkpoint.read(path, lazily=True), path):
+        if not tells_other_llm(self.config, content, path):
             checkpoint.tell_other_vicuna(llm.hidden_size, llm.max_position_embeddings, path)
 
     @classmethod
@@ -222,7 +223,7 @@ class SALMONN(nn.Module):
         if self.config.freeze_speech_QFormer:
             self.connector.speech_Qformer.eval()
         self.llama_model.eval()
-        for layer in lora_layers(self.llama_model):
+        for layer in self._adapted:
             layer.lora_dropout.train(mode)
         if self.config.gradient_checkpointing:
             set_gradient_checkpointing(self.llama_model, mode)
@@ -380,15 +381,15 @@ class SALMONN(nn.Module):
 
         Hidden states [N, H], the tokens' ids [N] and rows [N], and how many texts are cut.
         """
+        # Padding stands behind every token that counts, so causal attention needs no mask for it.
         llm_inputs, cut = self.lay_out([len(clip) for clip in embeds], chosen, texts)
         target_ids = to_device(llm_inputs.token_ids[llm_inputs.is_target], self.device)
         row, column = self._places(llm_inputs.is_target)
         set_adapter_precision(self._adapted)
-        # Padding stands behind every token that counts, so causal attention needs no mask for it.
-        # The position before a token predicts it.
         # what is computed again in the backward pass attends as the library's settings say then
         may_be_eager = self.config.llm_attention == "auto" and not self.config.gradient_checkpointing
-        hidden = hidden_at(self._causal_lm(), self._embed(llm_inputs, embeds), row, column - 1, may_be_eager)
+        before = column - 1  # the position before a token predicts it
+        hidden = hidden_at(self._causal_lm(), self._embed(llm_inputs, embeds), row, before, may_be_eager)
         return hidden, target_ids, row, cut
 
     def lay_out(

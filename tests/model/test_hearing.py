@@ -142,9 +142,23 @@ def test_another_llm_is_told_of_once(theirs, says, tmp_path, caplog):
     meta_model = build_meta_model(golden(ckpt=str(tmp_path / "x.pth")))
     meta_model.llama_model.config.update({"hidden_size": 5120, "max_position_embeddings": 4096})
     require_start_fits(meta_model, meta_model.config.ckpt)
-    meta_model.tell_other_vicuna()
+    meta_model.tell_other_vicuna(content)
     [record] = caplog.records
     assert says in record.message
+
+
+def test_a_start_is_opened_once_before_its_values_are_read(monkeypatch):
+    opened, read = [], checkpoint.read
+
+    def counted(path, *how, **more):
+        opened.extend([more] * (str(path) == str(PUBLISHED)))
+        return read(path, *how, **more)
+
+    monkeypatch.setattr(checkpoint, "read", counted)
+    require_start_fits(build_meta_model(golden()), PUBLISHED)
+    assert opened == [{"lazily": True}]
+    SALMONN.from_config(golden())
+    assert opened == [{"lazily": True}, {"lazily": True}, {}]
 
 
 def test_stages_of_unlike_windows_are_refused_before_the_first_begins(tmp_path, monkeypatch):
