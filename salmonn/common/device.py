@@ -37,8 +37,9 @@ def device_of(config: DictConfig) -> torch.device:
 
     Raises UserError when `run.device` asks for a GPU that is not there.
     """
-    run, quantised = config.run, config.model.low_resource or config.model.llm_quantization != "none"
-    local_rank = int(os.environ.get("LOCAL_RANK", config.model.device_8bit if quantised else 0))
+    run, model = config.run, config.model
+    quantised = model.low_resource or model.llm_quantization != "none"  # as config/loading.py says, which is above
+    local_rank = int(os.environ.get("LOCAL_RANK", model.device_8bit if quantised else 0))
     if not run.device.startswith("cuda"):
         if run.device == "cpu" and _wants_bfloat16(config) and not computes_bfloat16():
             _tell_slow_bfloat16()
