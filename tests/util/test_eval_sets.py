@@ -156,13 +156,19 @@ def test_gigaspeech_segments_of_test_are_cut_once(tree, prepare, tmp_path):
         ("S1", 1.0, 2.0, "TRAINING", "{XL}"),
         ("S2", 2.0, 3.0, "<MUSIC>", "{TEST}"),
     )
-    tree({"GigaSpeech/GigaSpeech.json": metadata, "GigaSpeech/audio/youtube/P0000/YOU1.wav": None})
-    soundfile.write(tmp_path / "GigaSpeech/audio/youtube/P0000/YOU1.wav", recording, 16_000)
+    other = gigaspeech("audio/youtube/P0000/YOU2.wav", ("T0", 0.0, 1.0, "BYE", "{TEST}"))
+    audios = [audio for one in (metadata, other) for audio in json.loads(one)["audios"]]
+    tree({"GigaSpeech/GigaSpeech.json": json.dumps({"audios": audios})})
+    (tmp_path / "GigaSpeech/audio/youtube/P0000").mkdir(parents=True)
+    for name in ("YOU1", "YOU2"):
+        soundfile.write(tmp_path / f"GigaSpeech/audio/youtube/P0000/{name}.wav", recording, 16_000)
     entries, told = prepare("gigaspeech", "GigaSpeech", "--cut-to", tmp_path / "GigaSpeech/test")
     assert fields(entries, "path", "text") == [
         ("/GigaSpeech/test/YOU1/S0.flac", "HELLO <COMMA> YOU"),
         ("/GigaSpeech/test/YOU1/S2.flac", "<MUSIC>"),
+        ("/GigaSpeech/test/YOU2/T0.flac", "BYE"),
     ]
+    assert "all clips are on this disk" in told
     assert "1 segments are marked as silence, music, noise or other: kept" in told
     samples, rate = soundfile.read(tmp_path / entries[0]["path"][1:])
     assert rate == 16_000
@@ -172,7 +178,7 @@ def test_gigaspeech_segments_of_test_are_cut_once(tree, prepare, tmp_path):
     (tmp_path / "GigaSpeech/audio/youtube/P0000/YOU1.wav").write_bytes(b"damaged")  # no longer read
     options = ("--cut-to", tmp_path / "GigaSpeech/test", "--speech-only", "--overwrite")
     entries, told = prepare("gigaspeech", "GigaSpeech", *options)
-    assert fields(entries, "testset_id") == [("S0",)]
+    assert fields(entries, "testset_id") == [("S0",), ("T0",)]
     assert "all clips are on this disk" in told
     assert "1 segments are marked as silence, music, noise or other: left out" in told
 

@@ -27,7 +27,7 @@ def make_clips(items: Iterable[Item], prefix: Path) -> list[Clip]:
     clip_paths, exists = ClipPaths(str(prefix)), FolderCache().exists
     sources: dict[str, str] = {}
     clips = []
-    for item in items:
+    for item in list(items):  # all clips are cut before it is looked which are there: a folder is listed once
         before = sources.setdefault(item.id, item.source)
         if len(sources) == len(clips):
             raise UserError(f"{item.source}: the id {item.id} stands already in {before}")

@@ -73,8 +73,7 @@ def _questions(request: Request, name: str, split: str) -> Iterator[Item]:
     table = request.table or request.root / name
     stored = sorted((request.root / "data").glob(f"{split}-*.parquet"))
     if table.suffix == ".parquet" or (not request.table and not table.exists() and stored):
-        # all clips are written before it is looked which are there: a folder is listed once
-        yield from list(_stored(request, [table] if table.suffix == ".parquet" else stored))
+        yield from _stored(request, [table] if table.suffix == ".parquet" else stored)
         return
     for where, row in _rows(table, _Question):
         named = row.audio_id or row.audio_path

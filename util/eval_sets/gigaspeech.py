@@ -78,7 +78,7 @@ def _texts(table: Path) -> Iterator[tuple[Path, int, str, str]]:
 
 def _cut(request: Request, target: Path) -> Iterator[Item]:
     """Cut the segments of TEST out of their recordings; what was cut before is not cut again."""
-    metadata = request.table or request.root / "GigaSpeech.json"
+    metadata = request.root / "GigaSpeech.json"
     for audio in _decode(metadata):
         wanted = [segment for segment in audio.segments if "{TEST}" in segment.subsets]
         clips = [target / Path(audio.path).stem / f"{segment.sid}.flac" for segment in wanted]
