@@ -238,6 +238,16 @@ def test_a_clip_follows_from_its_number_and_text_and_is_not_spoken_twice(tmp_pat
     assert 0.05 < np.abs(a).max() <= 1
 
 
+def test_a_clip_of_another_text_or_voice_is_not_kept_for_this_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(voices, "say", lambda text, voice, *_: np.full(16_000, len(text + voice) / 99, np.float32))
+    monkeypatch.setattr(voices, "in_a_room", lambda wav, _: wav)
+    for text, voice in (("hello there", "espeak"), ("good morning to you", "espeak"), ("hello there", "joe")):
+        spoken = voices._speak_one(0, text, tmp_path, voices.Engines("", "", "", {voice: 1.0}))
+        assert (spoken.text, spoken.voice) == (text, voice)
+        level = soundfile.read(tmp_path / spoken.path)[0].mean()
+        assert level == pytest.approx(len(text + voice) / 99, abs=1e-3)
+
+
 def test_a_clip_that_was_being_written_at_a_kill_is_spoken_again(tmp_path, monkeypatch):
     engines = voices.Engines(str(tmp_path), str(tmp_path), "", {"espeak": 1.0})
     monkeypatch.setattr(voices, "say", lambda *_: np.sin(np.arange(16_000) / 9).astype(np.float32))

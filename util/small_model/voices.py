@@ -1,6 +1,7 @@
 """Speech for sentences: Piper's joe, flite's slt, rms, awb and kal16, espeak-ng; pitch, speed, room and line vary.
 
-What a clip sounds like follows from its number and text alone, so a stopped job goes on where it was.
+What a clip sounds like follows from its number, its text and SHARES, so a stopped job goes on where it was; in
+espeak-ng's share it depends a little on what was said before, too.
 """
 
 import json
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from random import Random
+from zlib import crc32
 
 import numpy as np
 import soundfile
@@ -25,7 +27,6 @@ from util.mini_world.speech import engine
 from util.small_model.sources import last_line
 
 CLIPS_AT_ONCE = 32  # clips that a process speaks at a time
-FLITE_VOICES = ("slt", "rms", "awb", "kal16")
 ESPEAK_VOICES = (
     "en-us",
     "en-us-nyc",
@@ -61,7 +62,7 @@ class Engines:
 
 
 def speak_all(texts: Sequence[str], folder: Path, engines: Engines, processes: int) -> Iterator[list[Spoken]]:
-    """Speak each text into `folder`/NUMBER.flac; what is there is kept. Yields some clips at a time, in order."""
+    """Speak each text into `folder`/NUMBER-HASH.flac; what is there is kept. Yields some clips at a time, in order."""
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(start, texts[start : start + CLIPS_AT_ONCE]) for start in range(0, len(texts), CLIPS_AT_ONCE)]
     if not all(os.path.exists(path) for path in (engines.piper, engines.flite)):
@@ -78,7 +79,8 @@ def _speak_some(job: tuple[int, Sequence[str]], folder: Path, engines: Engines) 
 def _speak_one(number: int, text: str, folder: Path, engines: Engines) -> Spoken:
     rng = Random(f"{number} {text}")
     voice = rng.choices([*engines.shares], [*engines.shares.values()])[0]
-    path = folder / f"{number:06d}.flac"
+    # once texts or SHARES have changed, what a stopped job has left under this number is another clip
+    path = folder / f"{number:06d}-{crc32(f'{voice} {text}'.encode()):08x}.flac"
     try:
         seconds = soundfile.info(path).duration
     except soundfile.LibsndfileError:
