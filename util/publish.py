@@ -5,7 +5,8 @@
   python util/publish.py folder user/salmonn-13b --license apache-2.0 --public
 
 What is published: model.safetensors (connector, LoRA), config.json (the model section, the runs that it comes from)
-and README.md, the card: data, scores with their controls from the report.json of --results, what these depend on.
+and README.md, the card: data, scores with their controls from the report.json of --results, which must be of this
+checkpoint, and what these depend on.
 Paths of this machine stay here. Private unless --public. The hub has to know you: `hf auth login`, or HF_TOKEN.
 """
 
@@ -27,6 +28,7 @@ if __name__ == "__main__":
 from salmonn.common.errors import UserError
 from salmonn.common.files import making_folder, read_json
 from salmonn.evaluation.metrics import METRICS
+from salmonn.evaluation.provenance import file_hash
 from salmonn.evaluation.report.tables import metrics_of, shown_interval, shown_score, table
 from salmonn.model import hub
 from util.conversion.fit import read_fitting
@@ -39,7 +41,7 @@ def main() -> None:
     """Write the folder, and publish it."""
     args = parse_arguments()
     hub.require_name(args.name)
-    scores = shown_scores(args.results)  # what is wrong with them is known before the weights are read
+    scores = shown_scores(args.results, args.source)  # what is wrong with them is known before the weights are read
     with target(args.out) as folder:
         write_folder(args, folder, scores)
         if not args.out:
@@ -84,18 +86,24 @@ def write_folder(args: Namespace, folder: Path, scores: str) -> None:
     hub.write_folder(folder, args.name, source.parameters, section, source.training, args.license, scores)
 
 
-def shown_scores(folders: Sequence[Path]) -> str:
-    """The scores of results with their controls, and what they depend on, as Markdown; "" for none."""
+def shown_scores(folders: Sequence[Path], source: Path) -> str:
+    """The scores of results with their controls, and what they depend on, as Markdown; "" for none.
+
+    Raises UserError for what is no result, and for results of another checkpoint than `source`.
+    """
     reports = [report for folder in folders for report in _reports(folder)]
     if not reports:
         return ""
+    _require_one_checkpoint(reports, source)
     try:
         rows = [row for report in reports for row in _rows(report)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"--results: a report of {', '.join(map(str, folders))} was damaged ({error!r})") from error
     header = ["task", "metric", "clips", "score", "95 % interval", "shuffled audio"]
-    first = reports[0]["provenance"]
-    depends = table(["", ""], [[key, str(first[key])] for key in _SHOWN if first.get(key) not in ("", None)])
+    told = {
+        key: dict.fromkeys(str(value) for value in _told(reports, key) if value not in ("", None)) for key in _SHOWN
+    }
+    depends = table(["", ""], [[key, "; ".join(values)] for key, values in told.items() if values])
     control = (
         "Shuffled audio: each prompt answered once more, hearing another clip. What answers as well then is not heard."
     )
@@ -115,6 +123,23 @@ def _reports(folder: Path) -> list[Mapping[str, Any]]:
     if not whole or len(whole) < len(found):
         raise UserError(f"--results {folder}: its report.json is none of evaluate.py with scores")
     return whole
+
+
+def _told(reports: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
+    """What the reports' provenances say, "" where one says nothing."""
+    return [report["provenance"].get(key, "") for report in reports]
+
+
+def _require_one_checkpoint(reports: Sequence[Mapping[str, Any]], source: Path) -> None:
+    """Raise UserError unless all reports are of one checkpoint: of `source`, where that is a file."""
+    hashes = _told(reports, "checkpoint_sha256")
+    wanted, whose = (file_hash(str(source)), source) if source.is_file() else (hashes[0], reports[0]["name"])
+    others = [report["name"] for report, found in zip(reports, hashes, strict=True) if found != wanted]
+    if others:
+        raise UserError(
+            f"--results: {', '.join(dict.fromkeys(others))} is of another checkpoint than {whose} (checkpoint_sha256 "
+            "in report.json): give only results of the one that is published"
+        )
 
 
 def _rows(report: Mapping[str, Any]) -> Iterator[list[str]]:

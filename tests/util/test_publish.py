@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
+from salmonn.evaluation.provenance import file_hash
 from salmonn.model import checkpoint
 from salmonn.model.lineage import LINEAGE, Training, read_lineage, written
 from tests.fixtures.golden import golden_config
@@ -55,8 +56,9 @@ def run(monkeypatch, *arguments: object) -> None:
 def test_a_folder_to_look_at_first_has_the_scores_with_their_controls(
     source, tmp_path, monkeypatch, capsys, content, rows
 ):
+    checkpoint_sha256 = file_hash(str(source))
     (tmp_path / "results").mkdir()
-    (tmp_path / "results/report.json").write_text(json.dumps(content))
+    (tmp_path / "results/report.json").write_text(json.dumps(content).replace("f" * 64, checkpoint_sha256))
     out = tmp_path / "new/folder"
     run(monkeypatch, source, "kim/ears", "--results", tmp_path / "results", "--out", out, "--license", "mit")
     assert "nothing was published" in capsys.readouterr().out
@@ -64,10 +66,25 @@ def test_a_folder_to_look_at_first_has_the_scores_with_their_controls(
     assert all(row in card for row in rows)
     assert "| asr " in card
     assert "Shuffled audio:" in card
-    assert "f" * 64 in card
+    assert checkpoint_sha256 in card
     assert "`stage1`: 7 iterations on `one.json` (asr)" in card
     assert "/home/kim" not in card + (out / "config.json").read_text()
     assert read_lineage(out / "model.safetensors") == RUNS
+
+
+def test_scores_of_another_checkpoint_are_refused_and_all_that_they_depend_on_is_told(source, tmp_path):
+    def write(name: str, **provenance: object) -> Path:
+        (tmp_path / name).mkdir()
+        content = report(name, provenance=PROVENANCE | provenance)
+        (tmp_path / name / "report.json").write_text(json.dumps(content))
+        return tmp_path / name
+
+    this, other, older = write("this"), write("other", checkpoint_sha256="0" * 64), write("older", commit="123")
+    with pytest.raises(UserError, match=r"this is of another checkpoint than .*checkpoint_best\.pth"):
+        publish.shown_scores([this], source)
+    with pytest.raises(UserError, match="other is of another checkpoint than this"):
+        publish.shown_scores([this, other], tmp_path)
+    assert "abc+; 123" in publish.shown_scores([this, older], tmp_path)
 
 
 def test_what_only_spells_is_not_published_and_stage_0_is_no_model(source, tmp_path, monkeypatch):
