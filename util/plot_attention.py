@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from salmonn.chat import require_audio
 from salmonn.common.charts import png_path, write_png
 from salmonn.common.cli import argument_parser, run_cli, tell_wait
+from salmonn.common.errors import UserError
 from salmonn.common.imports import importing
 from salmonn.common.logging import setup_logging
 from salmonn.config.loading import load_config
@@ -63,7 +64,10 @@ def parse_arguments() -> Namespace:
         metavar="FILE",
         help="picture, .png (default: %(default)s)",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.question and not args.task:
+        raise UserError("--question fills the prompt of --task; a question of your own is --prompt")
+    return args
 
 
 if __name__ == "__main__":

@@ -210,6 +210,13 @@ def test_a_wrong_file_is_named_before_the_model_is_loaded(monkeypatch):
         plot_attention.main()
 
 
+def test_a_question_without_a_task_is_refused_for_it_would_not_be_asked(monkeypatch):
+    words = ["plot_attention.py", "--audio", "nowhere.wav", "--prompt", "Who speaks?", "--question", "What colour?"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(UserError, match="--question fills the prompt of --task"):
+        plot_attention.main()
+
+
 def test_overlapping_windows_and_rows_that_sum_to_one(listener, mini_world, monkeypatch):
     clip = str(next((mini_world / "audio/speech").glob("test_*.wav")))
     monkeypatch.setattr(listener.model, "answer_embeds", lambda *_: [{"token_ids": [300, 301, 302]}])
