@@ -25,6 +25,7 @@ from salmonn.training.step import TrainingStep
 from util.benchmark import text_line
 from util.benchmarks import gloo_ranks, scale
 from util.benchmarks.gloo_ranks import LARGE, SMALL, Job, Times, ranks_times, take_step
+from util.benchmarks.memory import batch_of
 from util.benchmarks.memory_parts import Batch, Case, shared_weights, trained_weights
 from util.benchmarks.scale import Link, Parts, Traffic, all_gather, all_reduce, bench_scale, step_seconds
 from util.benchmarks.sizes import build, make_batch
@@ -200,10 +201,14 @@ def test_a_step_that_is_measured_here_is_held_against_two_and_four_ranks(monkeyp
         asked.append((ranks, job.clips, job.accumulate, job.shard_llm))
         return Times(apart=0.5, together=0.6, small=1e-4, large=0.02, gradients=0.01)
 
+    counted, divided = scale.counted_parts, []
+    monkeypatch.setattr(scale, "counted_parts", lambda *of: divided.append(of[2]) or counted(*of))
     monkeypatch.setattr(scale, "ranks_times", times)
     monkeypatch.setattr(scale, "in_processes", lambda function, each, _: [function(*values) for values in each])
     rows = list(bench_scale(arguments(batch=1, accumulate=2, shard_llm=True)))
     assert asked == [(2, 1, 2, True), (4, 1, 2, True)]
+    model = build("mini", META)
+    assert divided == [batch_of(model, make_batch(model, 1))]  # as what was measured, not as the longest
     by_name = {row["what"].strip(): row["value"] for row in rows if "value" in row}
     step = next(value for name, value in by_name.items() if "MEASURED" in name)
     parts = [by_name[label] for label in scale.LABELS.values()]

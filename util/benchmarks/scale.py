@@ -23,9 +23,9 @@ from salmonn.model.parameter_counts import trainable_parameters
 from salmonn.model.salmonn import SALMONN
 from util.benchmarks.flops import sample_flops
 from util.benchmarks.gloo_ranks import LARGE, SMALL, Job, Times, in_processes, ranks_times
-from util.benchmarks.memory import longest, predicted, subject
+from util.benchmarks.memory import batch_of, longest, predicted, subject
 from util.benchmarks.memory_parts import FLOAT, Batch, Case, patches_of, shared_weights
-from util.benchmarks.sizes import SIZES
+from util.benchmarks.sizes import SIZES, make_batch
 from util.benchmarks.step_split import split_step
 from util.benchmarks.training import BATCH, Setup, parts_of
 
@@ -158,7 +158,7 @@ def _parts(args: argparse.Namespace, model: SALMONN, case: Case, batch: Batch) -
     arguments = (setup, args.repeats)
     split = in_processes(step_split, [arguments], not args.fresh_memory)[0] if on_cpu else step_split(*arguments)
     last = {part: split.pop(part) for part in ("LLM forward", "backward", "optimiser")}
-    counted = counted_parts(model, case, batch, 1.0)
+    counted = counted_parts(model, case, batch_of(model, make_batch(model, batch.clips)), 1.0)  # what was measured
     llm = counted.llm_backward / (counted.llm_backward + counted.connector_backward)
     backward = last["backward"]
     parts = Parts(sum(split.values()), last["LLM forward"], llm * backward, (1 - llm) * backward, last["optimiser"])
