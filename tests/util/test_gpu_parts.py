@@ -290,6 +290,16 @@ def test_a_budget_that_a_step_does_not_fit_is_not_called_right(monkeypatch, mode
     assert (line["value"], line["ok"]) == ("run", True)
 
 
+def test_a_budget_of_less_than_a_clip_is_filled_by_one(monkeypatch, model):
+    tried = []
+    monkeypatch.setattr(tokens, "build", lambda *_: model)
+    monkeypatch.setattr(tokens, "token_budget", lambda *_: Budget(tokens.input_tokens(model) - 1))
+    monkeypatch.setattr(tokens, "step_by_ddp", lambda _model, _run, batches: tried.append(batches) or (lambda: None))
+    lines = by_what(tokens.rows(Setup("cpu", "mini")))
+    assert next(line["value"] for what, line in lines.items() if "of the longest clips" in what) == 1
+    assert [len(batch["text"]) for batch in tried[0]] == [1, 1]
+
+
 def test_the_clips_that_are_cut_by_tokens_come_in_no_order_with_their_own_texts(model):
     given, step = tokens.make_batch(model, 6, tokens.SHARES), tokens.clips_of(model, 6)
     order = [given["id"].index(name) for name in step["id"]]

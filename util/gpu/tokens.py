@@ -42,7 +42,7 @@ def _rows(setup: Setup, quantization: str) -> Iterator[Row]:
     budget = token_budget(model, run, device, Progress())
     assert budget is not None
     yield row(f"{what}: run.batch_tokens={run.batch_tokens}", budget.tokens, "tokens")
-    clips = min(budget.clips, budget.tokens // longest)
+    clips = max(1, min(budget.clips, budget.tokens // longest))  # one that has more than the budget comes alone
     yield row(f"   of the longest clips, {longest} tokens each", clips, "in a micro-batch")
     longest_ones = probe_clips(model, clips)
     longest_ones["id"] = ["longest"] * clips
