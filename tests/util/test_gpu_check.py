@@ -221,6 +221,18 @@ def test_results_lie_where_the_user_stands_and_the_command_can_be_typed_again(tm
     assert shlex.split(said["command"])[2:] == command[1:]
 
 
+def test_what_fails_on_a_cpu_is_not_taken_for_what_is_skipped_there(monkeypatch, tmp_path):
+    result = {"ended": "failed: no kernel on a CPU (waits.log)", "seconds": 1.0, "rows": []}
+    monkeypatch.setattr(gpu_check, "start", lambda *_: None)
+    monkeypatch.setattr(gpu_check, "finish", lambda *_: iter([result]))
+    monkeypatch.setattr(gpu_check.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", [*MINI, "--out", str(tmp_path), "--parts", "waits"])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.main()
+    assert ended.value.code == 1
+
+
 def test_a_bar_that_is_not_met_is_seen():
     missed, met = row("a", 1.0, "x", "2 x", False), row("b", 3.0, "x", "2 x", True)
     assert gpu_check.text_line(missed).endswith("1 x  NOT MET: 2 x")
