@@ -109,9 +109,9 @@ def report(summary: dict[str, Any]) -> str:
         + f", and {len(summary['broken'])} broken files",
     ]  # fmt: skip
     for model, quality in summary["quality"].items():
-        lines += [f"{model} on clips it has not seen: " + ", ".join(f"{k} {v}" for k, v in quality.items())] * bool(
-            quality
-        )
+        if quality:
+            tested = "scenes drawn anew" if model == "llama" else "clips it has not seen"
+            lines.append(f"{model} on {tested}: " + ", ".join(f"{k} {v}" for k, v in quality.items()))
     return "\n".join(lines)
 
 

@@ -221,7 +221,7 @@ def _speech_timeline(scene: Speech, start: float, rng: random.Random) -> list[tu
 
 
 def make_llama(folder: Path, held_out: frozenset[str], scale: float, seed: int) -> dict[str, float]:
-    """Build, pretrain and save the model; returns its quality on scenes that it has not seen."""
+    """Build, pretrain and save the model; returns its quality on scenes drawn anew."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(folder, seed)
     config = LlamaConfig(
