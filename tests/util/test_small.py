@@ -1131,7 +1131,9 @@ def test_every_source_is_named_with_its_licence(tmp_path, monkeypatch):
 def write_result(out: Path, name: str, scores: dict, intervals: dict, n: int) -> None:
     folder = out / "results/table3" / name
     folder.mkdir(parents=True)
-    (folder / "report.json").write_text(json.dumps({"scores": scores, "intervals": intervals, "n": n}))
+    metric = "wer" if "wer" in scores else "exact"
+    content = {"scores": scores, "intervals": intervals, "n": n + 1, "scored_clips": {metric: n}}  # one is unreadable
+    (folder / "report.json").write_text(json.dumps(content))
     answer = {"path": "a.flac", "references": ["one"], "text": "won"}
     (folder / "predictions.jsonl").write_text(json.dumps(answer) + "\n")
 

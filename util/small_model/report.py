@@ -45,6 +45,7 @@ SETS = RECOGNITION | TASKS
 KNOWN_RUN = 4  # words in sequence, of which it is counted how many were trained on
 WHISPER_SECONDS, WHISPER_TOKENS, WHISPER_BATCH = 30.0, 80, 16
 SHOWN = 10  # answers, of each set
+_NOTHING: dict[str, dict[str, Any]] = {"scores": {}, "intervals": {}, "scored_clips": {}}  # of a set that is empty
 
 
 def write_eval_tasks(out: Path, annotations: Path) -> None:
@@ -120,12 +121,12 @@ def summarise(out: Path, whisper: Mapping[str, float], minutes: Mapping[str, flo
     summary: dict[str, Any] = {}
     reports = _reports(out)
     for name in SETS:
-        metric, report = "exact" if name in TASKS else "wer", reports.get(name, {"scores": {}, "intervals": {}})
+        metric, report = "exact" if name in TASKS else "wer", reports.get(name, _NOTHING)
         for suffix in ("", "_shuffled"):
             # of a single clip there is no shuffled audio and no interval
             summary[f"{_key(name)}{suffix}"] = report["scores"].get(f"{metric}{suffix}")
             summary[f"{_key(name)}{suffix}_interval"] = report["intervals"].get(f"{metric}{suffix}")
-        summary[f"clips_{IN_SUMMARY.get(name, name)}"] = report.get("n", 0)
+        summary[f"clips_{IN_SUMMARY.get(name, name)}"] = report["scored_clips"].get(metric, 0)
     summary |= {f"wer_whisper_{IN_SUMMARY[name]}": whisper.get(name) for name in SPEECH}
     trained = _texts(out / "ann/stage1_train.json")  # the later stages ask about some of the same clips
     summary |= _nearness(out / "ann", trained)
