@@ -41,7 +41,7 @@ from salmonn.data.annotation_scan import DEFAULT_TASK, SPEECH_MARKERS, list_prob
 from salmonn.data.annotations import Annotations
 from salmonn.model.prompts import asks_question, load_test_prompts, load_train_prompts
 from util.eval_sets.annotation import annotated_path
-from util.inspector.split import SPLITS, add_split, check_shares, split, told_split
+from util.inspector.split import SPLITS, add_split, check_shares, split, split_file, told_split
 from util.own_data.base import NAMES, Reading, Row
 from util.own_data.clips import NO_TEXT, Collection, collect, listen
 from util.own_data.formats import read
@@ -60,7 +60,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def main() -> None:
     args = parse_arguments()
     base = load_config(ROOT / "configs/base.yaml")
-    parts = [args.to.with_name(f"{args.to.stem}_{name}.json") for name in SPLITS] if args.split else []
+    parts = [split_file(args.to, name, args.to.parent) for name in SPLITS] if args.split else []
     if (there := [str(path) for path in (args.to, *parts) if path.exists()]) and not args.force:
         raise UserError(f"{', '.join(there)} would be written and is there already; --force replaces it")
     made = args.clips or Path("data") / args.to.stem

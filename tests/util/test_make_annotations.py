@@ -86,6 +86,14 @@ def test_a_list_becomes_an_annotation_file(kind, here, monkeypatch, capsys):
     assert len(Annotations("ann/own.json")) == 3
 
 
+def test_a_clip_that_is_left_out_for_another_of_its_entry_does_not_count(here, monkeypatch, capsys):
+    (here / "rec/bad.wav").write_bytes(b"no sound")
+    rows = [{"path": "a.wav", "text": "one", "expand_wav": ["bad.wav"]}, {"path": "b.flac", "text": "two"}]
+    (here / "rec/own.json").write_text(json.dumps(rows))
+    run(monkeypatch, "rec/own.json")
+    assert "1 clips, 0.0 minutes, 2.0 to 2.0 s" in capsys.readouterr().out
+
+
 def test_windows_paths_and_clips_in_a_folder_beside_the_list_are_found(here, monkeypatch, capsys):
     (here / "rec").rename(here / "clips")
     (here / "list.csv").write_text("path,text\nclips\\a.wav,one\nb.flac,two\nc,three\n/c.mp3,four\n")

@@ -156,3 +156,5 @@ def _leave_out_unreadable(collection: Collection, failed: dict[str, str]) -> Non
         else:
             kept.append((row, of_row))
     collection.files = kept
+    used = {file for _, of_row in kept for file in of_row}  # a row may be left out for one of its clips alone
+    collection.seconds = {file: seconds for file, seconds in collection.seconds.items() if file in used}
