@@ -38,6 +38,7 @@ if __name__ == "__main__":
 
 import torch  # noqa: E402
 
+from salmonn.common.errors import UserError  # noqa: E402
 from salmonn.common.logging import setup_logging  # noqa: E402
 from salmonn.config.checks import CHOICES  # noqa: E402
 from util.benchmarks.annotation_files import bench_inspector  # noqa: E402
@@ -74,12 +75,15 @@ BENCHMARKS = {
 DEFAULT = ("load",)
 QUANTISATIONS = CHOICES["model.llm_quantization"]
 Add = Callable[..., object]  # an option, to a parser or a group of its options
+ON_THE_DEVICE = {"train", "generate", "attention"}  # the others look for themselves, or only predict
 OF_A_BATCH = ("train", "memory", "scale", "stage0")  # the others have none, or several of their own
 
 
 def main() -> None:
     """Run the benchmarks that the command line names and print one table."""
     args = parse_arguments()
+    if args.device == "cuda" and ON_THE_DEVICE & set(args.what) and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no GPU here")
     setup_logging()
     os.chdir(ROOT)
     if not args.fresh_memory:

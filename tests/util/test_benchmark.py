@@ -453,10 +453,13 @@ def test_a_size_that_a_cpu_cannot_train_is_refused(size):
         build(size, CPU)
 
 
-def test_a_gpu_that_is_not_there_is_told(monkeypatch):
+@pytest.mark.parametrize("name", ["train", "generate", "attention"])
+def test_a_gpu_that_is_not_there_is_told(name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "load", name, "--device", "cuda"])
+    monkeypatch.setitem(BENCHMARKS, "load", lambda _: pytest.fail("it was looked for too late"))
     with pytest.raises(UserError, match="no GPU"):
-        next(training.bench_train(of_train(device="cuda")))
+        benchmark.main()
 
 
 def test_ours_can_hear_the_clip_alone_beside_the_published_way(monkeypatch):

@@ -6,6 +6,7 @@ from argparse import Namespace
 import pytest
 import torch
 
+from salmonn.common.errors import UserError
 from salmonn.config.loading import generate_config
 from salmonn.model.generation import of_length
 from util.benchmark import text_line
@@ -65,6 +66,13 @@ def test_the_benchmark_of_answers_finds_both_sides_equal(monkeypatch, model):
     args.sides, args.beams, args.batches = ["sdpa"], [1], [1]
     assert [row["what"].rpartition(": ")[2] for row in generation.bench_generate(args) if "same" in row] == sides[2:]
     assert json.loads(json.dumps(rows)) == rows
+
+
+def test_answers_of_one_token_which_decode_none_are_refused(monkeypatch):
+    monkeypatch.setattr(generation, "build", lambda *_, **__: pytest.fail("the model is built"))
+    args = Namespace(device="cpu", dtype="float32", attention="auto", encoder_dtype=None, sides=None, tokens=1)
+    with pytest.raises(UserError, match="--tokens must be 2 or more"):
+        next(generation.bench_generate(args))
 
 
 def test_another_answer_is_counted(model):

@@ -42,11 +42,11 @@ def bench_generate(args: argparse.Namespace) -> Iterator[dict]:
     Against the published way the batch has one prompt: with several, padding in its prompts changes its answers. Both
     sides have one model, so with bfloat16 the encoders' weights, which are published in float32, are rounded on both.
 
-    All answers are `args.tokens` long, so all sides do the same work. Raises UserError for a GPU that is not there.
+    All answers are `args.tokens` long, so all sides do the same work. Raises UserError for answers of one token.
     """
     sides = chosen_sides("generate", args.sides, tuple(SIDES))
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no GPU here")
+    if args.tokens < 2:
+        raise UserError("generate: --tokens must be 2 or more: the first is of the prefill, the others are decoded")
     how = {"encoder_dtype": args.encoder_dtype or args.dtype, "llm_attention": args.attention}
     model = build(args.size, torch.device(args.device), args.dtype, args.quant, **how).eval()
     tell_clips_apart(model)
