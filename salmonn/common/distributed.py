@@ -81,12 +81,17 @@ def _meeting_point(dist_url: str, timeout: datetime.timedelta) -> tuple[dist.Sto
 def wrap(
     model: nn.Module, device: torch.device, find_unused_parameters: bool = False, is_sharded: bool = False
 ) -> nn.Module:
-    """The model with gradients averaged over all ranks; the model itself when there is one only.
+    """The model with gradients averaged over all ranks, as `in_ddp`; the model itself when there is one only."""
+    return model if world_size() == 1 else in_ddp(model, device, find_unused_parameters, is_sharded)
+
+
+def in_ddp(
+    model: nn.Module, device: torch.device, find_unused_parameters: bool = False, is_sharded: bool = False
+) -> DistributedDataParallel:
+    """The model with gradients averaged over the group, be it of one rank.
 
     `is_sharded`: some of its frozen parameters are shares, of which no rank has what the others have.
     """
-    if world_size() == 1:
-        return model
     return DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,

@@ -4,9 +4,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -15,10 +14,8 @@ import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.distributed.elastic.utils.store import barrier
-from torch.nn.parallel import DistributedDataParallel
 
 from salmonn.common import distributed
-from salmonn.common.device import autocast
 from salmonn.common.samples import Samples
 from salmonn.config.schema import Config, RunConfig
 from salmonn.model.salmonn import SALMONN
@@ -27,6 +24,7 @@ from salmonn.training.step import TrainingStep
 from util.benchmarks.measure import keep_freed_memory
 from util.benchmarks.memory_parts import trained_weights
 from util.benchmarks.sizes import build, make_batch
+from util.benchmarks.training import accumulated_step
 
 CPU = torch.device("cpu")
 SMALL, LARGE = 4096, 1 << 24  # bytes of the all-reduces that tell a link's latency and speed
@@ -107,15 +105,14 @@ def _step_seconds(model: SALMONN, wrapped: nn.Module, run: DictConfig, samples: 
 def take_step(step: TrainingStep, wrapped: nn.Module, run: DictConfig, samples: Samples) -> None:
     """A step with all that the ranks agree on in the runner's; one batch for all of its micro-batches."""
     n = run.accum_grad_iters
-    for i in range(n):
-        distributed.any_rank(False)  # is without a batch
-        is_apart = i < n - 1 and isinstance(wrapped, DistributedDataParallel)
-        with wrapped.no_sync() if is_apart else nullcontext():
-            with autocast(run, CPU):
-                result = wrapped(samples, verbose=True)
-            step.backward(result, samples["id"], n)
-    step.finish(n)
+    accumulated_step(step, wrapped, run, _agreed_on(samples, n), n)
     distributed.any_rank(False)  # has to save
+
+
+def _agreed_on(samples: Samples, n: int) -> Iterator[Samples]:
+    for _ in range(n):
+        distributed.any_rank(False)  # is without a batch
+        yield samples
 
 
 def _all_reduce_seconds(size: int) -> float:

@@ -1,16 +1,18 @@
 """A training step, ours against the published one: speed, where the time goes, memory, operations."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from salmonn.common.device import autocast
-from salmonn.common.errors import UserError
 from salmonn.common.files import GB
 from salmonn.common.samples import Samples
 from salmonn.config.schema import RunConfig
@@ -93,6 +95,20 @@ def our_step(model: SALMONN, run: DictConfig, samples: Samples) -> Step:
     return Step(forward, lambda result: step.backward(result, samples["id"], 1), lambda: step.finish(1))
 
 
+def accumulated_step(
+    step: TrainingStep, wrapped: nn.Module, run: DictConfig, batches: Iterable[Samples], n: int
+) -> None:
+    """A step of `n` micro-batches as the runner takes it: DDP, where it is around the model, averages with the last."""
+    device = next(wrapped.parameters()).device
+    for i, samples in enumerate(batches, start=1):
+        is_apart = i < n and isinstance(wrapped, DistributedDataParallel)
+        with wrapped.no_sync() if is_apart else nullcontext():
+            with autocast(run, device):
+                result = wrapped(samples, verbose=True)
+            step.backward(result, samples["id"], n)
+    step.finish(n)
+
+
 STEPS: dict[str, Callable[..., Step]] = {
     "ours": our_step,
     "plain": plain_step.plain_step,
@@ -114,8 +130,6 @@ def bench_train(args: argparse.Namespace) -> Iterator[dict]:
 
     With bfloat16 all sides but float32 have autocast.
     """
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no GPU here")
     ours = (args.recompute, args.whisper_silence, args.encoder_dtype, args.attention)
     setup = Setup(args.size, args.device, args.dtype, args.quant, args.batch or BATCH, *ours, sides_for(args))
     device = torch.device(setup.device)

@@ -5,14 +5,14 @@ longest answers. Weights are random, of the configuration's sizes, or on a CPU o
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 
-from salmonn.common.device import autocast
+from salmonn.common.distributed import in_ddp
 from salmonn.common.files import GB
 from salmonn.common.samples import Samples
 from salmonn.config.loading import llm_quantization, load_config
@@ -25,7 +25,8 @@ from util.benchmarks.measure import held_and_peak
 from util.benchmarks.memory import META, batch_of, case_of, largest_batch, predicted
 from util.benchmarks.memory_parts import Case
 from util.benchmarks.sizes import build, make_batch
-from util.gpu.one_rank import in_ddp, one_rank_group
+from util.benchmarks.training import accumulated_step
+from util.gpu.one_rank import one_rank_group
 from util.gpu.right import scaler_rows
 from util.gpu.rows import Row, Setup, release, row, unless_too_big
 
@@ -152,17 +153,8 @@ def take_steps(subject: Subject, samples: Samples) -> None:
 
 def step_by_ddp(model: SALMONN, run: DictConfig, batches: Sequence[Samples]) -> Callable[[], None]:
     """A step of these micro-batches as the runner takes it; DDP's buckets are there for as long."""
-    wrapped, step = in_ddp(model), TrainingStep(model, run, model.device)
-
-    def take() -> None:
-        for i, samples in enumerate(batches, start=1):
-            with nullcontext() if i == len(batches) else wrapped.no_sync():
-                with autocast(run, model.device):
-                    result = wrapped(samples, verbose=True)
-                step.backward(result, samples["id"], len(batches))
-        step.finish(len(batches))
-
-    return take
+    wrapped, step = in_ddp(model, model.device), TrainingStep(model, run, model.device)
+    return lambda: accumulated_step(step, wrapped, run, batches, len(batches))
 
 
 def on_smaller_cards(subject: Subject, total: int) -> Iterator[Row]:

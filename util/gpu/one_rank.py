@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from salmonn.common.distributed import in_ddp
 from salmonn.model import checkpoint
 from salmonn.model.salmonn import SALMONN
 from salmonn.training.curves import read_log
@@ -118,7 +119,7 @@ def _ddp_rows(device: torch.device) -> Iterator[Row]:
     """DDP over one rank, accumulated: against the model alone."""
     model = build("mini", device).eval()
     with one_rank_group(device):
-        gradients = [_gradients(model, model), _gradients(model, in_ddp(model))]
+        gradients = [_gradients(model, model), _gradients(model, in_ddp(model, model.device))]
     apart = largest((a - b).abs().max().item() for a, b in zip(*gradients, strict=True))
     yield row("DDP of one rank, two micro-batches: largest difference of a gradient", apart, "", "1e-6", apart <= 1e-6)
 
@@ -142,9 +143,3 @@ def one_rank_group(device: torch.device) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def in_ddp(model: SALMONN) -> DistributedDataParallel:
-    """A model whose gradients are averaged over the group as in training (`salmonn.common.distributed.wrap`)."""
-    device_ids = [0] if model.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
