@@ -6,7 +6,7 @@ from random import Random
 
 from salmonn.common.errors import UserError
 from salmonn.data.annotation_format import write_annotations
-from salmonn.data.integrity import check_file
+from salmonn.data.integrity import check_files
 from util.eval_sets import librispeech
 from util.eval_sets.base import Request
 from util.small_model import corpus, recordings, report, tasks
@@ -15,6 +15,7 @@ from util.small_model.job import ALL, Small, spoken_name
 _FEW_SPEAKERS = (
     "; the speakers of --valid-split are divided by their numbers between validation and test: name a folder of more"
 )
+_LINK = Path("corpus")  # to --corpus: the annotated paths lie below one folder
 OF_A_TASK = {"train": 2000, "valid": 60, "test": 200}  # entries of stage 2 and its tests
 
 
@@ -54,6 +55,10 @@ def _divided(small: Small, agreement: Sequence[dict[str, str]]) -> list[dict[str
 
     Raises UserError for a corpus with nothing to train on, to validate on or to test on.
     """
+    if small.args.corpus:
+        link = small.data / _LINK
+        link.unlink(missing_ok=True)  # of another corpus, which was not good enough
+        link.symlink_to(small.args.corpus.resolve())
     asr = {split: _transcribed(small, split) for split in recordings.SPLITS}
     real = {split: corpus.prompt_entries(small.recordings, split, small.max_seconds) for split in recordings.SPLITS}
     held_out = [entry["text"] for split in ("valid", "test") for entry in asr[split] + real[split]]
@@ -79,17 +84,14 @@ def _transcribed(small: Small, split: str) -> list[dict[str, str]]:
     items = list(librispeech.read_speech(Request(small.args.corpus, name)))
     if split != "train":  # no speaker of one half is in the other
         items = [item for item in items if (recordings.split_of(item.path.parts[-3]) == "test") == (split == "test")]
-    longer = {item.id for item in items if check_file(str(item.path), "header").excess(small.max_seconds)}
+    verdicts = check_files((str(item.path) for item in items), "header")
+    longer = {Path(verdict.path) for verdict in verdicts if verdict.excess(small.max_seconds)}
     if longer:  # they would be cut, and their transcripts not
         remedy = f"--options {ALL}:model.max_seconds=N and another --out hear them"
         print(f"{split}: {len(longer)} of {len(items)} clips last over {small.max_seconds:g} s, left out; {remedy}")
-    link = small.data / "corpus"  # the annotated paths lie below one folder
-    link.unlink(missing_ok=True)  # of another corpus, which was not good enough
-    link.symlink_to(small.args.corpus.resolve())
-    kept = [
-        (Path(link.name) / item.path.relative_to(small.args.corpus), item) for item in items if item.id not in longer
-    ]
-    return [{"path": str(path), "text": item.references[0], "task": "asr"} for path, item in kept]
+    kept = [item for item in items if item.path not in longer]
+    paths = [str(_LINK / item.path.relative_to(small.args.corpus)) for item in kept]
+    return [{"path": path, "text": item.references[0], "task": "asr"} for path, item in zip(paths, kept, strict=True)]
 
 
 def _heard_by_whisper(small: Small) -> list[dict[str, str]]:

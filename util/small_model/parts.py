@@ -173,8 +173,8 @@ def write_stories(small: Small) -> None:
 def evaluate(small: Small) -> None:
     """The tests, each also with the audio shuffled."""
     report.write_eval_tasks(small.out, small.annotations("test_corpus").parent)
-    options = [f"evaluate.tasks_file={small.out}/eval_tasks.yaml", *small.options("evaluate")]
-    command = ["evaluate.py", "--mode", "table3", "--cfg-path", f"{CONFIGS}/evaluate.yaml", "--options", *options]
+    command = ["evaluate.py", "--mode", "table3", "--cfg-path", f"{CONFIGS}/evaluate.yaml"]
+    command += ["--options", *small.options("evaluate")]
     _run("evaluation", command, small.args.processes)
 
 
