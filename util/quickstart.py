@@ -14,8 +14,9 @@ Exit code 0 if the model has learned to listen (the bars of the report), 1 if no
 import os
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
@@ -90,8 +91,10 @@ class Part(NamedTuple):
 
 def run_all(out: str, recipe: Recipe) -> dict[str, float]:
     """Run every part that is not done, in order; returns the seconds of each, and in all."""
-    done = seconds_of_done(Path(out), recipe)
-    for part in parts(out, recipe):
+    state = state_of(Path(out), recipe)
+    every = parts(out, recipe)
+    done = seconds_of_done(state, every)
+    for part in every:
         if part.name in done:
             print(f"=== {part.title}: done before, in {done[part.name]:.0f} s", flush=True)
             continue
@@ -136,8 +139,8 @@ def stages_file(out: str, recipe: Recipe) -> Path:
     return folder / own.name
 
 
-def seconds_of_done(out: Path, recipe: Recipe) -> dict[str, float]:
-    """What each part took that is done, and whose file is there, up to the first that is not.
+def state_of(out: Path, recipe: Recipe) -> dict[str, Any]:
+    """What is noted of an earlier quickstart there; nothing where there was none.
 
     Raises UserError where another seed or the other recipe was run there, and where what tells it is damaged.
     """
@@ -147,8 +150,13 @@ def seconds_of_done(out: Path, recipe: Recipe) -> dict[str, float]:
     found = Recipe(state["seed"], state.get("published", True)) if state else recipe
     if found != recipe:
         raise UserError(f"{out} holds a quickstart of {found}: choose another --out, or add --fresh")
+    return state
+
+
+def seconds_of_done(state: Mapping[str, Any], every: Sequence[Part]) -> dict[str, float]:
+    """What each part took that is done, and whose file is there, up to the first that is not."""
     done = {}
-    for part in parts(str(out), recipe):
+    for part in every:
         if part.name not in state.get("seconds", {}) or not Path(part.product).exists():
             break
         done[part.name] = state["seconds"][part.name]
@@ -188,8 +196,7 @@ def moved_tasks(out: str) -> Path:
 
 def overrides(name: str, out: str, seed: int) -> list[str]:
     """What moves a miniature config to another folder and seed; nothing where they are its own."""
-    config = load_config(f"{CONFIGS}/{name}")
-    options = [] if seed == config.run.seed else [f"run.seed={seed}"]
+    options = [] if seed == DEFAULT_SEED else [f"run.seed={seed}"]
     return options + moved(f"{CONFIGS}/{name}", DEFAULT_OUT, out)
 
 

@@ -13,7 +13,7 @@ from salmonn.config.loading import load_config, load_stages
 from salmonn.evaluation.pipeline import results_folder
 from salmonn.evaluation.tasks import load_tasks
 from util import jobs, quickstart
-from util.quickstart import clear, overrides, parts, run_all, seconds_of_done, stages_file
+from util.quickstart import clear, overrides, parts, run_all, stages_file, state_of
 from util.quickstart_report import EVALUATED_STAGES, STAGES, TASKS, Recipe, check_bars, summarise, write_report
 
 GOOD = {"wer": 0.12, "wer_shuffled": 0.94, "exact": 0.82, "exact_shuffled": 0.11}
@@ -153,7 +153,7 @@ def test_no_run_is_overwritten_and_fresh_trains_anew(tmp_path):
         "world",
     ]
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["mine"]
-    assert seconds_of_done(tmp_path, FAST) == {}
+    assert state_of(tmp_path, FAST) == {}
 
 
 @pytest.mark.parametrize("name", ["quickstart.json", "summary.json"])
@@ -231,4 +231,4 @@ def test_what_is_told_to_come_next_names_the_model_that_was_made(tmp_path, monke
 def test_a_damaged_note_of_what_is_done_is_told(tmp_path, content):
     (tmp_path / "quickstart.json").write_text(content)
     with pytest.raises(UserError, match=r"quickstart\.json"):
-        seconds_of_done(tmp_path, FAST)
+        state_of(tmp_path, FAST)
