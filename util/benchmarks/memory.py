@@ -76,7 +76,7 @@ def subject(args: argparse.Namespace) -> tuple[SALMONN, Case, str]:
         return model, Case("cuda", number, args.quant, amp=number == 2, gradients_stay=True), name
     config = load_config(args.cfg_path, args.options)
     if not (config.model.freeze_whisper and config.model.freeze_beats):
-        raise UserError("memory: model.freeze_whisper and model.freeze_beats must be True: trained encoders keep more")
+        raise UserError("model.freeze_whisper and model.freeze_beats must be True: trained encoders keep more")
     return model_without_values(config.model), case_of(config), str(args.cfg_path)
 
 
@@ -103,7 +103,7 @@ def model_without_values(section: DictConfig) -> SALMONN:
         return build_meta_model(section)
     if unknown := [f"model.{key} = {section[key]}" for key in keys if Path(section[key]).name not in PUBLISHED]:
         raise UserError(
-            f"memory: {', '.join(unknown)}: its shape is not known. Put all of the run's models in their places, "
+            f"{', '.join(unknown)}: its shape is not known. Put all of the run's models in their places, "
             f"or name published ones: {', '.join(PUBLISHED)}"
         )
     shapes = {key: PUBLISHED[Path(section[key]).name] for key in keys}

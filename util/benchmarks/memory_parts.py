@@ -167,7 +167,7 @@ def _block_widths(model: SALMONN) -> _Widths:
     try:
         q, k, gate = block.self_attn.q_proj, block.self_attn.k_proj, block.mlp.gate_proj
     except AttributeError as error:
-        raise UserError(f"memory: the blocks of {type(llm).__name__} are not of the LLaMA kind ({error})") from error
+        raise UserError(f"the blocks of {type(llm).__name__} are not of the LLaMA kind ({error})") from error
     norms = sum(name.endswith("norm") for name, _ in block.named_modules())
     adapted = [layer.in_features for layer in lora_layers(block)]
     heads = llm.config.num_attention_heads
