@@ -25,8 +25,8 @@ from salmonn.evaluation.metrics.base import Texts
 from salmonn.evaluation.metrics.word_errors import word_errors
 from salmonn.evaluation.normalisers import words
 from salmonn.inference.engine import InferenceEngine
+from util.jobs import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 95.0
 MOST_POINTS = 5.0  # of WER
 

@@ -19,7 +19,6 @@ from salmonn.model.tokenizer import load_tokenizer
 from util.conversion.fit import LLM_PREFIX
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 def at_scaling(section: DictConfig, scaling: float | None) -> DictConfig:
@@ -57,7 +56,7 @@ def write_merged(
 ) -> None:
     """Write the LLM with the adapters added to its weights, and its tokenizer, as a Hugging Face folder.
 
-    `dtype`: one of DTYPES, or None for the precision in which the LLM is stored. Raises UserError
+    `dtype`: float32, float16, bfloat16, or None for the precision in which the LLM is stored. Raises UserError
     when the LLM is absent, quantised, or of another size; that is known before its weights are read.
     """
     section = OmegaConf.merge(section, {"llm_quantization": "none", "low_resource": False})

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SHOWN = 10  # examples of each kind, and entries of an example
-_BATCH = 1000  # texts that are tokenised together
+TEXTS_AT_ONCE = 1000  # texts that are tokenised together
 
 Key = tuple[str | None, tuple[str, ...], str, str]  # path, expand_wav, task, Q
 
@@ -83,7 +83,7 @@ def text_report(
     empty: dict[str, Any] = {"n": 0, "tasks": {}, "examples": []}
     too_long: dict[str, Any] = {"n": 0, "tasks": {}, "examples": []}
     entries = enumerate(annotations.entries())
-    while batch := list(islice(entries, _BATCH)):
+    while batch := list(islice(entries, TEXTS_AT_ONCE)):
         for i, entry in batch:
             if not (entry.text or "").strip():
                 _note(empty, i, entry)

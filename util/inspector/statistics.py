@@ -19,7 +19,7 @@ from salmonn.data.annotation_scan import DEFAULT_TASK
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths, FolderCache, corpus_of
 from salmonn.data.unreadable import corpora_root
-from util.inspector.duplicates import token_ids
+from util.inspector.duplicates import TEXTS_AT_ONCE, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +30,6 @@ Groups = dict[str, np.ndarray]  # values by task or corpus
 # Han and kana stand without spaces, each is a word; CJK punctuation is none
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(f"[{_CJK}]|[^\\s{_CJK}\u3000-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]+")
-_BATCH = 1000  # texts that are tokenised together
 
 
 def count_words(text: str) -> int:
@@ -45,7 +44,7 @@ def text_lengths(annotations: Annotations, tokenizer: "PreTrainedTokenizerBase |
     """
     lengths: dict[str, dict[str, array]] = {}
     entries = (entry for entry in annotations.entries() if entry.text is not None)
-    while batch := list(islice(entries, _BATCH)):
+    while batch := list(islice(entries, TEXTS_AT_ONCE)):
         texts = [entry.text for entry in batch]
         counts = {"words": map(count_words, texts), "characters": map(len, texts)}
         if tokenizer:
