@@ -136,7 +136,10 @@ def _align(study: Study, name: str, folder: Path, seed: int, options: Sequence[s
 
 
 class TimedRunner(Runner):
-    """A run that counts the CPU seconds of its training: neither loading nor validations."""
+    """A run that counts the CPU seconds of its training, without validations.
+
+    Decoding of clips counts, unless workers do it (`run.num_workers`) or `keep_clips` has it done before.
+    """
 
     def __init__(self, config: DictConfig, layer_norm: bool = False, frame_dropout: float = 0.0) -> None:
         super().__init__(config)

@@ -49,7 +49,7 @@ class Study:
     half_way_accuracy: float = HALF_WAY_ACCURACY
     word_errors_every: int = 0  # samples; after so many the validation's speech is transcribed, too. 0 = never
     valid_files: list[str] = field(default_factory=list)  # where validation clips are from; none: as configured
-    valid_clips: int = 48
+    valid_clips: int = 48  # at least, evenly spread over all: each n-th, so it may be almost twice as many
     keep_clips: bool = False  # decode each once; then CPU seconds are without it
     valid_every_samples: int = 96  # must be a multiple of each recipe's batch
     default: list[str] = field(default_factory=list)  # recipes that run unless others are named; none: all
