@@ -78,8 +78,8 @@ def update(path: Path, check: bool, results: Results) -> bool:
         found = [file for pattern in SUMMARIES for file in sorted(Path().glob(pattern))]
         new = with_scores(new, [json.loads(file.read_text(encoding="utf-8")) for file in found])
     if check:
-        lines = (text.splitlines(keepends=True) for text in (old, new))
-        sys.stdout.writelines(difflib.unified_diff(*lines, str(path), "as it comes out now"))
+        was, is_now = (text.splitlines(keepends=True) for text in (old, new))
+        sys.stdout.writelines(difflib.unified_diff(was, is_now, str(path), "as it comes out now"))
         return new != old
     if new != old:
         with replacing(path) as temporary:

@@ -15,6 +15,7 @@ from argparse import Namespace
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +173,12 @@ def converse(visitor: Visitor) -> None:
     for n_asked, question in enumerate(QUESTIONS, 1):
         is_task = question in visitor.texts("#tasks button")
         (visitor.press if is_task else visitor.ask)(question)
-        visitor.until(lambda n=n_asked: [text not in WAITING for text in visitor.texts(".message.bot")] == [True] * n)
+        visitor.until(partial(is_answered, visitor, n_asked))
+
+
+def is_answered(visitor: Visitor, n: int) -> bool:
+    """Whether there are so many answers, all of them whole."""
+    return [text not in WAITING for text in visitor.texts(".message.bot")] == [True] * n
 
 
 def smaller(picture: bytes) -> bytes:

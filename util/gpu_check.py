@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -228,7 +228,8 @@ def finish(
     name: str, process: subprocess.Popen | None, seconds: float, args: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """Let a part begin: how it stands after each of its rows, which are shown, and at last how it ended."""
-    began, rows = time.monotonic(), []
+    began = time.monotonic()
+    rows: list[dict[str, Any]] = []
     if process is None:
         yield {"ended": skipped(name, args.device), "seconds": 0.0, "rows": rows}
         return
@@ -237,7 +238,7 @@ def finish(
         yield {"ended": "not begun: no time was left", "seconds": 0.0, "rows": rows}
         return
     path, ended = rows_file(args.out, name), ""
-    with contextlib.suppress(BrokenPipeError), process.stdin as its_turn:  # broken: it has failed already
+    with contextlib.suppress(BrokenPipeError), its_turn_of(process) as its_turn:  # broken: it has failed already
         its_turn.write(b"go\n")
     try:
         while not ended:
@@ -252,6 +253,12 @@ def finish(
                 yield {"ended": ended or "begun", "seconds": passed, "rows": rows}
     finally:
         end_all(process)
+
+
+def its_turn_of(process: subprocess.Popen) -> IO[bytes]:
+    """Where a part hears that it may begin."""
+    assert process.stdin is not None  # as `start` makes it
+    return process.stdin
 
 
 def end_all(process: subprocess.Popen) -> None:

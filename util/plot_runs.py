@@ -44,7 +44,7 @@ def read_runs(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
     others = [path for path in paths if path.is_file() and path.name != LOG]
     problems = [f"{path} is no run: name the folder of a run, or the {LOG} in it" for path in others]
     folders = [path.parent if path.name == LOG else path for path in paths if path not in others]
-    logs = {folder.resolve(): [] for folder in folders}
+    logs: dict[Path, list[dict[str, Any]]] = {folder.resolve(): [] for folder in folders}
     for folder in logs:
         try:
             logs[folder] = read_log(folder / LOG)

@@ -116,7 +116,7 @@ def _reports(folder: Path) -> list[Mapping[str, Any]]:
     content = content if isinstance(content, dict) else {}
     found = [content] if "scores" in content else [report for report in content.values() if report]
     wanted = {"name": str, "n": int, "scores": dict, "intervals": dict, "provenance": dict}
-    whole = [
+    whole: list[Mapping[str, Any]] = [
         report for report in found
         if isinstance(report, dict) and all(isinstance(report.get(key), kind) for key, kind in wanted.items())
     ]  # fmt: skip

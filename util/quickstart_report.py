@@ -98,7 +98,7 @@ def summarise(out: Path, recipe: Recipe, seconds: dict[str, float]) -> dict[str,
 
 
 def _scores(out: Path, stage: int) -> dict[str, float]:
-    scores = {}
+    scores: dict[str, float] = {}
     for name, (task, metric) in SCORES.items():
         found = read_json(out / "results" / f"stage{stage}" / task / "report.json")["scores"]
         scores |= {name: found[metric], f"{name}_shuffled": found[f"{metric}_shuffled"]}

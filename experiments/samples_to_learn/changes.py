@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -48,9 +49,10 @@ def drop_frames(model: SALMONN, share: float) -> None:
         features = fuse(encoded)
         if not model.training:
             return features
-        return features.masked_fill(dropped_frames(*features.shape[:2], share)[..., None].to(features.device), 0.0)
+        clips, frames = features.shape[:2]
+        return features.masked_fill(dropped_frames(clips, frames, share)[..., None].to(features.device), 0.0)
 
-    connector.fuse = fuse_some
+    connector.fuse = fuse_some  # type: ignore[method-assign]
 
 
 def dropped_frames(clips: int, frames: int, share: float) -> Tensor:
@@ -61,7 +63,7 @@ def dropped_frames(clips: int, frames: int, share: float) -> Tensor:
 
 def distil(model: SALMONN, weight: float) -> None:
     """Add to the training's loss the KL between what the LLM says of the text and what it says of the audio."""
-    model.loss_of_batch = partial(distilled_loss, model, weight)
+    model.loss_of_batch = partial(distilled_loss, model, weight)  # type: ignore[method-assign]
 
 
 def distilled_loss(model: SALMONN, weight: float, embeds: Sequence[Tensor], samples: Samples) -> dict[str, Tensor]:
@@ -118,12 +120,8 @@ def easier(dataset: SALMONNDataset, what: str) -> SALMONNDataset:
 @contextmanager
 def clips_kept() -> Iterator[None]:
     """Inside, a run that loads by itself decodes no clip that this process has decoded before; about 60 kB a second."""
-    decode = dataset_module.load_clip
-    dataset_module.load_clip = lambda paths, *how: _decoded(tuple(paths), *how)
-    try:
+    with mock.patch.object(dataset_module, "load_clip", lambda paths, *how: _decoded(tuple(paths), *how)):
         yield
-    finally:
-        dataset_module.load_clip = decode
 
 
 @cache

@@ -52,7 +52,8 @@ def at_samples(curve: Sequence[Point], samples: float, key: str, by: str = "samp
     points = [(point[by], point[key]) for point in curve if point.get(key) is not None]
     if not points or not points[0][0] <= samples <= points[-1][0]:
         return math.nan
-    return float(np.interp(samples, *zip(*points, strict=True)))
+    places, values = zip(*points, strict=True)
+    return float(np.interp(samples, places, values))
 
 
 def _samples_at_last_rise(curve: Sequence[Point], margin: Callable[[Point], float]) -> float:

@@ -214,7 +214,7 @@ class ObservedRunner(TimedRunner):
             speech = [i for i, task in enumerate(samples["task"]) if task == "asr"]
             if not speech:
                 continue
-            picked = {key: samples[key][speech] for key in ("raw_wav", "padding_mask")}
+            picked: Samples = {"raw_wav": samples["raw_wav"][speech], "padding_mask": samples["padding_mask"][speech]}
             asked = fixed_prompts(self.model, samples)
             chosen = None if asked is None else [asked[i] for i in speech]
             with self.autocast():

@@ -101,7 +101,7 @@ def recipe_as_written(study: Study, name: str, options: Sequence[str] = ()) -> d
     """A recipe's values; of the fields that came later, those that are set."""
     recipe, plain = study.recipes[name], Recipe()
     given = [*study.options, *recipe.options, *options]
-    found = {"options": options_without_secrets(given), "tasks": recipe.tasks}
+    found: dict[str, Any] = {"options": options_without_secrets(given), "tasks": recipe.tasks}
     found |= {"projection_scale": recipe.projection_scale, "llm_scale": recipe.llm_scale}
     if recipe.stage0:
         found |= {"stage0": recipe.stage0, "stage0_options": stage0_options(study, name)}

@@ -79,7 +79,12 @@ def _peak_memory(path: Path, prefix: Path) -> float:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peak = 0
     finished = threading.Event()
-    threading.Thread(target=lambda: (process.wait(), finished.set()), daemon=True).start()
+
+    def wait() -> None:
+        process.wait()
+        finished.set()
+
+    threading.Thread(target=wait, daemon=True).start()
     while not finished.wait(0.02):
         peak = max(peak, sum(_memory_of(pid) for pid in family(process.pid)))
     return peak / 1e6

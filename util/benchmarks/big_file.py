@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 N_ENTRIES = 2_390_842  # of the released stage-2 file, 696 MB
 
@@ -58,7 +59,8 @@ def entries(n: int, seed: int) -> Iterator[dict]:
     weights = [kind.weight for kind in KINDS]
     for i in range(n):
         kind = rng.choices(KINDS, weights)[0]
-        entry = {"path": _path(kind, rng, i), "text": _text(kind.words, rng, sentences), "task": kind.task}
+        entry: dict[str, Any] = {"path": _path(kind, rng, i), "text": _text(kind.words, rng, sentences)}
+        entry["task"] = kind.task
         if kind.question:
             entry["Q"] = _text((4, 15), rng, sentences)
         if kind.pair:

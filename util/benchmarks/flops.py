@@ -56,7 +56,7 @@ def _qformer(model: SALMONN, patches: float) -> Flops:
     """With the projection into the LLM's space."""
     config, queries = model.config, model.config.num_speech_query_token
     windows, kernel = windows_of(model, patches)
-    forward = 2 * queries * _weights(model.speech_llama_proj)
+    forward = 2 * queries * _weights(model.speech_llama_proj)  # type: ignore[arg-type]
     for layer in model.speech_Qformer.bert.encoder.layer:
         cross = layer.crossattention.self
         from_window = _weights(cross.key) + _weights(cross.value)

@@ -71,7 +71,7 @@ def bench_generate(args: argparse.Namespace) -> Iterator[dict]:
                 yield from rows_for(ours, against, n, settings, model.device, args.repeats)
 
 
-def make_questions(model: SALMONN, n: int) -> dict[str, Any]:
+def make_questions(model: SALMONN, n: int) -> Samples:
     """`n` clips, each with another prompt as far as there are: prompts differ in length."""
     prompts = [prompt for pool in model.train_prompts.values() for prompt in pool]
     return make_batch(model, n) | {"prompts": [prompts[i % len(prompts)] for i in range(n)]}

@@ -4,7 +4,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -44,8 +44,8 @@ def bench_load(args: argparse.Namespace) -> Iterator[dict]:
             for rate in RATES:
                 for suffix in SUFFIXES:
                     dataset, paths = _clips(Path(folder), rate, suffix, seconds)
-                    ways = [partial(our_batch, dataset, mel), partial(our_batch, dataset, None)]
                     plain = (extractor, True), (None, False), (extractor, False)
+                    ways: list[Callable[[], object]] = [partial(our_batch, dataset, of) for of in (mel, None)]
                     ways += [partial(plain_batch, paths, *features) for features in plain]
                     whole, bare, *published = in_turns(ways, args.repeats, time.process_time)
                     for name, ours, theirs in zip(LINES, (whole, bare, bare), published, strict=True):

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from salmonn.audio.decode import SAMPLE_RATE
 from salmonn.common.errors import UserError
 from salmonn.common.files import GB
+from salmonn.common.samples import Samples
 from salmonn.config.loading import llm_quantization, load_config
 from salmonn.config.schema import RunConfig
 from salmonn.model.beats import PUBLISHED_SIZES
@@ -187,7 +188,7 @@ def _measured_rows(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def batch_of(model: SALMONN, samples: dict) -> Batch:
+def batch_of(model: SALMONN, samples: Samples) -> Batch:
     """Sizes of a batch as `model` lays it out."""
     llm_inputs, _ = model.lay_out([audio_tokens(model)] * len(samples["text"]), samples["prompts"], samples["text"])
     clips, samples_of_longest = samples["raw_wav"].shape

@@ -85,7 +85,7 @@ def llm_weights(llm: nn.Module, case: Case) -> float:
     linear = [m for m in _frozen_linear(llm) if m is not llm.get_output_embeddings()]
     weights = sum(m.weight.numel() for m in linear)
     if case.quantization in ("8bit", "int8"):
-        small = weights + FLOAT * sum(m.out_features for m in linear)
+        small: float = weights + FLOAT * sum(m.out_features for m in linear)
     else:
         small = weights / 2 + FLOAT * weights / NF4_BLOCK
     return small + case.llm_bytes * (everything - weights)
@@ -114,7 +114,7 @@ def phases(model: SALMONN, case: Case, batch: Batch) -> dict[str, dict[str, floa
     trained = trained_weights(model)
     llm = llm_kept(model, case, batch)
     qformer = {"Q-Former": qformer_kept(model, case, batch) + half_copies(model, case)}
-    gradients = {"gradients": trained}
+    gradients: dict[str, float] = {"gradients": trained}
     before = gradients if case.gradients_stay else {}
     block = batch.clips * batch.tokens * block_bytes(model, case)
     in_block = {"LLM": llm + (block if case.checkpointing else 0), "backward": block_backward(model, case, batch)}

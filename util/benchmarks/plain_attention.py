@@ -91,11 +91,10 @@ def beats_convolution(self: beats.PositionalConv, x: Tensor) -> Tensor:
     Torch 2.11's with AMX is 100 % off then, without an error; the published width has 48.
     """
     weight = self.weight_g * self.weight_v / self.weight_v.norm(dim=(0, 1), keepdim=True)
-    parts, wrong = (x, weight, self.bias), x.device.type == "cpu" and weight.shape[1] < 16
-    if wrong:
-        parts = tuple(part.float() for part in parts)
+    wrong = x.device.type == "cpu" and weight.shape[1] < 16
+    wave, kernel, bias = (part.float() if wrong else part for part in (x, weight, self.bias))
     with torch.autocast(x.device.type, enabled=not wrong and torch.is_autocast_enabled(x.device.type)):
-        y = F.conv1d(*parts, padding=self.taps // 2, groups=self.groups)
+        y = F.conv1d(wave, kernel, bias, padding=self.taps // 2, groups=self.groups)
     return y[..., : x.shape[-1]].to(x.dtype if wrong else y.dtype)
 
 
@@ -105,7 +104,7 @@ def beats_encoder(self: beats.Encoder, x: Tensor, padding: Tensor) -> Tensor:
     x = F.dropout(x, self.dropout, self.training).transpose(0, 1)  # [T, B, D]
     bias = _position_bias(self, len(x), x.shape[1], x.device)  # [B * H, T, T]
     for layer in self.layers:
-        x = _beats_layer(layer, x, bias, padding)
+        x = _beats_layer(layer, x, bias, padding)  # type: ignore[arg-type]
     return x.transpose(0, 1)
 
 

@@ -11,7 +11,7 @@ is padding, frozen encoders stay in eval mode, and no [PAD] row joins the vocabu
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -36,17 +36,18 @@ from util.benchmarks.plain_attention import published_attention
 IGNORE = -100
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     """A training step on one batch, in its three parts."""
 
     forward: Callable[[], dict[str, Tensor]]  # gives the loss, among other things
-    backward: Callable[[dict[str, Tensor]], None]
-    update: Callable[[], None]
+    backward: Callable[[dict[str, Tensor]], object]
+    update: Callable[[], object]
 
-    def __call__(self) -> None:
-        """Take it."""
+    def __call__(self) -> object:
+        """Take it; returns what the update tells."""
         self.backward(self.forward())
-        self.update()
+        return self.update()
 
 
 def plain_step(model: SALMONN, run: DictConfig, samples: Samples, sdpa: bool = False) -> Step:
@@ -104,6 +105,7 @@ def fbanks(raw_wav: Tensor) -> Tensor:
 def encode(model: SALMONN, log_mel: Tensor, fbank: Tensor, fbank_frames: Tensor) -> Tensor:
     """Both encoders, windows, Q-Former, projection; `fbank_frames` [B] are valid -> [B, A, H]."""
     speech = model.speech_encoder(log_mel.to(model.speech_encoder.dtype)).last_hidden_state  # [B, T, D]
+    assert model.beats is not None  # the published model has both
     audio, padding = model.beats(fbank.to(model.beats.dtype), fbank_frames)  # [B, P, D_beats]
     speech = model.ln_speech(speech.float())
     audio = model.ln_audio(audio.float()).masked_fill(padding[..., None], 0.0)
@@ -146,7 +148,8 @@ def prompt_inputs(model: SALMONN, embeds: Tensor, prompts: Sequence[str]) -> tup
 def _padded(ids: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids and mask [B, N] of rows of different length."""
     rows = [torch.tensor(row, dtype=torch.long) for row in ids]
-    return tuple(pad_sequence(x, batch_first=True).to(device) for x in (rows, [torch.ones_like(row) for row in rows]))
+    masks = [torch.ones_like(row) for row in rows]
+    return pad_sequence(rows, batch_first=True).to(device), pad_sequence(masks, batch_first=True).to(device)
 
 
 @contextmanager

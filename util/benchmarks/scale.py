@@ -179,7 +179,7 @@ def counted_parts(model: SALMONN, case: Case, batch: Batch, seconds: float, fixe
     before = sum(part.forward for part in flops.values()) - llm.forward
     again = llm.forward if case.checkpointing else 0
     operations = (before, llm.forward, llm.backward + again, connector.backward)
-    return Parts(*((seconds - fixed) * part / sum(operations) for part in operations), fixed)
+    return Parts(*[*((seconds - fixed) * part / sum(operations) for part in operations), fixed])
 
 
 def traffic_of(model: SALMONN, case: Case, shard_llm: bool) -> Traffic:

@@ -3,7 +3,7 @@
 import json
 import random
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -138,7 +138,7 @@ def make_tokenizer() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
-def make_batch(model: SALMONN, n: int, shares: tuple[float, float] = CLIP_SHARES) -> dict[str, Any]:
+def make_batch(model: SALMONN, n: int, shares: tuple[float, float] = CLIP_SHARES) -> Samples:
     """Samples of `n` clips of noise from 1/3 to 1/2 of what the model hears, with texts of 20 to 50 words.
 
     `shares`: other lengths. One prompt for all: with several, the published padding between prompt and answer
@@ -160,11 +160,13 @@ def make_batch(model: SALMONN, n: int, shares: tuple[float, float] = CLIP_SHARES
     }
 
 
-def rows_of(samples: Samples, rows: slice) -> dict[str, Any]:
+def rows_of(samples: Samples, rows: slice) -> Samples:
     """Some samples of a batch, as they would be collated alone."""
-    chosen = {key: values[rows] for key, values in samples.items()}
+    given: dict[str, Any] = dict(samples)
+    chosen = cast(Samples, {key: values[rows] for key, values in given.items()})
     longest = (~chosen["padding_mask"]).sum(dim=1).max()
-    return chosen | {key: chosen[key][:, :longest] for key in ("raw_wav", "padding_mask")}
+    raw_wav, padding_mask = chosen["raw_wav"][:, :longest], chosen["padding_mask"][:, :longest]
+    return {**chosen, "raw_wav": raw_wav, "padding_mask": padding_mask}
 
 
 def _evenly(first: float, last: float, n: int) -> list[float]:

@@ -130,8 +130,8 @@ def bench_train(args: argparse.Namespace) -> Iterator[dict]:
 
     With bfloat16 all sides but float32 have autocast.
     """
-    ours = (args.recompute, args.whisper_silence, args.encoder_dtype, args.attention)
-    setup = Setup(args.size, args.device, args.dtype, args.quant, args.batch or BATCH, *ours, sides_for(args))
+    how = (args.recompute, args.whisper_silence, args.encoder_dtype, args.attention)
+    setup = Setup(args.size, args.device, args.dtype, args.quant, args.batch or BATCH, *how, sides_for(args))
     device = torch.device(setup.device)
     memory = _memory_rows(setup)  # while this process holds nothing
     models = _models(setup)

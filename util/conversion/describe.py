@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -86,7 +87,7 @@ def _describe_salmonn(path: Path, content: Mapping[str, Any]) -> tuple[list[Row]
 
 
 def _is_known(name: str) -> bool:
-    return is_salmonn({name: None}) or name.startswith((fit.LLM_PREFIX, *fit.ENCODERS))
+    return is_salmonn({name: torch.empty(0)}) or name.startswith((fit.LLM_PREFIX, *fit.ENCODERS))
 
 
 def _run(source: Source) -> str:

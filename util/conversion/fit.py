@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -91,12 +91,12 @@ def adapters_of(parameters: Mapping[str, Tensor]) -> Adapters | None:
 
 def guessed_section(parameters: Mapping[str, Tensor]) -> DictConfig:
     """The `model` section of a file that does not hold one: sizes as found, all else as published."""
-    section = {}
+    section: dict[str, Any] = {}
     query, widen = parameters.get("speech_query_tokens"), parameters.get(_WIDEN)
     if query is not None and query.ndim == 3:  # [1, queries, hidden]
         hidden = query.shape[-1]
         layers = {name.split(".")[4] for name in parameters if name.startswith("speech_Qformer.bert.encoder.layer.")}
-        section = {"num_speech_query_token": query.shape[1], "qformer_hidden_size": hidden}
+        section |= {"num_speech_query_token": query.shape[1], "qformer_hidden_size": hidden}
         section |= {"qformer_num_layers": max(1, len(layers)), "qformer_num_heads": 1}  # heads have no shape
     if widen is not None:  # [intermediate, hidden]
         section["qformer_intermediate_size"] = widen.shape[0]

@@ -26,7 +26,7 @@ def make_clips(items: Iterable[Item], prefix: Path) -> list[Clip]:
     """The clips of a set in its order. Raises UserError for an id that occurs twice, or a clip outside `prefix`."""
     clip_paths, exists = ClipPaths(str(prefix)), FolderCache().exists
     sources: dict[str, str] = {}
-    clips = []
+    clips: list[Clip] = []
     for item in list(items):  # all clips are cut before it is looked which are there: a folder is listed once
         before = sources.setdefault(item.id, item.source)
         if len(sources) == len(clips):

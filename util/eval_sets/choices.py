@@ -193,7 +193,7 @@ def _rows(table: Path, kind: type[Any]) -> Iterator[tuple[str, Any]]:
             yield source(table, line), row
         return
     try:
-        rows = msgspec.json.decode(read_text(table), type=list[kind])
+        rows = msgspec.json.decode(read_text(table), type=list[kind])  # type: ignore[valid-type]
     except (msgspec.MsgspecError, RecursionError) as error:
         raise UserError(f"{table}: {error}") from error
     for number, row in enumerate(rows):

@@ -40,7 +40,8 @@ CONFIGS = {  # with the size of their models
 }
 KEYS = ("encoder_dtype", "lora", "lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules", "max_txt_len")
 STEPS, MICRO_BATCHES = 2, 2  # in the second step the optimiser's state, in each second micro-batch the gradients stay
-CLIPS = {  # times the configuration's batch, without and with gradient checkpointing
+# Times the configuration's batch, without and with gradient checkpointing
+CLIPS: dict[str, dict[bool, tuple[float, ...]]] = {
     "full": {False: (0.25, 1), True: (1, 4)},
     "mini": {False: (0.25,), True: (0.25,)},
 }

@@ -51,8 +51,8 @@ def _golden_rows(name: str, case: SimpleNamespace, tf32: bool) -> Iterator[Row]:
     tolerances: dict[str, float] = {}
 
     def note(what: str, actual: torch.Tensor | float, expected: np.ndarray | float, tolerance: float) -> None:
-        actual = actual.detach().float().cpu().numpy() if isinstance(actual, torch.Tensor) else actual
-        differences[what].append(float(np.abs(np.asarray(actual) - expected).max()))
+        found = actual.detach().float().cpu().numpy() if isinstance(actual, torch.Tensor) else np.asarray(actual)
+        differences[what].append(float(np.abs(found - expected).max()))
         tolerances[what] = tolerance
 
     ids = []

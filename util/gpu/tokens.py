@@ -5,6 +5,7 @@ A CPU has no memory to be asked about: there the budget is a number, and what fo
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import Any, cast
 
 import torch
 
@@ -84,5 +85,5 @@ def clips_of(model: SALMONN, n: int) -> Samples:
     samples = make_batch(model, n, SHARES)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).tolist()
     mixed = {key: values[order] if isinstance(values, torch.Tensor) else [values[i] for i in order]
-             for key, values in samples.items()}  # fmt: skip
+             for key, values in cast(dict[str, Any], samples).items()}  # fmt: skip
     return {**mixed, "index": list(range(n)), "testset_id": [0] * n}  # type: ignore[typeddict-item]

@@ -3,7 +3,7 @@
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,7 +82,7 @@ def synchronisations(step: Callable[[], object]) -> Counter[Place]:
     return places
 
 
-def place_of(stack: traceback.StackSummary) -> Place:
+def place_of(stack: Sequence[traceback.FrameSummary]) -> Place:
     """The innermost frame of the packages that make the step; without one, the innermost of all."""
     folders = [Path(spec.origin).parent for name in PACKAGES if (spec := find_spec(name)) and spec.origin]
     for frame in reversed(stack):

@@ -88,9 +88,9 @@ def text_report(
             if not (entry.text or "").strip():
                 _note(empty, i, entry)
         if tokenizer:
-            long = [(i, e) for i, e in batch if e.text and (len(e.text) > room or not e.text.isascii())]
-            rows = token_ids(tokenizer, [entry.text + end_sym for _, entry in long]) if long else []
-            for (i, entry), ids in zip(long, rows, strict=True):
+            long = [(i, e, e.text) for i, e in batch if e.text and (len(e.text) > room or not e.text.isascii())]
+            rows = token_ids(tokenizer, [text + end_sym for *_, text in long]) if long else []
+            for (i, entry, _), ids in zip(long, rows, strict=True):
                 if len(ids) > max_txt_len:
                     _note(too_long, i, entry)
     return {"empty": empty, "too_long": too_long if tokenizer else None}

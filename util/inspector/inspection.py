@@ -5,7 +5,7 @@ from argparse import Namespace
 from collections import Counter
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -17,6 +17,9 @@ from salmonn.data.clip_paths import ClipPaths, FolderCache
 from salmonn.data.integrity import check_files, kind_of
 from salmonn.data.unreadable import distinct_files, entries_left_out, unusable_files, unverified_files
 from util.inspector.readiness import Folders, Key, Readiness, count_ready
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 VERDICTS = "verdicts.jsonl"
 _FAILED_SHOWN = 5  # clips that are broken, or could not be converted
@@ -224,7 +227,7 @@ class Inspection:
                 print(f"   ready, but left out: {n} entries, {reason}")
         return usable
 
-    def _tokenizer(self):
+    def _tokenizer(self) -> "PreTrainedTokenizerBase | None":
         if not self.args.tokenizer:
             return None
         if not Path(self.args.tokenizer).is_dir():

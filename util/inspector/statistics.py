@@ -3,7 +3,7 @@
 import math
 import re
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,14 +43,14 @@ def text_lengths(annotations: Annotations, tokenizer: "PreTrainedTokenizerBase |
     Entries without a text do not count. Tokens are counted as in training, without special tokens.
     """
     lengths: dict[str, dict[str, array]] = {}
-    entries = (entry for entry in annotations.entries() if entry.text is not None)
+    entries = ((entry, entry.text) for entry in annotations.entries() if entry.text is not None)
     while batch := list(islice(entries, TEXTS_AT_ONCE)):
-        texts = [entry.text for entry in batch]
-        counts = {"words": map(count_words, texts), "characters": map(len, texts)}
+        texts = [text for _, text in batch]
+        counts: dict[str, Iterable[int]] = {"words": map(count_words, texts), "characters": map(len, texts)}
         if tokenizer:
             counts["tokens"] = map(len, token_ids(tokenizer, texts))
         for quantity, values in counts.items():
-            for entry, value in zip(batch, values, strict=True):
+            for (entry, _), value in zip(batch, values, strict=True):
                 lengths.setdefault(quantity, {}).setdefault(entry.task or DEFAULT_TASK, array("I")).append(value)
     return {q: {task: np.array(groups[task]) for task in sorted(groups)} for q, groups in lengths.items()}
 
@@ -153,7 +153,7 @@ def _plot(quantity: str, groups: Groups, file: Path) -> None:
             step = math.ceil((end + 1) / 40)
             edges = np.arange(0, end + 1 + step, step) - 0.5
             panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        panel.hist(np.minimum(values, edges[-1] - 1e-6), edges, color=BLUE)
+        panel.hist(np.minimum(values, edges[-1] - 1e-6), edges.tolist(), color=BLUE)
         panel.axvline(float(np.median(values)), color=ORANGE, linewidth=1.2)
         panel.set_title(f"{task} ({len(values):,}; median {np.median(values):.1f})", fontsize=9)
         panel.spines[["top", "right"]].set_visible(False)

@@ -52,7 +52,7 @@ def build(out: Path, settings: dict[str, Any]) -> None:
         jobs.append(second.submit(_make, "beats", "encoders", out / "weights/beats.pt", *heard))
         for job in as_completed(jobs):
             job.result()  # what fails first ends the others
-        quality = {}
+        quality: dict[str, dict[str, float]] = {}
         for job in jobs:
             part, found, took = job.result()
             quality |= {part: found}

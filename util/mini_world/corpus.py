@@ -52,13 +52,13 @@ def plan(train_clips: int, test_clips: int, broken: float, seed: int) -> list[Cl
         count = sizes[split] + (round(broken * train_clips) if split == "train" else 0)
         for i in range(count):
             is_broken = i >= sizes[split]
-            group = rng.choices(list(SHARES), SHARES.values())[0] if is_broken else _group(i / sizes[split])
+            group = rng.choices([*SHARES], [*SHARES.values()])[0] if is_broken else _group(i / sizes[split])
             scene = _draw(group, split, taken, rng)
             kind = rng.choice(list(BREAKAGES)) if is_broken else ""
-            suffix = BREAKAGES[kind] if kind else rng.choices(list(FORMATS), FORMATS.values())[0]
+            suffix = BREAKAGES[kind] if kind else rng.choices([*FORMATS], [*FORMATS.values()])[0]
             path = f"/{group}/{split}_{i:05d}.{suffix}"
             clip_seed = (seed, SPLITS.index(split), i)
-            rate = rng.choices(list(RATES), RATES.values())[0]
+            rate = rng.choices([*RATES], [*RATES.values()])[0]
             clips.append(Clip(split, path, scene, rate, rng.random() < 0.2, clip_seed, group == "short", kind))
     return clips
 
@@ -158,7 +158,8 @@ def _verification_pairs(clips: list[Clip], rng: random.Random) -> list[dict]:
             others = [o for o in clips if o is not clip and (o.scene.voice == clip.scene.voice) == same]
             if others:
                 other = rng.choice(others)
-                text = answer(Pair(clip.scene, other.scene, mixed=False), "speaker_verification", rng)[1]
+                pair = Pair(clip.scene, other.scene, mixed=False)  # type: ignore[arg-type]  # short clips are speech
+                text = answer(pair, "speaker_verification", rng)[1]
                 entries.append(
                     {"path": clip.path, "expand_wav": [other.path], "text": text, "task": "speaker_verification"}
                 )

@@ -105,7 +105,8 @@ def _pretrain_whisper(
         rows = list(itertools.islice(order, WHISPER_BATCH))
         states = encoder(mels[rows].float()).last_hidden_state.flatten(0, 1)
         pairs = ((heads["phone"](states), phone_labels[rows]), (heads["word"](states), word_labels[rows]))
-        return sum(F.cross_entropy(logits, labels[:, k].flatten()) for logits, labels in pairs for k in range(2)) / 2
+        losses = [F.cross_entropy(logits, labels[:, k].flatten()) for logits, labels in pairs for k in range(2)]
+        return sum(losses) / 2  # type: ignore[return-value]
 
     fit("whisper", nn.ModuleList([encoder, heads]), encoder.layers, loss_of, round(WHISPER_STEPS * scale))
     mels, phone_labels, word_labels = examples(valid)

@@ -164,7 +164,7 @@ def _draw_scene(rng: random.Random, held_out: frozenset[str]) -> Scene:
             pass
         return drawn
 
-    group = rng.choices(list(GROUP_WEIGHTS), GROUP_WEIGHTS.values())[0]
+    group = rng.choices([*GROUP_WEIGHTS], [*GROUP_WEIGHTS.values()])[0]
     if group == "speech":
         return speech(("place", "place", "trade", "digits"))
     if group == "sound":

@@ -6,6 +6,7 @@ the annotations of rendered clips and the texts on which the tiny language model
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # None of espeak-ng's voices with breath (f2, f3, f5, ...): its noise differs from process to process.
@@ -48,7 +49,11 @@ SENTENCES = {  # kind: parts of speech
     "digits": ["digit"] * 6,  # the last ones may be left out
     "short": "article colour animal verb".split(),  # short enough for two in one clip
 }
-CHINESE_ORDER = {"place": (1, 2, "在", 6, 4, 3), "trade": (0, 1, 2, "个", 3, 4), "short": (1, 2, 3)}
+CHINESE_ORDER: dict[str, Sequence[int | str]] = {
+    "place": (1, 2, "在", 6, 4, 3),
+    "trade": (0, 1, 2, "个", 3, 4),
+    "short": (1, 2, 3),
+}
 
 EVENTS = {  # event: (caption, the same in the past, what happened next in the story)
     "low tone": ("a low tone sounds", "a low tone sounded", "The windows of all the houses shook a little."),

@@ -1,6 +1,8 @@
 """Shapes of the tiny models, for who needs no synthesiser."""
 
-BEATS_CONFIG = {  # the keys of the published fine-tuned file
+from typing import Any
+
+BEATS_CONFIG: dict[str, Any] = {  # the keys of the published fine-tuned file
     "input_patch_size": 16,
     "embed_dim": 32,
     "conv_bias": False,

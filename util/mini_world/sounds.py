@@ -106,7 +106,7 @@ def _bell(t: np.ndarray, rng: Generator) -> np.ndarray:
     ratios = (0.5, 1, 1.19, 1.56, 2, 2.66, 3.01)  # a church bell's partials are no harmonics
 
     def stroke(t: np.ndarray) -> np.ndarray:
-        return sum(np.sin(2 * np.pi * pitch * r * t) * np.exp(-t * (1.5 + r)) for r in ratios)
+        return sum(np.sin(2 * np.pi * pitch * r * t) * np.exp(-t * (1.5 + r)) for r in ratios)  # type: ignore[return-value]
 
     return _strikes(t, rng.uniform(0.9, 1.2), stroke, rng)
 

@@ -7,6 +7,7 @@ The library's state belongs to the process: one synthesis at a time, several pro
 import ctypes
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import espeakng_loader
 import numpy as np
@@ -60,7 +61,7 @@ class _Engine:
         self._callback = _Callback(self._collect)  # kept: the library only holds a C pointer to it
         self.library.espeak_SetSynthCallback(self._callback)
 
-    def _collect(self, samples, count: int, events) -> int:
+    def _collect(self, samples: Any, count: int, events: Any) -> int:
         if samples and count > 0:
             self.chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         i = 0

@@ -6,7 +6,7 @@ Muon for the matrices inside the layers, AdamW for the rest: in the same time ab
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ def fit(name: str, model: nn.Module, layers: nn.Module, loss_of: Callable[[], Te
     matrices = [p for p in layers.parameters() if p.ndim == 2]
     own = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in own]
-    groups = [{"params": matrices, "muon": True, "lr": MATRIX_LEARNING_RATE}, {"params": rest}]
+    groups: list[dict[str, Any]] = [{"params": matrices, "muon": True, "lr": MATRIX_LEARNING_RATE}, {"params": rest}]
     optimizer = MuonAdamW(groups, lr=OTHER_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
 
     def factor(step: int) -> float:

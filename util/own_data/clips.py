@@ -50,7 +50,7 @@ def collect(rows: Iterable[tuple[Row, Path]], audio: Path | None, made: Path, ne
         if row.content is not None:
             target = _target(made, row.name, row.source, taken)
             extract(row.content, target)
-            files = (str(target),)
+            files: tuple[str, ...] = (str(target),)
         else:
             bases = [audio] if audio else [origin, *(origin / name for name in CLIP_FOLDERS), Path()]
             found = [(path, locate(path, bases)) for path in (row.path, *row.expand)]

@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from util.eval_sets.tables import bad, lines, read_text, source
 from util.own_data.base import NAMES, Reading, Row
@@ -68,7 +69,7 @@ def _is_clip(table: Path, path: str) -> bool:
 def _cells(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
     """(line, cells) of each line that is not empty. Raises UserError."""
     if delimiter == "|" or (delimiter == "\t" and not _is_quoted(text)):
-        dialect = {"quoting": csv.QUOTE_NONE}
+        dialect: dict[str, Any] = {"quoting": csv.QUOTE_NONE}
     else:
         dialect = {"strict": True}
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **dialect)

@@ -20,7 +20,7 @@ DIGITS = "zero one two three four five six seven eight nine".split()
 TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 
-_SLOTS = {
+_SLOTS: dict[str, str | list[str]] = {
     "key": [*DIGITS, "star", "pound"],
     "entry": "your password|your account number|the extension|a new greeting|your zip code|the date|your first name|"
     "the channel|your order number|the message number|the first letters of the last name|a room number|"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from random import Random
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -127,7 +128,7 @@ def in_a_room(wav: np.ndarray, rng: Random) -> np.ndarray:
 
 
 @cache
-def _piper_session(folder: str):
+def _piper_session(folder: str) -> tuple[Any, dict[str, list[int]], int]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
