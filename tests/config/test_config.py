@@ -108,6 +108,19 @@ def test_an_empty_value_takes_back_what_the_file_or_its_base_says(tmp_path):
     assert load_config(path, ["model.ckpt=null"]).model.ckpt == ""
 
 
+def test_defaults_are_built_once_and_no_configuration_changes_those_of_another(tmp_path, monkeypatch):
+    built, structured = [], OmegaConf.structured
+    monkeypatch.setattr(OmegaConf, "structured", lambda schema: built.append(schema) or structured(schema))
+    path = write(tmp_path, "model: {ckpt: , lora_target_modules: }\ndatasets: {path_map: }")
+    before = load_config(path)
+    changed = load_config(path)
+    changed.model.lora_target_modules.append("k_proj")
+    changed.datasets.path_map.append({"from": "a", "to": "b"})
+    changed.run.optims.init_lr = 1.0
+    assert load_config(path) == before != changed
+    assert len(built) <= 1
+
+
 def test_a_base_is_relative_to_the_file_and_is_overridden(tmp_path):
     (tmp_path / "sub").mkdir()
     write(tmp_path, "run: {seed: 1, log_freq: 7}", "base.yaml")
