@@ -15,7 +15,7 @@ from salmonn.model import checkpoint
 from salmonn.training import runner as runner_module
 from salmonn.training.runner import Runner
 from tests.fixtures.commands import run_command
-from tests.fixtures.runners import log_lines
+from tests.fixtures.runners import log_lines, plain_options_of, prepared
 
 
 def test_the_best_checkpoint_is_that_of_highest_accuracy(make_runner, monkeypatch):
@@ -69,6 +69,19 @@ def test_a_checkpoint_tells_the_content_that_was_opened_whatever_took_its_place_
 
 
 INSIDE = ["run.iters_per_epoch=6", "run.optims.max_epoch=2", "run.batch_size_train=1", "run.valid_every_steps=2"]
+
+
+STOPPED = [*INSIDE, "run.save_every_steps=1", "run.optims.init_lr=0.01"]
+
+
+@pytest.fixture(scope="module")
+def whole(mini_world, tmp_path_factory):
+    """A run of `STOPPED` that was never stopped."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        runner = prepared([*plain_options_of(mini_world, tmp_path_factory.mktemp("whole")), *STOPPED], monkeypatch)
+        assert runner.train()
+        runner.close()
+    return runner
 
 
 def test_a_validation_inside_an_epoch_may_be_the_best(make_runner, monkeypatch):
@@ -147,14 +160,12 @@ def die_after_writing_it_down(runner, at: int):
         *((die_after_writing_it_down, at) for at in (2, 6, 12)),  # 6 and 12: at an epoch's end
     ],
 )
-def test_a_stop_at_a_validation_inside_an_epoch_changes_neither_it_nor_the_best_checkpoint(make_runner, stop, at):
-    options = [*INSIDE, "run.save_every_steps=1", "run.optims.init_lr=0.01"]
-    whole = make_runner(*options, "run.exp_name=whole")
-    assert whole.train()
-    whole.close()
-    stop(stopped := make_runner(*options), at)
+def test_a_stop_at_a_validation_inside_an_epoch_changes_neither_it_nor_the_best_checkpoint(
+    make_runner, whole, stop, at
+):
+    stop(stopped := make_runner(*STOPPED), at)
     stopped.close()
-    runner = make_runner(*options, "run.overwrite=False")
+    runner = make_runner(*STOPPED, "run.overwrite=False")
     assert runner.train()
     runner.close()
     validations = [[line for line in log_lines(r) if line["kind"] == "valid"] for r in (whole, runner)]
@@ -164,6 +175,27 @@ def test_a_stop_at_a_validation_inside_an_epoch_changes_neither_it_nor_the_best_
         one, two = (checkpoint.read(r.folder / f"checkpoint_{name}.pth") for r in (whole, runner))
         assert (one["step"], one["progress"]["best"]) == (two["step"], two["progress"]["best"])
         assert all(torch.equal(two["model"][key], value) for key, value in one["model"].items())
+
+
+def test_a_run_in_fp16_goes_on_with_its_loss_scaler(make_runner, mini_world, tmp_path):
+    """Which counts the steps since its last change: anew, it would change at others, and the run would be another."""
+    entries = json.loads((mini_world / "ann/stage1_valid.json").read_text())["annotation"][:3]
+    (tmp_path / "few.json").write_text(json.dumps({"annotation": entries}))  # float16 is slow on a CPU
+    options = ["run.amp=True", "run.iters_per_epoch=4", "run.optims.max_epoch=1", "run.batch_size_train=1"]
+    options += ["run.valid_every_steps=2", *(f"datasets.{s}_ann_path={tmp_path}/few.json" for s in ("train", "valid"))]
+    runner = make_runner(*options, "run.exp_name=whole")
+    assert runner.step.scaler.is_enabled()
+    assert runner.train()
+    runner.close()
+    one = checkpoint.read(runner.folder / "checkpoint_last.pth")
+    stop_by_signal(stopped := make_runner(*options), at=2)
+    stopped.close()
+    runner = make_runner(*options, "run.overwrite=False")
+    assert runner.train()
+    runner.close()
+    two = checkpoint.read(runner.folder / "checkpoint_last.pth")
+    assert two["scaler"] == one["scaler"] != torch.amp.GradScaler("cpu").state_dict()
+    assert all(torch.equal(two["model"][key], value) for key, value in one["model"].items())
 
 
 @pytest.mark.parametrize("comes_back", [True, False])
