@@ -1,5 +1,7 @@
 """Many tasks by one command, as a user runs it: the same answers however it is cut, and after a kill."""
 
+import errno
+import io
 import json
 import os
 import re
@@ -13,6 +15,7 @@ from omegaconf import OmegaConf
 
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config
+from salmonn.evaluation import answer_store
 from salmonn.evaluation.answer_store import AnswerStore
 from salmonn.evaluation.metrics import METRICS
 from salmonn.evaluation.normalisers import NAMES
@@ -29,6 +32,7 @@ from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import n_lines, wait_until
 from util.eval_sets.catalogue import SETS
 
+TASKS = {task.name: task for task in load_tasks(ROOT / "configs/eval_tasks.yaml")}
 NAMES_OF_ROWS = ["asr", "er", "sv", "story"]
 
 
@@ -57,24 +61,29 @@ def command(mini_world, tmp_path_factory):
     return make
 
 
-def report(results: Path) -> dict:
+def report(results: Path, names=NAMES_OF_ROWS) -> dict:
     found = json.loads((results / "table3/report.json").read_text())
-    for one in found.values():
-        if one:
-            del one["provenance"]["processes"], one["provenance"]["batch_size"]
-    return found
+    for name in names:
+        del found[name]["provenance"]["processes"], found[name]["provenance"]["batch_size"]
+    return {name: found[name] for name in names}
 
 
-def predictions(results: Path) -> dict[str, str]:
-    return {name: (results / f"table3/{name}/predictions.jsonl").read_text() for name in NAMES_OF_ROWS}
+def predictions(results: Path, names=NAMES_OF_ROWS) -> dict[str, str]:
+    return {name: (results / f"table3/{name}/predictions.jsonl").read_text() for name in names}
 
 
 @pytest.fixture(scope="module")
-def whole(command, tmp_path_factory):
+def all_rows(command, tmp_path_factory):
+    """Where the results of a command without a choice are, and what it printed."""
     results = tmp_path_factory.mktemp("whole")
-    result = run_command(*command(results, "run.batch_size_eval=8"))
+    result = run_command(*command(results, "run.batch_size_eval=8", names=None))
     assert result.returncode == 0, result.stderr
-    return results
+    return results, result.stdout
+
+
+@pytest.fixture(scope="module")
+def whole(all_rows):
+    return all_rows[0]
 
 
 @pytest.mark.parametrize(("batch_size", "processes"), [(1, 1), (3, 2)])
@@ -86,7 +95,7 @@ def test_batch_size_and_number_of_ranks_change_no_answer(command, whole, tmp_pat
 
 
 def test_after_a_kill_nothing_is_answered_twice_and_the_report_is_the_same(command, whole, tmp_path):
-    arguments = [sys.executable, *command(tmp_path, "run.batch_size_eval=1")]
+    arguments = [sys.executable, *command(tmp_path, "run.batch_size_eval=1", names=["asr"])]
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     store = tmp_path / "table3/asr/answers"
     wait_until(lambda: any(n_lines(file) >= 3 for file in store.glob("*.jsonl")), process)
@@ -101,8 +110,8 @@ def test_after_a_kill_nothing_is_answered_twice_and_the_report_is_the_same(comma
     assert lines[: len(kept)] == kept
     positions = [json.loads(line)["position"] for line in lines]
     assert len(positions) == len(set(positions)) > len(kept)
-    assert predictions(tmp_path) == predictions(whole)
-    assert report(tmp_path) == report(whole)
+    assert predictions(tmp_path, ["asr"]) == predictions(whole, ["asr"])
+    assert report(tmp_path, ["asr"]) == report(whole, ["asr"])
 
 
 def test_answers_of_other_settings_are_not_taken_for_these(command, whole):
@@ -119,13 +128,12 @@ def test_answers_of_other_settings_are_not_taken_for_these(command, whole):
     assert len(plain["checkpoint_sha256"]) == len(plain["annotation_sha256"]) == 64
 
 
-def test_without_a_choice_what_is_there_is_evaluated_and_what_is_not_is_named(command, tmp_path):
-    result = run_command(*command(tmp_path, names=None))
-    assert result.returncode == 0, result.stderr
-    shown = result.stdout[result.stdout.rindex("| task ") :]
+def test_without_a_choice_what_is_there_is_evaluated_and_what_is_not_is_named(all_rows):
+    results, printed = all_rows
+    shown = printed[printed.rindex("| task ") :]
     assert "absent: not evaluated, no nowhere.json" in shown
-    assert f"{tmp_path}/table3/report.md" in shown
-    page = (tmp_path / "table3/report.md").read_text()
+    assert f"{results}/table3/report.md" in shown
+    page = (results / "table3/report.md").read_text()
     for name in load_tasks(ROOT / "configs/mini/eval_tasks.yaml"):
         assert f"| {name.name} " in page
 
@@ -139,10 +147,9 @@ def test_a_choice_that_cannot_be_met_is_refused_before_the_model_is_loaded(comma
 
 
 def test_the_rows_of_the_papers_table_are_declared_with_known_names():
-    tasks = load_tasks(ROOT / "configs/eval_tasks.yaml")
-    assert len(tasks) == 19  # three sets of speech recognition, two of phones, gender recognition, 13 others
+    assert len(TASKS) == 19  # three sets of speech recognition, two of phones, gender recognition, 13 others
     prompts = load_test_prompts(ROOT / "configs/prompts/test_prompt.json", "{}")
-    for task in tasks:
+    for task in TASKS.values():
         assert task.normaliser in NAMES
         assert {*task.metrics, *task.paper, *task.reproduced} <= METRICS.keys()
         assert set(task.paper) <= set(task.metrics)
@@ -158,7 +165,7 @@ def test_published_test_prompts_serve_every_row():
         *("speaker_verification", "speech_separation", "audio_story_telling", "slot_filling", "speech_query"),
         "speech_audio_coreasoning",
     }
-    for task in load_tasks(ROOT / "configs/eval_tasks.yaml"):
+    for task in TASKS.values():
         assert ({task.prompt} if task.prompt else set(task.accepts)) <= published
 
 
@@ -166,7 +173,7 @@ def test_every_row_reads_what_the_preparers_write():
     """Where util/prepare_eval_sets.py puts a set without --out, a row of the table looks for it."""
     made = {f"ann/{name}.json" for name in SETS}
     made |= {f"ann/{name}_{split}.json" for name in SETS for split in ("test-clean", "test-other", "eval", "Session5")}
-    for task in load_tasks(ROOT / "configs/eval_tasks.yaml"):
+    for task in TASKS.values():
         assert task.annotation in made | {"ann/sac.json"}  # speech and audio co-reasoning is in-house
 
 
@@ -187,8 +194,7 @@ def scored(n: int = 9, unfinished: int = 0, unread: int = 0, judge: str = "", **
 @pytest.mark.parametrize("name", ["asr_clean", "pr", "sqqa", "en2zh", "story"])
 def test_what_the_terminal_shows_fits_it(name):
     """The real tasks with their published scores: no line above the width of a usual terminal window."""
-    [task] = load_tasks(ROOT / "configs/eval_tasks.yaml", [name])
-    n, unfinished, scores = REPRODUCTION[name]
+    task, (n, unfinished, scores) = TASKS[name], REPRODUCTION[name]
     report = scored(n, unfinished, judge="some judge", **scores)
     report["scores"] |= {f"{metric}_shuffled": 1.2 for metric in scores}
     shown = terminal_summary([task, EvalTask("gone", "g", "ann/none.json", ["wer"])], {name: report})
@@ -294,9 +300,8 @@ REPRODUCTION = {
 @pytest.mark.parametrize("name", REPRODUCTION)
 def test_the_reproductions_own_totals_differ_from_it_nowhere(name):
     """Fed its unfiltered totals, every difference that is told to the reproduction is 0."""
-    [task] = load_tasks(ROOT / "configs/eval_tasks.yaml", [name])
     n, unfinished, scores = REPRODUCTION[name]
-    rows = rows_of(task, scored(n, unfinished, judge="some judge", **scores))
+    rows = rows_of(TASKS[name], scored(n, unfinished, judge="some judge", **scores))
     told = [difference for row in rows for difference in re.findall(r"\(([+-][\d.]+)", row[-1])]
     assert not any(map(float, told))
     if name in ("asr_clean", "asr_other", "pr", "er", "story"):
@@ -359,6 +364,27 @@ def test_damaged_answers_are_given_again(tmp_path, caplog, other):
     file.write_bytes(file.read_bytes().replace(b'"b"', b'"c"'))
     assert store.read() == {0: Prediction("a", 1, True)}
     assert [record.message.partition(": ")[0] for record in caplog.records] == [str(file), f"{tmp_path}/x-rank1.jsonl"]
+
+
+class FullDisk(io.FileIO):
+    """Takes half of what it is given."""
+
+    def write(self, data: bytes) -> int:
+        super().write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_answers_before_a_disk_was_full_are_kept_and_those_after_it_are_added_behind(tmp_path, monkeypatch, caplog):
+    store, answers = AnswerStore(tmp_path, "x", "abc"), [(i, Prediction("a dog", 1, True)) for i in range(5)]
+    store.add(answers[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(answer_store, "appending", lambda path: FullDisk(path, "ab"))
+        with pytest.raises(OSError, match="No space left"):
+            store.add(answers[1:4])  # of the second of these a half is written
+    assert store.read() == dict(answers[:2])
+    store.add(answers[2:])
+    assert store.read() == dict(answers)
+    assert not caplog.records  # no line is damaged
 
 
 @pytest.mark.parametrize(
