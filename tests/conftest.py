@@ -19,7 +19,9 @@ pytest_plugins = [
 
 
 # These start many processes, and come first: else a worker may be alone with one of them at the end.
-LONG_FILES = {f"test_{name}.py" for name in ("resume", "stages", "distributed", "damaged_media", "train", "table3")}
+LONG_FILES = {
+    f"test_{name}.py" for name in ("resume", "stages", "distributed", "damaged_media", "train", "table3", "gpu_check")
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

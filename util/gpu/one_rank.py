@@ -27,18 +27,21 @@ from util.benchmarks.sizes import build, make_batch
 from util.gpu.rows import Row, Setup, largest, row
 from util.mini_world.use import ROOT, make_random_world, train_options
 
-ITERATIONS, EPOCHS, STOP_AFTER = 10, 2, 4  # steps
+STEPS = {"full": (10, 4), "mini": (4, 2)}  # of each of two epochs, and after how many a run is stopped
 LOSS_BAR = 0.01  # bfloat16's noise
 SHORT = [
     "run.batch_size_train=4", "run.log_freq=1", "run.num_workers=2", "run.save_every_steps=1",
-    f"run.iters_per_epoch={ITERATIONS}", f"run.optims.max_epoch={EPOCHS}", "run.optims.warmup_steps=2",
+    "run.optims.max_epoch=2", "run.optims.warmup_steps=2",
 ]  # fmt: skip
 
 
 def rows(setup: Setup) -> Iterator[Row]:
     """Losses of both devices, the checkpoint of a run that was stopped against one that was not, DDP's gradients."""
-    half = [f"run.device={setup.device}", "run.amp=True", "run.amp_dtype=bf16"]
-    runs = [("cpu", ["run.device=cpu", "run.amp=False"], 0), ("whole", half, 0), ("stopped", half, STOP_AFTER)]
+    iterations, stop_after = STEPS[setup.size]
+    length = f"run.iters_per_epoch={iterations}"
+    half = [length, f"run.device={setup.device}", "run.amp=True", "run.amp_dtype=bf16"]
+    whole = [length, "run.device=cpu", "run.amp=False"]
+    runs = [("cpu", whole, 0), ("whole", half, 0), ("stopped", half, stop_after)]
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         make_random_world(home / "world", train_clips=60, test_clips=20)
@@ -68,7 +71,7 @@ def resume_rows(whole: list[Row], stopped: list[Row], gone_on: list[Row]) -> Ite
     Lines of its log that are not as they were when it stopped were written, and their steps taken, anew.
     """
     at = stopped[-1]["step"]
-    yield row("   stopped by SIGTERM after step", at, "of the run", "before its end", at < ITERATIONS * EPOCHS)
+    yield row("   stopped by SIGTERM after step", at, "of the run", "before its end", at < whole[-1]["step"])
     first = next((line["step"] for line in gone_on if line not in stopped), "none")
     yield row("   the first step once it goes on", first, "", f"{at + 1}", first == at + 1)
     losses, wanted = ({line["step"]: line["loss"] for line in lines} for lines in (gone_on, whole))
