@@ -1,7 +1,6 @@
 """Several processes: Slurm without torchrun, a rank that dies or hangs, another number of ranks, evaluation shared."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -18,9 +17,8 @@ from salmonn.data.loader import TrainBatches
 from salmonn.model import checkpoint
 from tests.common.test_slurm import STEP
 from tests.fixtures.commands import json_lines, run_command, torchrun
-from tests.fixtures.kill_runs import family, kill_all
+from tests.fixtures.kill_runs import family, kill_all, start
 from tests.fixtures.mini_world import train_options
-from tests.fixtures.paths import ROOT
 from tests.fixtures.waiting import HANG, wait_until
 
 SHORT = ["run.iters_per_epoch=6", "run.optims.max_epoch=1", "run.batch_size_train=2", "run.log_freq=1"]
@@ -55,13 +53,6 @@ def arguments(world: Path, output: Path, *options: str) -> list[str]:
     return ["--cfg-path", "configs/mini/stage1.yaml", "--options", *train_options(world, output), *SHORT, *options]
 
 
-def start(command: list[str], **env: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def script(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("script") / "run.py"
@@ -73,8 +64,8 @@ def script(tmp_path_factory) -> str:
 def hanging(mini_world, script, tmp_path_factory) -> Iterator[subprocess.Popen]:
     """A run whose rank 1 stops answering; torchrun alone takes 30 s to end it, so it starts before the other tests."""
     output = tmp_path_factory.mktemp("hanging")
-    command = [*torchrun(), script, *arguments(mini_world, output, "run.timeout_minutes=1")]
-    process = start(command, RECORDS=str(output), FATE="1 2 hang")
+    command = [sys.executable, *torchrun(), script, *arguments(mini_world, output, "run.timeout_minutes=0.5")]
+    process = start(command, {"RECORDS": str(output), "FATE": "1 2 hang"})
     yield process
     kill_all(process.pid)
 
@@ -88,8 +79,8 @@ def test_processes_that_srun_starts_train_together(mini_world, tmp_path):
         port = free.getsockname()[1]
     step = {**STEP, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
     step |= {"SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(port)}
-    command = ["train.py", *arguments(mini_world, tmp_path, "run.iters_per_epoch=2")]
-    ranks = [start(command, **{**step, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}) for i in range(2)]
+    command = [sys.executable, "train.py", *arguments(mini_world, tmp_path, "run.iters_per_epoch=2")]
+    ranks = [start(command, {**step, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}) for i in range(2)]
     messages = [rank.communicate(timeout=HANG)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], messages
     assert "effective batch 4 (2 x accumulation 1 x 2 processes)" in messages[0]
@@ -169,6 +160,6 @@ def test_a_rank_that_hangs_ends_the_run_and_is_named(hanging: subprocess.Popen):
     message = hanging.communicate()[1]
     root_cause = message.partition("Root Cause")[2]
     assert "rank 0: no contact any more with rank 1." in root_cause
-    assert "run.timeout_minutes = 1" in root_cause
+    assert "run.timeout_minutes = 0.5" in root_cause
     assert "in run_cli" not in message
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in members))
