@@ -94,6 +94,10 @@ def test_the_tests_that_prove_the_differences_are_there():
         assert f"def {name}(" in read(f"tests/{file}"), f"{file}::{name}"
 
 
+def test_the_readme_shows_what_training_looks_like():
+    assert "(docs/mini_curves.png)" in read("README.md")
+
+
 def test_a_newcomer_reads_the_readme_in_five_minutes():
     assert len(read("README.md").splitlines()) <= 260
 

@@ -14,7 +14,7 @@ from salmonn.evaluation.perplexity import WITH, WITHOUT, measure_perplexity, poi
 from salmonn.evaluation.tasks import load_tasks
 from salmonn.model.salmonn import SALMONN
 from tests.fixtures.checkpoints import save_checkpoint
-from tests.fixtures.commands import run_command, torchrun
+from tests.fixtures.commands import run_command
 from tests.fixtures.mini_world import mini_options
 from tests.fixtures.paths import ROOT
 
@@ -117,7 +117,7 @@ def test_two_ranks_and_a_rerun_tell_the_same_and_measure_nothing_twice(setting, 
     command = ["evaluate.py", "--mode", "perplexity", "--cfg-path", "configs/mini/evaluate.yaml"]
     command += ["--tasks", ",".join(NAMES), "--checkpoints", ",".join(files)]
     command += ["--options", *options, tasks, f"evaluate.results_dir={tmp_path}"]
-    result = run_command(*torchrun(), *command)
+    result = run_command(*command, ranks=2)
     assert result.returncode == 0, result.stderr
     config = config_of(setting)
     measure_perplexity(config, setting[1], points_of(config, files, []), tmp_path / "perplexity")  # again, alone

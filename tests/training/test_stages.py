@@ -2,8 +2,9 @@
 
 import itertools
 import json
+import os
 import signal
-import sys
+from functools import partial
 
 import pytest
 import torch
@@ -15,11 +16,11 @@ from salmonn.model import checkpoint
 from salmonn.model.hearing import heard_otherwise
 from salmonn.model.lineage import known_tasks, read_lineage
 from salmonn.model.salmonn import SALMONN
-from tests.fixtures.commands import run_command, torchrun
-from tests.fixtures.kill_runs import start
+from salmonn.training.stages import run_stages
+from salmonn.training.step import TrainingStep
+from tests.fixtures.commands import run_command
 from tests.fixtures.mini_world import mini_options
 from tests.fixtures.paths import ROOT
-from tests.fixtures.waiting import HANG, n_lines, wait_until
 
 SHORT = [
     "run.iters_per_epoch=2", "run.optims.max_epoch=1", "run.batch_size_train=2", "run.batch_size_eval=8",
@@ -39,34 +40,41 @@ def stages(mini_world, tmp_path):
     return tmp_path
 
 
-def command(world, stages, *options, processes=1):
-    launcher = torchrun(processes) if processes > 1 else []
-    arguments = ["train.py", "--cfg-path", str(stages / "all.yaml"), "--options"]
-    return [*launcher, *arguments, *mini_options(world, stages / "out"), *SHORT, *options]
+def options(world, stages, *more):
+    return [*mini_options(world, stages / "out"), *SHORT, *more]
 
 
-@pytest.mark.parametrize("quantization", ["8bit", "nf4", "int8"])
-def test_three_stages_through_a_quantised_llm(mini_world, stages, quantization):
+def command(world, stages, *more):
+    return ["train.py", "--cfg-path", str(stages / "all.yaml"), "--options", *options(world, stages, *more)]
+
+
+@pytest.mark.parametrize(
+    ("quantization", "kind", "n"), [("nf4", "Linear4bit", 3), ("8bit", "Linear8bitLt", 1), ("int8", "Int8Linear", 1)]
+)
+def test_stages_through_a_quantised_llm(mini_world, stages, quantization, kind, n):
+    """All three through one of the kinds, which differ in the module that each LLM's layer is made."""
+    numbers = range(1, n + 1)
+    (stages / "all.yaml").write_text(f"stages: [{', '.join(f'stage{number}.yaml' for number in numbers)}]")
     result = run_command(*command(mini_world, stages, f"model.llm_quantization={quantization}"))
     assert result.returncode == 0, result.stderr
-    folders = [stages / "out" / f"stage{stage}" for stage in (1, 2, 3)]
-    for folder in folders:
-        parameters = checkpoint.read(folder / "checkpoint_best.pth")["model"]
+    folders = [stages / "out" / f"stage{number}" for number in numbers]
+    ends = [checkpoint.read(folder / "checkpoint_best.pth")["model"] for folder in folders]
+    for folder, parameters in zip(folders, ends, strict=True):
         assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in parameters.values())
+        assert any(p.any() for name, p in parameters.items() if "lora_B" in name)  # which begin with zeros
         assert (folder / "training_curves.png").stat().st_size > 10_000
     for before, after in itertools.pairwise(folders):
         assert OmegaConf.load(after / "config.yaml").model.ckpt == str(before / "checkpoint_best.pth")
-    moved = checkpoint.read(folders[2] / "checkpoint_last.pth")["model"]
-    first = checkpoint.read(folders[0] / "checkpoint_last.pth")["model"]
-    assert any(not torch.equal(moved[name], value) for name, value in first.items())
-    llm = SALMONN.from_config(load_config(folders[2] / "config.yaml").model).llama_model
-    kinds = {type(module).__name__ for module in llm.modules()}
-    assert {"8bit": "Linear8bitLt", "nf4": "Linear4bit", "int8": "Int8Linear"}[quantization] in kinds
+    for before, after in itertools.pairwise(ends):
+        assert any(not torch.equal(after[name], value) for name, value in before.items())
+    best = f"model.ckpt={folders[-1]}/checkpoint_best.pth"
+    model = SALMONN.from_config(load_config(folders[-1] / "config.yaml", [best]).model)
+    assert kind in {type(module).__name__ for module in model.llama_model.modules()}
+    assert all(torch.equal(p, ends[-1][name]) for name, p in model.named_parameters() if name in ends[-1])
 
 
 def test_stages_on_two_processes_the_last_on_one_then_nothing_is_left(mini_world, stages):
-    arguments = command(mini_world, stages, processes=2)
-    result = run_command(*arguments)
+    result = run_command(*command(mini_world, stages), ranks=2)
     assert result.returncode == 0, result.stderr
     ends = [checkpoint.read(stages / f"out/stage{stage}/checkpoint_last.pth")["progress"] for stage in (1, 2, 3)]
     assert [end["processes"] for end in ends] == [2, 2, 1]
@@ -82,26 +90,24 @@ def test_stages_on_two_processes_the_last_on_one_then_nothing_is_left(mini_world
     assert "trainable parameters" not in again.stderr  # no model was loaded to find nothing to do
 
 
-def test_a_signal_ends_the_stage_and_the_list_and_the_same_command_goes_on(mini_world, stages):
-    for stage, steps in ((1, 30), (2, 2), (3, 2)):  # the first for long enough, whatever the command says of all
-        config = OmegaConf.load(stages / f"stage{stage}.yaml")
-        config.run.iters_per_epoch = steps
-        OmegaConf.save(config, stages / f"stage{stage}.yaml")
-    arguments = command(mini_world, stages, "run.save_every_steps=1")
-    arguments.remove("run.iters_per_epoch=2")
-    process = start([sys.executable, *arguments])
-    log = stages / "out/stage1/log.jsonl"
-    wait_until(lambda: n_lines(log) >= 2, process)
-    process.send_signal(signal.SIGTERM)
-    message = process.communicate(timeout=HANG)[1]
-    assert process.returncode == 0, message
-    assert "stopped by SIGTERM" in message
+def test_a_signal_ends_the_stage_and_the_list_and_the_same_command_goes_on(mini_world, stages, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    configs = partial(load_stages, stages / "all.yaml", options(mini_world, stages))
+    finish = TrainingStep.finish
+
+    def finish_at_a_signal(*step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return finish(*step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingStep, "finish", finish_at_a_signal)
+        run_stages(configs())
+    assert "stopped by SIGTERM after iteration 1" in capsys.readouterr().err
     assert not (stages / "out/stage2").exists()
-    again = run_command(*arguments)
-    assert again.returncode == 0, again.stderr
-    assert "going on with" in again.stderr
+    run_stages(configs())
+    assert "going on with" in capsys.readouterr().err
     steps = [json.loads((stages / f"out/stage{i}/summary.json").read_text())["iterations"] for i in (1, 2, 3)]
-    assert steps == [30, 2, 2]
+    assert steps == [2, 2, 2]
 
 
 def test_problems_of_a_later_stage_are_told_before_the_first_begins(mini_world, stages):
