@@ -1,7 +1,5 @@
 """evaluate.py with a stub in the model's place: what is asked, heard, scored, written and refused."""
 
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +15,8 @@ from salmonn.evaluation.pipeline import evaluate
 from salmonn.evaluation.requests import Prediction, Request, plan_requests, shuffle_audio
 from salmonn.evaluation.submission import check_submission
 from salmonn.evaluation.tasks import EvalTask
-from tests.fixtures.paths import ROOT
+from tests.fixtures.commands import run_command
 from tests.fixtures.stub_model import WORDS, StubModel, config_for, entry, results
-from tests.fixtures.waiting import HANG
 
 
 @pytest.mark.usefixtures("stub_model")
@@ -183,8 +180,7 @@ def test_two_ranks_answer_every_clip_exactly_once(
 
 def test_missing_files_are_told_in_one_message_with_exit_code_2(stub_world: Path):
     (stub_world / "empty.yaml").write_text("model: {llama_path: /nowhere/llama, whisper_path: /nowhere/whisper}")
-    command = [sys.executable, "evaluate.py", "--mode", "valid_asr", "--cfg-path", str(stub_world / "empty.yaml")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG)
+    result = run_command("evaluate.py", "--mode", "valid_asr", "--cfg-path", str(stub_world / "empty.yaml"))
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     for expected in ("/nowhere/llama", "/nowhere/whisper", "valid_ann_path_asr"):
