@@ -42,26 +42,77 @@ distributed.shutdown()
 """
 
 
-def test_a_batch_gives_the_same_gradient_however_it_is_cut(plain_options, tmp_path):
+@pytest.fixture
+def step(plain_options, tmp_path):
+    """Takes one step, in a folder of this name, and gives its gradient and what was printed."""
+    script = tmp_path / "run.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{WITHOUT_DROPOUT}")
+
+    def take(name: str, processes: int, batch: int, accumulate: int, *more: str) -> tuple[torch.Tensor, str]:
+        options = [f"run.exp_name={name}", f"run.batch_size_train={batch}", f"run.accum_grad_iters={accumulate}"]
+        options += [f"run.iters_per_epoch={accumulate}", "run.optims.max_epoch=1"]
+        result = run_command(str(script), *plain_options, *options, *more, ranks=processes)
+        assert result.returncode == 0, result.stderr
+        state = checkpoint.read(tmp_path / name / "checkpoint_last.pth")["optimizer"]["state"]
+        return torch.cat([values["exp_avg"].flatten() for values in state.values()]).double(), result.stderr
+
+    return take
+
+
+def test_a_batch_gives_the_same_gradient_however_it_is_cut(step, tmp_path):
     """1 rank x 4, 2 ranks x 2 and 2 accumulated x 2: targets of different lengths, averaged over all tokens.
 
     What the two ranks have encoded, the last run finds in the encoder cache.
     """
+    cache = [f"run.encoder_cache={tmp_path}/cache", "run.encoder_cache_gb=0.5"]
+    whole, _ = step("one", 1, 4, 1)
+    ranks, _ = step("ranks", 2, 2, 1, *cache)
+    accumulated, printed = step("accumulated", 1, 2, 2, *cache)
+    assert "clips found, 0 encoded" in printed
+    for other in (ranks, accumulated):
+        assert (other - whole).norm() < 1e-6 * whole.norm()
+
+
+def test_means_of_micro_batches_are_averaged_over_ranks_as_over_accumulated_ones(step):
+    """With `run.loss_average=batch`, which is another gradient than the mean over all tokens."""
+    ranks, _ = step("ranks", 2, 2, 1, "run.loss_average=batch")
+    accumulated, _ = step("accumulated", 1, 2, 2, "run.loss_average=batch")
+    over_tokens, _ = step("tokens", 1, 2, 2)
+    assert (accumulated - ranks).norm() < 1e-6 * ranks.norm()
+    assert (over_tokens - ranks).norm() > 1e-3 * ranks.norm()
+
+
+TRAINED_ENCODERS = """
+import sys
+from pathlib import Path
+import torch
+from salmonn.common import distributed
+from salmonn.config import load_config
+from salmonn.training.runner import Runner
+runner = Runner(load_config("configs/mini/stage1.yaml", sys.argv[1:]))
+runner.prepare()
+runner.model.beats.encoder.layerdrop = float(distributed.rank() == 0)  # drops all layers, or none
+trained = {name: p for name, p in runner.model.named_parameters() if p.requires_grad}
+before = {name: p.detach().clone() for name, p in trained.items()}
+runner.train()
+after = {name: p.detach() for name, p in trained.items()}
+torch.save([before, after], Path(runner.folder, f"rank{distributed.rank()}.pt"))
+runner.close()
+distributed.shutdown()
+"""
+
+
+def test_ranks_train_encoders_of_which_each_drops_other_layers(plain_options, tmp_path):
     script = tmp_path / "run.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{WITHOUT_DROPOUT}")
-    gradients = []
-    for name, processes, batch, accumulate in (("one", 1, 4, 1), ("ranks", 2, 2, 1), ("accumulated", 1, 2, 2)):
-        options = [f"run.exp_name={name}", f"run.batch_size_train={batch}", f"run.accum_grad_iters={accumulate}"]
-        options += [f"run.iters_per_epoch={accumulate}", "run.optims.max_epoch=1"]
-        if name != "one":
-            options += [f"run.encoder_cache={tmp_path}/cache", "run.encoder_cache_gb=0.5"]
-        result = run_command(str(script), *plain_options, *options, ranks=processes)
-        assert result.returncode == 0, result.stderr
-        state = checkpoint.read(tmp_path / name / "checkpoint_last.pth")["optimizer"]["state"]
-        gradients.append(torch.cat([values["exp_avg"].flatten() for values in state.values()]).double())
-    assert "clips found, 0 encoded" in result.stderr
-    for other in gradients[1:]:
-        assert (other - gradients[0]).norm() < 1e-6 * gradients[0].norm()
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{TRAINED_ENCODERS}")
+    options = ["model.freeze_whisper=False", "model.freeze_beats=False", "run.iters_per_epoch=2"]
+    result = run_command(str(script), *plain_options, *options, "run.batch_size_train=1", ranks=2)
+    assert result.returncode == 0, result.stderr
+    (before, after), (_, of_other) = (torch.load(tmp_path / f"stage1/rank{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(after[name], value) for name, value in of_other.items())
+    moved = [name for name, value in after.items() if not torch.equal(value, before[name])]
+    for part in ("beats.encoder.layers.", "speech_encoder.layers.", "speech_Qformer."):
+        assert any(part in name for name in moved), part
 
 
 COUNTED_ALL_REDUCES = """
