@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from functools import partial
 from itertools import chain, islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -155,14 +156,19 @@ def test_who_is_stopped_gets_no_more_batches(workers):
     assert seen(loader) == []
 
 
-def test_a_stop_is_heard_while_a_batch_is_waited_for():
-    stopped = threading.Event()
+def test_a_stop_is_heard_while_a_batch_is_waited_for(monkeypatch):
+    stopped, wait = threading.Event(), loader_module._wait
+
+    def stopped_meanwhile(answers, *rest):
+        return wait(SimpleNamespace(get=lambda timeout: stopped.set() or answers.get(timeout=timeout)), *rest)
+
     loader = inference_loader(
         Numbers(2, stands_still=[1]), range(2), 1, 1, stopped=stopped.is_set, timeout_minutes=HANG / 60
     )
     assert next(loader)["index"] == [0]
-    threading.Timer(0.5, stopped.set).start()
+    monkeypatch.setattr(loader_module, "_wait", stopped_meanwhile)
     assert seen(loader) == []
+    assert stopped.is_set()
 
 
 def test_processes_share_the_list_of_usable_entries(tmp_path):
