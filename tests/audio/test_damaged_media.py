@@ -287,7 +287,7 @@ def test_too_many_damaged_files_end_the_run_on_all_ranks_with_a_message(mini_wor
     run = train(mini_world, corpus, tmp_path, "datasets.integrity='off'", *options)
     assert run.result.returncode == 2, run.result.stderr[-5000:]
     for ((kind, message),) in run.ends:
-        assert kind == "UserError"
+        assert kind == "LoadingError"
         assert f"datasets.max_bad_fraction = {default} allows" in message
         assert "quarantine.jsonl" in message
     assert "datasets.max_bad_fraction" in "\n".join(run.result.stderr.splitlines()[-24:])
