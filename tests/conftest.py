@@ -14,7 +14,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = [
-    f"tests.fixtures.{name}" for name in ("golden", "mini_world", "stub_model", "convert", "runners", "judge_server")
+    f"tests.fixtures.{name}" for name in "golden mini_world stub_model convert runners judge_server small".split()
 ]
 
 

@@ -33,7 +33,7 @@ _POLL = 0.2  # s, after which who waits for a batch looks whether it is to stop
 
 
 class LoadingError(UserError):
-    """A process that loads has died, stands still, or cannot be started; or what it reads was changed, or is useless."""
+    """A process that loads has died, stands still, or cannot start; or what it reads was changed, or is useless."""
 
 
 def open_datasets(config: DictConfig, max_seconds: float) -> dict[str, SALMONNDataset]:
