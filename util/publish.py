@@ -5,8 +5,8 @@
   python util/publish.py folder user/salmonn-13b --license apache-2.0 --public
 
 What is published: model.safetensors (connector, LoRA), config.json (the model section, the runs that it comes from)
-and README.md, the card: data, scores with their controls from the report.json of --results, which must be of this
-checkpoint, and what these depend on.
+and README.md, the card: data, scores with their controls from the report.json of --results, which must all be of one
+checkpoint, of this one where a file is published, and what these depend on.
 Paths of this machine stay here. Private unless --public. The hub has to know you: `hf auth login`, or HF_TOKEN.
 """
 
@@ -89,7 +89,7 @@ def write_folder(args: Namespace, folder: Path, scores: str) -> None:
 def shown_scores(folders: Sequence[Path], source: Path) -> str:
     """The scores of results with their controls, and what they depend on, as Markdown; "" for none.
 
-    Raises UserError for what is no result, and for results of another checkpoint than `source`.
+    Raises UserError for what is no result, for results of several checkpoints, and where `source` is a file of another.
     """
     reports = [report for folder in folders for report in _reports(folder)]
     if not reports:

@@ -89,7 +89,7 @@ def summarise(out: Path, recipe: Recipe, seconds: dict[str, float]) -> dict[str,
         **_scores(out, EVALUATED_STAGES[-1]),
         **{f"stage{stage}": _scores(out, stage) for stage in EVALUATED_STAGES[:-1]},
         "trainable_parameters": runs["stage1"]["trainable_parameters"],
-        "iterations": {name: run["iterations"] for name, run in runs.items()},
+        "iterations": {name: run.get("iterations", run.get("steps")) for name, run in runs.items()},
         "valid_loss": {name: run["valid_loss"] for name, run in runs.items()},
         "valid_loss_shuffled": {name: run["valid_loss_shuffled"] for name, run in runs.items()},
         "skipped_files": len(skipped),
@@ -156,11 +156,11 @@ def _training_table(out: Path, summary: dict[str, Any]) -> str:
     files = {Path(report["file"]).stem: report for report in read_json(out / "inspector.json")["files"]}
     rows = []
     for name, iterations in summary["iterations"].items():
-        spells = name == "stage0"
-        tasks = files[f"{'stage1' if spells else name}_train"]["tasks"]
+        of_ctc = name == "stage0"
+        tasks = files[f"{'stage1' if of_ctc else name}_train"]["tasks"]
         heard = ", ".join(f"{row['task']} {row['total']}" for row in tasks)
         losses = [f"{summary[key][name]:.3f}" for key in ("valid_loss", "valid_loss_shuffled")]
-        heard += " (loss of CTC)" if spells else ""
+        heard += " (loss of CTC)" if of_ctc else ""
         rows.append([name.removeprefix("stage"), str(iterations), *losses, heard])
     return table(["stage", "iterations", "validation loss", "shuffled", "training entries"], rows)
 

@@ -32,7 +32,8 @@ _FIRST_FIELDS = ("options", "tasks", "projection_scale", "llm_scale", "stage0", 
 # of a study: that is the recipe, or its config, or which of them run
 _NOT_MEASURED_BY = ("config", "options", "stage0_options", "default", "recipes")
 # of a config: what decides on no result, which seed and where; the last two are of evaluate.py
-_NOT_OF_TRAINING = (*BOOKKEEPING, "run.seed", "run.output_dir", "run.exp_name", "evaluate.", "generate.")
+_WHERE = ("run.seed", "run.output_dir", "run.exp_name", "run.overwrite")
+_NOT_OF_TRAINING = (*BOOKKEEPING, *_WHERE, "evaluate.", "generate.")
 _training_digest = partial(config_digest, without=_NOT_OF_TRAINING)
 _FILES = ("llama_path", "whisper_path", "beats_path", "ckpt", "speech_llama_proj_model", "prompt_path")
 

@@ -49,7 +49,7 @@ def load_config(path: str | Path, options: Sequence[str] = (), ckpt: str = "") -
     if "stages" in overrides:
         raise UserError("--options stages: write the list into a config file, as configs/all_stages.yaml has it")
 
-    config = _merge_typed(_defaults(Config), source, str(path), problems)
+    config = _merge_typed(defaults(Config), source, str(path), problems)
     config = _merge_typed(config, overrides, "--options", problems)
     problems += _expand_home(config)
     problems += impossible_values(config)
@@ -150,7 +150,7 @@ def typed_section(values: Any, schema: type, section: str) -> DictConfig:
     problems: list[str] = []
     _unknown_keys(values, schema, f"{section}.", "given values", problems)
     if not problems:
-        config = _merge_typed(_defaults(schema), OmegaConf.create(values), section, problems)
+        config = _merge_typed(defaults(schema), OmegaConf.create(values), section, problems)
         problems += impossible_values(OmegaConf.create({section: config}))
     if problems:
         raise UserError("\n  ".join([f"the section {section} is not usable:", *problems]))
@@ -174,7 +174,7 @@ def _unknown_keys(values: Any, schema: type, prefix: str, where: str, problems: 
             problems.append(f"{where}: {prefix}{key} takes a value, not a section")
 
 
-def _defaults(schema: type) -> DictConfig:
+def defaults(schema: type) -> DictConfig:
     """A schema's defaults, for the caller to change."""
     return copy.deepcopy(_built(schema))
 

@@ -20,6 +20,7 @@ class Quarantine:
         self.list = VerdictList(folder / "quarantine.jsonl")
         self.max_bad_fraction = max_bad_fraction
         self.tried, self.unreadable = 0, 0  # entries, over all ranks
+        self._before = 0, 0  # the same when this run was taken up: what could not be read then may be there again
         self.files: dict[str, Verdict] = {}  # over all ranks
         self.passing: dict[str, Verdict] = {}  # what the system could not read when its turn came: in no list
         self._new: list[Verdict] = []
@@ -33,7 +34,7 @@ class Quarantine:
 
     def go_on(self, tried: int, unreadable: int) -> None:
         """Take up the counters and the list of a run that goes on."""
-        self.tried, self.unreadable = tried, unreadable
+        self.tried, self.unreadable = self._before = tried, unreadable
         if self.list.path.exists():
             self.files = {verdict.path: verdict for verdict in self.list.read(is_given=False) if not verdict.is_passing}
 
@@ -85,8 +86,9 @@ class Quarantine:
             logger.info("further unreadable files go without a line here; %s lists them all", self.list.path)
 
     def too_many(self) -> str:
-        """What to tell when the share of bad entries is above max_bad_fraction, else ""."""
-        if self.tried < MIN_TRIED or self.unreadable <= self.max_bad_fraction * self.tried:
+        """What to tell when, since this run began or was taken up, the share of bad entries is too large; else ""."""
+        tried, unreadable = self.tried - self._before[0], self.unreadable - self._before[1]
+        if tried < MIN_TRIED or unreadable <= self.max_bad_fraction * tried:
             return ""
         found = [*self.files.values(), *self.passing.values()]
         examples = "".join(f"\n  {verdict.path}: {verdict.reason}" for verdict in found[:_SHOWN])
@@ -95,7 +97,7 @@ class Quarantine:
             f"permissions, open files (ulimit -n), memory and the disk, and start again."
         )
         return (
-            f"{self.unreadable} of the {self.tried} entries tried so far could not be used, more than "
+            f"{unreadable} of the {tried} entries tried so far could not be used, more than "
             f"datasets.max_bad_fraction = {self.max_bad_fraction:g} allows, e.g.{examples}\n"
             f"Broken files are in {self.list.path}. Leave them out from the start: datasets.integrity=decode, or "
             f"util/anns_inspector.py --check-integrity and datasets.integrity=verified; or allow more."

@@ -202,12 +202,12 @@ def tell_other_vicuna(width: int, positions: int, path: str) -> None:
 
 
 def to_take(parameters: Mapping[str, Tensor], has_ctc: bool = False) -> dict[str, Tensor]:
-    """What a model takes of a file: none of the published writer's extras and, for one without CTC, no `spelling`."""
-    left_out = set() if has_ctc else spelling(parameters).keys()
+    """What a model takes of a file: none of the published writer's extras, `ctc_parameters` where it has CTC."""
+    left_out = set() if has_ctc else ctc_parameters(parameters).keys()
     return {k: v for k, v in parameters.items() if not PUBLISHED_EXTRAS.fullmatch(k) and k not in left_out}
 
 
-def spelling(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def ctc_parameters(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What only a model with CTC has a use for; half of it is of no known file, and told as anything unexpected."""
     found = {name: parameters[name] for name in CTC_PARAMETERS if name in parameters}
     return found if len(found) == len(CTC_PARAMETERS) else {}
@@ -215,7 +215,7 @@ def spelling(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def is_of_stage_0(parameters: Mapping[str, Tensor]) -> bool:
     """Whether a file was written by a model with CTC and without LoRA."""
-    return bool(spelling(parameters)) and not any(map(_is_lora, parameters))
+    return bool(ctc_parameters(parameters)) and not any(map(_is_lora, parameters))
 
 
 def _is_lora(name: str) -> bool:

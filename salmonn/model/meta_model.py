@@ -77,7 +77,7 @@ def require_start_fits(meta_model: SALMONN, path: str | Path, partial: bool = Fa
     checkpoint.require_fit(meta_model, content["model"], path, partial)
     require_same_hearing(meta_model.config, content, path, only_told=partial)
     if not partial:
-        meta_model.tell_other_vicuna(content)
+        meta_model.tell_other_vicuna(content, path)
 
 
 def _whisper_encoder(model: DictConfig) -> WhisperEncoder:

@@ -111,9 +111,12 @@ class SALMONN(nn.Module):
         config = model_config(config)
         device = torch.device(device)
         paths = filter(None, (config.speech_llama_proj_model, config.ckpt))
-        starts = {path: checkpoint.read(path, lazily=True) for path in paths}
-        for path, content in starts.items():  # a wrong file is known before the big ones are loaded
+        starts = {}
+        for path in paths:  # a wrong file is known before the big ones are loaded
+            content = checkpoint.read(path, lazily=True)
             require_same_hearing(config, content, path, only_told=path != config.ckpt)
+            starts[path] = content | {"model": {}}  # its parameters are read when there is a model
+        content = {}
         log_mel, speech_encoder = load_whisper(config)
         model = cls(
             config,
@@ -127,21 +130,21 @@ class SALMONN(nn.Module):
             checkpoint.load_parameters(model, config.speech_llama_proj_model, partial=True)
         if config.ckpt:
             checkpoint.load_parameters(model, config.ckpt)
-            model.tell_other_vicuna(starts[config.ckpt])
+            model.tell_other_vicuna(starts[config.ckpt], config.ckpt)
         if shard_llm:
             shard_blocks(model._causal_lm(), device)
         return model.to(device)
 
-    def tell_other_vicuna(self, content: Mapping[str, Any]) -> None:
+    def tell_other_vicuna(self, content: Mapping[str, Any], path: str | Path) -> None:
         """Warn where the LLM is a LLaMA of another version than the released checkpoint of its width needs.
 
-        Not where the checkpoint's content tells that its LLM has another name: `require_same_hearing` has warned of it.
+        Not where the content of the checkpoint tells that its LLM has another name: `require_same_hearing` has warned.
         """
-        llm, path = self.llama_model.config, str(self.config.ckpt)
+        llm = self.llama_model.config
         if llm.model_type != "llama" or llm.vocab_size > MOST_VICUNA_TOKENS:
             return
         if not tells_other_llm(self.config, content, path):
-            checkpoint.tell_other_vicuna(llm.hidden_size, llm.max_position_embeddings, path)
+            checkpoint.tell_other_vicuna(llm.hidden_size, llm.max_position_embeddings, str(path))
 
     @classmethod
     def _load_llm(cls, config: DictConfig, device: torch.device) -> PreTrainedModel:

@@ -156,6 +156,7 @@ def tiny_step(config: DictConfig) -> dict[str, Any]:
         try:
             runner.prepare()
             runner.train_epoch(0)  # one step long
+            runner.raise_failure()
         finally:
             runner.close()
             log.setLevel(level)

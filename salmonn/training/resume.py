@@ -128,10 +128,11 @@ def mend_best(folder: RunFolder, best: Mapping[str, Any]) -> str:
 # What may differ without making it another experiment. A step cut by run.batch_tokens has the mean of one that is not,
 # with other random numbers: its parts draw their own, and its prompts are drawn at once.
 _NOT_OF_THE_RESULT = (
-    *BOOKKEEPING, "run.output_dir", "run.exp_name", "run.device", "run.valid_every_steps", "run.batch_size_eval",
-    "run.world_size", "run.dist_url", "run.use_distributed", "run.compile", "run.shard_llm", "run.batch_tokens",
-    "run.batch_seconds", "model.device_8bit", "model.gradient_checkpointing", "model.test_prompt_path",
-    "datasets.max_bad_fraction", "datasets.whisper_path", "datasets.test_ann_path", "datasets.valid_ann_path_",
+    *BOOKKEEPING, "run.resume", "run.overwrite", "run.output_dir", "run.exp_name", "run.device", "run.compile",
+    "run.valid_every_steps", "run.batch_size_eval", "run.world_size", "run.dist_url", "run.use_distributed",
+    "run.shard_llm", "run.batch_tokens", "run.batch_seconds", "model.device_8bit", "model.gradient_checkpointing",
+    "model.test_prompt_path", "datasets.max_bad_fraction", "datasets.whisper_path", "datasets.test_ann_path",
+    "datasets.valid_ann_path_",
 )  # fmt: skip
 _LENGTH = "run.optims.max_epoch: "  # a run that is not done may become longer, or shorter
 

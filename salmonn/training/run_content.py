@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from salmonn.common.errors import UserError
+from salmonn.config.loading import defaults
 from salmonn.config.schema import Config
 from salmonn.config.stored import require_literal, require_plain, without_secrets, written_config
 from salmonn.model import checkpoint
@@ -50,7 +51,7 @@ def read_content(path: Path, lazily: bool = False) -> Content:
     except TypeError as error:
         raise UserError(f"{path} was written by another version of this code ({error})") from error
     require_literal(config := without_secrets(content["config"]), f"{path}: its configuration")
-    content["config"] = _completed(config, OmegaConf.to_container(OmegaConf.structured(Config)), path)
+    content["config"] = _completed(config, OmegaConf.to_container(defaults(Config)), path)
     _drop_removed_keys(content["config"], path)
     return content
 

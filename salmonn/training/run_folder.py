@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from salmonn.common.errors import UserError
-from salmonn.common.files import UNFINISHED, clear_unfinished, existing_part, make_folder, replacing
+from salmonn.common.files import UNFINISHED, clear_unfinished, make_folder, replacing, unwritable_part
 from salmonn.common.spelling import did_you_mean
 from salmonn.config.loading import BEST, RESUME
 from salmonn.training.wandb_log import WANDB_ID
@@ -59,8 +59,7 @@ class RunFolder:
         if run.evaluate:
             return []
         problems = []
-        there = existing_part(self.path)
-        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        if there := unwritable_part(self.path):
             problems.append(f"run.output_dir = {run.output_dir}: {there} is no folder that can be written to")
         best = self.path / BEST
         if run.resume == "none" and not run.overwrite and (self.kept() or best.exists()) and not is_restart():

@@ -124,12 +124,14 @@ class Runner:
         with self.stop_request:
             while self.progress.epoch < self.run_config.optims.max_epoch:
                 if not (self.train_epoch(self.progress.epoch) and self._finish_epoch(self.progress.epoch)):
+                    if self.progress.iteration == 0:
+                        self.raise_failure()  # unsaved: a checkpoint of nothing would bind the next try to this data
                     self.state.save(self.progress.epoch)
                     self.state.require_saved("stopped by a signal, but nothing could be written")
                     break
         self.state.require_saved("all epochs are done, but their result could not be written")
         if stopped := self._is_stopped():  # also while the last checkpoint was written
-            self._raise_failure("\nWhat was done until then is saved: the same command goes on from there")
+            self.raise_failure("\nWhat was done until then is saved: the same command goes on from there")
             reason, iteration = self.stop_request.name or "a signal to another rank", self.progress.iteration
             logger.warning("stopped by %s after iteration %d; the same command goes on from there", reason, iteration)
         return not stopped
@@ -230,7 +232,9 @@ class Runner:
     # ---- validation
 
     def _is_best(self, epoch: int) -> bool | None:
-        """Validate: whether this is the best so far (`Progress.is_best`). None when a signal interrupted it."""
+        """Validate: whether this is the best so far (`Progress.is_best`). None when a signal or failure came."""
+        if self._is_stopped():
+            return None
         result = self.validate(self.datasets["valid_ann_path"], epoch, self.progress.iteration)
         if result is None:
             return None
@@ -274,7 +278,7 @@ class Runner:
         self._load()
         self._open_log()
         result, counts = self.validate(self.datasets["test_ann_path"], epoch=0, step=0), self.quarantine.sync()
-        self._raise_failure()
+        self.raise_failure()
         if distributed.is_main() and result:
             write_json(self.folder / "summary.json", result | counts)
 
@@ -383,7 +387,7 @@ class Runner:
         except LoadingError as error:
             self.failure = error
 
-    def _raise_failure(self, more: str = "") -> None:
+    def raise_failure(self, more: str = "") -> None:
         """Raise LoadingError on every rank if the loader of one has failed; `more`: what is said besides."""
         failures = distributed.gather_objects(str(self.failure or ""))
         if any(failures):
@@ -447,7 +451,7 @@ class Runner:
         ) * self.plan.iters_per_epoch - self.progress.epoch_iteration
         seconds = iterations_left * self.plan.samples_per_iteration / speed
         self.log.write("train", self.progress.iteration, **values, hours_left=seconds / 3600)
-        if distributed.is_main() and (problem := self.quarantine.too_many()):
+        if not self.failure and distributed.is_main() and (problem := self.quarantine.too_many()):
             self.failure = LoadingError(problem)
         progress_bar.set_postfix_str(f"{shown_values(values)}, {shown_duration(seconds)} left")
         measured = (self.progress.samples - self.first_sample) / self.plan.effective_batch

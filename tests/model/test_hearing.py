@@ -142,7 +142,7 @@ def test_another_llm_is_told_of_once(theirs, says, tmp_path, caplog):
     meta_model = build_meta_model(golden(ckpt=str(tmp_path / "x.pth")))
     meta_model.llama_model.config.update({"hidden_size": 5120, "max_position_embeddings": 4096})
     require_start_fits(meta_model, meta_model.config.ckpt)
-    meta_model.tell_other_vicuna(content)
+    meta_model.tell_other_vicuna(content, meta_model.config.ckpt)
     [record] = caplog.records
     assert says in record.message
 

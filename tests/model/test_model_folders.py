@@ -396,13 +396,13 @@ def test_another_vicuna_than_that_of_the_released_checkpoint_is_told_once(caplog
     checkpoint.tell_other_vicuna.cache_clear()
     content = checkpoint.read(model.config.ckpt, lazily=True)
     with caplog.at_level(logging.WARNING):
-        model.tell_other_vicuna(content)
-        model.tell_other_vicuna(content)
+        model.tell_other_vicuna(content, model.config.ckpt)
+        model.tell_other_vicuna(content, model.config.ckpt)
     assert caplog.text.count("answers nonsense") == bool(other)
     assert other in caplog.text
     model.llama_model.config.update({"vocab_size": 128_256, "max_position_embeddings": 131_072})
     caplog.clear()
-    model.tell_other_vicuna(content)
+    model.tell_other_vicuna(content, model.config.ckpt)
     assert caplog.text == ""
 
 

@@ -10,6 +10,7 @@ from salmonn.data.loader import LoadingError
 from salmonn.data.quarantine import MIN_TRIED
 from salmonn.model import checkpoint
 from salmonn.training import runner as runner_module
+from salmonn.training.dry_run import tiny_step
 
 GONE = [Verdict(f"{i}.wav", False, "unreadable: Stale file handle") for i in range(100)]
 
@@ -23,9 +24,9 @@ def others_in_their_place(samples: Samples) -> Samples:
     return samples | {"tried": MIN_TRIED, "unreadable": GONE}
 
 
-def with_third(batches: Iterator[Samples], changed: Callable[[Samples], Samples]) -> Generator[Samples]:
+def with_one(batches: Iterator[Samples], number: int, changed: Callable[[Samples], Samples]) -> Generator[Samples]:
     for i, samples in enumerate(batches):
-        yield changed(samples) if i == 2 else samples
+        yield changed(samples) if i == number else samples
 
 
 @pytest.mark.parametrize(
@@ -37,11 +38,32 @@ def with_third(batches: Iterator[Samples], changed: Callable[[Samples], Samples]
 )
 def test_what_was_done_is_saved_first(make_runner, changed, done, told):
     runner = make_runner("run.iters_per_epoch=6", "run.batch_size_train=1", "datasets.max_bad_fraction=0.05")
-    runner.batches = with_third(runner.batches, changed)
+    runner.batches = with_one(runner.batches, 2, changed)
     with pytest.raises(LoadingError, match=rf"{told}(.|\n)*What was done until then is saved"):
         runner.train()
     runner.close()
     assert checkpoint.read(runner.folder / "checkpoint_last.pth")["progress"]["iteration"] == done
+    again = make_runner("run.iters_per_epoch=6", "run.batch_size_train=1", "run.overwrite=False")
+    assert again.train()  # the clips are there again, and what could not be read then is not held against it
+    again.close()
+    assert again.progress.iteration == 6
+
+
+def test_a_run_that_has_read_nothing_leaves_no_checkpoint_that_binds_the_next_one_to_its_data(make_runner):
+    runner = make_runner("run.iters_per_epoch=6", "run.batch_size_train=1")
+    runner.batches = with_one(runner.batches, 0, nothing_left)
+    with pytest.raises(LoadingError, match="hardly a clip can be read"):
+        runner.train()
+    runner.close()
+    assert not list(runner.folder.glob("*.pth"))
+
+
+def test_what_no_clip_of_can_be_read_is_told_by_the_dry_run_too(make_runner, monkeypatch):
+    runner = make_runner()
+    runner.close()
+    monkeypatch.setattr(runner_module.Runner, "_training_batches", lambda *_: (nothing_left({}) for _ in range(9)))
+    with pytest.raises(LoadingError, match="hardly a clip can be read"):
+        tiny_step(runner.config)
 
 
 def test_a_finished_model_that_does_not_listen_is_told_of_by_evaluation_too(make_runner, monkeypatch, capfd):

@@ -75,9 +75,9 @@ def test_a_batch_gives_the_same_gradient_however_it_is_cut(step, tmp_path):
 
 def test_means_of_micro_batches_are_averaged_over_ranks_as_over_accumulated_ones(step):
     """With `run.loss_average=batch`, which is another gradient than the mean over all tokens."""
-    ranks, _ = step("ranks", 2, 2, 1, "run.loss_average=batch")
-    accumulated, _ = step("accumulated", 1, 2, 2, "run.loss_average=batch")
-    over_tokens, _ = step("tokens", 1, 2, 2)
+    ranks, _ = step("ranks", 2, 1, 2, "run.loss_average=batch")
+    accumulated, _ = step("accumulated", 1, 1, 4, "run.loss_average=batch")
+    over_tokens, _ = step("tokens", 1, 1, 4)
     assert (accumulated - ranks).norm() < 1e-6 * ranks.norm()
     assert (over_tokens - ranks).norm() > 1e-3 * ranks.norm()
 

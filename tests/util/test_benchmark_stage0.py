@@ -9,14 +9,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from util.benchmark import text_line
-from util.benchmarks.stage0 import CLIPS, bench_stage0, spelling_flops
+from util.benchmarks.stage0 import CLIPS, bench_stage0, ctc_flops
 
 
 def test_spelling_takes_the_products_that_pytorch_counts():
     audio_tokens, candidates, width = 37, 500, 64
     embeds, table = torch.randn(audio_tokens, width, requires_grad=True), torch.randn(candidates + 1, width)
     model = SimpleNamespace(llama_model=SimpleNamespace(config=SimpleNamespace(hidden_size=width)))
-    expected = spelling_flops(model, audio_tokens, candidates)
+    expected = ctc_flops(model, audio_tokens, candidates)
     with FlopCounterMode(display=False) as counter:
         logits = embeds @ table.t()
     assert counter.get_total_flops() == expected.forward

@@ -89,6 +89,9 @@ def test_the_voices_speak_what_is_chosen_without_what_the_recordings_hold_out(tm
 
     def speak_all(said: list[str], folder: Path, engines: voices.Engines, processes: int):
         asked.append((folder.name, engines.flite, engines.libraries, processes))
+        folder.mkdir(parents=True)
+        for name in ("0.flac", "of_another_choice.flac"):
+            (folder / name).touch()
         yield [voices.Spoken(f"{i}.flac", text, "joe", 1.5) for i, text in enumerate(said)]
 
     def choose(wordnet: Path, n: int, held_out: list[str]) -> dict[str, list[str]]:
@@ -110,3 +113,4 @@ def test_the_voices_speak_what_is_chosen_without_what_the_recordings_hold_out(tm
     assert asked == [chosen, ("spoken_train", *spoken_by), ("spoken_test", *spoken_by)]
     assert [clip.text for clip in made.spoken("train")] == ["one", "two"]
     assert [clip.text for clip in made.spoken("test")] == ["three"]
+    assert [path.name for path in (made.data / "spoken_train").iterdir()] == ["0.flac"]

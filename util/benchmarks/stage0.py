@@ -34,12 +34,12 @@ def bench_stage0(args: argparse.Namespace) -> Iterator[dict]:
     windows = windows_of(model, patches_of(model, batch))[0]
     filled = min(windows, math.ceil(batch.samples / SAMPLE_RATE / model.config.second_stride))
     candidates = run.ctc_negatives + (args.batch or run.batch_size_train) * answer
-    spelling = sum(spelling_flops(model, filled * model.config.num_speech_query_token, candidates))
-    stage1, heard = encoders + connector + llm, filled / windows * connector + spelling
+    of_ctc = sum(ctc_flops(model, filled * model.config.num_speech_query_token, candidates))
+    stage1, heard = encoders + connector + llm, filled / windows * connector + of_ctc
 
     yield {"what": f"stage0 {name}: a clip of {batch.samples / SAMPLE_RATE:.1f} s, {answer} tokens of transcript"}
     yield _row("stage 1", stage1, encoders=encoders, connector=connector, LLM=llm)
-    yield _row("stage 0", encoders + heard, encoders=encoders, connector=heard - spelling, spelling=spelling)
+    yield _row("stage 0", encoders + heard, encoders=encoders, connector=heard - of_ctc, spelling=of_ctc)
     for what, total in (("stage 0", encoders + heard), ("stage 0, encoders' outputs from the cache", heard)):
         yield {"what": f"   {what}: of a sample of stage 1", "value": 100 * total / stage1, "unit": "%"}
     if args.tflops:
@@ -48,7 +48,7 @@ def bench_stage0(args: argparse.Namespace) -> Iterator[dict]:
             yield {"what": f"   {what}: {epoch}", "value": CLIPS * total / (args.tflops * TERA) / 60, "unit": "min"}
 
 
-def spelling_flops(model: SALMONN, audio_tokens: int, candidates: int) -> Flops:
+def ctc_flops(model: SALMONN, audio_tokens: int, candidates: int) -> Flops:
     """Of audio tokens against candidates and the blank; the embeddings are frozen, so backward counts once."""
     products = 2.0 * audio_tokens * (candidates + 1) * model.llama_model.config.hidden_size
     return Flops(products, products)

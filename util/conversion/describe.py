@@ -60,7 +60,7 @@ def _describe_salmonn(path: Path, content: Mapping[str, Any]) -> tuple[list[Row]
     except UserError as error:
         section = fit.guessed_section(source.parameters)
         notes = [("note", str(error).splitlines()[0] if not source.config else str(error))]
-    parameters, spelling = checkpoint.to_take(source.parameters), checkpoint.spelling(source.parameters)
+    parameters, of_ctc = checkpoint.to_take(source.parameters), checkpoint.ctc_parameters(source.parameters)
     counts = count_by_part({name: value.numel() for name, value in parameters.items() if _is_known(name)})
     widths, adapters = fit.widths_of(parameters), fit.adapters_of(parameters)
     rows = [
@@ -78,9 +78,9 @@ def _describe_salmonn(path: Path, content: Mapping[str, Any]) -> tuple[list[Row]
     ]
     if llm_quantization(section) != "none":
         rows.append(("trained on", f"the LLM in {llm_quantization(section)}"))
-    if spelling:
-        rows.append(("spelling", f"{', '.join(spelling)}: for training with CTC, left out where nothing is spelled"))
-    if extras := len(source.parameters) - len(parameters) - len(spelling):
+    if of_ctc:
+        rows.append(("spelling", f"{', '.join(of_ctc)}: for training with CTC, left out where nothing is spelled"))
+    if extras := len(source.parameters) - len(parameters) - len(of_ctc):
         rows.append(("extras", f"{extras} tensors that the published writer leaves in its files; they are ignored"))
     broken = checkpoint.not_finite(parameters)
     return rows, fit.problems(source.parameters, section) + ([f"it {broken}"] if broken else [])

@@ -40,8 +40,8 @@ def rows(setup: Setup) -> Iterator[Row]:
     iterations, stop_after = STEPS[setup.size]
     length = f"run.iters_per_epoch={iterations}"
     half = [length, f"run.device={setup.device}", "run.amp=True", "run.amp_dtype=bf16"]
-    whole = [length, "run.device=cpu", "run.amp=False"]
-    runs = [("cpu", whole, 0), ("whole", half, 0), ("stopped", half, stop_after)]
+    on_cpu = [length, "run.device=cpu", "run.amp=False"]
+    runs = [("cpu", on_cpu, 0), ("whole", half, 0), ("stopped", half, stop_after)]
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         make_random_world(home / "world", train_clips=60, test_clips=20)

@@ -131,6 +131,7 @@ def speak(small: Small) -> None:
             spoken += some
             if len(spoken) % (50 * voices.CLIPS_AT_ONCE) == 0:
                 print(f"   {split}: {len(spoken)} of {len(texts)} clips", flush=True)
+        voices.drop_others(spoken, small.data / spoken_name(split))
         write_records(small.data / f"{spoken_name(split)}.json", spoken)
         print(f"{split}: {len(spoken)} clips, {sum(clip.seconds for clip in spoken) / 3600:.1f} hours")
 

@@ -2,7 +2,7 @@
 
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Thread
@@ -37,15 +37,20 @@ def read_state(args: Namespace) -> dict:
     asked = {key: str(value) for key, value in vars(args).items() if key in _USED_BY}
     whole = asked.pop("options")  # as earlier versions note them
     for name in (ALL, *CONFIG_OF.values()):
-        deciding = [option for option in own_options(args, name) if not option.startswith(BOOKKEEPING)]
-        asked[f"options {name}"] = " ".join(deciding) or "none"
+        asked[f"options {name}"] = _deciding(own_options(args, name))
     note = read_note(args.out / _STATE, {"asked": dict, "minutes": dict})
     state = {"minutes": {}, "stopped": {}, "configs": {}, **note, "asked": asked}
     settled = {*state["minutes"], *({"voices"} & state["stopped"].keys())}  # clips that are spoken go by their numbers
     now, before = {"options": whole, **asked}, note.get("asked", {})
+    before |= {key: _deciding(text.split()) for key, text in before.items() if key.startswith("options ")}
     if differing := [key for key in now if _USED_BY[key] in settled and before.get(key, now[key]) != now[key]]:
         raise _other(args.out, ", ".join(f"--{key.replace('_', '-')} {before[key]}" for key in sorted(differing)))
     return state
+
+
+def _deciding(options: Sequence[str]) -> str:
+    """Those options that decide on a result, also of the notes of earlier versions, which kept the others, too."""
+    return " ".join(option for option in options if not option.startswith(BOOKKEEPING)) or "none"
 
 
 def note_prompts(args: Namespace, state: dict) -> None:

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -70,6 +70,12 @@ def speak_all(texts: Sequence[str], folder: Path, engines: Engines, processes: i
         raise UserError(f"no voices in {engines.piper} and {engines.flite}: run util/small.py again to unpack them")
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(partial(_speak_some, folder=folder, engines=engines), jobs)
+
+
+def drop_others(spoken: Iterable[Spoken], folder: Path) -> None:
+    """Remove what is in the folder of an earlier choice of texts or voices."""
+    for name in {path.name for path in folder.iterdir()} - {clip.path for clip in spoken}:
+        (folder / name).unlink()
 
 
 def _speak_some(job: tuple[int, Sequence[str]], folder: Path, engines: Engines) -> list[Spoken]:
