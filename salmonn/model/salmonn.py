@@ -115,8 +115,8 @@ class SALMONN(nn.Module):
         for path in paths:  # a wrong file is known before the big ones are loaded
             content = checkpoint.read(path, lazily=True)
             require_same_hearing(config, content, path, only_told=path != config.ckpt)
-            starts[path] = content | {"model": {}}  # its parameters are read when there is a model
-        content = {}
+            starts[path] = content | {"model": {}}  # its parameters are read when there is a model,
+            del content  # and are not held until then
         log_mel, speech_encoder = load_whisper(config)
         model = cls(
             config,
