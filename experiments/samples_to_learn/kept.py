@@ -31,7 +31,7 @@ DIGESTS = "digests"  # runs of earlier versions have none
 _FIRST_FIELDS = ("options", "tasks", "projection_scale", "llm_scale", "stage0", "stage0_options")
 # of a study: that is the recipe, or its config, or which of them run
 _NOT_MEASURED_BY = ("config", "options", "stage0_options", "default", "recipes")
-# of a config: what decides on no result, which seed and where; the last two are of evaluate.py
+# of a config: which seed and where, what decides on no result, and what evaluate.py goes by
 _WHERE = ("run.seed", "run.output_dir", "run.exp_name", "run.overwrite")
 _NOT_OF_TRAINING = (*BOOKKEEPING, *_WHERE, "evaluate.", "generate.")
 _training_digest = partial(config_digest, without=_NOT_OF_TRAINING)

@@ -67,10 +67,10 @@ def require_optimizer(content: Content, progress: Progress, path: Path) -> None:
         raise UserError(f"{path}: its optimiser cannot go on: {error}") from error
 
 
-def _completed(saved: dict[str, Any], defaults: dict[str, Any], path: Path) -> dict[str, Any]:
+def _completed(saved: dict[str, Any], plain: dict[str, Any], path: Path) -> dict[str, Any]:
     """A checkpoint's configuration with the keys that came later. Raises UserError where it has another shape."""
-    completed = defaults | saved
-    for key, default in defaults.items():
+    completed = plain | saved
+    for key, default in plain.items():
         value = completed[key]
         if isinstance(default, dict) and isinstance(value, dict):
             completed[key] = _completed(value, default, path)

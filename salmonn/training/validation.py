@@ -45,12 +45,13 @@ def validate(model: SALMONN, batches: Iterable[Samples], quarantine: Quarantine)
             quarantine.add(samples, judged=False)
             if not samples["text"]:
                 continue
-            clips = model.encode_clips(samples["raw_wav"], samples["padding_mask"])
+            clips = model.encode_clips(samples["raw_wav"], samples["padding_mask"])  # each [A, H]
+            chosen = None if isinstance(model, Aligner) else fixed_prompts(model, samples)
             everything = range(len(samples["text"]))
-            _add(sums, samples["task"], _score(model, samples, clips, everything, everything))
+            _add(sums, samples["task"], _score(model, samples["text"], clips, chosen, everything, everything))
             rows, partners = shuffle_partners(samples["id"])
             if rows:
-                shuffled = _score(model, samples, clips, rows, partners)
+                shuffled = _score(model, samples["text"], clips, chosen, rows, partners)
                 _add(sums, [samples["task"][i] for i in rows], shuffled, shuffled=True)
     everywhere: dict[str, np.ndarray] = defaultdict(_zeros)
     for share in distributed.gather_objects(dict(sums)):
@@ -66,14 +67,18 @@ def validate(model: SALMONN, batches: Iterable[Samples], quarantine: Quarantine)
 
 
 def _score(
-    model: SALMONN, samples: Samples, clips: Sequence[torch.Tensor], rows: Sequence[int], heard: Sequence[int]
+    model: SALMONN,
+    texts: Sequence[str],
+    clips: Sequence[torch.Tensor],
+    chosen: Sequence[str] | None,
+    rows: Sequence[int],
+    heard: Sequence[int],
 ) -> dict[str, torch.Tensor]:
-    """What is counted of the texts of `rows`, each behind the clip [A, H] of the row in `heard`."""
-    audio, texts = [clips[i] for i in heard], [samples["text"][i] for i in rows]
+    """What is counted of the texts of `rows`, each behind its prompt of `chosen` and the clip of the row in `heard`."""
+    audio, expected = [clips[i] for i in heard], [texts[i] for i in rows]
     if isinstance(model, Aligner):
-        return model.ctc_scores(audio, texts)
-    chosen = fixed_prompts(model, samples)
-    return model.answer_loss(audio, None if chosen is None else [chosen[i] for i in rows], texts)
+        return model.ctc_scores(audio, expected)
+    return model.answer_loss(audio, None if chosen is None else [chosen[i] for i in rows], expected)
 
 
 def shuffle_partners(clips: Sequence[str]) -> tuple[list[int], list[int]]:
