@@ -443,7 +443,7 @@ def test_recipes_are_run_once_and_reported(mini_world, tmp_path, monkeypatch):
 
 def test_a_stage_0_counts_in_the_cpu_seconds_and_not_in_the_samples(mini_world, tmp_path):
     recipes, out = tmp_path / "recipes.yaml", tmp_path / "out"
-    cached = [f"run.encoder_cache={tmp_path}/cache", "run.num_workers=0"]
+    cached = [f"run.encoder_cache={tmp_path}/cache", "run.encoder_cache_gb=0.5", "run.num_workers=0"]
     study = {"config": "configs/mini/stage1.yaml", "max_samples": 16, "valid_every_samples": 8, "valid_clips": 8}
     aligned = [*cached, "run.iters_per_epoch=2", "run.optims.max_epoch=1", "run.batch_size_train=4"]
     study |= {"options": ["run.batch_size_train=4", *cached], "recipes": {"published": {}, "aligned": {}}}
