@@ -44,7 +44,7 @@ def test_the_whole_job_on_a_corpus_in_librispeechs_layout_and_again(tmp_path, li
     given = {"out": out, "corpus": libri, "recordings": "none", "processes": 1, "whisper": tmp_path / "whisper"}
     given |= {"llm": tmp_path / "llm", "min-story-words": 1, "stories": 1}
     command = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
-    command += ["--options", *short, "evaluate:generate.max_new_tokens=4"]
+    command += ["--options", *short, "evaluate:generate.max_new_tokens=4", "all:run.encoder_cache_gb=0.5"]
     monkeypatch.setattr(parts, "run_command", run_warm)
     monkeypatch.setattr(sys, "argv", ["small.py", *command])
     monkeypatch.chdir(ROOT)
