@@ -41,6 +41,8 @@ class Attention:
 def look(engine: InferenceEngine, path: str, question: Question) -> Attention:
     """Answer the question about a clip and find where the model looked. Raises UserError for what cannot be heard."""
     model = engine.model
+    if model.config.spelled_tokens:
+        raise UserError("model.spelled_tokens = True: the LLM reads words without their times, so there is no picture")
     try:
         wav = load_clip(path, model.max_seconds, engine.config.datasets.channel)
     except AudioError as error:

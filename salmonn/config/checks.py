@@ -147,6 +147,8 @@ def impossible_values(config: DictConfig) -> list[str]:
         problems += _impossible_shares(config)
     if OmegaConf.select(config, "run.objective") == "ctc":
         problems += _impossible_alignment(config)
+    elif "run" in config and config.model.spelled_tokens:
+        problems += _impossible_spelling(config.model)
     if OmegaConf.select(config, "run.ctc_weight"):
         problems += _impossible_ctc_weight(config)
     problems += [
@@ -272,7 +274,19 @@ def _impossible_ctc_weight(config: DictConfig) -> list[str]:
     said = f"run.ctc_weight = {config.run.ctc_weight}"
     if config.run.objective == "ctc":
         return [f"{said} does not go with run.objective = ctc: there is no other loss beside which it could stand"]
-    return _impossible_ctc(config, said)
+    problems = _impossible_ctc(config, said)
+    if config.model.spelled_tokens:
+        problems.append(f"{said} does not go with model.spelled_tokens = True: the LLM is not given what CTC wants")
+    return problems
+
+
+def _impossible_spelling(model: DictConfig) -> list[str]:
+    said, problems = "model.spelled_tokens = True", []
+    if not model.window_level_Qformer:
+        problems.append(f"{said} does not go with model.window_level_Qformer = False: no order in one window")
+    if not (model.ckpt or model.speech_llama_proj_model):
+        problems.append(f"{said} needs a connector that spells: model.ckpt, at first that of stage 0 (configs/fast)")
+    return problems
 
 
 def _impossible_ctc(config: DictConfig, said: str) -> list[str]:

@@ -7,7 +7,6 @@ Not in the paper; `run.objective = ctc` and `run.ctc_weight`, see docs/training.
 Shapes: B clips, A audio tokens of a clip, H the LLM's width, C candidate tokens, V the vocabulary.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import editdistance
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from salmonn.common.device import to_device
@@ -26,28 +25,17 @@ from salmonn.model.llm_input import tokenize
 from salmonn.model.salmonn import SALMONN
 from salmonn.model.sharding import is_shared
 
-INITIAL_SCALE = 4.0  # of the logits
-_MEASURED_ROWS = 4096  # of the embeddings, for their size
-
 
 class CTCModel(SALMONN):
     """A SALMONN whose connector learns by CTC beside the LLM's answer, as much as `ctc_weight` says."""
-
-    embedding_norm: Tensor  # root mean square of the LLM's input embeddings' norms
 
     def __init__(self, config: DictConfig, *parts: Any, **named_parts: Any) -> None:
         """As SALMONN."""
         super().__init__(config, *parts, **named_parts)
         self.ctc_weight = 0.0  # of the CTC loss; `set_ctc_weight` changes it as training goes on
         self.n_negatives, self.ctc_tasks = RunConfig.ctc_negatives, RunConfig().ctc_tasks
-        embeddings = self.llama_model.get_input_embeddings()
-        n_rows, width = embeddings.weight.shape
-        rows = torch.arange(0, n_rows, max(1, n_rows // _MEASURED_ROWS), device=embeddings.weight.device)
-        # logits are measured in it: the families' embeddings differ a hundredfold in size, and one scale has to fit all
-        self.register_buffer("embedding_norm", embeddings(rows).float().square().sum(1).mean().sqrt(), persistent=False)
-        # of no use to a model without CTC: model/checkpoint.py knows the two names
-        self.ctc_blank = nn.Parameter(torch.zeros(width))
-        self.ctc_log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+        if not config.spelled_tokens:
+            self.add_spelling(self.llama_model.get_input_embeddings())
 
     def loss_of_batch(self, embeds: Sequence[Tensor], samples: Samples) -> dict[str, Tensor]:
         """As SALMONN's, with `ctc_weight` times the CTC loss of the clips of `ctc_tasks` in "loss"."""
@@ -69,7 +57,7 @@ class CTCModel(SALMONN):
         candidates = draw_candidates(targets, self.n_negatives, self.vocabulary_size)  # [C], sorted
         columns = [torch.searchsorted(candidates, torch.tensor(ids, dtype=torch.long)) for ids in targets]
         lengths = [len(clip) for clip in clips]
-        rows = self.log_probs(torch.cat([*clips]), self.table(candidates)).split(lengths)  # none of padding
+        rows = self.log_probs(torch.cat([*clips]), self.words(candidates)).split(lengths)  # none of padding
         # not pad_sequence, whose backward pass copies the whole batch once for each clip
         log_probs = torch.stack([F.pad(row, (0, 0, 0, max(lengths) - len(row))) for row in rows])  # [B, A, C + 1]
         losses, fits = ctc_losses(log_probs, lengths, columns)
@@ -86,16 +74,9 @@ class CTCModel(SALMONN):
         """Input embeddings of the LLM; its tokenizer may know fewer."""
         return self.llama_model.get_input_embeddings().weight.shape[0]
 
-    def table(self, candidates: Tensor) -> Tensor:
-        """What audio tokens are compared with [C + 1, H]: input embeddings of candidates [C] and, last, the blank."""
-        words = self.llama_model.get_input_embeddings()(to_device(candidates, self.device))
-        return torch.cat([words.float(), self.ctc_blank[None]])
-
-    def log_probs(self, embeds: Tensor, table: Tensor) -> Tensor:
-        """Log-probabilities [A, C + 1] of the rows of a table [C + 1, H]; of audio tokens [A, H]."""
-        with torch.autocast(self.device.type, enabled=False):  # a softmax over thousands wants float32
-            logits = embeds.float() @ table.t() * (self.ctc_log_scale.exp() / self.embedding_norm)
-            return logits.log_softmax(dim=-1)
+    def words(self, candidates: Tensor) -> Tensor:
+        """Input embeddings [C, H] of candidates [C], with which audio tokens are compared."""
+        return self.llama_model.get_input_embeddings()(to_device(candidates, self.device))
 
     def ctc_scores(self, clips: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
         """What validation counts of B clips' audio tokens [A, H]: loss per token and the errors of greedy CTC.
@@ -104,15 +85,15 @@ class CTCModel(SALMONN):
         the edits that the greedy tokens need, so that its share of sample_total is 1 - token error rate; word_errors
         of words.
         """
-        table, rows = self.table(torch.arange(self.vocabulary_size)), []
+        words, rows = self.words(torch.arange(self.vocabulary_size)), []
         for clip, text, target in zip(clips, texts, tokenize(self.tokenizer, texts), strict=True):
-            log_probs = self.log_probs(clip, table)  # of one clip at a time: [A, V + 1] can be large
+            log_probs = self.log_probs(clip, words)  # of one clip at a time: [A, V + 1] can be large
             losses, fits = ctc_losses(log_probs[None], [len(clip)], [torch.tensor(target, dtype=torch.long)])
             said = greedy_tokens(log_probs)
-            words, said_words = text.split(), self.tokenizer.decode(said, skip_special_tokens=True).split()
-            errors = editdistance.eval(said_words, words)
+            told, said_words = text.split(), self.tokenizer.decode(said, skip_special_tokens=True).split()
+            errors = editdistance.eval(said_words, told)
             correct = len(target) - editdistance.eval(said, target)
-            rows.append((losses.item() / max(len(target), 1), fits[0], correct, len(target), errors, len(words)))
+            rows.append((losses.item() / max(len(target), 1), fits[0], correct, len(target), errors, len(told)))
         names = ("sample_loss", "sample_fits", "sample_correct", "sample_total", "word_errors", "words")
         return dict(zip(names, torch.tensor(rows, dtype=torch.float64).t(), strict=True))
 
@@ -124,6 +105,7 @@ class Aligner(CTCModel):
         """As SALMONN; of the LLM only the input embeddings are used."""
         # Whisper's 30 s are mostly silence behind the clip, which has nothing to spell
         settings = {"lora": False, "lora_scaling": None, "gradient_checkpointing": False, "only_filled_windows": True}
+        settings["spelled_tokens"] = False  # there is nobody to read them
         super().__init__(OmegaConf.merge(config, settings), *parts, **named_parts)
 
     @classmethod

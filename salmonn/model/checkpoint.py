@@ -31,7 +31,7 @@ PUBLISHED_EXTRAS = re.compile(
     r"|speech_Qformer\.bert\.embeddings\.position_ids"
     r"|beats\.encoder\.layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.weight"
 )
-# What a model that learns by CTC (model/alignment.py) trains beside the rest: others have no use for it.
+# What a model that spells (model/spelling.py) has beside the rest: others have no use for it.
 CTC_PARAMETERS = ("ctc_blank", "ctc_log_scale")
 # The LLMs of the released checkpoints by their width: name, positions. Their versions share all names and shapes.
 _VICUNAS = {5120: ("vicuna-13b-v1.1", 2048), 4096: ("vicuna-7b-v1.5", 4096)}
@@ -153,7 +153,8 @@ def require_fit(
             wanted = {name: p for name, p in wanted.items() if not name.startswith(encoder)}
     if is_of_stage_0(parameters):
         wanted = {name: p for name, p in wanted.items() if not _is_lora(name)}
-    if has_ctc and found.keys().isdisjoint(CTC_PARAMETERS):  # starts anew
+    may_start_anew = not getattr(model.config, "spelled_tokens", False)  # CTC may; the LLM reads what was learned
+    if has_ctc and may_start_anew and found.keys().isdisjoint(CTC_PARAMETERS):
         wanted = {name: p for name, p in wanted.items() if name not in CTC_PARAMETERS}
     problems = fit_problems(found, {name: p.shape for name, p in wanted.items()}, partial)
     if problems:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from salmonn.common.errors import UserError
 from salmonn.model import pretrained
+from salmonn.model.checkpoint import is_of_stage_0
 from salmonn.model.qformer import window_frames
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 _SECONDS = ("second_per_window", "second_stride")
 _PARTS = ("whisper_path", "beats_path", "llama_path")
 _WHISPER_HEARS = ("max_seconds", "whisper_silence")  # of a clip and behind it: its features are others for each
+_SPELLED = "spelled_tokens"  # or raw ones: the LLM's adapters read only what they were trained on
 _MOST = 1e6  # of any setting
 
 
@@ -34,7 +36,12 @@ def require_same_hearing(
     where the parts around the connector have other names.
     """
     theirs = _stored_section(content, path)
-    if other := heard_otherwise(theirs, model):
+    other = heard_otherwise(theirs, model)
+    parameters = content.get("model") or {}
+    if theirs and parameters and not is_of_stage_0(parameters):  # which nobody reads
+        theirs = {**theirs, _SPELLED: bool(theirs.get(_SPELLED, False))}
+        other += [_SPELLED] if theirs[_SPELLED] != model[_SPELLED] else []
+    if other:
         listed = "\n  ".join(f"model.{key}: {theirs[key]} in the file, {model[key]} here" for key in other)
         message = (
             f"{path} was trained to hear otherwise, which no name and no shape of its parameters shows:\n  {listed}\n"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -33,13 +33,14 @@ from salmonn.model.lora import add_lora, lora_layers, set_adapter_precision
 from salmonn.model.loss import target_loss
 from salmonn.model.qformer import Connector
 from salmonn.model.sharding import is_shared, lending, shard_blocks
+from salmonn.model.spelling import Spelling
 from salmonn.model.tokenizer import load_tokenizer
 from salmonn.model.whisper import heard_frames, in_window, load_whisper, require_features_fit
 
 MOST_VICUNA_TOKENS = 32_100  # with a few added; Llama 3, of the same width, has 128,256
 
 
-class SALMONN(nn.Module):
+class SALMONN(Spelling):
     """The whole model; attribute names make the published parameter names.
 
     A sample's result is that of a batch of one, whatever else the batch holds.
@@ -74,6 +75,8 @@ class SALMONN(nn.Module):
         if config.lora_scaling is not None:
             self.lora_scaling = config.lora_scaling
         self._add_connector(llm.get_input_embeddings().embedding_dim)
+        if config.spelled_tokens:
+            self.add_spelling(llm.get_input_embeddings())
 
         template = config.prompt_template
         self.train_prompts = prompts.load_train_prompts(config.prompt_path, template) if config.prompt_path else {}
@@ -253,12 +256,17 @@ class SALMONN(nn.Module):
     ) -> list[Tensor]:
         """Audio tokens [A, H] of each clip, arguments as `encode_speech`.
 
-        With `model.only_filled_windows` how many there are follows from the clip's own length.
+        With `model.only_filled_windows` how many there are follows from the clip's own length, with
+        `model.spelled_tokens` from what it says.
         """
         encoded, lengths = self._encode(raw_wav, padding_mask, spectrogram)
-        if self.config.only_filled_windows:
-            return self.connector.filled(encoded, lengths)
-        return [*self.connector(encoded)]
+        filled = self.config.only_filled_windows
+        clips = self.connector.filled(encoded, lengths) if filled else [*self.connector(encoded)]
+        if not self.config.spelled_tokens:
+            return clips
+        words = self.llama_model.get_input_embeddings()
+        everything = words(torch.arange(words.num_embeddings, device=self.device))
+        return [self.spelled(clip, everything) for clip in clips]
 
     def _clean_audio(self, raw_wav: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Zeroes in the padding, at least 1 s, at most what Whisper hears; with the lengths [B] in samples.
@@ -275,7 +283,7 @@ class SALMONN(nn.Module):
         return F.pad(raw_wav, (0, max(0, shortest - raw_wav.shape[1]))), lengths
 
     def n_audio_tokens(self, n_samples: Sequence[int]) -> list[int]:
-        """How many audio tokens `encode_clips` will give of clips of so many samples."""
+        """How many audio tokens `encode_clips` will give of clips of so many samples, at most: see `spelled_tokens`."""
         return self.connector.n_tokens(self._heard(torch.tensor(n_samples)).tolist())
 
     def _heard(self, n_samples: Tensor) -> Tensor:

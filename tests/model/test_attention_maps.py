@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from salmonn.common.errors import UserError
 from salmonn.common.letters import show_letters
@@ -233,3 +234,9 @@ def test_an_answer_without_a_word_and_a_file_that_cannot_be_heard_are_told(liste
         look(listener, clip, listener.task_question("asr"))
     with pytest.raises(UserError, match=r"nowhere\.wav: file does not exist"):
         look(listener, "nowhere.wav", listener.task_question("asr"))
+
+
+def test_words_without_times_make_no_picture(listener, mini_world, monkeypatch):
+    monkeypatch.setattr(listener.model, "config", OmegaConf.merge(listener.model.config, {"spelled_tokens": True}))
+    with pytest.raises(UserError, match="the LLM reads words without their times"):
+        look(listener, "no.wav", listener.task_question("asr"))

@@ -54,7 +54,7 @@ def read_fitting(path: Path, cfg_path: str | None) -> tuple[Source, DictConfig]:
         )
     of = cfg_path or "its own configuration"
     refuse(f"{path} does not fit the model section of {of}:", problems(source.parameters, section))
-    spelling = checkpoint.ctc_parameters(source.parameters)
+    spelling = {} if section.spelled_tokens else checkpoint.ctc_parameters(source.parameters)
     kept = {name: value for name, value in source.parameters.items() if name not in spelling}
     return source._replace(parameters=kept, rest=source.rest | spelling), section
 

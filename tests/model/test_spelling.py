@@ -1,0 +1,134 @@
+"""`model.spelled_tokens`: the LLM reads what the connector spells, in its own words."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from salmonn import SALMONN
+from salmonn.common.errors import UserError
+from salmonn.config.loading import load_config, model_config
+from salmonn.model import checkpoint
+from salmonn.model.alignment import Aligner
+from salmonn.model.hearing import require_same_hearing
+from salmonn.model.meta_model import build_meta_model
+from tests.fixtures.checkpoints import save_checkpoint as save
+from tests.fixtures.golden import golden_config
+from tests.fixtures.lightweight import samples_of, write_llm
+from util.conversion.fit import read_fitting
+
+PROMPT = "USER: <Speech><SpeechHere></Speech> What is said?\nASSISTANT:"
+
+
+def save_checkpoint(path, model):
+    """As a run writes it: with the `model` section."""
+    save(path, model, config={"model": OmegaConf.to_container(model.config)})
+
+
+@pytest.fixture(scope="module")
+def section(tmp_path_factory):
+    """A `model` section whose stage 0 is done."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("spelling")
+    llm = write_llm(folder / "llm", "llama3.2")
+    windows = {"second_per_window": 0.04, "second_stride": 0.04, "lora": True, "lora_dropout": 0.0}
+    of_all = {**OmegaConf.to_container(golden_config("base")), **llm, **windows, "ckpt": ""}
+    aligner = Aligner.from_config(of_all)
+    torch.nn.init.normal_(aligner.ctc_blank, std=0.3)
+    save_checkpoint(folder / "stage0.pth", aligner)
+    return OmegaConf.create({**of_all, "spelled_tokens": True, "ckpt": str(folder / "stage0.pth")})
+
+
+@pytest.fixture(scope="module")
+def model(section):
+    """Stage 1 as it begins."""
+    return SALMONN.from_config(section).eval()
+
+
+def test_a_run_becomes_one_expected_word_and_blanks_nothing(model):
+    blank, words = torch.eye(6, model.ctc_blank.numel()).split([1, 5])
+    other = SALMONN.from_config({**model.config, "ckpt": model.config.ckpt})
+    with torch.no_grad():
+        other.ctc_blank.copy_(blank[0])
+        other.embedding_norm.fill_(1.0)
+        sure = 100 * torch.cat([blank, words[[2, 2]], blank, words[[2, 4]], blank])
+        torch.testing.assert_close(other.spelled(sure, words), words[[2, 2, 4]])
+        unsure = torch.stack([2 * words[3] + words[1], 2 * words[3] + 1.5 * words[1]])  # one run
+        shares = other.log_probs(unsure, words)[:, :-1].exp()
+        expected = (shares / shares.sum(dim=1, keepdim=True)) @ words
+        torch.testing.assert_close(other.spelled(unsure, words), expected.mean(dim=0, keepdim=True))
+        silence = other.spelled(torch.cat([100 * blank, 6 * blank + 4 * words[1:2]]), words)
+    torch.testing.assert_close(silence, words[1:2], atol=1e-5, rtol=0)  # never without a token: the least blank one
+
+
+def test_a_clip_is_spelled_as_alone_and_everything_trained_learns(model):
+    samples = samples_of(model, [0, 1])
+    with torch.no_grad():
+        together = model.encode_clips(samples["raw_wav"], samples["padding_mask"])
+        for i, clip in enumerate(together):
+            alone = samples_of(model, [i])
+            torch.testing.assert_close(model.encode_clips(alone["raw_wav"], alone["padding_mask"])[0], clip)
+    most = model.n_audio_tokens((~samples["padding_mask"]).sum(dim=1).tolist())
+    assert all(1 <= len(clip) <= n for clip, n in zip(together, most, strict=True))
+    model.zero_grad()
+    model(samples)["loss"].backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without  # DDP would wait for it
+    assert model.ctc_blank.grad.any()
+
+
+def test_it_answers(model):
+    samples = samples_of(model, [0, 1])
+    together = model.generate(samples, {"num_beams": 2, "max_new_tokens": 5}, [PROMPT, PROMPT])
+    alone = [model.generate(samples_of(model, [i]), {"num_beams": 2, "max_new_tokens": 5}, [PROMPT])[0] for i in (0, 1)]
+    assert together == alone
+
+
+def test_stage_0_gives_the_blank_and_the_scale(model, section):
+    stage0 = checkpoint.read(section.ckpt)["model"]
+    ours = checkpoint.own_parameters(model)
+    assert all(torch.equal(ours[name], value) for name, value in stage0.items())
+    assert {*checkpoint.CTC_PARAMETERS} <= ours.keys()
+    checkpoint.require_fit(
+        build_meta_model(model_config(section)), stage0, section.ckpt
+    )  # known before the model is loaded
+
+
+def test_adapters_that_read_something_else_are_refused(model, section, tmp_path):
+    save_checkpoint(tmp_path / "spelled.pth", model)
+    raw = OmegaConf.merge(section, {"spelled_tokens": False})
+    save_checkpoint(tmp_path / "raw.pth", SALMONN.from_config(raw))
+    for name, other in (("spelled", raw), ("raw", section)):
+        with pytest.raises(UserError) as error:
+            SALMONN.from_config(OmegaConf.merge(other, {"ckpt": str(tmp_path / f"{name}.pth")}))
+        assert f"model.spelled_tokens: {name == 'spelled'} in the file" in str(error.value)
+        assert f"--options model.spelled_tokens={name == 'spelled'}" in str(error.value)
+    parameters = checkpoint.read(tmp_path / "raw.pth")["model"]  # of a file that does not tell
+    with pytest.raises(UserError, match="missing: ctc_blank"):
+        checkpoint.take_parameters(model, parameters, "x.pth")
+    content = {"config": {"model": {"spelled_tokens": False}}, "model": checkpoint.read(section.ckpt)["model"]}
+    require_same_hearing(section, content, "stage0.pth")  # which nobody reads
+
+
+def test_it_is_saved_and_converted_whole(model, tmp_path):
+    model.save_pretrained(tmp_path / "folder")
+    again = SALMONN.from_pretrained(tmp_path / "folder").eval()
+    samples = samples_of(model, [0])
+    with torch.no_grad():
+        assert torch.equal(again(samples)["loss"], model(samples)["loss"])
+    save_checkpoint(tmp_path / "spelled.pth", model)
+    source, read = read_fitting(tmp_path / "spelled.pth", None)
+    assert read.spelled_tokens
+    assert {*checkpoint.CTC_PARAMETERS} <= source.parameters.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["model.ckpt="], "needs a connector that spells: model.ckpt"),
+        (["model.window_level_Qformer=False"], "no order in one window"),
+        (["run.ctc_weight=0.3"], "the LLM is not given what CTC wants"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(options, told):
+    with pytest.raises(UserError, match=told):
+        load_config("configs/mini/stage1.yaml", ["model.spelled_tokens=True", "model.ckpt=stage0.pth", *options])
