@@ -236,7 +236,7 @@ def test_an_answer_without_a_word_and_a_file_that_cannot_be_heard_are_told(liste
         look(listener, "nowhere.wav", listener.task_question("asr"))
 
 
-def test_words_without_times_make_no_picture(listener, mini_world, monkeypatch):
+def test_words_without_times_make_no_picture(listener, monkeypatch):
     monkeypatch.setattr(listener.model, "config", OmegaConf.merge(listener.model.config, {"spelled_tokens": True}))
     with pytest.raises(UserError, match="the LLM reads words without their times"):
         look(listener, "no.wav", listener.task_question("asr"))
