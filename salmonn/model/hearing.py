@@ -37,8 +37,7 @@ def require_same_hearing(
     """
     theirs = _stored_section(content, path)
     other = heard_otherwise(theirs, model)
-    parameters = content.get("model") or {}
-    if theirs and parameters and not is_of_stage_0(parameters):  # which nobody reads
+    if theirs and _is_read(content):
         theirs = {**theirs, _SPELLED: bool(theirs.get(_SPELLED, False))}
         other += [_SPELLED] if theirs[_SPELLED] != model[_SPELLED] else []
     if other:
@@ -71,6 +70,14 @@ def heard_otherwise(theirs: Mapping[str, Any], ours: Mapping[str, Any] | DictCon
     """The keys of two `model` sections by which a connector hears otherwise; those that `theirs` tells."""
     keys = ["qformer_num_heads", "window_level_Qformer", *(_SECONDS if ours["window_level_Qformer"] else ())]
     return [key for key in keys if _is_number(theirs.get(key)) and _meant(key, theirs[key]) != _meant(key, ours[key])]
+
+
+def _is_read(content: Mapping[str, Any]) -> bool:
+    """Whether an LLM has learned to read it: not after stage 0; its run tells before there are parameters."""
+    if parameters := content.get("model"):
+        return not is_of_stage_0(parameters)
+    run = (content.get("config") or {}).get("run") or {"objective": "not known"}
+    return run.get("objective", "answer") == "answer"
 
 
 def tells_other_llm(model: DictConfig, content: Mapping[str, Any], path: str | Path) -> bool:

@@ -1,5 +1,7 @@
 """`model.spelled_tokens`: the LLM reads what the connector spells, in its own words."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -107,6 +109,10 @@ def test_adapters_that_read_something_else_are_refused(model, section, tmp_path)
         checkpoint.take_parameters(model, parameters, "x.pth")
     content = {"config": {"model": {"spelled_tokens": False}}, "model": checkpoint.read(section.ckpt)["model"]}
     require_same_hearing(section, content, "stage0.pth")  # which nobody reads
+    for objective, is_read in (("ctc", False), ("answer", True)):  # a stage that is still to be run
+        content = {"config": {"model": {"spelled_tokens": False}, "run": {"objective": objective}}}
+        with pytest.raises(UserError, match=r"model\.spelled_tokens: False") if is_read else nullcontext():
+            require_same_hearing(section, content, "before.pth")
 
 
 def test_it_is_saved_and_converted_whole(model, tmp_path):
