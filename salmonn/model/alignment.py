@@ -57,7 +57,7 @@ class CTCModel(SALMONN):
         candidates = draw_candidates(targets, self.n_negatives, self.vocabulary_size)  # [C], sorted
         columns = [torch.searchsorted(candidates, torch.tensor(ids, dtype=torch.long)) for ids in targets]
         lengths = [len(clip) for clip in clips]
-        rows = self.log_probs(torch.cat([*clips]), self.words(candidates)).split(lengths)  # none of padding
+        rows = self.log_probs(torch.cat([*clips]), self.table_of(candidates)).split(lengths)  # none of padding
         # not pad_sequence, whose backward pass copies the whole batch once for each clip
         log_probs = torch.stack([F.pad(row, (0, 0, 0, max(lengths) - len(row))) for row in rows])  # [B, A, C + 1]
         losses, fits = ctc_losses(log_probs, lengths, columns)
@@ -74,9 +74,9 @@ class CTCModel(SALMONN):
         """Input embeddings of the LLM; its tokenizer may know fewer."""
         return self.llama_model.get_input_embeddings().weight.shape[0]
 
-    def words(self, candidates: Tensor) -> Tensor:
-        """Input embeddings [C, H] of candidates [C], with which audio tokens are compared."""
-        return self.llama_model.get_input_embeddings()(to_device(candidates, self.device))
+    def table_of(self, candidates: Tensor) -> Tensor:
+        """The table [C + 1, H] of candidate tokens [C]."""
+        return self.table(self.llama_model.get_input_embeddings()(to_device(candidates, self.device)))
 
     def ctc_scores(self, clips: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
         """What validation counts of B clips' audio tokens [A, H]: loss per token and the errors of greedy CTC.
@@ -85,15 +85,15 @@ class CTCModel(SALMONN):
         the edits that the greedy tokens need, so that its share of sample_total is 1 - token error rate; word_errors
         of words.
         """
-        words, rows = self.words(torch.arange(self.vocabulary_size)), []
+        table, rows = self.table_of(torch.arange(self.vocabulary_size)), []
         for clip, text, target in zip(clips, texts, tokenize(self.tokenizer, texts), strict=True):
-            log_probs = self.log_probs(clip, words)  # of one clip at a time: [A, V + 1] can be large
+            log_probs = self.log_probs(clip, table)  # of one clip at a time: [A, V + 1] can be large
             losses, fits = ctc_losses(log_probs[None], [len(clip)], [torch.tensor(target, dtype=torch.long)])
             said = greedy_tokens(log_probs)
-            told, said_words = text.split(), self.tokenizer.decode(said, skip_special_tokens=True).split()
-            errors = editdistance.eval(said_words, told)
+            words, said_words = text.split(), self.tokenizer.decode(said, skip_special_tokens=True).split()
+            errors = editdistance.eval(said_words, words)
             correct = len(target) - editdistance.eval(said, target)
-            rows.append((losses.item() / max(len(target), 1), fits[0], correct, len(target), errors, len(told)))
+            rows.append((losses.item() / max(len(target), 1), fits[0], correct, len(target), errors, len(words)))
         names = ("sample_loss", "sample_fits", "sample_correct", "sample_total", "word_errors", "words")
         return dict(zip(names, torch.tensor(rows, dtype=torch.float64).t(), strict=True))
 

@@ -265,8 +265,8 @@ class SALMONN(Spelling):
         if not self.config.spelled_tokens:
             return clips
         words = self.llama_model.get_input_embeddings()
-        everything = words(torch.arange(words.num_embeddings, device=self.device))
-        return [self.spelled(clip, everything) for clip in clips]
+        table = self.table(words(torch.arange(words.num_embeddings, device=self.device)))
+        return [self.spelled(clip, table) for clip in clips]
 
     def _clean_audio(self, raw_wav: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Zeroes in the padding, at least 1 s, at most what Whisper hears; with the lengths [B] in samples.

@@ -29,23 +29,27 @@ class Spelling(nn.Module):
         self.ctc_blank = nn.Parameter(torch.zeros(width))
         self.ctc_log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
 
-    def log_probs(self, embeds: Tensor, words: Tensor) -> Tensor:
-        """Log-probabilities [A, C + 1] of words [C, H] and, last, the blank; of audio tokens [A, H]."""
+    def table(self, words: Tensor) -> Tensor:
+        """What audio tokens are compared with [C + 1, H]: input embeddings of words [C, H] and, last, the blank."""
+        return torch.cat([words.float(), self.ctc_blank[None]])
+
+    def log_probs(self, embeds: Tensor, table: Tensor) -> Tensor:
+        """Log-probabilities [A, C + 1] of the rows of a table [C + 1, H]; of audio tokens [A, H]."""
         with torch.autocast(embeds.device.type, enabled=False):  # a softmax over thousands wants float32
-            embeds = embeds.float() * (self.ctc_log_scale.exp() / self.embedding_norm)
-            logits = torch.cat([embeds @ words.float().t(), (embeds @ self.ctc_blank)[:, None]], dim=1)
+            logits = embeds.float() @ table.t() * (self.ctc_log_scale.exp() / self.embedding_norm)
             return logits.log_softmax(dim=-1)
 
-    def spelled(self, embeds: Tensor, words: Tensor) -> Tensor:
-        """What audio tokens [A, H] say in all of the LLM's words [V, H]: [S, H], in place of them for the LLM.
+    def spelled(self, embeds: Tensor, table: Tensor) -> Tensor:
+        """What audio tokens [A, H] say in the words of a table [V + 1, H]: [S, H], in place of them for the LLM.
 
         The expected word of each; runs with the same likeliest word become one, their mean, and runs of the blank
         nothing. Of a clip that is all blank, the audio token that is the least so.
         """
-        log_probs = self.log_probs(embeds, words)  # [A, V + 1]
-        expected = log_probs[:, :-1].softmax(dim=-1) @ words.float()  # if it is a word
+        log_probs = self.log_probs(embeds, table)  # [A, V + 1]
+        with torch.autocast(embeds.device.type, enabled=False):
+            expected = log_probs[:, :-1].softmax(dim=-1) @ table[:-1]  # if it is a word
         likeliest, run, n_tokens = log_probs.argmax(dim=1).unique_consecutive(return_inverse=True, return_counts=True)
-        is_word = likeliest != len(words)
+        is_word = likeliest != len(table) - 1
         if not bool(is_word.any()):
             return expected[log_probs[:, -1].argmin()][None]
         sums = torch.zeros(len(likeliest), expected.shape[1], device=expected.device).index_add(0, run, expected)
