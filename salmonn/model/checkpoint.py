@@ -153,8 +153,8 @@ def require_fit(
             wanted = {name: p for name, p in wanted.items() if not name.startswith(encoder)}
     if is_of_stage_0(parameters):
         wanted = {name: p for name, p in wanted.items() if not _is_lora(name)}
-    may_start_anew = not getattr(model.config, "spelled_tokens", False)  # CTC may; the LLM reads what was learned
-    if has_ctc and may_start_anew and found.keys().isdisjoint(CTC_PARAMETERS):
+    is_read = getattr(getattr(model, "config", None), "spelled_tokens", False)  # else CTC may start anew
+    if has_ctc and not is_read and found.keys().isdisjoint(CTC_PARAMETERS):
         wanted = {name: p for name, p in wanted.items() if name not in CTC_PARAMETERS}
     problems = fit_problems(found, {name: p.shape for name, p in wanted.items()}, partial)
     if problems:
