@@ -148,7 +148,7 @@ def impossible_values(config: DictConfig) -> list[str]:
     if OmegaConf.select(config, "run.objective") == "ctc":
         problems += _impossible_alignment(config)
     elif "run" in config and config.model.spelled_tokens:
-        problems += _impossible_spelling(config.model)
+        problems += _impossible_spelling(config)
     if OmegaConf.select(config, "run.ctc_weight"):
         problems += _impossible_ctc_weight(config)
     problems += [
@@ -274,17 +274,15 @@ def _impossible_ctc_weight(config: DictConfig) -> list[str]:
     said = f"run.ctc_weight = {config.run.ctc_weight}"
     if config.run.objective == "ctc":
         return [f"{said} does not go with run.objective = ctc: there is no other loss beside which it could stand"]
-    problems = _impossible_ctc(config, said)
-    if config.model.spelled_tokens:
-        problems.append(f"{said} does not go with model.spelled_tokens = True: the LLM is not given what CTC wants")
-    return problems
+    return _impossible_ctc(config, said)
 
 
-def _impossible_spelling(model: DictConfig) -> list[str]:
-    said, problems = "model.spelled_tokens = True", []
-    if not model.window_level_Qformer:
-        problems.append(f"{said} does not go with model.window_level_Qformer = False: no order in one window")
-    if not (model.ckpt or model.speech_llama_proj_model):
+def _impossible_spelling(config: DictConfig) -> list[str]:
+    said = "model.spelled_tokens = True"
+    problems = _impossible_order(config.model, said)
+    if config.run.ctc_weight:
+        problems.append(f"run.ctc_weight does not go with {said}: the LLM is not given what CTC wants")
+    if not (config.model.ckpt or config.model.speech_llama_proj_model):
         problems.append(f"{said} needs a connector that spells: model.ckpt, at first that of stage 0 (configs/fast)")
     return problems
 
@@ -293,9 +291,12 @@ def _impossible_ctc(config: DictConfig, said: str) -> list[str]:
     problems = []
     if not config.run.ctc_tasks:
         problems.append(f"run.ctc_tasks is empty: {said} needs the tasks whose texts follow the audio")
-    if not config.model.window_level_Qformer:
-        problems.append(f"model.window_level_Qformer = False does not go with {said}: no order in one window")
-    return problems
+    return problems + _impossible_order(config.model, said)
+
+
+def _impossible_order(model: DictConfig, said: str) -> list[str]:
+    whole = f"model.window_level_Qformer = False does not go with {said}: no order in one window"
+    return [] if model.window_level_Qformer else [whole]
 
 
 def _impossible_judge(judge: DictConfig) -> list[str]:

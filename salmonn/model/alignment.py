@@ -34,8 +34,7 @@ class CTCModel(SALMONN):
         super().__init__(config, *parts, **named_parts)
         self.ctc_weight = 0.0  # of the CTC loss; `set_ctc_weight` changes it as training goes on
         self.n_negatives, self.ctc_tasks = RunConfig.ctc_negatives, RunConfig().ctc_tasks
-        if not config.spelled_tokens:
-            self.add_spelling(self.llama_model.get_input_embeddings())
+        self.add_spelling()
 
     def loss_of_batch(self, embeds: Sequence[Tensor], samples: Samples) -> dict[str, Tensor]:
         """As SALMONN's, with `ctc_weight` times the CTC loss of the clips of `ctc_tasks` in "loss"."""
@@ -68,15 +67,6 @@ class CTCModel(SALMONN):
             "total": torch.full((), total, device=self.device),
             "cut": torch.full((), fits.count(False), device=self.device),
         }
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Input embeddings of the LLM; its tokenizer may know fewer."""
-        return self.llama_model.get_input_embeddings().weight.shape[0]
-
-    def table_of(self, candidates: Tensor) -> Tensor:
-        """The table [C + 1, H] of candidate tokens [C]."""
-        return self.table(self.llama_model.get_input_embeddings()(to_device(candidates, self.device)))
 
     def ctc_scores(self, clips: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
         """What validation counts of B clips' audio tokens [A, H]: loss per token and the errors of greedy CTC.

@@ -76,7 +76,7 @@ class SALMONN(Spelling):
             self.lora_scaling = config.lora_scaling
         self._add_connector(llm.get_input_embeddings().embedding_dim)
         if config.spelled_tokens:
-            self.add_spelling(llm.get_input_embeddings())
+            self.add_spelling()
 
         template = config.prompt_template
         self.train_prompts = prompts.load_train_prompts(config.prompt_path, template) if config.prompt_path else {}
@@ -264,8 +264,7 @@ class SALMONN(Spelling):
         clips = self.connector.filled(encoded, lengths) if filled else [*self.connector(encoded)]
         if not self.config.spelled_tokens:
             return clips
-        words = self.llama_model.get_input_embeddings()
-        table = self.table(words(torch.arange(words.num_embeddings, device=self.device)))
+        table = self.table_of(torch.arange(self.vocabulary_size))
         return [self.spelled(clip, table) for clip in clips]
 
     def _clean_audio(self, raw_wav: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,9 @@ import math
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from salmonn.common.device import to_device
 
 INITIAL_SCALE = 4.0  # of the logits
 _MEASURED_ROWS = 4096  # of the embeddings, for their size
@@ -18,10 +21,12 @@ _MEASURED_ROWS = 4096  # of the embeddings, for their size
 class Spelling(nn.Module):
     """The blank and the scale by which audio tokens are compared with the LLM's input embeddings."""
 
+    llama_model: PreTrainedModel
     embedding_norm: Tensor  # root mean square of the embeddings' norms
 
-    def add_spelling(self, embeddings: nn.Embedding) -> None:
+    def add_spelling(self) -> None:
         """Begin with a blank without a direction. Names are those of stage 0's checkpoints."""
+        embeddings = self.llama_model.get_input_embeddings()
         n_rows, width = embeddings.weight.shape
         rows = torch.arange(0, n_rows, max(1, n_rows // _MEASURED_ROWS), device=embeddings.weight.device)
         # logits are measured in it: the families' embeddings differ a hundredfold in size, and one scale has to fit all
@@ -32,6 +37,15 @@ class Spelling(nn.Module):
     def table(self, words: Tensor) -> Tensor:
         """What audio tokens are compared with [C + 1, H]: input embeddings of words [C, H] and, last, the blank."""
         return torch.cat([words.float(), self.ctc_blank[None]])
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Input embeddings of the LLM; its tokenizer may know fewer."""
+        return self.llama_model.get_input_embeddings().weight.shape[0]
+
+    def table_of(self, candidates: Tensor) -> Tensor:
+        """The table [C + 1, H] of candidate tokens [C]."""
+        return self.table(self.llama_model.get_input_embeddings()(to_device(candidates, self.ctc_blank.device)))
 
     def log_probs(self, embeds: Tensor, table: Tensor) -> Tensor:
         """Log-probabilities [A, C + 1] of the rows of a table [C + 1, H]; of audio tokens [A, H]."""

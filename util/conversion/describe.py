@@ -79,8 +79,9 @@ def _describe_salmonn(path: Path, content: Mapping[str, Any]) -> tuple[list[Row]
     if llm_quantization(section) != "none":
         rows.append(("trained on", f"the LLM in {llm_quantization(section)}"))
     if of_ctc:
-        use = "for what the LLM reads" if section.spelled_tokens else "for training with CTC, left out where nothing is"
-        rows.append(("spelling", f"{', '.join(of_ctc)}: {use} spelled"))
+        of_training = "for training with CTC, left out where nothing is spelled"
+        use = "for what the LLM reads" if section.spelled_tokens else of_training
+        rows.append(("spelling", f"{', '.join(of_ctc)}: {use}"))
     if extras := len(source.parameters) - len(parameters) - len(of_ctc):
         rows.append(("extras", f"{extras} tensors that the published writer leaves in its files; they are ignored"))
     broken = checkpoint.not_finite(parameters)
