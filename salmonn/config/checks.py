@@ -1,7 +1,7 @@
 """Values of a configuration that cannot be: each key's range, and what does not go together."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -28,6 +28,7 @@ _MORE, _BELOW = "more than 0", "below 1"
 BOUNDS: dict[str, tuple[float | str, float | str]] = {
     "model.max_seconds": (1, 30),  # Whisper's window
     "model.whisper_silence": (0, 30),
+    "model.sound_seconds": (0.02, 3600),
     "model.num_speech_query_token": (1, 10_000),
     "model.second_per_window": (0.02, 3600),  # a frame of Whisper
     "model.second_stride": (0.02, 3600),
@@ -220,18 +221,26 @@ def _impossible_model(model: DictConfig) -> list[str]:
             "model.only_filled_windows = True does not go with model.window_level_Qformer = False: there are no windows"
         )
     if model.whisper_silence is not None:
-        problems += [
-            f"model.whisper_silence = {model.whisper_silence:g} needs model.{key} = True: {reason}"
-            for key, reason in (
-                ("only_filled_windows", "what Whisper has not heard makes no audio tokens"),
-                ("freeze_whisper", "its window is that of each clip"),
-            )
-            if not model[key]
-        ]
+        needed = {
+            "only_filled_windows": "what Whisper has not heard makes no audio tokens",
+            "freeze_whisper": "its window is that of each clip",
+        }
+        problems += _missing(model, f"model.whisper_silence = {model.whisper_silence:g}", needed)
+    if model.spelled_tokens:
+        heard = "the connector spells what it has heard in stage 0"
+        needed = {"only_filled_windows": "as stage 0", "freeze_whisper": heard, "freeze_beats": heard}
+        problems += _missing(model, "model.spelled_tokens = True", needed)
+    if model.sound_seconds is not None:
+        needed = {"spelled_tokens": "audio tokens hold how it sounds, too"}
+        problems += _missing(model, f"model.sound_seconds = {model.sound_seconds:g}", needed)
     if model.low_resource and model.llm_quantization not in ("none", "8bit"):
         other = model.llm_quantization
         problems.append(f"model.low_resource = True means 8bit, model.llm_quantization says {other}: drop one of them")
     return problems
+
+
+def _missing(model: DictConfig, said: str, needed: Mapping[str, str]) -> list[str]:
+    return [f"{said} needs model.{key} = True: {reason}" for key, reason in needed.items() if not model[key]]
 
 
 def _impossible_shares(config: DictConfig) -> list[str]:

@@ -19,6 +19,7 @@ class ModelConfig:
     whisper_silence: float | None = None  # s behind a clip that Whisper hears; null: all of its window
     only_filled_windows: bool = False  # True: no audio tokens for windows in which the clip is over
     spelled_tokens: bool = False  # True: the LLM reads what a connector of stage 0 spells, without blanks
+    sound_seconds: float | None = None  # beside it a token for each so many s of how it sounds; null: none
     freeze_whisper: bool = True  # do not train Whisper
     freeze_beats: bool = True  # do not train BEATs
     use_speech_Qformer: bool = True  # as published; there is no model without a Q-Former here

@@ -35,6 +35,7 @@ PUBLISHED_EXTRAS = re.compile(
 CTC_PARAMETERS = ("ctc_blank", "ctc_log_scale")
 # The LLMs of the released checkpoints by their width: name, positions. Their versions share all names and shapes.
 _VICUNAS = {5120: ("vicuna-13b-v1.1", 2048), 4096: ("vicuna-7b-v1.5", 4096)}
+_SOUND = "sound_proj."  # of the LLM's reader (model/sound_tokens.py)
 _BACKBONES = ("speech_encoder.", "beats.", "llama_model.")
 
 
@@ -138,7 +139,7 @@ def require_fit(
 ) -> dict[str, Tensor]:
     """The parameters that the model takes from `path`; the model may be on the meta device.
 
-    With `partial` there may be fewer; of stage 0 the connector is taken, and LoRA keeps its own.
+    With `partial` there may be fewer; of stage 0 the connector is taken, and what reads it keeps its own.
     Raises UserError naming missing and unexpected keys and both shapes where they differ.
     """
     wanted = own_parameters(model)
@@ -152,7 +153,7 @@ def require_fit(
             logger.info("%s holds no %s weights: they stay as loaded from their own file", path, encoder.rstrip("."))
             wanted = {name: p for name, p in wanted.items() if not name.startswith(encoder)}
     if is_of_stage_0(parameters):
-        wanted = {name: p for name, p in wanted.items() if not _is_lora(name)}
+        wanted = {name: p for name, p in wanted.items() if not _is_lora(name) and not name.startswith(_SOUND)}
     is_read = getattr(getattr(model, "config", None), "spelled_tokens", False)  # else CTC may start anew
     if has_ctc and not is_read and found.keys().isdisjoint(CTC_PARAMETERS):
         wanted = {name: p for name, p in wanted.items() if name not in CTC_PARAMETERS}

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _SECONDS = ("second_per_window", "second_stride")
 _PARTS = ("whisper_path", "beats_path", "llama_path")
 _WHISPER_HEARS = ("max_seconds", "whisper_silence")  # of a clip and behind it: its features are others for each
-_SPELLED = "spelled_tokens"  # or raw ones: the LLM's adapters read only what they were trained on
+_READ = {"spelled_tokens": False, "sound_seconds": None}  # the LLM's adapters read only what they were trained on
 _MOST = 1e6  # of any setting
 
 
@@ -38,13 +38,15 @@ def require_same_hearing(
     theirs = _stored_section(content, path)
     other = heard_otherwise(theirs, model)
     if theirs and _is_read(content):
-        theirs = {**theirs, _SPELLED: bool(theirs.get(_SPELLED, False))}
-        other += [_SPELLED] if theirs[_SPELLED] != model[_SPELLED] else []
+        theirs = {**_READ, **theirs}
+        other += [key for key in _READ if theirs[key] != model[key]]
     if other:
-        listed = "\n  ".join(f"model.{key}: {theirs[key]} in the file, {model[key]} here" for key in other)
+        listed = "\n  ".join(
+            f"model.{key}: {_said(theirs[key])} in the file, {_said(model[key])} here" for key in other
+        )
         message = (
             f"{path} was trained to hear otherwise, which no name and no shape of its parameters shows:\n  {listed}\n"
-            f"Take its values: --options {' '.join(f'model.{key}={theirs[key]}' for key in other)}"
+            f"Take its values: --options {' '.join(f'model.{key}={_said(theirs[key])}' for key in other)}"
         )
         if not only_told:
             raise UserError(
@@ -95,6 +97,10 @@ def _is_told(key: str, theirs: Mapping[str, Any]) -> bool:
 
 def _shown(value: float | None) -> str:
     return "null" if value is None else f"{value:g}"
+
+
+def _said(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def _meant(key: str, value: float) -> float:

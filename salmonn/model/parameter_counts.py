@@ -10,6 +10,7 @@ _PARTS = {
     "speech_Qformer.": "Q-Former",
     "speech_query_tokens": "query tokens",
     "speech_llama_proj.": "projection",
+    "sound_proj.": "sound projection",
     "ln_": "norms",
     "llama_model.": "LoRA",
     "speech_encoder.": "Whisper",

@@ -34,7 +34,7 @@ class Connector(nn.Module):
     def __init__(self, config: DictConfig, speech_width: int, audio_width: int, llm_width: int, frames: int) -> None:
         super().__init__()
         require_window_fits(config, frames)
-        self.config, self.frames = config, frames
+        self.config, self.frames, self.context_width = config, frames, speech_width + audio_width
         self.ln_speech = nn.LayerNorm(speech_width)
         if audio_width:
             self.ln_audio = nn.LayerNorm(audio_width)
@@ -44,7 +44,7 @@ class Connector(nn.Module):
             config.qformer_num_layers,
             config.qformer_num_heads,
             config.qformer_intermediate_size,
-            speech_width + audio_width,
+            self.context_width,
         )
         self.speech_query_tokens = nn.Parameter(0.02 * torch.randn(1, config.num_speech_query_token, hidden))
         self.speech_llama_proj = nn.Linear(hidden, llm_width)
@@ -85,14 +85,25 @@ class Connector(nn.Module):
         """Audio tokens of clips of so many samples."""
         return [self.config.num_speech_query_token * n for n in self.n_windows(lengths)]
 
+    def n_frames(self, lengths: Sequence[int]) -> list[int]:
+        """Encoder frames of the windows of clips of so many samples."""
+        kernel, stride = self.window
+        return [(n - 1) * stride + kernel for n in self.n_windows(lengths)]
+
     def filled(self, encoded: EncoderOutputs, lengths: Tensor) -> list[Tensor]:
         """Audio tokens [A, H] of each clip, of those windows alone that begin within its length [B] in samples."""
-        kernel, stride = self.window
-        n_windows = self.n_windows(lengths.tolist())
-        n_frames = [(n - 1) * stride + kernel for n in n_windows]
-        features = self.fuse(encoded.in_a_row(n_frames)).split(n_frames, dim=1)  # nothing is computed for padding
-        windows = [split_windows(clip, kernel, stride) for clip in features]
-        return [clip.flatten(0, 1) for clip in self._tokens_of(torch.cat(windows)).split(n_windows)]
+        return self.tokens_of(self.heard(encoded, lengths))
+
+    def heard(self, encoded: EncoderOutputs, lengths: Tensor) -> list[Tensor]:
+        """Fused features [K, C] of each clip, of those windows alone that begin within its length [B] in samples."""
+        n_frames = self.n_frames(lengths.tolist())
+        return [*self.fuse(encoded.in_a_row(n_frames))[0].split(n_frames)]  # nothing is computed for padding
+
+    def tokens_of(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """Audio tokens [A, H] of each clip's features [K, C], whole windows."""
+        windows = [split_windows(clip[None], *self.window) for clip in clips]
+        tokens = self._tokens_of(torch.cat(windows)).split([len(clip) for clip in windows])
+        return [clip.flatten(0, 1) for clip in tokens]
 
     def embed(self, features: Tensor) -> Tensor:
         """[B, T, C] -> [B, A, H], window-major."""

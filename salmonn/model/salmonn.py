@@ -33,6 +33,7 @@ from salmonn.model.lora import add_lora, lora_layers, set_adapter_precision
 from salmonn.model.loss import target_loss
 from salmonn.model.qformer import Connector
 from salmonn.model.sharding import is_shared, lending, shard_blocks
+from salmonn.model.sound_tokens import n_stretches, sound_projection, sound_tokens
 from salmonn.model.spelling import Spelling
 from salmonn.model.tokenizer import load_tokenizer
 from salmonn.model.whisper import heard_frames, in_window, load_whisper, require_features_fit
@@ -76,7 +77,7 @@ class SALMONN(Spelling):
             self.lora_scaling = config.lora_scaling
         self._add_connector(llm.get_input_embeddings().embedding_dim)
         if config.spelled_tokens:
-            self.add_spelling()
+            self._read_spelling(llm)
 
         template = config.prompt_template
         self.train_prompts = prompts.load_train_prompts(config.prompt_path, template) if config.prompt_path else {}
@@ -101,6 +102,16 @@ class SALMONN(Spelling):
             self.add_module(name, module)
         self.speech_query_tokens = connector.speech_query_tokens
         self.__dict__["connector"] = connector
+
+    def _read_spelling(self, llm: PreTrainedModel) -> None:
+        """Freeze what stage 0 has learned: the LLM's gradient, which is large through a distribution, unlearns it."""
+        self.add_spelling()
+        self.connector.requires_grad_(False)
+        self.ctc_blank.requires_grad_(False)
+        self.ctc_log_scale.requires_grad_(False)
+        if self.config.sound_seconds is not None:
+            width = self.connector.context_width
+            self.sound_proj = sound_projection(width, llm.get_input_embeddings().embedding_dim, self.embedding_norm)
 
     @classmethod
     def from_config(
@@ -226,7 +237,7 @@ class SALMONN(Spelling):
             self.speech_encoder.eval()
         if self.beats is not None and self.config.freeze_beats:
             self.beats.eval()
-        if self.config.freeze_speech_QFormer:
+        if self.config.freeze_speech_QFormer or self.config.spelled_tokens:
             self.connector.speech_Qformer.eval()
         self.llama_model.eval()
         for layer in self._adapted:
@@ -260,12 +271,21 @@ class SALMONN(Spelling):
         `model.spelled_tokens` from what it says.
         """
         encoded, lengths = self._encode(raw_wav, padding_mask, spectrogram)
-        filled = self.config.only_filled_windows
-        clips = self.connector.filled(encoded, lengths) if filled else [*self.connector(encoded)]
-        if not self.config.spelled_tokens:
-            return clips
-        table = self.table_of(torch.arange(self.vocabulary_size))
-        return [self.spelled(clip, table) for clip in clips]
+        if self.config.spelled_tokens:
+            return self._read(self.connector.heard(encoded, lengths))
+        return (
+            self.connector.filled(encoded, lengths) if self.config.only_filled_windows else [*self.connector(encoded)]
+        )
+
+    def _read(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """What the LLM reads of clips' features [K, C] with `model.spelled_tokens`: [S, H] of each."""
+        with torch.no_grad():
+            table = self.table_of(torch.arange(self.vocabulary_size))
+            words = [self.spelled(clip, table) for clip in self.connector.tokens_of(clips)]
+        if self.config.sound_seconds is None:
+            return words
+        sounds = sound_tokens(clips, self.config.sound_seconds, self.sound_proj)
+        return [torch.cat(both) for both in zip(sounds, words, strict=True)]
 
     def _clean_audio(self, raw_wav: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Zeroes in the padding, at least 1 s, at most what Whisper hears; with the lengths [B] in samples.
@@ -283,7 +303,12 @@ class SALMONN(Spelling):
 
     def n_audio_tokens(self, n_samples: Sequence[int]) -> list[int]:
         """How many audio tokens `encode_clips` will give of clips of so many samples, at most: see `spelled_tokens`."""
-        return self.connector.n_tokens(self._heard(torch.tensor(n_samples)).tolist())
+        lengths = self._heard(torch.tensor(n_samples)).tolist()
+        n_tokens = self.connector.n_tokens(lengths)
+        if self.config.sound_seconds is not None:
+            frames = self.connector.n_frames(lengths)
+            n_tokens = [n + n_stretches(k, self.config.sound_seconds) for n, k in zip(n_tokens, frames, strict=True)]
+        return n_tokens
 
     def _heard(self, n_samples: Tensor) -> Tensor:
         """Samples [B] that count of clips [B]: at least 1 s, at most what Whisper hears."""

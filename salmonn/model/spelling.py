@@ -9,6 +9,7 @@ Shapes: A audio tokens of a clip, H the LLM's width, C candidate tokens, V the v
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -47,10 +48,15 @@ class Spelling(nn.Module):
         """The table [C + 1, H] of candidate tokens [C]."""
         return self.table(self.llama_model.get_input_embeddings()(to_device(candidates, self.ctc_blank.device)))
 
-    def log_probs(self, embeds: Tensor, table: Tensor) -> Tensor:
-        """Log-probabilities [A, C + 1] of the rows of a table [C + 1, H]; of audio tokens [A, H]."""
+    def log_probs(self, embeds: Tensor, table: Tensor, log_weights: Tensor | None = None) -> Tensor:
+        """Log-probabilities [A, C + 1] of the rows of a table [C + 1, H]; of audio tokens [A, H].
+
+        `log_weights` [C]: logarithms of how many words each of the table stands for, one by default.
+        """
         with torch.autocast(embeds.device.type, enabled=False):  # a softmax over thousands wants float32
             logits = embeds.float() @ table.t() * (self.ctc_log_scale.exp() / self.embedding_norm)
+            if log_weights is not None:
+                logits = logits + F.pad(log_weights, (0, 1))  # the blank stands for itself
             return logits.log_softmax(dim=-1)
 
     def spelled(self, embeds: Tensor, table: Tensor) -> Tensor:

@@ -339,7 +339,13 @@ def test_what_a_file_says_is_taken_or_refused_in_one_message(tmp_path, key, valu
 
 
 def test_every_number_has_bounds_and_every_text_is_a_choice_a_form_a_path_or_free():
-    or_null = {"model.lora_scaling", "model.whisper_silence", "evaluate.efficiency.runs", "evaluate.efficiency.warmup"}
+    or_null = {
+        "model.lora_scaling",
+        "model.whisper_silence",
+        "model.sound_seconds",
+        "evaluate.efficiency.runs",
+        "evaluate.efficiency.warmup",
+    }
     assert NUMBERS | or_null == set(BOUNDS)
     free = {"run.wandb_project", "model.token", "model.prompt_template", "model.end_sym", "evaluate.judge.model"}
     checked = {"evaluate.judge.base_url", "evaluate.judge.key_variable"}

@@ -13,6 +13,7 @@ from salmonn.model import checkpoint
 from salmonn.model.alignment import Aligner
 from salmonn.model.hearing import require_same_hearing
 from salmonn.model.meta_model import build_meta_model
+from salmonn.model.sound_tokens import sound_tokens
 from tests.fixtures.checkpoints import save_checkpoint as save
 from tests.fixtures.golden import golden_config
 from tests.fixtures.lightweight import samples_of, write_llm
@@ -32,7 +33,13 @@ def section(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("spelling")
     llm = write_llm(folder / "llm", "llama3.2")
-    windows = {"second_per_window": 0.04, "second_stride": 0.04, "lora": True, "lora_dropout": 0.0}
+    windows = {
+        "second_per_window": 0.04,
+        "second_stride": 0.04,
+        "lora": True,
+        "lora_dropout": 0.0,
+        "only_filled_windows": True,
+    }
     of_all = {**OmegaConf.to_container(golden_config("base")), **llm, **windows, "ckpt": ""}
     aligner = Aligner.from_config(of_all)
     torch.nn.init.normal_(aligner.ctc_blank, std=0.3)
@@ -76,7 +83,48 @@ def test_a_clip_is_spelled_as_alone_and_everything_trained_learns(model):
     model(samples)["loss"].backward()
     without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not without  # DDP would wait for it
-    assert model.ctc_blank.grad.any()
+    frozen = [n for n, p in checkpoint.own_parameters(model).items() if not p.requires_grad]
+    assert {"ctc_blank", "ctc_log_scale", "ln_speech.weight", "speech_query_tokens", "speech_llama_proj.bias"} <= {
+        *frozen
+    }
+    assert not model.train().connector.speech_Qformer.training  # no dropout: training reads what a test will
+    model.eval()
+
+
+def test_sound_tokens_stand_in_front_of_the_words(model, section, tmp_path):
+    torch.manual_seed(1)
+    hearing = SALMONN.from_config(OmegaConf.merge(section, {"sound_seconds": 0.5})).eval()
+    samples = samples_of(model, [0, 1])
+    n_samples = (~samples["padding_mask"]).sum(dim=1).tolist()
+    n_sounds = [max(1, round(n / 16000 / 0.5)) for n in n_samples]
+    with torch.no_grad():
+        both = hearing.encode_clips(samples["raw_wav"], samples["padding_mask"])
+        words = model.encode_clips(samples["raw_wav"], samples["padding_mask"])
+        for clip, spelled, n in zip(both, words, n_sounds, strict=True):
+            torch.testing.assert_close(clip[n:], spelled)
+            assert len(clip) == n + len(spelled)
+            # of the size of the LLM's own embeddings before anything is trained, and not all the same
+            assert 0 < clip[:n].norm(dim=1).max() < 2 * hearing.embedding_norm
+        alone = samples_of(model, [1])
+        torch.testing.assert_close(hearing.encode_clips(alone["raw_wav"], alone["padding_mask"])[0], both[1])
+    assert all(len(clip) <= n for clip, n in zip(both, hearing.n_audio_tokens(n_samples), strict=True))
+    hearing(samples)["loss"].backward()
+    assert hearing.sound_proj.weight.grad.any()
+    save_checkpoint(tmp_path / "sound.pth", hearing)
+    again = SALMONN.from_config(OmegaConf.merge(hearing.config, {"ckpt": str(tmp_path / "sound.pth")}))
+    assert torch.equal(again.sound_proj.weight, hearing.sound_proj.weight)
+    with pytest.raises(UserError, match=r"sound_seconds: 0\.5 in the file, null here[\s\S]*sound_seconds=0\.5"):
+        SALMONN.from_config(OmegaConf.merge(section, {"ckpt": str(tmp_path / "sound.pth")}))
+
+
+def test_a_sound_token_is_the_mean_of_its_stretch():
+    clips = [torch.arange(100.0)[:, None].expand(-1, 3), torch.ones(4, 3)]
+    projection = torch.nn.Linear(3, 3)
+    torch.nn.init.eye_(projection.weight)
+    torch.nn.init.zeros_(projection.bias)
+    long, short = sound_tokens(clips, 0.66, projection)  # 33 frames
+    torch.testing.assert_close(long[:, 0], torch.tensor([16.5, 50.0, 83.0]))  # 34, 33 and 33 frames
+    torch.testing.assert_close(short, torch.ones(1, 3))
 
 
 def test_it_answers(model):
@@ -108,11 +156,11 @@ def test_adapters_that_read_something_else_are_refused(model, section, tmp_path)
     with pytest.raises(UserError, match="missing: ctc_blank"):
         checkpoint.take_parameters(model, parameters, "x.pth")
     content = {"config": {"model": {"spelled_tokens": False}}, "model": checkpoint.read(section.ckpt)["model"]}
-    require_same_hearing(section, content, "stage0.pth")  # which nobody reads
+    require_same_hearing(model_config(section), content, "stage0.pth")  # which nobody reads
     for objective, is_read in (("ctc", False), ("answer", True)):  # a stage that is still to be run
         content = {"config": {"model": {"spelled_tokens": False}, "run": {"objective": objective}}}
         with pytest.raises(UserError, match=r"model\.spelled_tokens: False") if is_read else nullcontext():
-            require_same_hearing(section, content, "before.pth")
+            require_same_hearing(model_config(section), content, "before.pth")
 
 
 def test_it_is_saved_and_converted_whole(model, tmp_path):
@@ -133,6 +181,9 @@ def test_it_is_saved_and_converted_whole(model, tmp_path):
         (["model.ckpt="], "needs a connector that spells: model.ckpt"),
         (["model.window_level_Qformer=False"], "no order in one window"),
         (["run.ctc_weight=0.3"], "the LLM is not given what CTC wants"),
+        (["model.only_filled_windows=False"], "needs model.only_filled_windows = True"),
+        (["model.freeze_whisper=False"], "needs model.freeze_whisper = True"),
+        (["model.spelled_tokens=False", "model.sound_seconds=1"], "sound_seconds = 1 needs model.spelled_tokens"),
     ],
 )
 def test_what_cannot_be_read_is_refused(options, told):

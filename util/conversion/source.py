@@ -15,7 +15,7 @@ from salmonn.model.lineage import LINEAGE
 
 _SECTIONS = ("config.model", "config.run", "config.datasets", "progress.best")
 TRAINING_KEYS = ("epoch", "step", LINEAGE)  # kept beside the configuration
-_CONNECTOR = ("speech_query_tokens", "speech_Qformer.", "speech_llama_proj.", "ln_speech.", "ln_audio.")
+_CONNECTOR = ("speech_query_tokens", "speech_Qformer.", "speech_llama_proj.", "sound_proj.", "ln_speech.", "ln_audio.")
 
 
 class Source(NamedTuple):

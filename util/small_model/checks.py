@@ -21,8 +21,8 @@ from util.small_model.job import ALL, CONFIG_OF, CONFIGS, Small
 
 _OF_THE_MODEL = (  # how keys begin by which it hears, is shaped and reads: one value for all that trains or asks it
     "max_seconds", "whisper_silence", "only_filled_windows", "window_level_Qformer", "num_speech_query_token",
-    "spelled_tokens", "second_", "qformer_", "lora", "whisper_path", "llama_path", "beats_path", "prompt_template",
-    "end_sym",
+    "spelled_tokens", "sound_seconds", "second_", "qformer_", "lora", "whisper_path", "llama_path", "beats_path",
+    "prompt_template", "end_sym",
 )  # fmt: skip
 
 
