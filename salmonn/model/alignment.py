@@ -7,6 +7,7 @@ Not in the paper; `run.objective = ctc` and `run.ctc_weight`, see docs/training.
 Shapes: B clips, A audio tokens of a clip, H the LLM's width, C candidate tokens, V the vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -53,10 +54,11 @@ class CTCModel(SALMONN):
         and cut (transcripts that do not fit, and teach nothing).
         """
         targets = tokenize(self.tokenizer, texts)
-        candidates = draw_candidates(targets, self.n_negatives, self.vocabulary_size)  # [C], sorted
+        candidates, log_weights = draw_candidates(targets, self.n_negatives, self.vocabulary_size)
         columns = [torch.searchsorted(candidates, torch.tensor(ids, dtype=torch.long)) for ids in targets]
         lengths = [len(clip) for clip in clips]
-        rows = self.log_probs(torch.cat([*clips]), self.table_of(candidates)).split(lengths)  # none of padding
+        weights = to_device(log_weights, self.device)
+        rows = self.log_probs(torch.cat([*clips]), self.table_of(candidates), weights).split(lengths)  # none of padding
         # not pad_sequence, whose backward pass copies the whole batch once for each clip
         log_probs = torch.stack([F.pad(row, (0, 0, 0, max(lengths) - len(row))) for row in rows])  # [B, A, C + 1]
         losses, fits = ctc_losses(log_probs, lengths, columns)
@@ -95,7 +97,7 @@ class Aligner(CTCModel):
         """As SALMONN; of the LLM only the input embeddings are used."""
         # Whisper's 30 s are mostly silence behind the clip, which has nothing to spell
         settings = {"lora": False, "lora_scaling": None, "gradient_checkpointing": False, "only_filled_windows": True}
-        settings["spelled_tokens"] = False  # there is nobody to read them
+        settings |= {"spelled_tokens": False, "sound_seconds": None}  # there is nobody to read them
         super().__init__(OmegaConf.merge(config, settings), *parts, **named_parts)
 
     @classmethod
@@ -128,12 +130,25 @@ def set_ctc_weight(model: SALMONN, run: DictConfig, share_done: float) -> None:
         model.ctc_weight = run.ctc_weight * max(0.0, 1 - share_done / run.ctc_until)
 
 
-def draw_candidates(targets: Sequence[Sequence[int]], n_negatives: int, vocabulary_size: int) -> Tensor:
-    """Sorted ids [C] of the targets' tokens and `n_negatives` random ones; all tokens where so many are asked for."""
+class Candidates(NamedTuple):
+    """Of C tokens, sorted by id."""
+
+    ids: Tensor  # [C]
+    log_weights: Tensor  # [C] the logarithm of how many tokens of the vocabulary each stands for
+
+
+def draw_candidates(targets: Sequence[Sequence[int]], n_negatives: int, vocabulary_size: int) -> Candidates:
+    """The targets' tokens and `n_negatives` random ones; all tokens where so many are asked for.
+
+    Each drawn one stands for all that might have been drawn (sampled softmax, Jean et al. 2015), so that the loss
+    expects as much of a token as the whole vocabulary does, which is what is read and tested.
+    """
     if n_negatives >= vocabulary_size:
-        return torch.arange(vocabulary_size)
-    wanted = torch.tensor([token for ids in targets for token in ids], dtype=torch.long)
-    return torch.cat([wanted, torch.randint(vocabulary_size, (n_negatives,))]).unique()
+        return Candidates(torch.arange(vocabulary_size), torch.zeros(vocabulary_size))
+    wanted = torch.tensor([token for ids in targets for token in ids], dtype=torch.long).unique()
+    ids = torch.cat([wanted, torch.randint(vocabulary_size, (n_negatives,))]).unique()
+    share = max(len(ids) - len(wanted), 1) / (vocabulary_size - len(wanted))  # of the others that were drawn
+    return Candidates(ids, torch.where(torch.isin(ids, wanted), 0.0, -math.log(share)))
 
 
 class CTCLosses(NamedTuple):

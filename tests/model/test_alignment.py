@@ -86,12 +86,23 @@ def test_the_loss_is_pytorchs_ctc_loss_on_the_full_vocabulary(build, name):
 
 def test_only_the_batchs_tokens_and_the_random_ones_are_candidates():
     torch.manual_seed(0)
-    candidates = draw_candidates([[5, 900, 5], [], [7]], n_negatives=20, vocabulary_size=1000)
+    candidates, log_weights = draw_candidates([[5, 900, 5], [], [7]], n_negatives=20, vocabulary_size=1000)
     assert {5, 7, 900} <= set(candidates.tolist())
     assert len(candidates) <= 23
     assert candidates.tolist() == sorted(set(candidates.tolist()))
-    assert draw_candidates([[5]], n_negatives=0, vocabulary_size=1000).tolist() == [5]
-    assert draw_candidates([[5]], n_negatives=10, vocabulary_size=10).tolist() == list(range(10))
+    assert draw_candidates([[5]], n_negatives=0, vocabulary_size=1000).ids.tolist() == [5]
+    whole = draw_candidates([[5]], n_negatives=10, vocabulary_size=10)
+    assert whole.ids.tolist() == list(range(10))
+    assert not whole.log_weights.any()
+    assert {float(w) for w in log_weights[torch.isin(candidates, torch.tensor([5, 7, 900]))]} == {0.0}
+
+
+def test_drawn_candidates_weigh_as_much_as_the_whole_vocabulary():
+    torch.manual_seed(0)
+    logits = torch.randn(500)
+    draws = [draw_candidates([[3, 4]], n_negatives=50, vocabulary_size=500) for _ in range(400)]
+    sums = torch.stack([(logits[draw.ids] + draw.log_weights).exp().sum() for draw in draws])
+    torch.testing.assert_close(sums.mean(), logits.exp().sum(), rtol=0.03, atol=0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
