@@ -97,6 +97,7 @@ def fill_cache(study: Study, names: Sequence[str], options: Sequence[str] = ()) 
         if not run.encoder_cache or kept in filled:
             continue
         filled.add(kept)
+        config.model.ckpt = ""  # of stage 0, which is still to be run: what encoders say does not go by it
         model = build_model(config.model, run, torch.device(run.device)).eval()
         datasets = open_datasets(config, heard_seconds(config.model))
         model.encoder_cache = open_cache(config, model, sum(map(len, datasets.values())))

@@ -124,13 +124,14 @@ def test_each_way_of_hearing_has_a_stage_0_of_its_own(tmp_path):
     study = ready(ROOT / "configs/small/recipes_faster.yaml")
     folders = {name: aligned_folder(study, name, 1, tmp_path) for name in study.recipes}
     assert folders["published"] == folders["filled"] != folders["own_length"] == folders["own_length_tokens"]
+    assert folders["own_length_spelled"] == folders["own_length"]
     run, short = stage0_config(study, "published").run, stage0_config(ready(SMALL), "stage0_short").run
     assert (run.iters_per_epoch, run.batch_size_train, run.optims) == (300, 32, short.optims)
 
 
 @pytest.mark.parametrize(
     ("recipes", "stage0", "best", "of"),
-    [(RECIPES, "stage0_muon", "gently_overlap_half", AFTER_STAGE0), (SMALL, "stage0", "stage0_short", SMALL)],
+    [(RECIPES, "stage0_muon", "gently_overlap_half", AFTER_STAGE0), (SMALL, "stage0", "spelled", SMALL)],
 )
 def test_a_world_compares_four_recipes_by_itself_the_best_found_among_them(tmp_path, recipes, stage0, best, of):
     study, best_study = ready(recipes), ready(of)
