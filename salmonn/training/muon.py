@@ -2,7 +2,7 @@
 
 Muon (Keller Jordan, 2024) makes the momentum of a matrix orthogonal before it is applied, so that each direction moves
 equally far. PyTorch's own takes one matrix after the other in bfloat16, fifteen times slower on CPUs without it; here
-it is float32, matrices of a shape at once.
+matrices of a shape go at once, in bfloat16 where the device has units for it.
 """
 
 from collections import defaultdict
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import AdamW
+
+from salmonn.common.device import computes_bfloat16
 
 MOMENTUM = 0.95
 KEPT = {"step", "momentum_buffer"}  # of each matrix; AdamW asks for steps as it takes up a state
@@ -45,7 +47,9 @@ class MuonAdamW(AdamW):
             if matrix.grad is not None:
                 by_shape[matrix.shape][matrix] = self._momentum(matrix, matrix.grad)
         for (rows, columns), momenta in by_shape.items():
-            updates = orthogonal(torch.stack([*momenta.values()]))
+            stacked = torch.stack([*momenta.values()])
+            in_bfloat16 = stacked.is_cuda or (stacked.device.type == "cpu" and computes_bfloat16())
+            updates = orthogonal(stacked.bfloat16() if in_bfloat16 else stacked)
             rate = group["lr"] * max(1, rows / columns) ** 0.5
             for matrix, update in zip(momenta, updates, strict=True):
                 matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=rate)
