@@ -125,7 +125,7 @@ def test_each_way_of_hearing_has_a_stage_0_of_its_own(tmp_path):
     folders = {name: aligned_folder(study, name, 1, tmp_path) for name in study.recipes}
     assert folders["published"] == folders["filled"] != folders["own_length"] == folders["own_length_tokens"]
     assert folders["own_length_spelled"] == folders["own_length"]
-    run, short = stage0_config(study, "published").run, stage0_config(ready(SMALL), "stage0_short").run
+    run, short = stage0_config(study, "published").run, stage0_config(ready(SMALL), "spelled").run
     assert (run.iters_per_epoch, run.batch_size_train, run.optims) == (300, 32, short.optims)
 
 
