@@ -281,7 +281,7 @@ class SALMONN(Spelling):
         """What the LLM reads of clips' features [K, C] with `model.spelled_tokens`: [S, H] of each."""
         with torch.no_grad():
             table = self.table_of(torch.arange(self.vocabulary_size))
-            words = [self.spelled(clip, table) for clip in self.connector.tokens_of(clips)]
+            words = self.spelled(self.connector.tokens_of(clips), table)
         if self.config.sound_seconds is None:
             return words
         sounds = sound_tokens(clips, self.config.sound_seconds, self.sound_proj)

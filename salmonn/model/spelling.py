@@ -7,6 +7,7 @@ Shapes: A audio tokens of a clip, H the LLM's width, C candidate tokens, V the v
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from salmonn.common.device import to_device
 
 INITIAL_SCALE = 4.0  # of the logits
 _MEASURED_ROWS = 4096  # of the embeddings, for their size
+WORDS_READ = 32  # of an audio token: the rest of a vocabulary weighs nothing, and costs
+_ROWS = 256  # audio tokens that are compared with a vocabulary at a time
 
 
 class Spelling(nn.Module):
@@ -59,18 +62,30 @@ class Spelling(nn.Module):
                 logits = logits + F.pad(log_weights, (0, 1))  # the blank stands for itself
             return logits.log_softmax(dim=-1)
 
-    def spelled(self, embeds: Tensor, table: Tensor) -> Tensor:
-        """What audio tokens [A, H] say in the words of a table [V + 1, H]: [S, H], in place of them for the LLM.
+    def spelled(self, clips: Sequence[Tensor], table: Tensor) -> list[Tensor]:
+        """What clips' audio tokens [A, H] say in the words of a table [V + 1, H]: [S, H] of each, in place of them.
 
-        The expected word of each; runs with the same likeliest word become one, their mean, and runs of the blank
-        nothing. Of a clip that is all blank, the audio token that is the least so.
+        Of each the expected word, as far as its `WORDS_READ` likeliest tell. Runs with the same likeliest word become
+        one, their mean, and runs of the blank nothing; of a clip that is all blank, the one that is the least so.
         """
+        parts = [self._said(rows, table) for rows in torch.cat([*clips]).split(_ROWS)]
+        said = [torch.cat(part).split([len(clip) for clip in clips]) for part in zip(*parts, strict=True)]
+        return [_read_once(*clip) for clip in zip(*said, strict=True)]
+
+    def _said(self, embeds: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of audio tokens [A, H] the expected words [A, H], the likeliest [A], and how much more so it is [A]."""
         log_probs = self.log_probs(embeds, table)  # [A, V + 1]
+        words = log_probs[:, :-1].topk(min(WORDS_READ, len(table) - 1))  # [A, K]
         with torch.autocast(embeds.device.type, enabled=False):
-            expected = log_probs[:, :-1].softmax(dim=-1) @ table[:-1]  # if it is a word
-        likeliest, run, n_tokens = log_probs.argmax(dim=1).unique_consecutive(return_inverse=True, return_counts=True)
-        is_word = likeliest != len(table) - 1
-        if not bool(is_word.any()):
-            return expected[log_probs[:, -1].argmin()][None]
-        sums = torch.zeros(len(likeliest), expected.shape[1], device=expected.device).index_add(0, run, expected)
-        return (sums / n_tokens[:, None])[is_word]
+            expected = torch.einsum("ak,akh->ah", words.values.softmax(dim=1), table[words.indices])
+        return expected, words.indices[:, 0], words.values[:, 0] - log_probs[:, -1]
+
+
+def _read_once(expected: Tensor, likeliest: Tensor, over_blank: Tensor) -> Tensor:
+    """A clip's words [S, H] of its audio tokens': see `Spelling.spelled`."""
+    is_blank = over_blank < 0
+    _, run, n_tokens = likeliest.masked_fill(is_blank, -1).unique_consecutive(return_inverse=True, return_counts=True)
+    means = torch.zeros(len(n_tokens), expected.shape[1], device=expected.device).index_add(0, run, expected)
+    means = means / n_tokens[:, None]
+    is_word = torch.ones_like(n_tokens, dtype=torch.bool).index_fill(0, run[is_blank], False)
+    return means[is_word] if bool(is_word.any()) else expected[over_blank.argmax()][None]

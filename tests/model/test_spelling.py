@@ -61,12 +61,12 @@ def test_a_run_becomes_one_expected_word_and_blanks_nothing(model):
         other.embedding_norm.fill_(1.0)
         table = other.table(words)
         sure = 100 * torch.cat([blank, words[[2, 2]], blank, words[[2, 4]], blank])
-        torch.testing.assert_close(other.spelled(sure, table), words[[2, 2, 4]])
+        torch.testing.assert_close(other.spelled([sure], table)[0], words[[2, 2, 4]])
         unsure = torch.stack([2 * words[3] + words[1], 2 * words[3] + 1.5 * words[1]])  # one run
         shares = other.log_probs(unsure, table)[:, :-1].exp()
         expected = (shares / shares.sum(dim=1, keepdim=True)) @ words
-        torch.testing.assert_close(other.spelled(unsure, table), expected.mean(dim=0, keepdim=True))
-        silence = other.spelled(torch.cat([100 * blank, 6 * blank + 4 * words[1:2]]), table)
+        torch.testing.assert_close(other.spelled([sure, unsure], table)[1], expected.mean(dim=0, keepdim=True))
+        (silence,) = other.spelled([torch.cat([100 * blank, 6 * blank + 4 * words[1:2]])], table)
     torch.testing.assert_close(silence, words[1:2], atol=1e-5, rtol=0)  # never without a token: the least blank one
 
 
