@@ -192,7 +192,9 @@ def test_a_disk_too_full_for_the_encoder_cache_is_told_before_anything_is_done(t
     parts.run_all(arguments(monkeypatch, "--out", tmp_path / "out", "--options", "all:run.encoder_cache_gb=2"))
 
 
-@pytest.mark.parametrize("option", ["model.max_seconds=20", "model.lora_rank=4", "model={second_stride: 0.3}"])
+@pytest.mark.parametrize(
+    "option", ["model.max_seconds=20", "model.lora_rank=4", "model={second_stride: 0.3}", "model.sound_seconds=2"]
+)
 def test_what_would_make_the_stages_hear_otherwise_is_refused_for_one_alone(option, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "PARTS", never_begun("models"))
     monkeypatch.chdir(ROOT)

@@ -21,9 +21,9 @@ from util.small_model.job import ALL, CONFIG_OF, CONFIGS, Small
 
 _OF_THE_MODEL = (  # how keys begin by which it hears, is shaped and reads: one value for all that trains or asks it
     "max_seconds", "whisper_silence", "only_filled_windows", "window_level_Qformer", "num_speech_query_token",
-    "spelled_tokens", "sound_seconds", "second_", "qformer_", "lora", "whisper_path", "llama_path", "beats_path",
-    "prompt_template", "end_sym",
+    "second_", "qformer_", "lora", "whisper_path", "llama_path", "beats_path", "prompt_template", "end_sym",
 )  # fmt: skip
+_OF_THE_READER = ("spelled_tokens", "sound_seconds")  # likewise, but for stage 0, in which nobody reads
 
 
 def require_possible(small: Small, undone: Set[str]) -> None:
@@ -70,8 +70,9 @@ def _problems_of_models(configs: Mapping[str, DictConfig]) -> list[str]:
     """Where the stages, and who talks to the model then, would not hear the same by a model of the same parts."""
     last = configs["decode"].model
     problems = []
-    for key in (key for key in last if key.startswith(_OF_THE_MODEL)):
-        if other := [name for name, config in configs.items() if config.model[key] != last[key]]:
+    for key in (key for key in last if key.startswith((*_OF_THE_MODEL, *_OF_THE_READER))):
+        alike = [name for name in configs if name != "stage0" or key not in _OF_THE_READER]
+        if other := [name for name in alike if configs[name].model[key] != last[key]]:
             problems.append(
                 f"--options: model.{key} would be {configs[other[0]].model[key]} in {', '.join(other)} and {last[key]} "
                 f"otherwise, and has to be the same in all of them: write {ALL}:model.{key}=VALUE"
