@@ -57,6 +57,13 @@ def computes_bfloat16() -> bool:
     return any(torch.cpu.get_capabilities().get(units, False) for units in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has units for bfloat16: older cards only emulate it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and computes_bfloat16()
+
+
 @cache
 def _tell_slow_bfloat16() -> None:
     logger.warning("this processor computes several times slower in bfloat16 than with %s", IN_FLOAT32)

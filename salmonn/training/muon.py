@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from salmonn.common.device import computes_bfloat16
+from salmonn.common.device import has_bfloat16
 
 MOMENTUM = 0.95
 KEPT = {"step", "momentum_buffer"}  # of each matrix; AdamW asks for steps as it takes up a state
@@ -48,8 +48,7 @@ class MuonAdamW(AdamW):
                 by_shape[matrix.shape][matrix] = self._momentum(matrix, matrix.grad)
         for (rows, columns), momenta in by_shape.items():
             stacked = torch.stack([*momenta.values()])
-            in_bfloat16 = stacked.is_cuda or (stacked.device.type == "cpu" and computes_bfloat16())
-            updates = orthogonal(stacked.bfloat16() if in_bfloat16 else stacked)
+            updates = orthogonal(stacked.bfloat16() if has_bfloat16(stacked.device) else stacked)
             rate = group["lr"] * max(1, rows / columns) ** 0.5
             for matrix, update in zip(momenta, updates, strict=True):
                 matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=rate)

@@ -123,7 +123,7 @@ def test_muon_takes_the_connectors_matrices_at_a_rate_of_their_own(golden):
 
 @pytest.mark.parametrize("in_bfloat16", [True, False])
 def test_muon_moves_a_matrix_as_pytorchs_own_and_the_rest_as_adamw(monkeypatch, in_bfloat16):
-    monkeypatch.setattr("salmonn.training.muon.computes_bfloat16", lambda: in_bfloat16)
+    monkeypatch.setattr("salmonn.common.device.computes_bfloat16", lambda: in_bfloat16)
     models = [ConnectorLike() for _ in range(3)]
     ours = build_optimizer(models[0], WITH_MUON)
     set_learning_rate(ours, 1e-2)
