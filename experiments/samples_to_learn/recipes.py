@@ -16,7 +16,7 @@ from salmonn.config.reading import read_yaml
 # what the encoders are and hear: of the model
 OF_ENCODERS = ("whisper_path", "beats_path", "encoder_dtype", "max_seconds", "whisper_silence")
 _OF_ALL_STAGES = ("model.", "datasets.", "run.amp", "run.encoder_cache")  # what is heard, by what, how precisely
-OF_STAGE_0 = "stage0/checkpoint_best.pth"  # what a recipe with a stage 0 starts from, until it is known where it lies
+_OF_STAGE_0 = "stage0/checkpoint_best.pth"  # what a recipe with a stage 0 starts from, until it is known where it lies
 
 
 @dataclass
@@ -105,7 +105,7 @@ def _require_shares(recipe: Recipe, where: str) -> None:
 def recipe_config(study: Study, name: str, options: Sequence[str] = ()) -> DictConfig:
     """The complete configuration of a recipe; `options` come last. Raises UserError for what is not usable in it."""
     recipe = study.recipes[name]
-    begins = [f"model.ckpt={OF_STAGE_0}"] if recipe.stage0 else []
+    begins = [f"model.ckpt={_OF_STAGE_0}"] if recipe.stage0 else []
     config = load_config(study.config, [*study.options, *begins, *recipe.options, *options])
     batch = config.run.batch_size_train * config.run.accum_grad_iters
     if study.valid_every_samples % batch:

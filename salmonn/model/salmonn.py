@@ -77,7 +77,7 @@ class SALMONN(Spelling):
             self.lora_scaling = config.lora_scaling
         self._add_connector(llm.get_input_embeddings().embedding_dim)
         if config.spelled_tokens:
-            self._read_spelling(llm)
+            self._read_spelling()
 
         template = config.prompt_template
         self.train_prompts = prompts.load_train_prompts(config.prompt_path, template) if config.prompt_path else {}
@@ -103,15 +103,15 @@ class SALMONN(Spelling):
         self.speech_query_tokens = connector.speech_query_tokens
         self.__dict__["connector"] = connector
 
-    def _read_spelling(self, llm: PreTrainedModel) -> None:
+    def _read_spelling(self) -> None:
         """Freeze what stage 0 has learned: the LLM's gradient, which is large through a distribution, unlearns it."""
         self.add_spelling()
         self.connector.requires_grad_(False)
         self.ctc_blank.requires_grad_(False)
         self.ctc_log_scale.requires_grad_(False)
         if self.config.sound_seconds is not None:
-            width = self.connector.context_width
-            self.sound_proj = sound_projection(width, llm.get_input_embeddings().embedding_dim, self.embedding_norm)
+            width, llm_width = self.connector.context_width, len(self.ctc_blank)
+            self.sound_proj = sound_projection(width, llm_width, self.embedding_norm)
 
     @classmethod
     def from_config(
@@ -273,9 +273,9 @@ class SALMONN(Spelling):
         encoded, lengths = self._encode(raw_wav, padding_mask, spectrogram)
         if self.config.spelled_tokens:
             return self._read(self.connector.heard(encoded, lengths))
-        return (
-            self.connector.filled(encoded, lengths) if self.config.only_filled_windows else [*self.connector(encoded)]
-        )
+        if self.config.only_filled_windows:
+            return self.connector.filled(encoded, lengths)
+        return [*self.connector(encoded)]
 
     def _read(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """What the LLM reads of clips' features [K, C] with `model.spelled_tokens`: [S, H] of each."""

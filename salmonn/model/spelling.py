@@ -56,11 +56,14 @@ class Spelling(nn.Module):
 
         `log_weights` [C]: logarithms of how many words each of the table stands for, one by default.
         """
+        logits = self._logits(embeds, table)
+        if log_weights is not None:
+            logits = logits + F.pad(log_weights, (0, 1))  # the blank stands for itself
+        return logits.log_softmax(dim=-1)
+
+    def _logits(self, embeds: Tensor, table: Tensor) -> Tensor:
         with torch.autocast(embeds.device.type, enabled=False):  # a softmax over thousands wants float32
-            logits = embeds.float() @ table.t() * (self.ctc_log_scale.exp() / self.embedding_norm)
-            if log_weights is not None:
-                logits = logits + F.pad(log_weights, (0, 1))  # the blank stands for itself
-            return logits.log_softmax(dim=-1)
+            return embeds.float() @ table.t() * (self.ctc_log_scale.exp() / self.embedding_norm)
 
     def spelled(self, clips: Sequence[Tensor], table: Tensor) -> list[Tensor]:
         """What clips' audio tokens [A, H] say in the words of a table [V + 1, H]: [S, H] of each, in place of them.
@@ -74,11 +77,11 @@ class Spelling(nn.Module):
 
     def _said(self, embeds: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of audio tokens [A, H] the expected words [A, H], the likeliest [A], and how much more so it is [A]."""
-        log_probs = self.log_probs(embeds, table)  # [A, V + 1]
-        words = log_probs[:, :-1].topk(min(WORDS_READ, len(table) - 1))  # [A, K]
+        logits = self._logits(embeds, table)  # [A, V + 1]
+        words = logits[:, :-1].topk(min(WORDS_READ, len(table) - 1))  # [A, K]
         with torch.autocast(embeds.device.type, enabled=False):
             expected = torch.einsum("ak,akh->ah", words.values.softmax(dim=1), table[words.indices])
-        return expected, words.indices[:, 0], words.values[:, 0] - log_probs[:, -1]
+        return expected, words.indices[:, 0], words.values[:, 0] - logits[:, -1]
 
 
 def _read_once(expected: Tensor, likeliest: Tensor, over_blank: Tensor) -> Tensor:
