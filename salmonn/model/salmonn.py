@@ -280,8 +280,7 @@ class SALMONN(Spelling):
     def _read(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """What the LLM reads of clips' features [K, C] with `model.spelled_tokens`: [S, H] of each."""
         with torch.no_grad():
-            table = self.table_of(torch.arange(self.vocabulary_size))
-            words = self.spelled(self.connector.tokens_of(clips), table)
+            words = self.spelled(self.connector.tokens_of(clips))
         if self.config.sound_seconds is None:
             return words
         sounds = sound_tokens(clips, self.config.sound_seconds, self.sound_proj)

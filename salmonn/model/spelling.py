@@ -8,6 +8,7 @@ Shapes: A audio tokens of a clip, H the LLM's width, C candidate tokens, V the v
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -56,32 +57,46 @@ class Spelling(nn.Module):
 
         `log_weights` [C]: logarithms of how many words each of the table stands for, one by default.
         """
-        logits = self._logits(embeds, table)
+        with _in_float32(embeds):
+            logits = self._scaled(embeds.float() @ table.t())
         if log_weights is not None:
             logits = logits + F.pad(log_weights, (0, 1))  # the blank stands for itself
         return logits.log_softmax(dim=-1)
 
-    def _logits(self, embeds: Tensor, table: Tensor) -> Tensor:
-        with torch.autocast(embeds.device.type, enabled=False):  # a softmax over thousands wants float32
-            return embeds.float() @ table.t() * (self.ctc_log_scale.exp() / self.embedding_norm)
+    def _scaled(self, products: Tensor) -> Tensor:
+        return products * (self.ctc_log_scale.exp() / self.embedding_norm)
 
-    def spelled(self, clips: Sequence[Tensor], table: Tensor) -> list[Tensor]:
-        """What clips' audio tokens [A, H] say in the words of a table [V + 1, H]: [S, H] of each, in place of them.
+    def spelled(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """What clips' audio tokens [A, H] say in the LLM's words: [S, H] of each, in place of them.
 
         Of each the expected word, as far as its `WORDS_READ` likeliest tell. Runs with the same likeliest word become
         one, their mean, and runs of the blank nothing; of a clip that is all blank, the one that is the least so.
         """
-        parts = [self._said(rows, table) for rows in torch.cat([*clips]).split(_ROWS)]
+        parts = [self._said(rows) for rows in torch.cat([*clips]).split(_ROWS)]
         said = [torch.cat(part).split([len(clip) for clip in clips]) for part in zip(*parts, strict=True)]
         return [_read_once(*clip) for clip in zip(*said, strict=True)]
 
-    def _said(self, embeds: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of audio tokens [A, H] the expected words [A, H], the likeliest [A], and how much more so it is [A]."""
-        logits = self._logits(embeds, table)  # [A, V + 1]
-        words = logits[:, :-1].topk(min(WORDS_READ, len(table) - 1))  # [A, K]
-        with torch.autocast(embeds.device.type, enabled=False):
-            expected = torch.einsum("ak,akh->ah", words.values.softmax(dim=1), table[words.indices])
-        return expected, words.indices[:, 0], words.values[:, 0] - logits[:, -1]
+    def _said(self, embeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of audio tokens [A, H] the expected words [A, H], the likeliest [A], and how much more so it is [A].
+
+        Words are chosen in the LLM's precision, where its embeddings lie, and compared in float32: a copy of all of
+        them would take longer than either.
+        """
+        embeddings = self.llama_model.get_input_embeddings()
+        with _in_float32(embeds):
+            in_order = F.linear(embeds.to(embeddings.weight.dtype), embeddings.weight)  # [A, V]
+            tokens = in_order.topk(min(WORDS_READ, self.vocabulary_size)).indices  # [A, K]
+            words = embeddings(tokens).float()  # [A, K, H]
+            logits = self._scaled(torch.einsum("ah,akh->ak", embeds.float(), words))
+            blank = self._scaled(embeds.float() @ self.ctc_blank)  # [A]
+            expected = torch.einsum("ak,akh->ah", logits.softmax(dim=1), words)
+        likeliest = logits.max(dim=1)
+        return expected, tokens.gather(1, likeliest.indices[:, None])[:, 0], likeliest.values - blank
+
+
+def _in_float32(embeds: Tensor) -> AbstractContextManager[None]:
+    """Without autocast: a softmax over thousands wants it."""
+    return torch.autocast(embeds.device.type, enabled=False)
 
 
 def _read_once(expected: Tensor, likeliest: Tensor, over_blank: Tensor) -> Tensor:

@@ -59,15 +59,33 @@ def test_a_run_becomes_one_expected_word_and_blanks_nothing(model):
     with torch.no_grad():
         other.ctc_blank.copy_(blank[0])
         other.embedding_norm.fill_(1.0)
-        table = other.table(words)
+        embeddings = other.llama_model.get_input_embeddings().weight
+        embeddings.fill_(-100.0)  # all other words are like nothing
+        embeddings[:5] = words
         sure = 100 * torch.cat([blank, words[[2, 2]], blank, words[[2, 4]], blank])
-        torch.testing.assert_close(other.spelled([sure], table)[0], words[[2, 2, 4]])
+        torch.testing.assert_close(other.spelled([sure])[0], words[[2, 2, 4]])
         unsure = torch.stack([2 * words[3] + words[1], 2 * words[3] + 1.5 * words[1]])  # one run
-        shares = other.log_probs(unsure, table)[:, :-1].exp()
+        shares = other.log_probs(unsure, other.table(words))[:, :-1].exp()
         expected = (shares / shares.sum(dim=1, keepdim=True)) @ words
-        torch.testing.assert_close(other.spelled([sure, unsure], table)[1], expected.mean(dim=0, keepdim=True))
-        (silence,) = other.spelled([torch.cat([100 * blank, 6 * blank + 4 * words[1:2]])], table)
+        torch.testing.assert_close(other.spelled([sure, unsure])[1], expected.mean(dim=0, keepdim=True))
+        (silence,) = other.spelled([torch.cat([100 * blank, 6 * blank + 4 * words[1:2]])])
     torch.testing.assert_close(silence, words[1:2], atol=1e-5, rtol=0)  # never without a token: the least blank one
+
+
+def test_words_that_the_llm_s_precision_cannot_tell_apart_are_told_apart(model):
+    other = SALMONN.from_config(model.config)
+    other.llama_model.to(torch.bfloat16)
+    with torch.no_grad():
+        other.embedding_norm.fill_(1.0)
+        embeddings = other.llama_model.get_input_embeddings().weight
+        embeddings.fill_(-100.0)
+        embeddings[:2, 0] = 256.0
+        embeddings[:2, 1:] = 0.0
+        embeddings[1, 1] = 0.5  # 256.5 in all: in bfloat16 the same
+        heard = torch.zeros(1, embeddings.shape[1])
+        heard[0, :2] = 1.0
+        said = other.spelled([100 * heard])[0]
+    torch.testing.assert_close(said, embeddings[1:2].float())
 
 
 def test_a_clip_is_spelled_as_alone_and_everything_trained_learns(model):
