@@ -145,6 +145,7 @@ class TimedRunner(Runner):
     def __init__(self, config: DictConfig, layer_norm: bool = False, frame_dropout: float = 0.0) -> None:
         super().__init__(config)
         self.layer_norm, self.frame_dropout = layer_norm, frame_dropout
+        self._ended: float | None = None
 
     def prepare(self) -> None:
         """As usual, with what a recipe changes of the connector."""
@@ -155,9 +156,15 @@ class TimedRunner(Runner):
             drop_frames(self.model, self.frame_dropout)
         self._began, self._aside = time.process_time(), 0.0
 
+    def train(self) -> bool:
+        """As usual; what a run does once it is trained, such as drawing its curves, does not count."""
+        is_done = super().train()
+        self._ended = time.process_time()
+        return is_done
+
     def trained_seconds(self) -> float:
         """CPU seconds of training until now, of all threads of this process."""
-        return time.process_time() - self._began - self._aside
+        return (self._ended or time.process_time()) - self._began - self._aside
 
     def validate(self, dataset: SALMONNDataset, epoch: int, step: int) -> dict[str, Any] | None:
         """As usual; its time does not count."""

@@ -471,6 +471,26 @@ def test_a_stage_0_counts_in_the_cpu_seconds_and_not_in_the_samples(mini_world, 
     assert all(", 0 encoded" in line for line in found)  # by no run: it was filled before
 
 
+def test_what_a_run_does_once_it_is_trained_does_not_count(monkeypatch):
+    class Clock:
+        now = 0.0
+
+        def tick(self, seconds: float) -> bool:
+            self.now += seconds
+            return True
+
+    clock = Clock()
+    monkeypatch.setattr(experiment.time, "process_time", lambda: clock.now)
+    monkeypatch.setattr(experiment.Runner, "prepare", lambda _runner: None)
+    monkeypatch.setattr(experiment.Runner, "__init__", lambda _runner, _config: None)
+    monkeypatch.setattr(experiment.Runner, "train", lambda _runner: clock.tick(7.0))
+    runner = experiment.TimedRunner(None)
+    runner.prepare()
+    assert runner.train()
+    clock.tick(100.0)  # curves are drawn
+    assert runner.trained_seconds() == 7.0
+
+
 def test_validations_inside_an_epoch_leave_the_training_as_it_is(mini_world, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     short = ["run.iters_per_epoch=6", "run.accum_grad_iters=2", "run.optims.max_epoch=1", "run.batch_size_train=2"]
