@@ -154,3 +154,12 @@ def test_no_answer_is_likelier_than_another_where_one_could_guess():
     assert len(answers) == 30
     assert 8 <= answers.count("woman") <= 22
     assert len(tasks.balanced(entries, Random(0), 100)) == 40
+
+
+def test_half_of_recognition_in_stage_2_is_long():
+    entries = [{"path": f"{i}.wav", "task": "asr", "text": "word " * (1 + i % 12)} for i in range(120)]
+    chosen = [len(entry["text"].split()) for entry in tasks.recognition(entries, Random(0), 20)]
+    assert len(chosen) == 20
+    assert sum(n >= 11 for n in chosen) == 10  # the longest sixth
+    paths = [entry["path"] for entry in tasks.recognition(entries, Random(0), 1000)]
+    assert sorted(paths) == sorted(entry["path"] for entry in entries)  # as many as there are, each once

@@ -17,6 +17,9 @@ SEED = 5
 Entry = dict[str, str]
 _KEY = re.compile(r"\bpress (one|two|three|four|five|six|seven|eight|nine|zero|star|pound)\b")
 SHORTEST_WORD = 4  # letters, of a word that is asked about
+# recognition has more entries than a task whose answer is a word, and half of them are long: it forgets them otherwise
+RECOGNITION = 2.5
+LONG = 6  # one in so many is a long one
 # of a task's entries in training: the answer is one word among a batch's hundreds, and there are few clips of it
 REPEATS = {"language": 3}
 
@@ -81,6 +84,14 @@ def sample(entries: Iterable[Entry], rng: Random, n: int) -> list[Entry]:
     return rng.sample(found, min(n, len(found)))
 
 
+def recognition(asr: Sequence[Entry], rng: Random, n: int) -> list[Entry]:
+    """At most `n` of them, half of the longest sixth and half of the others."""
+    by_words = sorted(asr, key=lambda entry: len(entry["text"].split()), reverse=True)
+    n_long = len(asr) // LONG
+    long = sample(by_words[:n_long], rng, n // 2)
+    return long + sample(by_words[n_long:], rng, n - len(long))
+
+
 def _entry(path: str, task: str, text: str, question: str = "") -> Entry:
     return {"path": path, "task": task, "text": text, **({"Q": question} if question else {})}
 
@@ -92,11 +103,14 @@ def instruction_entries(
     folder: str,
     n: int,
 ) -> dict[str, list[Entry]]:
-    """{task: at most `n` entries} of one split: its transcribed clips, recordings and spoken clips."""
+    """{task: at most `n` entries} of one split: its transcribed clips, recordings and spoken clips.
+
+    Of recognition `RECOGNITION` times as many.
+    """
     rng = Random(SEED)
     heard = [(entry["path"], entry["text"]) for entry in asr]
     return {
-        "asr": sample(asr, rng, n),
+        "asr": recognition(asr, rng, round(RECOGNITION * n)),
         "language": balanced(language(recordings), rng, n),
         "music_speech": balanced(music_or_speech(recordings), rng, n),
         "voice": balanced(voice(spoken, folder), rng, n),
