@@ -257,9 +257,9 @@ def test_other_ranks_wait_for_as_long_as_a_person_takes(monkeypatch):
 
 def test_a_clip_is_encoded_once_for_several_questions(chat: Chat, clips, monkeypatch, capsys):
     encoded = []
-    encode = chat.engine.model.encode_clips
+    encode = chat.engine.model.encode_and_spell
     monkeypatch.setattr(
-        chat.engine.model, "encode_clips", lambda wav, *rest: encoded.append(len(wav)) or encode(wav, *rest)
+        chat.engine.model, "encode_and_spell", lambda wav, *rest: encoded.append(len(wav)) or encode(wav, *rest)
     )
     for line in (f"/audio {clips[0]}", "What is said?", "/task asr", "/scale 2", "/beams 2", "Who speaks?"):
         chat.obey(line)
@@ -283,9 +283,9 @@ def test_scaling_and_beams_change_what_is_answered_with(chat: Chat, clips, monke
     seen = []
     answer = chat.engine.model.answer_embeds
 
-    def watch(embeds, chosen, settings, **library):
+    def watch(embeds, chosen, settings, *spelling, **library):
         seen.append((chat.engine.model.lora_scaling, settings.num_beams, library["streamer"] is not None))
-        return answer(embeds, chosen, settings, **library)
+        return answer(embeds, chosen, settings, *spelling, **library)
 
     monkeypatch.setattr(chat.engine.model, "answer_embeds", watch)
     for line in (f"/audio {clips[0]}", "What?", "/scale 2", "/beams 3", "What?"):

@@ -80,6 +80,7 @@ BOUNDS: dict[str, tuple[float | str, float | str]] = {
     "generate.top_p": (_MORE, 1),
     "generate.repetition_penalty": (_MORE, 1000),
     "generate.length_penalty": (-1000, 1000),
+    "generate.ctc_weight": (0, 1000),
     "evaluate.judge.max_tokens": (1, 10**6),
     "evaluate.judge.concurrency": (1, 1000),
     "evaluate.judge.timeout_s": (_MORE, 1e6),
@@ -152,6 +153,8 @@ def impossible_values(config: DictConfig) -> list[str]:
         problems += _impossible_spelling(config)
     if OmegaConf.select(config, "run.ctc_weight"):
         problems += _impossible_ctc_weight(config)
+    if OmegaConf.select(config, "generate.ctc_weight") and "run" in config and not config.model.spelled_tokens:
+        problems.append("generate.ctc_weight > 0 needs a model that spells: model.spelled_tokens=True")
     problems += [
         f"{key}: holds spaces, a line break or other characters that no token has"  # not which: it is a secret
         for key, value in _given(config, SECRETS)

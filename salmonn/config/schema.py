@@ -151,6 +151,7 @@ class GenerateConfig:
     top_p: float = 0.9  # of sampling: the likeliest tokens with so much probability
     repetition_penalty: float = 1.0  # above 1: repeats are less likely
     length_penalty: float = 1.0  # of beams; above 0 favours long answers
+    ctc_weight: float = 0.0  # above 0: transcripts are searched together with CTC (model.spelled_tokens)
 
 
 @dataclass

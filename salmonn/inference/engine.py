@@ -28,8 +28,6 @@ from salmonn.model.llm_input import build_llm_inputs
 from salmonn.model.salmonn import SALMONN, load_for_inference
 from salmonn.preflight import require_loadable
 
-TRANSCRIPT = "asr"  # the task whose answers about windows are joined by their words
-
 _BEYOND = 0.1  # s, read of a clip past what the model hears, so that it is known whether there is more
 
 
@@ -42,6 +40,9 @@ class EncodedAudio:
     cut: list[bool] = field(default_factory=list)  # per clip: it goes on after what was heard
     sound: list[float] = field(default_factory=list)  # per row: seconds from its first to its last sound
     spans: list[Span] = field(default_factory=list)  # of the windows of a long clip
+    spelling: list[Tensor] = field(
+        default_factory=list
+    )  # audio tokens [A, H] that spell each row, of models that spell
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ class InferenceEngine:
         if problems:
             raise UserError("\n".join(problems))
         heard = [wav[: self._limit] for wav in wavs]
-        return EncodedAudio(self._encode(heard), heard[0], [self.is_cut(wav) for wav in wavs], sound_of(heard))
+        embeds, spelling = self._encode(heard)
+        cut = [self.is_cut(wav) for wav in wavs]
+        return EncodedAudio(embeds, heard[0], cut, sound_of(heard), spelling=spelling)
 
     def read_clip(self, paths: str | Path | Sequence[str | Path]) -> np.ndarray:
         """A clip as `hear` takes it, [N] float32 at 16 kHz: what is heard, and a bit more where it goes on.
@@ -136,15 +139,20 @@ class InferenceEngine:
     def hear_windows(self, windows: Sequence[tuple[Span, np.ndarray]]) -> EncodedAudio:
         """Encode some windows of a long clip; `join_encoded` puts all of it together."""
         spans, wavs = zip(*windows, strict=True)
-        return EncodedAudio(self._encode(wavs), wavs[0], sound=sound_of(wavs), spans=list(spans))
+        embeds, spelling = self._encode(wavs)
+        return EncodedAudio(embeds, wavs[0], sound=sound_of(wavs), spans=list(spans), spelling=spelling)
 
     @torch.no_grad()
-    def _encode(self, wavs: Sequence[np.ndarray]) -> list[Tensor]:
-        """[N] each -> [A, H] each, on the CPU, as it may be kept for long; the same as of the wav alone."""
+    def _encode(self, wavs: Sequence[np.ndarray]) -> tuple[list[Tensor], list[Tensor]]:
+        """[N] each -> [A, H] each, on the CPU, as it may be kept for long; the same as of the wav alone.
+
+        Also what spells each clip, of models that spell.
+        """
         raw_wav, padding_mask = pad_wavs(wavs)
         try:
             with autocast(self.config.run, self.model.device):
-                return [clip.cpu() for clip in self.model.encode_clips(raw_wav, padding_mask)]
+                embeds, spelling = self.model.encode_and_spell(raw_wav, padding_mask)
+                return [clip.cpu() for clip in embeds], [clip.cpu() for clip in spelling]
         except torch.OutOfMemoryError as error:
             raise UserError("out of GPU memory while hearing: try fewer clips at a time") from error
 
@@ -195,21 +203,29 @@ class InferenceEngine:
         settings = self.config.generate if settings is None else settings
         step = self.config.run.batch_size_eval if heard.spans else len(heard.embeds)
         details: list[dict[str, Any]] = []
-        for embeds in _batches(heard.embeds, step):
-            details += self.answer_rows(embeds, [question] * len(embeds), settings, streamer=streamer, **library)
+        library["streamer"] = streamer
+        for begin in range(0, len(heard.embeds), step):
+            embeds, spelling = (clips[begin : begin + step] for clips in (heard.embeds, heard.spelling))
+            details += self.answer_rows(embeds, [question] * len(embeds), settings, spelling, **library)
             yield _answers(details, heard.spans, question)
 
     def answer_rows(
-        self, embeds: Sequence[Tensor], questions: Sequence[Question], settings: DictConfig, **library: Any
+        self,
+        embeds: Sequence[Tensor],
+        questions: Sequence[Question],
+        settings: DictConfig,
+        spelling: Sequence[Tensor] = (),
+        **library: Any,
     ) -> list[dict[str, Any]]:
         """Answer each clip's [A, H] a question of its own, in one batch: details as of `SALMONN.generate`.
 
+        `spelling`: what spells each, of models that spell.
         Raises UserError when the memory does not suffice.
         """
         try:
             with autocast(self.config.run, self.model.device):
                 chosen = [question.prompt for question in questions]
-                return self.model.answer_embeds(embeds, chosen, settings, **library)
+                return self.model.answer_embeds(embeds, chosen, settings, spelling, **library)
         except torch.OutOfMemoryError as error:
             raise UserError("out of GPU memory: try fewer beams, a shorter answer or fewer clips") from error
 
@@ -223,7 +239,9 @@ def join_encoded(parts: Sequence[EncodedAudio]) -> EncodedAudio:
     """A long clip of which some windows at a time were heard."""
     embeds = [clip for part in parts for clip in part.embeds]
     sound = [seconds for part in parts for seconds in part.sound]
-    return EncodedAudio(embeds, parts[0].wav, sound=sound, spans=[span for part in parts for span in part.spans])
+    spans = [span for part in parts for span in part.spans]
+    spelling = [clip for part in parts for clip in part.spelling]
+    return EncodedAudio(embeds, parts[0].wav, sound=sound, spans=spans, spelling=spelling)
 
 
 def sound_of(wavs: Iterable[np.ndarray]) -> list[float]:
@@ -236,7 +254,7 @@ def _answers(details: Sequence[dict[str, Any]], spans: Sequence[Span], question:
     if len(spans) < 2:
         return [Answer(detail["text"], detail["finished"]) for detail in details]
     parts = [detail["text"] for detail in details]
-    join = join_transcripts if question.task == TRANSCRIPT else list_answers
+    join = join_transcripts if question.task == prompts.TRANSCRIPT else list_answers
     text = join(parts, spans[: len(parts)])
     return [Answer(text, all(detail["finished"] for detail in details), parts)]
 

@@ -14,6 +14,7 @@ from salmonn.common.files import read_json
 from salmonn.config.installed import here_or_installed
 
 SPEECH_MARKER = "<SpeechHere>"  # replaced by the audio tokens
+TRANSCRIPT = "asr"  # the task whose answer is what is said
 
 logger = logging.getLogger(__name__)
 

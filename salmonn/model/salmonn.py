@@ -26,11 +26,13 @@ from salmonn.model.encoders import EncoderOutputCache, EncoderOutputs
 from salmonn.model.features import LogMel, fbank_lengths, kaldi_fbank
 from salmonn.model.generation import answer, prefill, search_settings
 from salmonn.model.hearing import require_same_hearing, tells_other_llm
+from salmonn.model.joint_search import JointScores
 from salmonn.model.lineage import LINEAGE, read_lineage, written
 from salmonn.model.llm import hidden_at, load_llm
 from salmonn.model.llm_input import LLMInputs, build_llm_inputs, tokenize
 from salmonn.model.lora import add_lora, lora_layers, set_adapter_precision
 from salmonn.model.loss import target_loss
+from salmonn.model.prompts import TRANSCRIPT
 from salmonn.model.qformer import Connector
 from salmonn.model.sharding import is_shared, lending, shard_blocks
 from salmonn.model.sound_tokens import n_stretches, sound_projection, sound_tokens
@@ -265,26 +267,33 @@ class SALMONN(Spelling):
     def encode_clips(
         self, raw_wav: Tensor, padding_mask: Tensor | None = None, spectrogram: Tensor | None = None
     ) -> list[Tensor]:
-        """Audio tokens [A, H] of each clip, arguments as `encode_speech`.
+        """What the LLM reads [A, H] of each clip, arguments as `encode_speech`.
 
-        With `model.only_filled_windows` how many there are follows from the clip's own length, with
+        With `model.only_filled_windows` how many tokens there are follows from the clip's own length, with
         `model.spelled_tokens` from what it says.
         """
+        return self.encode_and_spell(raw_wav, padding_mask, spectrogram)[0]
+
+    def encode_and_spell(
+        self, raw_wav: Tensor, padding_mask: Tensor | None = None, spectrogram: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As `encode_clips`, and with `model.spelled_tokens` the audio tokens [A, H] that spell it, else none."""
         encoded, lengths = self._encode(raw_wav, padding_mask, spectrogram)
         if self.config.spelled_tokens:
             return self._read(self.connector.heard(encoded, lengths))
         if self.config.only_filled_windows:
-            return self.connector.filled(encoded, lengths)
-        return [*self.connector(encoded)]
+            return self.connector.filled(encoded, lengths), []
+        return [*self.connector(encoded)], []
 
-    def _read(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """What the LLM reads of clips' features [K, C] with `model.spelled_tokens`: [S, H] of each."""
+    def _read(self, clips: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """What the LLM reads of clips' features [K, C] with `model.spelled_tokens`, and what spells it."""
         with torch.no_grad():
-            words = self.spelled(self.connector.tokens_of(clips))
+            spelling = self.connector.tokens_of(clips)
+            words = self.spelled(spelling)
         if self.config.sound_seconds is None:
-            return words
+            return words, spelling
         sounds = sound_tokens(clips, self.config.sound_seconds, self.sound_proj)
-        return [torch.cat(both) for both in zip(sounds, words, strict=True)]
+        return [torch.cat(both) for both in zip(sounds, words, strict=True)], spelling
 
     def _clean_audio(self, raw_wav: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Zeroes in the padding, at least 1 s, at most what Whisper hears; with the lengths [B] in samples.
@@ -476,8 +485,8 @@ class SALMONN(Spelling):
         `library` goes to transformers' generate as it is, e.g. stopping_criteria or, for one beam, a streamer.
         """
         chosen = prompts or samples.get("prompts") or self._test_prompts(samples)
-        embeds = self.encode_clips(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
-        details = self.answer_embeds(embeds, chosen, settings, **library)
+        heard = self.encode_and_spell(samples["raw_wav"], samples.get("padding_mask"), samples.get("spectrogram"))
+        details = self.answer_embeds(heard[0], chosen, settings, heard[1], **library)
         return details if return_details else [detail["text"] for detail in details]
 
     @torch.no_grad()
@@ -486,11 +495,13 @@ class SALMONN(Spelling):
         embeds: Tensor | Sequence[Tensor],
         chosen: Sequence[str],
         settings: Mapping[str, Any] | DictConfig | None = None,
+        spelling: Sequence[Tensor] = (),
         **library: Any,
     ) -> list[dict[str, Any]]:
         """Answer the prompts about encoded audio, [B, A, H] or each clip's [A, H]: `generate`'s second half.
 
-        `chosen`: one complete templated string per row; the rest and the details returned as for `generate`.
+        `chosen`: one complete templated string per row. `spelling`: each clip's audio tokens [A, H], which
+        `generate.ctc_weight` wants; the rest and the details returned as for `generate`.
         """
         search = generate_config(settings)
         n_audio = [len(clip) for clip in embeds]
@@ -499,13 +510,20 @@ class SALMONN(Spelling):
         set_adapter_precision(self._adapted)
         if search.num_beams > 1:
             library["past_key_values"] = prefill(self._causal_lm(), inputs, is_used, search.num_beams)
-        output = self.llama_model.generate(
-            inputs_embeds=inputs,
-            attention_mask=is_used.long(),
-            **search_settings(search, self.tokenizer.bos_token_id, self.end_id),
-            **library,
-        )
+        how = search_settings(search, self.tokenizer.bos_token_id, self.end_id)
+        how["logits_processor"] += self._joint_scores(spelling, chosen, search.ctc_weight)
+        output = self.llama_model.generate(inputs_embeds=inputs, attention_mask=is_used.long(), **how, **library)
         return [answer(ids, self.tokenizer, self.end_id) for ids in output.tolist()]
+
+    def _joint_scores(self, spelling: Sequence[Tensor], chosen: Sequence[str], weight: float) -> list[JointScores]:
+        """What CTC says of the answers to those prompts that ask for a transcript, if there are any."""
+        transcribing = {self.test_prompts.get(TRANSCRIPT), *self.train_prompts.get(TRANSCRIPT, [])}
+        weights = [weight * (prompt in transcribing) for prompt in chosen]
+        if not spelling or not any(weights):
+            return []
+        table = self.table_of(torch.arange(self.vocabulary_size))
+        log_probs = [self.log_probs(to_device(clip, self.device), table) for clip in spelling]
+        return [JointScores(log_probs, torch.tensor(weights, device=self.device), self.end_id)]
 
     def _test_prompts(self, samples: Samples) -> list[str]:
         if not self.test_prompts or "task" not in samples:

@@ -95,14 +95,15 @@ class Batches:
     def _answer(self, batch: Sequence[Asked]) -> list[Answered]:
         heard = self.engine.hear([asked.wav for asked in batch])
         rows = [(asked, i) for asked in batch for i in range(asked.n)]
-        embeds = [clip for asked, clip in zip(batch, heard.embeds, strict=True) for _ in range(asked.n)]
+        clips = [i for i, asked in enumerate(batch) for _ in range(asked.n)]
         settings = batch[0].settings
         watching = _Watching(self.engine, rows, settings.num_beams == 1, self.queue.closed)
         details = iter(
             self.engine.answer_rows(
-                embeds,
+                [heard.embeds[i] for i in clips],
                 [asked.question for asked, _ in rows],
                 settings,
+                [heard.spelling[i] for i in clips if heard.spelling],
                 stopping_criteria=StoppingCriteriaList([watching]),
             )
         )

@@ -74,7 +74,7 @@ class Salmonn(lmms):
         search, until = search_settings(requests[0].args[1], self.engine.config.generate)
         heard = self.engine.hear([self._clip(request) for request in requests])
         questions = [self.engine.question(request.args[0]) for request in requests]
-        details = self.engine.answer_rows(heard.embeds, questions, search)
+        details = self.engine.answer_rows(heard.embeds, questions, search, heard.spelling)
         return [cut_off(detail["text"], until) for detail in details], sum(heard.cut)
 
     def _clip(self, request: Instance) -> np.ndarray:

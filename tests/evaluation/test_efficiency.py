@@ -59,7 +59,7 @@ def test_time_is_booked_where_it_is_spent(golden, monkeypatch):
         return slow
 
     with monkeypatch.context() as patch:
-        patch.setattr(model, "encode_clips", slowed(model.encode_clips))
+        patch.setattr(model, "encode_and_spell", slowed(model.encode_and_spell))
         result = efficiency.measure(model, settings, seconds=2.0, runs=3, warmup=1, new_tokens=4)
     assert result["ttft_s"]["min"] == result["ttft_s"]["max"] == delay
     assert result["tpot_s"]["max"] == 0
@@ -114,7 +114,7 @@ def asked_for_a_transcript(golden, monkeypatch):
 def test_the_hackathons_protocol_times_one_step_without_the_log_mel(asked_for_a_transcript, monkeypatch):
     model, delay, clock, heard = asked_for_a_transcript, 0.125, SimpleNamespace(now=0.0), []
     monkeypatch.setattr(device, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    encode, log_mel = model.encode_clips, model.log_mel.forward
+    encode, log_mel = model.encode_and_spell, model.log_mel.forward
 
     def slow_mel(wav):
         clock.now += 1.0
@@ -126,7 +126,7 @@ def test_the_hackathons_protocol_times_one_step_without_the_log_mel(asked_for_a_
         return encode(*arguments)
 
     monkeypatch.setattr(model.log_mel, "forward", slow_mel)
-    monkeypatch.setattr(model, "encode_clips", slow_encoders)
+    monkeypatch.setattr(model, "encode_and_spell", slow_encoders)
     result = efficiency.measure(model, {"num_beams": 1}, seconds=2.0, runs=3, warmup=1, protocol="hackathon")
     assert result["ttft_s"] == {"mean": 3 * delay, "min": 2 * delay, "max": 4 * delay}  # the first is not counted
     assert result["tpot_s"]["mean"] == 0

@@ -9,6 +9,8 @@ from omegaconf import OmegaConf
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, model_config
+from salmonn.inference.engine import InferenceEngine, join_encoded
+from salmonn.inference.long_audio import Span
 from salmonn.model import checkpoint
 from salmonn.model.alignment import Aligner
 from salmonn.model.hearing import require_same_hearing
@@ -152,6 +154,35 @@ def test_it_answers(model):
     assert together == alone
 
 
+def test_ctc_has_a_say_in_transcripts_alone(model, monkeypatch):
+    ids, words = [7, 7, 9], model.llama_model.get_input_embeddings().weight
+    with torch.no_grad():
+        spelling = 1000 * torch.stack([words[7], model.ctc_blank, words[7], words[9], model.ctc_blank])
+        embeds = model.encode_clips(samples_of(model, [0])["raw_wav"])
+    monkeypatch.setattr(model, "test_prompts", {"asr": PROMPT})
+    other = PROMPT.replace("said", "heard")
+
+    def answers(weight, n_beams):
+        how = {"num_beams": n_beams, "max_new_tokens": 8, "ctc_weight": weight}
+        details = model.answer_embeds(2 * embeds, [PROMPT, other], how, 2 * [spelling])
+        return [detail["token_ids"] for detail in details]
+
+    for n_beams in (1, 3):
+        without, joint = answers(0.0, n_beams), answers(1000.0, n_beams)
+        assert joint[0] == [*ids, model.end_id] != without[0]  # random weights: the LLM alone says anything
+        assert joint[1] == without[1]
+
+
+def test_what_was_heard_is_kept_with_what_spells_it(model):
+    engine = InferenceEngine(model, load_config("configs/mini/decode.yaml", ["run.device=cpu"]))
+    wav = samples_of(model, [0])["raw_wav"][0].numpy()
+    heard = engine.hear([wav, wav[:20000]])
+    parts = [engine.hear_windows([(Span(0, 1), wav)]), engine.hear_windows([(Span(1, 2), wav[:20000])])]
+    for clips in (heard, join_encoded(parts)):
+        assert [len(clip) for clip in clips.spelling] == [len(clip) for clip in heard.spelling]
+        torch.testing.assert_close(model.spelled(clips.spelling), clips.embeds)
+
+
 def test_stage_0_gives_the_blank_and_the_scale(model, section):
     stage0 = checkpoint.read(section.ckpt)["model"]
     ours = checkpoint.own_parameters(model)
@@ -207,3 +238,8 @@ def test_it_is_saved_and_converted_whole(model, tmp_path):
 def test_what_cannot_be_read_is_refused(options, told):
     with pytest.raises(UserError, match=told):
         load_config("configs/mini/stage1.yaml", ["model.spelled_tokens=True", "model.ckpt=stage0.pth", *options])
+
+
+def test_a_model_that_does_not_spell_has_no_ctc_to_ask():
+    with pytest.raises(UserError, match=r"generate\.ctc_weight > 0 needs .*model\.spelled_tokens=True"):
+        load_config("configs/mini/decode.yaml", ["generate.ctc_weight=0.3"])

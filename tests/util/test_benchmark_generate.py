@@ -115,7 +115,7 @@ def test_time_of_answers_is_booked_where_it_is_spent(monkeypatch, model, slow, e
         return late
 
     monkeypatch.setattr(generation, "spent", lambda _device: seconds)
-    owner, name = (model, "encode_clips") if slow == "encoding" else (model.llama_model.get_base_model(), "forward")
+    owner, name = (model, "encode_and_spell") if slow == "encoding" else (model.llama_model.get_base_model(), "forward")
     monkeypatch.setattr(owner, name, slowed(getattr(owner, name), True))
     taken = generation.answer(model, make_batch(model, 1), settings_of(5, 4))
     assert (taken.encoding, taken.prefill, taken.token) == expected

@@ -45,9 +45,9 @@ def broken(tmp_path: Path) -> str:
 
 def test_a_clip_is_encoded_once_for_several_questions(page: Page, clip, monkeypatch):
     encoded = []
-    encode = page.engine.model.encode_clips
+    encode = page.engine.model.encode_and_spell
     monkeypatch.setattr(
-        page.engine.model, "encode_clips", lambda wav, *rest: encoded.append(len(wav)) or encode(wav, *rest)
+        page.engine.model, "encode_and_spell", lambda wav, *rest: encoded.append(len(wav)) or encode(wav, *rest)
     )
     conversation, [chat, picture, note, error] = heard(page, clip)
     assert (chat, note, error) == ([], "", "")
@@ -493,9 +493,9 @@ def test_two_visitors_with_settings_of_their_own(browser, address: str, page: Pa
     [transcript] = engine.ask(engine.hear([clip]), engine.task_question("asr"))
     answer = engine.model.answer_embeds
 
-    def watch(embeds, chosen, settings, **library):
+    def watch(embeds, chosen, settings, *spelling, **library):
         asked.append((engine.model.lora_scaling, settings.num_beams))
-        return answer(embeds, chosen, settings, **library)
+        return answer(embeds, chosen, settings, *spelling, **library)
 
     monkeypatch.setattr(engine.model, "answer_embeds", watch)
     tabs = [browser.current_window_handle]

@@ -173,11 +173,11 @@ def test_others_have_their_turn_between_the_windows_of_a_long_clip(page: Page, l
 
         monkeypatch.setattr(model, name, watch)
 
-    interrupted("encode_clips")
+    interrupted("encode_and_spell")
     interrupted("answer_embeds")
     conversation, _ = heard(page, long_clip, in_windows=True)
     asked(page, conversation, "", task="asr")
-    assert order == ["encode_clips", "other", "encode_clips", "answer_embeds", "other", "answer_embeds"]
+    assert order == ["encode_and_spell", "other", "encode_and_spell", "answer_embeds", "other", "answer_embeds"]
 
 
 @pytest.mark.parametrize(("seconds", "length"), [(12.0, "0.2"), (0.0, "more than 0.1")])  # 0: the header does not tell

@@ -130,14 +130,14 @@ def one_by_one(model: SALMONN, alone: Sequence[Samples], settings: DictConfig) -
 def answer(model: SALMONN, samples: Samples, settings: DictConfig) -> Answers:
     """The model's answers to a batch; on a GPU bfloat16 weights run as they do in evaluation, under autocast."""
     clock, encoded = Clock(model.device), []
-    encode_clips = model.encode_clips
+    encode = model.encode_and_spell
 
     def noted(*args: Any) -> Any:
-        result = encode_clips(*args)
+        result = encode(*args)
         encoded.append(spent(model.device))
         return result
 
-    with mock.patch.object(model, "encode_clips", noted), autocast_of(model):
+    with mock.patch.object(model, "encode_and_spell", noted), autocast_of(model):
         began = spent(model.device)
         details = model.generate(
             samples, settings, return_details=True, stopping_criteria=StoppingCriteriaList([clock])
