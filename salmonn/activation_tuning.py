@@ -39,6 +39,7 @@ from salmonn.common.errors import UserError, examples
 from salmonn.common.files import make_folder
 from salmonn.config.loading import load_config
 from salmonn.data.annotation_format import write_annotations
+from salmonn.data.annotation_scan import SPEECH_MARKERS
 from salmonn.data.annotations import Annotations
 from salmonn.data.clip_paths import ClipPaths, FolderCache
 from salmonn.evaluation.metrics.stories import STORY_WORDS, repeated_share
@@ -242,6 +243,8 @@ def story_text(output: Prediction) -> str:
 def why_dropped(text: str, kept: Sequence[Mapping[str, Any]], min_words: int, max_repetition: float) -> str:
     """The reason why a story is of no use beside those that were kept; "" where it is."""
     words = words_of(text)
+    if marked := [marker for marker in SPEECH_MARKERS if marker in text]:
+        return f"it holds {marked[0]!r}, which prompts have where the audio stands"
     if len(words) < min_words:
         return f"{len(words)} words, fewer than {min_words}"
     if repetition(words) > max_repetition:

@@ -75,6 +75,8 @@ def test_a_story_at_the_limits_is_kept_and_one_beyond_them_is_not():
     twice = f"{TALE} {TALE}"  # 35 sequences, 16 of which come twice
     assert why_dropped(twice, [], 19, 16 / 35) == ""
     assert why_dropped(twice, [], 19, 0.45) == "repetition 0.457, above 0.45"
+    marked = why_dropped(f"{TALE}</Speech>", [], 19, 0.0)  # no stage 3 would train on it
+    assert marked == "it holds '</Speech>', which prompts have where the audio stands"
     same = why_dropped(TALE.upper(), [{"path": "/a.wav", "text": TALE}], 19, 0.0)
     assert same == "the same story as /a.wav"
 
