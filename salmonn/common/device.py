@@ -84,12 +84,17 @@ def is_autocast(device: torch.device) -> bool:
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
+def without_autocast(device: torch.device) -> torch.autocast:
+    """What runs on this device inside computes in the precision of its operands."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def own_precision(module: nn.Module) -> contextlib.AbstractContextManager:
     """No autocast around a frozen module in half precision: it would go to float32 and back at each norm."""
     weight = next(module.parameters())
     if weight.dtype not in AMP_DTYPES.values():
         return contextlib.nullcontext()
-    return torch.autocast(weight.device.type, enabled=False)
+    return without_autocast(weight.device)
 
 
 def now(device: torch.device) -> float:

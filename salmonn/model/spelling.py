@@ -8,14 +8,13 @@ Shapes: A audio tokens of a clip, H the LLM's width, C candidate tokens, V the v
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from salmonn.common.device import to_device
+from salmonn.common.device import to_device, without_autocast
 
 INITIAL_SCALE = 4.0  # of the logits
 _MEASURED_ROWS = 4096  # of the embeddings, for their size
@@ -57,7 +56,7 @@ class Spelling(nn.Module):
 
         `log_weights` [C]: logarithms of how many words each of the table stands for, one by default.
         """
-        with _in_float32(embeds):
+        with without_autocast(embeds.device):  # a softmax over thousands wants float32
             logits = self._scaled(embeds.float() @ table.t())
         if log_weights is not None:
             logits = logits + F.pad(log_weights, (0, 1))  # the blank stands for itself
@@ -83,7 +82,7 @@ class Spelling(nn.Module):
         them would take longer than either.
         """
         embeddings = self.llama_model.get_input_embeddings()
-        with _in_float32(embeds):
+        with without_autocast(embeds.device):
             in_order = F.linear(embeds.to(embeddings.weight.dtype), embeddings.weight)  # [A, V]
             tokens = in_order.topk(min(WORDS_READ, self.vocabulary_size)).indices  # [A, K]
             words = embeddings(tokens).float()  # [A, K, H]
@@ -92,11 +91,6 @@ class Spelling(nn.Module):
             expected = torch.einsum("ak,akh->ah", logits.softmax(dim=1), words)
         likeliest = logits.max(dim=1)
         return expected, tokens.gather(1, likeliest.indices[:, None])[:, 0], likeliest.values - blank
-
-
-def _in_float32(embeds: Tensor) -> AbstractContextManager[None]:
-    """Without autocast: a softmax over thousands wants it."""
-    return torch.autocast(embeds.device.type, enabled=False)
 
 
 def _read_once(expected: Tensor, likeliest: Tensor, over_blank: Tensor) -> Tensor:
