@@ -33,12 +33,15 @@ def summarise(study: Study, curves: Curves, doubts: Sequence[str] = ()) -> dict[
             if not key.startswith("left_") or _has_task(by_seed, key.removeprefix("left_"))
         }
         seconds = {f"{key}_cpu_seconds": _cpu_seconds(by_seed, samples[key]) for key in ("left", "half_way")}
-        found = samples | seconds
+        found = {key: {seed: _or_none(n) for seed, n in of.items()} for key, of in samples.items()}
+        found |= {key: {seed: _or_none(value, 1) for seed, value in of.items()} for key, of in seconds.items()}
+        medians = {key: _or_none(statistics.median(of.values())) for key, of in samples.items()}
+        medians |= {key: _or_none(statistics.median(of.values()), 1) for key, of in seconds.items()}
         recipes[name] = {
             "says": study.recipes[name].says,
             "options": study.recipes[name].options,
-            **{key: {seed: _or_none(value) for seed, value in of.items()} for key, of in found.items()},
-            "median": {key: _or_none(statistics.median(of.values())) for key, of in found.items()},
+            **found,
+            "median": medians,
             "samples_per_cpu_second": _speed(by_seed),
             "last_samples": {seed: curve[-1]["samples"] for seed, curve in by_seed.items()},
             "curves": by_seed,
@@ -178,12 +181,12 @@ def plot(summary: Mapping[str, Any], out: Path) -> None:
     write_png(figure, out)
 
 
-def _or_none(value: float) -> float | None:
-    return round(value) if math.isfinite(value) else None
+def _or_none(value: float, digits: int | None = None) -> float | None:
+    return round(value, digits) if math.isfinite(value) else None
 
 
 def _or_dash(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _shown(samples: float | None, last: int) -> str:
