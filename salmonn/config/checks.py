@@ -154,7 +154,7 @@ def impossible_values(config: DictConfig) -> list[str]:
     if OmegaConf.select(config, "run.ctc_weight"):
         problems += _impossible_ctc_weight(config)
     if OmegaConf.select(config, "generate.ctc_weight") and "run" in config and not config.model.spelled_tokens:
-        problems.append("generate.ctc_weight > 0 needs a model that spells: model.spelled_tokens=True")
+        problems.append("generate.ctc_weight > 0 needs model.spelled_tokens = True: without it generate.ctc_weight=0")
     problems += [
         f"{key}: holds spaces, a line break or other characters that no token has"  # not which: it is a secret
         for key, value in _given(config, SECRETS)

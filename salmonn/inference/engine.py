@@ -203,10 +203,10 @@ class InferenceEngine:
         settings = self.config.generate if settings is None else settings
         step = self.config.run.batch_size_eval if heard.spans else len(heard.embeds)
         details: list[dict[str, Any]] = []
-        library["streamer"] = streamer
         for begin in range(0, len(heard.embeds), step):
             embeds, spelling = (clips[begin : begin + step] for clips in (heard.embeds, heard.spelling))
-            details += self.answer_rows(embeds, [question] * len(embeds), settings, spelling, **library)
+            asked = [question] * len(embeds)
+            details += self.answer_rows(embeds, asked, settings, spelling, streamer=streamer, **library)
             yield _answers(details, heard.spans, question)
 
     def answer_rows(

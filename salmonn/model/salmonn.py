@@ -504,26 +504,26 @@ class SALMONN(Spelling):
         `generate.ctc_weight` wants; the rest and the details returned as for `generate`.
         """
         search = generate_config(settings)
+        how = search_settings(search, self.tokenizer.bos_token_id, self.end_id)
+        how["logits_processor"] += self._joint_scores(spelling, chosen, search.ctc_weight)
         n_audio = [len(clip) for clip in embeds]
         llm_inputs = build_llm_inputs(self.tokenizer, n_audio, chosen, [[]] * len(embeds), left_padded=True)
         inputs, is_used = self._embed(llm_inputs, embeds), llm_inputs.is_used.to(self.device)
         set_adapter_precision(self._adapted)
         if search.num_beams > 1:
             library["past_key_values"] = prefill(self._causal_lm(), inputs, is_used, search.num_beams)
-        how = search_settings(search, self.tokenizer.bos_token_id, self.end_id)
-        how["logits_processor"] += self._joint_scores(spelling, chosen, search.ctc_weight)
         output = self.llama_model.generate(inputs_embeds=inputs, attention_mask=is_used.long(), **how, **library)
         return [answer(ids, self.tokenizer, self.end_id) for ids in output.tolist()]
 
     def _joint_scores(self, spelling: Sequence[Tensor], chosen: Sequence[str], weight: float) -> list[JointScores]:
         """What CTC says of the answers to those prompts that ask for a transcript, if there are any."""
-        transcribing = {self.test_prompts.get(TRANSCRIPT), *self.train_prompts.get(TRANSCRIPT, [])}
-        weights = [weight * (prompt in transcribing) for prompt in chosen]
-        if not spelling or not any(weights):
+        if weight and not self.config.spelled_tokens:
+            raise UserError("generate.ctc_weight > 0 needs a model that spells: model.spelled_tokens=True")
+        places = [i for i, prompt in enumerate(chosen) if prompt == self.test_prompts.get(TRANSCRIPT)]
+        if not (weight and spelling and places):
             return []
-        table = self.table_of(torch.arange(self.vocabulary_size))
-        log_probs = [self.log_probs(to_device(clip, self.device), table) for clip in spelling]
-        return [JointScores(log_probs, torch.tensor(weights, device=self.device), self.end_id)]
+        clips = self.all_log_probs([to_device(spelling[i], self.device) for i in places])
+        return [JointScores(dict(zip(places, clips, strict=True)), len(chosen), weight, self.end_id)]
 
     def _test_prompts(self, samples: Samples) -> list[str]:
         if not self.test_prompts or "task" not in samples:

@@ -19,6 +19,7 @@ from salmonn.common.device import to_device, without_autocast
 INITIAL_SCALE = 4.0  # of the logits
 _MEASURED_ROWS = 4096  # of the embeddings, for their size
 WORDS_READ = 32  # of an audio token: the rest of a vocabulary weighs nothing, and costs
+_WORDS = 8192  # that audio tokens are compared with at a time
 _ROWS = 256  # audio tokens that are compared with a vocabulary at a time
 
 
@@ -61,6 +62,15 @@ class Spelling(nn.Module):
         if log_weights is not None:
             logits = logits + F.pad(log_weights, (0, 1))  # the blank stands for itself
         return logits.log_softmax(dim=-1)
+
+    def all_log_probs(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """Log-probabilities [A, V + 1] of all words and, last, the blank, of clips' audio tokens [A, H]."""
+        embeds, words = torch.cat([*clips]).float(), self.llama_model.get_input_embeddings()
+        with without_autocast(embeds.device):
+            some = torch.arange(self.vocabulary_size, device=embeds.device).split(_WORDS)  # no copy of all in float32
+            products = [embeds @ words(ids).float().t() for ids in some] + [embeds @ self.ctc_blank[:, None]]
+            logits = self._scaled(torch.cat(products, dim=1))
+        return [*logits.log_softmax(dim=-1).split([len(clip) for clip in clips])]
 
     def _scaled(self, products: Tensor) -> Tensor:
         return products * (self.ctc_log_scale.exp() / self.embedding_norm)

@@ -130,12 +130,15 @@ def test_each_way_of_hearing_has_a_stage_0_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("recipes", "stage0", "best", "of"),
-    [(RECIPES, "stage0_muon", "gently_overlap_half", AFTER_STAGE0), (SMALL, "stage0", "spelled", SMALL)],
+    ("recipes", "after_stage0", "best", "of"),
+    [
+        (RECIPES, ["stage0_muon", "spelled_tiny"], "gently_overlap_half", AFTER_STAGE0),
+        (SMALL, ["stage0"], "spelled", SMALL),
+    ],
 )
-def test_a_world_compares_four_recipes_by_itself_the_best_found_among_them(tmp_path, recipes, stage0, best, of):
+def test_a_world_compares_a_few_recipes_by_itself_the_best_found_among_them(tmp_path, recipes, after_stage0, best, of):
     study, best_study = ready(recipes), ready(of)
-    assert chosen(study, [], recipes) == ["published", "ctc_beside", stage0, "winner"]
+    assert chosen(study, [], recipes) == ["published", "ctc_beside", *after_stage0, "winner"]
     assert chosen(study, ["all"], recipes) == list(study.recipes)
     assert chosen(study, ["winner", "published"], recipes) == ["winner", "published"]
     assert aligned_folder(study, "winner", 1, tmp_path) == aligned_folder(best_study, best, 1, tmp_path)

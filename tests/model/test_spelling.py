@@ -167,10 +167,23 @@ def test_ctc_has_a_say_in_transcripts_alone(model, monkeypatch):
         details = model.answer_embeds(2 * embeds, [PROMPT, other], how, 2 * [spelling])
         return [detail["token_ids"] for detail in details]
 
+    with torch.no_grad():
+        log_probs = model.log_probs(spelling, model.table_of(torch.arange(model.vocabulary_size)))
+        torch.testing.assert_close(model.all_log_probs([spelling[:2], spelling[2:]])[1], log_probs[2:])
     for n_beams in (1, 3):
         without, joint = answers(0.0, n_beams), answers(1000.0, n_beams)
         assert joint[0] == [*ids, model.end_id] != without[0]  # random weights: the LLM alone says anything
         assert joint[1] == without[1]
+
+
+def test_a_shortest_length_is_kept_beyond_what_ctc_holds_possible(model, monkeypatch):
+    monkeypatch.setattr(model, "test_prompts", {"asr": PROMPT})
+    samples = samples_of(model, [0])
+    embeds, spelling = model.encode_and_spell(samples["raw_wav"], samples["padding_mask"])
+    for n_beams in (1, 4):
+        how = {"num_beams": n_beams, "max_new_tokens": 9, "min_length": 8, "ctc_weight": 0.3, "repetition_penalty": 1.1}
+        [detail] = model.answer_embeds(embeds, [PROMPT], how, [spelling[0][:3]])
+        assert len(detail["token_ids"]) >= 7
 
 
 def test_what_was_heard_is_kept_with_what_spells_it(model):
@@ -240,6 +253,9 @@ def test_what_cannot_be_read_is_refused(options, told):
         load_config("configs/mini/stage1.yaml", ["model.spelled_tokens=True", "model.ckpt=stage0.pth", *options])
 
 
-def test_a_model_that_does_not_spell_has_no_ctc_to_ask():
-    with pytest.raises(UserError, match=r"generate\.ctc_weight > 0 needs .*model\.spelled_tokens=True"):
+def test_a_model_that_does_not_spell_has_no_ctc_to_ask(section):
+    raw = SALMONN.from_config(OmegaConf.merge(section, {"spelled_tokens": False}))
+    with pytest.raises(UserError, match=r"generate\.ctc_weight > 0"):
+        raw.generate(samples_of(raw, [0]), {"ctc_weight": 0.3}, [PROMPT])
+    with pytest.raises(UserError, match=r"generate\.ctc_weight > 0 needs model\.spelled_tokens = True"):
         load_config("configs/mini/decode.yaml", ["generate.ctc_weight=0.3"])
