@@ -17,7 +17,7 @@ from salmonn.evaluation.tasks import JUDGED_TASKS
 from tests.fixtures.commands import json_lines
 from tests.fixtures.judge_server import KEY, QUESTIONS, completion, endpoint, expect_right, settings
 from tests.fixtures.paths import GOLDEN, ROOT
-from tests.fixtures.waiting import HANG
+from tests.fixtures.waiting import HANG, n_lines, wait_until
 
 
 def test_an_endpoint_is_asked_once_per_answer(judge, tmp_path):
@@ -106,6 +106,8 @@ def test_after_kill_9_the_rest_is_asked(judge, tmp_path):
         [sys.executable, "-c", CHILD, str(tmp_path), *options], cwd=ROOT, stderr=subprocess.DEVNULL
     )
     assert stuck.wait(HANG)
+    # a thread keeps replies while another asks on
+    wait_until(lambda: n_lines(tmp_path / "judge_replies.jsonl") == 3, child)
     child.send_signal(signal.SIGKILL)
     child.wait()
     judge.requests.clear()
