@@ -40,9 +40,7 @@ class EncodedAudio:
     cut: list[bool] = field(default_factory=list)  # per clip: it goes on after what was heard
     sound: list[float] = field(default_factory=list)  # per row: seconds from its first to its last sound
     spans: list[Span] = field(default_factory=list)  # of the windows of a long clip
-    spelling: list[Tensor] = field(
-        default_factory=list
-    )  # audio tokens [A, H] that spell each row, of models that spell
+    spelling: list[Tensor] = field(default_factory=list)  # each [A, H]: what spells a row, of models that spell
 
 
 @dataclass(frozen=True)
