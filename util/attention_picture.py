@@ -11,7 +11,13 @@ from salmonn.audio.decode import SAMPLE_RATE, AudioError, load_clip
 from salmonn.common.charts import name_bands, new_figure
 from salmonn.common.errors import UserError
 from salmonn.inference.engine import InferenceEngine, Question
-from salmonn.model.attention_maps import answer_attention, encode_with_attention, loudest_heads, split_words
+from salmonn.model.attention_maps import (
+    answer_attention,
+    encode_with_attention,
+    loudest_heads,
+    split_words,
+    windows_of_tokens,
+)
 from salmonn.model.qformer import WHISPER_FRAMES_PER_SECOND, window_frames
 
 if TYPE_CHECKING:
@@ -41,22 +47,20 @@ class Attention:
 def look(engine: InferenceEngine, path: str, question: Question) -> Attention:
     """Answer the question about a clip and find where the model looked. Raises UserError for what cannot be heard."""
     model = engine.model
-    if model.config.spelled_tokens:
-        raise UserError("model.spelled_tokens = True: the LLM reads words without their times, so there is no picture")
     try:
         wav = load_clip(path, model.max_seconds, engine.config.datasets.channel)
     except AudioError as error:
         raise UserError(str(error)) from error
     raw_wav = torch.from_numpy(wav)[None]
-    embeds, weights = encode_with_attention(model, raw_wav)
-    [details] = model.answer_embeds(embeds, [question.prompt], engine.config.generate)
+    embeds, weights, spelling = encode_with_attention(model, raw_wav)
+    [details] = model.answer_embeds(embeds, [question.prompt], engine.config.generate, spelling)
     words = split_words(model.tokenizer, details["token_ids"])
     if not words:
         raise UserError(f"{path}: the model answers {question.prompt!r} with nothing, so there is nothing to draw")
 
     frames = weights.mean(dim=(0, 2))  # [W, F]
     of_tokens = loudest_heads(answer_attention(model, embeds, question.prompt, details["token_ids"]), SHARE_OF_HEADS)
-    of_windows = of_tokens.unflatten(-1, (len(frames), -1)).sum(dim=-1)  # [T, W]
+    of_windows = of_tokens @ windows_of_tokens(model, len(frames), spelling)  # [T, W]
     of_words = torch.stack([of_windows[places].mean(dim=0) for _, places in words])
     stride = window_frames(model.config.second_stride) if model.config.window_level_Qformer else frames.shape[1]
     return Attention(

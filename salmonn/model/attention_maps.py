@@ -8,21 +8,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from salmonn.model.llm_input import build_llm_inputs
 from salmonn.model.qformer import Layer, MultiHeadAttention
 from salmonn.model.salmonn import SALMONN
+from salmonn.model.sound_tokens import n_stretches
 
 
 @torch.no_grad()
-def encode_with_attention(model: SALMONN, raw_wav: Tensor) -> tuple[Tensor, Tensor]:
+def encode_with_attention(model: SALMONN, raw_wav: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Encode a clip, and tell how each window's queries share their attention among its frames.
 
     raw_wav [1, N] 16 kHz -> embeddings [1, A, H] of `encode_speech`, weights [layers, W, Q, F], the mean over the
     heads; sums over the F frames of a window are 1. Whisper's and BEATs' features are one key per frame, so there
-    is one weight for both.
+    is one weight for both. Last, what spells the clip, of a model that spells.
     """
     found: list[Tensor] = []
 
@@ -32,11 +34,31 @@ def encode_with_attention(model: SALMONN, raw_wav: Tensor) -> tuple[Tensor, Tens
     layers = [module for module in model.connector.speech_Qformer.modules() if isinstance(module, Layer)]
     hooks = [layer.crossattention.self.register_forward_hook(keep) for layer in layers]
     try:
-        embeds, _ = model.encode_speech(raw_wav)
+        [embeds], spelling = model.encode_and_spell(raw_wav)
     finally:
         for hook in hooks:
             hook.remove()
-    return embeds, torch.stack(found)
+    return embeds[None], torch.stack(found), spelling
+
+
+@torch.no_grad()
+def windows_of_tokens(model: SALMONN, n_windows: int, spelling: Sequence[Tensor] = ()) -> Tensor:
+    """Which of a clip's W windows each token comes from that the LLM reads: shares [A, W], each row's sum 1.
+
+    `spelling` as of `encode_with_attention`: a word is of the windows that say it, a sound token of its stretch.
+    """
+    of_audio = torch.eye(n_windows, device=model.device).repeat_interleave(model.config.num_speech_query_token, dim=0)
+    if not spelling:
+        return of_audio
+    words = model.origins(spelling)[0] @ of_audio
+    if model.config.sound_seconds is None:
+        return words
+    [n_frames], (_, stride) = model.connector.frames_of([n_windows]), model.connector.window
+    window_of_frame = (torch.arange(n_frames, device=model.device) // stride).clamp(max=n_windows - 1)
+    stretches = (
+        F.one_hot(window_of_frame, n_windows).float().tensor_split(n_stretches(n_frames, model.config.sound_seconds))
+    )
+    return torch.cat([torch.stack([stretch.mean(dim=0) for stretch in stretches]), words])
 
 
 @torch.no_grad()

@@ -87,8 +87,12 @@ class Connector(nn.Module):
 
     def n_frames(self, lengths: Sequence[int]) -> list[int]:
         """Encoder frames of the windows of clips of so many samples."""
+        return self.frames_of(self.n_windows(lengths))
+
+    def frames_of(self, n_windows: Sequence[int]) -> list[int]:
+        """Encoder frames of so many windows."""
         kernel, stride = self.window
-        return [(n - 1) * stride + kernel for n in self.n_windows(lengths)]
+        return [(n - 1) * stride + kernel for n in n_windows]
 
     def filled(self, encoded: EncoderOutputs, lengths: Tensor) -> list[Tensor]:
         """Audio tokens [A, H] of each clip, of those windows alone that begin within its length [B] in samples."""

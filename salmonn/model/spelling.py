@@ -85,6 +85,10 @@ class Spelling(nn.Module):
         said = [torch.cat(part).split([len(clip) for clip in clips]) for part in zip(*parts, strict=True)]
         return [_read_once(*clip) for clip in zip(*said, strict=True)]
 
+    def origins(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """Of which audio tokens [A, H] each word of `spelled` is the mean: shares [S, A] of each clip."""
+        return [_read_once(torch.eye(len(clip), device=clip.device), *self._said(clip)[1:]) for clip in clips]
+
     def _said(self, embeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of audio tokens [A, H] the expected words [A, H], the likeliest [A], and how much more so it is [A].
 

@@ -2,23 +2,27 @@
 
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from omegaconf import OmegaConf
 
 from salmonn import SALMONN
 from salmonn.common.errors import UserError
 from salmonn.config.loading import load_config, model_config
-from salmonn.inference.engine import InferenceEngine, join_encoded
+from salmonn.inference.engine import InferenceEngine, Question, join_encoded
 from salmonn.inference.long_audio import Span
 from salmonn.model import checkpoint
 from salmonn.model.alignment import Aligner
+from salmonn.model.attention_maps import encode_with_attention, windows_of_tokens
 from salmonn.model.hearing import require_same_hearing
 from salmonn.model.meta_model import build_meta_model
 from salmonn.model.sound_tokens import sound_tokens
 from tests.fixtures.checkpoints import save_checkpoint as save
 from tests.fixtures.golden import golden_config
 from tests.fixtures.lightweight import samples_of, write_llm
+from util.attention_picture import look
 from util.conversion.fit import read_fitting
 
 PROMPT = "USER: <Speech><SpeechHere></Speech> What is said?\nASSISTANT:"
@@ -194,6 +198,28 @@ def test_what_was_heard_is_kept_with_what_spells_it(model):
     for clips in (heard, join_encoded(parts)):
         assert [len(clip) for clip in clips.spelling] == [len(clip) for clip in heard.spelling]
         torch.testing.assert_close(model.spelled(clips.spelling), clips.embeds)
+
+
+@pytest.mark.parametrize("sound_seconds", [None, 0.5])
+def test_words_that_are_read_are_drawn_where_they_are_said(section, tmp_path, sound_seconds):
+    torch.manual_seed(0)
+    hearing = SALMONN.from_config(OmegaConf.merge(section, {"sound_seconds": sound_seconds})).eval()
+    wav = samples_of(hearing, [0])["raw_wav"]
+    [embeds], weights, spelling = encode_with_attention(hearing, wav)
+    windows = windows_of_tokens(hearing, weights.shape[1], spelling)  # [A, W]
+    assert windows.shape == (len(embeds), weights.shape[1])
+    torch.testing.assert_close(windows.sum(dim=1), torch.ones(len(windows)))
+    [words] = hearing.spelled(spelling)
+    n_sounds = len(windows) - len(words)
+    assert (windows[n_sounds:].argmax(dim=1).diff() > 0).all()  # one after the other
+    assert n_sounds == (0 if sound_seconds is None else round(wav.shape[1] / 16000 / sound_seconds))
+    if n_sounds:
+        assert windows[:n_sounds].sum(dim=0).min() > 0  # no window is without a sound
+    soundfile.write(tmp_path / "a.wav", wav[0].numpy(), 16000)
+    engine = InferenceEngine(hearing, load_config("configs/mini/decode.yaml", ["run.device=cpu"]))
+    found = look(engine, str(tmp_path / "a.wav"), Question(PROMPT))
+    np.testing.assert_allclose(found.windows.sum(axis=1), 1, rtol=1e-5)
+    assert found.windows.shape[1] == len(found.frames)
 
 
 def test_stage_0_gives_the_blank_and_the_scale(model, section):
