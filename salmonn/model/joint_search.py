@@ -53,30 +53,27 @@ class JointScores(LogitsProcessor):
         """CTC's log-probability [R, V] that after tokens [R, L] comes this one, or at the end symbol nothing."""
         blank, of_tokens = self.blank.repeat_interleave(n_beams, dim=0), self._of_said(said, n_beams)
         (ended_blank, ended_token), begun = prefix_paths(blank, of_tokens, said)  # [R, A + 1] each, [R]
-        either = torch.logaddexp(ended_blank, ended_token)
+        either = torch.logaddexp(ended_blank, ended_token) - begun[:, None]
         follows = self._followed(either[:, :-1], n_beams)
         if said.shape[1]:  # the last one once more: only behind a blank
-            again = (ended_blank[:, :-1] + of_tokens[..., -1]).logsumexp(dim=1, keepdim=True)
-            follows = follows.scatter(1, said[:, -1:], again)
-        follows[:, self.end_id] = either[:, -1]
-        of_next = (follows - begun[:, None]).clamp(min=_LEAST)
-        return of_next.masked_fill(begun[:, None] < _NEVER / 2, 0.0).float()  # of what cannot be, CTC says nothing
+            again = (ended_blank[:, :-1] + of_tokens[..., -1]).logsumexp(dim=1) - begun
+            follows.scatter_(1, said[:, -1:], again[:, None].float())
+        follows[:, self.end_id] = either[:, -1].float()
+        is_possible = begun[:, None] > _NEVER / 2  # of what is not, CTC says nothing
+        return follows.clamp_(min=_LEAST).mul_(is_possible)
 
     def _of_said(self, said: Tensor, n_beams: int) -> Tensor:
         """Log-probabilities [R, A, L] of tokens [R, L] at each audio token."""
         of_clips = self.probs[:, None].expand(-1, n_beams, -1, -1)  # [C, n, A, V]
         places = said.unflatten(0, (-1, n_beams))[:, :, None].expand(-1, -1, self.probs.shape[1], -1)
-        return _log(of_clips.gather(3, places).flatten(0, 1))
+        return of_clips.gather(3, places).flatten(0, 1).double().log().clamp(min=_NEVER)
 
     def _followed(self, paths: Tensor, n_beams: int) -> Tensor:
         """Log-probability [R, V] that a token follows any of the paths [R, A]: the sum over when it does."""
         most = paths.amax(dim=1, keepdim=True)
         by_clip = (paths - most).exp().unflatten(0, (-1, n_beams))  # [C, n, A]
-        return _log((by_clip.to(self.probs.dtype) @ self.probs).flatten(0, 1)) + most
-
-
-def _log(probs: Tensor) -> Tensor:
-    return probs.double().log().clamp(min=_NEVER)
+        sums = (by_clip.to(self.probs.dtype) @ self.probs).flatten(0, 1)
+        return sums.log_().clamp_(min=_NEVER).add_(most.to(sums.dtype))  # of all words: in float32, and in place
 
 
 def prefix_paths(blank: Tensor, of_tokens: Tensor, said: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
