@@ -33,15 +33,12 @@ def summarise(study: Study, curves: Curves, doubts: Sequence[str] = ()) -> dict[
             if not key.startswith("left_") or _has_task(by_seed, key.removeprefix("left_"))
         }
         seconds = {f"{key}_cpu_seconds": _cpu_seconds(by_seed, samples[key]) for key in ("left", "half_way")}
-        found = {key: {seed: _or_none(n) for seed, n in of.items()} for key, of in samples.items()}
-        found |= {key: {seed: _or_none(value, 1) for seed, value in of.items()} for key, of in seconds.items()}
-        medians = {key: _or_none(statistics.median(of.values())) for key, of in samples.items()}
-        medians |= {key: _or_none(statistics.median(of.values()), 1) for key, of in seconds.items()}
+        found, digits = samples | seconds, dict.fromkeys(seconds, 1)
         recipes[name] = {
             "says": study.recipes[name].says,
             "options": study.recipes[name].options,
-            **found,
-            "median": medians,
+            **{key: {seed: _or_none(n, digits.get(key)) for seed, n in of.items()} for key, of in found.items()},
+            "median": {key: _or_none(statistics.median(of.values()), digits.get(key)) for key, of in found.items()},
             "samples_per_cpu_second": _speed(by_seed),
             "last_samples": {seed: curve[-1]["samples"] for seed, curve in by_seed.items()},
             "curves": by_seed,

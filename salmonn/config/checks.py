@@ -22,6 +22,7 @@ CHOICES = {
     "evaluate.judge.kind": ("containment", "openai", "local"),
     "evaluate.efficiency.protocol": ("ours", "hackathon"),
 }
+NOTHING_SPELLED = "generate.ctc_weight > 0 needs model.spelled_tokens = True: without it generate.ctc_weight=0"
 _MANY = 10**9  # more of anything than a run can have
 _MORE, _BELOW = "more than 0", "below 1"
 # Each number's least and most; `_MORE` and `_BELOW` are bounds that are not reached. nan is in none.
@@ -154,7 +155,7 @@ def impossible_values(config: DictConfig) -> list[str]:
     if OmegaConf.select(config, "run.ctc_weight"):
         problems += _impossible_ctc_weight(config)
     if OmegaConf.select(config, "generate.ctc_weight") and "run" in config and not config.model.spelled_tokens:
-        problems.append("generate.ctc_weight > 0 needs model.spelled_tokens = True: without it generate.ctc_weight=0")
+        problems.append(NOTHING_SPELLED)
     problems += [
         f"{key}: holds spaces, a line break or other characters that no token has"  # not which: it is a secret
         for key, value in _given(config, SECRETS)

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from salmonn.model.llm_input import build_llm_inputs
 from salmonn.model.qformer import Layer, MultiHeadAttention
 from salmonn.model.salmonn import SALMONN
-from salmonn.model.sound_tokens import n_stretches
+from salmonn.model.sound_tokens import sound_tokens
 
 
 @torch.no_grad()
@@ -55,10 +55,8 @@ def windows_of_tokens(model: SALMONN, n_windows: int, spelling: Sequence[Tensor]
         return words
     [n_frames], (_, stride) = model.connector.frames_of([n_windows]), model.connector.window
     window_of_frame = (torch.arange(n_frames, device=model.device) // stride).clamp(max=n_windows - 1)
-    stretches = (
-        F.one_hot(window_of_frame, n_windows).float().tensor_split(n_stretches(n_frames, model.config.sound_seconds))
-    )
-    return torch.cat([torch.stack([stretch.mean(dim=0) for stretch in stretches]), words])
+    of_frames = F.one_hot(window_of_frame, n_windows).float()  # a sound token is the mean of its frames
+    return torch.cat([*sound_tokens([of_frames], model.config.sound_seconds, nn.Identity()), words])
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from salmonn.audio.decode import MIN_SECONDS, SAMPLE_RATE
 from salmonn.common.device import device_of, own_precision, to_device
 from salmonn.common.errors import UserError
 from salmonn.common.samples import Samples
+from salmonn.config.checks import NOTHING_SPELLED
 from salmonn.config.loading import generate_config, model_config
 from salmonn.model import checkpoint, hub, pretrained, prompts
 from salmonn.model.activation_memory import reduce_activation_memory, set_gradient_checkpointing
@@ -518,7 +519,7 @@ class SALMONN(Spelling):
     def _joint_scores(self, spelling: Sequence[Tensor], chosen: Sequence[str], weight: float) -> list[JointScores]:
         """What CTC says of the answers to those prompts that ask for a transcript, if there are any."""
         if weight and not self.config.spelled_tokens:
-            raise UserError("generate.ctc_weight > 0 needs a model that spells: model.spelled_tokens=True")
+            raise UserError(NOTHING_SPELLED)
         places = [i for i, prompt in enumerate(chosen) if prompt == self.test_prompts.get(TRANSCRIPT)]
         if not (weight and spelling and places):
             return []

@@ -23,7 +23,7 @@ def sound_projection(width: int, llm_width: int, embedding_norm: Tensor) -> nn.L
     return projection
 
 
-def sound_tokens(clips: Sequence[Tensor], seconds: float, projection: nn.Linear) -> list[Tensor]:
+def sound_tokens(clips: Sequence[Tensor], seconds: float, projection: nn.Module) -> list[Tensor]:
     """Tokens [S, H] of each clip's features [K, C]: equal stretches, about so long, one of a shorter clip."""
     stretches = [clip.tensor_split(n_stretches(len(clip), seconds)) for clip in clips]
     means = torch.stack([stretch.mean(dim=0) for clip in stretches for stretch in clip])
