@@ -3,8 +3,9 @@
   python experiments/int8_gradients.py --llm output/small/models/smollm2-135m-instruct --text README.md
 
 Rows of a text begin with the LLM's first token; a part behind it stands where audio would, the loss is over the
-second half. Told for bfloat16 autocast, bitsandbytes' 8 bits and ours: the loss, and the cosine between the gradients
-and those of float32, of the embeddings where audio would stand and of what LoRA would train (B; A is random).
+second half. Told for bfloat16 autocast, bitsandbytes' 8 bits and ours, and for weights that were rounded as ours and
+then multiply in float32: the loss, and the cosine between the gradients and those of float32, of the embeddings where
+audio would stand and of what LoRA would train (B; A is random).
 """
 
 import argparse
@@ -18,21 +19,24 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 from transformers import AutoTokenizer, PreTrainedModel  # noqa: E402
 
 from salmonn.common.cli import command_parser, run_cli  # noqa: E402
 from salmonn.common.errors import UserError  # noqa: E402
 from salmonn.config.loading import model_config  # noqa: E402
+from salmonn.model.int8 import Int8Linear, turn  # noqa: E402
 from salmonn.model.llm import load_llm  # noqa: E402
 from salmonn.model.lora import add_lora, lora_layers  # noqa: E402
 
 CPU = torch.device("cpu")
+ROUNDED = "weights alone"  # in 8 bits: what is left of the error where activations and gradients have none
 WAYS = {  # how the LLM is quantised, and whether under autocast
     "float32": ("none", False),
     "bfloat16 autocast": ("none", True),
     "8bit": ("8bit", False),
     "int8": ("int8", False),
+    ROUNDED: ("int8", False),
 }
 INSTRUCTION = 4  # tokens in front of the audio's places
 
@@ -64,18 +68,22 @@ def compare(llm: str, text: str, rows: int, tokens: int) -> Iterator[str]:
     ids[:, 0] = ids[0, 0] if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     exact: tuple[float, Tensor, Tensor] | None = None
     for way, (quantisation, is_half) in WAYS.items():
-        found = loss_and_gradients(llm, quantisation, is_half, ids)
+        found = loss_and_gradients(llm, quantisation, is_half, ids, way == ROUNDED)
         exact = exact or found
         of_audio, of_lora = (F.cosine_similarity(a, b, dim=0).item() for a, b in zip(found[1:], exact[1:], strict=True))
         loss = f"loss {found[0]:.4f} ({100 * (found[0] / exact[0] - 1):+.3f} %)"
         yield f"{way:18} {loss}, cosine of the gradients: audio {of_audio:.5f}, LoRA {of_lora:.5f}"
 
 
-def loss_and_gradients(folder: str, quantisation: str, is_half: bool, ids: Tensor) -> tuple[float, Tensor, Tensor]:
-    """The loss, and flat in float64 the gradients of embeddings and of LoRA's B."""
+def loss_and_gradients(
+    folder: str, quantisation: str, is_half: bool, ids: Tensor, in_float: bool = False
+) -> tuple[float, Tensor, Tensor]:
+    """The loss, and flat in float64 the gradients of embeddings and of LoRA's B; `in_float`: as `multiply_in_float`."""
     section = model_config({"llama_path": folder, "llm_quantization": quantisation, "llm_dtype": "float32"})
     torch.manual_seed(0)
     llm: PreTrainedModel = load_llm(section, CPU)
+    if in_float:
+        multiply_in_float(llm)
     layers = lora_layers(add_lora(llm, section).eval())
     embeddings = llm.get_input_embeddings()(ids).detach().requires_grad_()
     half = ids.shape[1] // 2
@@ -86,6 +94,16 @@ def loss_and_gradients(folder: str, quantisation: str, is_half: bool, ids: Tenso
     of_embeddings, *of_adapters = torch.autograd.grad(loss, (embeddings, *adapters))
     joined = torch.cat([gradient.flatten() for gradient in of_adapters])
     return loss.item(), of_embeddings[:, INSTRUCTION:half].flatten().double(), joined.double()
+
+
+def multiply_in_float(llm: PreTrainedModel) -> None:
+    """Give an LLM back its plain layers, with the values that their weights have in 8 bits."""
+    for name, layer in [(name, part) for name, part in llm.named_modules() if isinstance(part, Int8Linear)]:
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")  # which draws nothing
+        plain.bias = layer.bias
+        turned = layer.weight.float() * layer.scale[:, None]
+        plain.weight = nn.Parameter(turn(turn(turned).t()).t().contiguous(), requires_grad=False)
+        llm.set_submodule(name, plain)
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ def require_same_hearing(
             )
         _warn(message)
     if other := [key for key in _WHISPER_HEARS if _is_told(key, theirs) and theirs[key] != model[key]]:
-        listed = ", ".join(f"model.{key} {_shown(theirs[key])} (here {_shown(model[key])})" for key in other)
-        options = [f"model.{key}={_shown(theirs[key])}" for key in other]
+        listed = ", ".join(f"model.{key} {_said(theirs[key])} (here {_said(model[key])})" for key in other)
+        options = [f"model.{key}={_said(theirs[key])}" for key in other]
         if not model.only_filled_windows and theirs.get("whisper_silence") is not None:  # which needs it
             options.append("model.only_filled_windows=True")
         _warn(
@@ -95,11 +95,10 @@ def _is_told(key: str, theirs: Mapping[str, Any]) -> bool:
     return _is_number(theirs.get(key)) or (key == "whisper_silence" and key in theirs and theirs[key] is None)
 
 
-def _shown(value: float | None) -> str:
-    return "null" if value is None else f"{value:g}"
-
-
 def _said(value: Any) -> str:
+    """As it is typed in a config: null for None, 12 for 12.0."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return "null" if value is None else str(value)
 
 
