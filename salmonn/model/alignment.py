@@ -58,7 +58,7 @@ class CTCModel(SALMONN):
         columns = [torch.searchsorted(candidates, torch.tensor(ids, dtype=torch.long)) for ids in targets]
         lengths = [len(clip) for clip in clips]
         weights = to_device(log_weights, self.device)
-        rows = self.log_probs(torch.cat([*clips]), self.table_of(candidates), weights).split(lengths)  # none of padding
+        rows = self.log_probs(torch.cat([*clips]), self.words(candidates), weights).split(lengths)  # none of padding
         # not pad_sequence, whose backward pass copies the whole batch once for each clip
         log_probs = torch.stack([F.pad(row, (0, 0, 0, max(lengths) - len(row))) for row in rows])  # [B, A, C + 1]
         losses, fits = ctc_losses(log_probs, lengths, columns)
@@ -73,13 +73,13 @@ class CTCModel(SALMONN):
     def ctc_scores(self, clips: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
         """What validation counts of B clips' audio tokens [A, H]: loss per token and the errors of greedy CTC.
 
-        Over the whole vocabulary, all [B]: sample_loss counts where sample_fits; sample_correct: target tokens less
-        the edits that the greedy tokens need, so that its share of sample_total is 1 - token error rate; word_errors
-        of words.
+        Over the whole vocabulary, in float32, all [B]: sample_loss counts where sample_fits; sample_correct: target
+        tokens less the edits that the greedy tokens need, so that its share of sample_total is 1 - token error rate;
+        word_errors of words.
         """
-        table, rows = self.table_of(torch.arange(self.vocabulary_size)), []
+        vocabulary, rows = self.words(torch.arange(self.vocabulary_size)).float(), []
         for clip, text, target in zip(clips, texts, tokenize(self.tokenizer, texts), strict=True):
-            log_probs = self.log_probs(clip, table)  # of one clip at a time: [A, V + 1] can be large
+            log_probs = self.log_probs(clip, vocabulary)  # of one clip at a time: [A, V + 1] can be large
             losses, fits = ctc_losses(log_probs[None], [len(clip)], [torch.tensor(target, dtype=torch.long)])
             said = greedy_tokens(log_probs)
             words, said_words = text.split(), self.tokenizer.decode(said, skip_special_tokens=True).split()

@@ -39,26 +39,26 @@ class Spelling(nn.Module):
         self.ctc_blank = nn.Parameter(torch.zeros(width))
         self.ctc_log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
 
-    def table(self, words: Tensor) -> Tensor:
-        """What audio tokens are compared with [C + 1, H]: input embeddings of words [C, H] and, last, the blank."""
-        return torch.cat([words.float(), self.ctc_blank[None]])
-
     @property
     def vocabulary_size(self) -> int:
         """Input embeddings of the LLM; its tokenizer may know fewer."""
         return self.llama_model.get_input_embeddings().weight.shape[0]
 
-    def table_of(self, candidates: Tensor) -> Tensor:
-        """The table [C + 1, H] of candidate tokens [C]."""
-        return self.table(self.llama_model.get_input_embeddings()(to_device(candidates, self.ctc_blank.device)))
+    def words(self, candidates: Tensor) -> Tensor:
+        """The LLM's input embeddings [C, H] of candidate tokens [C], in its precision."""
+        return self.llama_model.get_input_embeddings()(to_device(candidates, self.ctc_blank.device))
 
-    def log_probs(self, embeds: Tensor, table: Tensor, log_weights: Tensor | None = None) -> Tensor:
-        """Log-probabilities [A, C + 1] of the rows of a table [C + 1, H]; of audio tokens [A, H].
+    def log_probs(self, embeds: Tensor, words: Tensor, log_weights: Tensor | None = None) -> Tensor:
+        """Log-probabilities [A, C + 1] of words' input embeddings [C, H] and, last, the blank; of audio tokens [A, H].
 
-        `log_weights` [C]: logarithms of how many words each of the table stands for, one by default.
+        The products are in the words' precision if that is bfloat16, else in float32, as float16 may be too narrow for
+        them. `log_weights` [C]: logarithms of how many words each of them stands for, one by default.
         """
+        dtype = words.dtype if words.dtype == torch.bfloat16 else torch.float32
         with without_autocast(embeds.device):  # a softmax over thousands wants float32
-            logits = self._scaled(embeds.float() @ table.t())
+            # the blank on its own: in one matrix with the words it would have autograd make the gradient of all
+            products = [F.linear(embeds.to(dtype), words.to(dtype)).float(), embeds.float() @ self.ctc_blank[:, None]]
+            logits = self._scaled(torch.cat(products, dim=1))
         if log_weights is not None:
             logits = logits + F.pad(log_weights, (0, 1))  # the blank stands for itself
         return logits.log_softmax(dim=-1)

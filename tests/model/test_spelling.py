@@ -71,7 +71,7 @@ def test_a_run_becomes_one_expected_word_and_blanks_nothing(model):
         sure = 100 * torch.cat([blank, words[[2, 2]], blank, words[[2, 4]], blank])
         torch.testing.assert_close(other.spelled([sure])[0], words[[2, 2, 4]])
         unsure = torch.stack([2 * words[3] + words[1], 2 * words[3] + 1.5 * words[1]])  # one run
-        shares = other.log_probs(unsure, other.table(words))[:, :-1].exp()
+        shares = other.log_probs(unsure, words)[:, :-1].exp()
         expected = (shares / shares.sum(dim=1, keepdim=True)) @ words
         torch.testing.assert_close(other.spelled([sure, unsure])[1], expected.mean(dim=0, keepdim=True))
         (silence,) = other.spelled([torch.cat([100 * blank, 6 * blank + 4 * words[1:2]])])
@@ -172,7 +172,7 @@ def test_ctc_has_a_say_in_transcripts_alone(model, monkeypatch):
         return [detail["token_ids"] for detail in details]
 
     with torch.no_grad():
-        log_probs = model.log_probs(spelling, model.table_of(torch.arange(model.vocabulary_size)))
+        log_probs = model.log_probs(spelling, model.words(torch.arange(model.vocabulary_size)))
         torch.testing.assert_close(model.all_log_probs([spelling[:2], spelling[2:]])[1], log_probs[2:])
     for n_beams in (1, 3):
         without, joint = answers(0.0, n_beams), answers(1000.0, n_beams)
