@@ -22,7 +22,7 @@ quickstart: install  ## a miniature world: built, trained, evaluated, with a rep
 	$(BIN)/python util/quickstart.py $(ARGS)
 
 # Real pretrained parts; asks the hub for them before it takes packages.
-small: install  ## a model of real pretrained parts that hears people; two to three hours
+small: install  ## a model of real pretrained parts that hears people; 139 minutes on two cores with AMX
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-small.txt
 	HF_HUB_OFFLINE=0 $(BIN)/python util/small.py $(ARGS)
 

@@ -68,6 +68,21 @@ def test_a_part_that_is_killed_loses_no_more_than_the_time_since_the_last_note(t
     assert json.loads(note.read_text())["minutes"]["models"] == pytest.approx(before, abs=0.011)
 
 
+def test_minutes_left_follow_the_machines_pace_and_what_a_stopped_part_has_had(tmp_path, monkeypatch, capsys):
+    made = [parts.Part("models", "models", 30, ending(None)), parts.Part("voices", "voices", 10, ending(None))]
+    made.append(parts.Part("stage0", "stage 0", 20, ending(None)))
+    monkeypatch.setattr(parts, "PARTS", made)
+    monkeypatch.setattr(parts, "require_possible", lambda *_: None)
+    # twice as slow as the measured one: 90 + 30 minutes for 30 + 30
+    note = {"asked": {}, "configs": {}, "minutes": {"models": 90.0}, "stopped": {"voices": 5.0}}
+    monkeypatch.setattr(parts, "read_state", lambda _: note)
+    monkeypatch.setattr(parts, "note_prompts", lambda *_: None)
+    monkeypatch.chdir(ROOT)
+    parts.run_all(arguments(monkeypatch, "--out", tmp_path / "out"))
+    told = [line for line in capsys.readouterr().out.splitlines() if "left in all" in line]
+    assert told[0] == "##### voices (about 55 minutes left in all)"
+
+
 def test_what_was_asked_for_may_be_changed_until_a_part_has_gone_by_it(tmp_path, monkeypatch):
     stopped = UserError("stopped")
     parts_of_it = {

@@ -2,10 +2,11 @@
 
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from salmonn.common.errors import UserError
 from salmonn.common.files import clear_unfinished_of, making_folder
@@ -52,11 +53,19 @@ def run_all(args: Namespace) -> None:
             if part.name in done["minutes"]:
                 print(f"{part.title}: {told_of(part.name, done)}", flush=True)
                 continue
-            left = sum(later.minutes for later in parts[number:]) * _pace(done["minutes"])
+            left = minutes_left(parts[number:], done)
             print(f"\n##### {part.title} (about {left:.0f} minutes left in all)", flush=True)
             with counting(args.out, done, part.name):
                 part.work(small)
     print(f"{spent + (time.monotonic() - started) / 60:.0f} minutes in all, downloads included")
+
+
+def minutes_left(parts: Sequence[Part], done: Mapping[str, Any]) -> float:
+    """Of parts that are not done, of which some time may be spent on the first."""
+    pace, first = _pace(done["minutes"]), parts[0]
+    return max(0.0, pace * first.minutes - done["stopped"].get(first.name, 0.0)) + pace * sum(
+        p.minutes for p in parts[1:]
+    )
 
 
 def _pace(minutes: dict[str, float]) -> float:
@@ -201,13 +210,13 @@ def trained_on(small: Small) -> str:
 PARTS = (
     Part("models", "models", 2, get_models),
     Part("recordings", "recordings", 1, get_recordings),
-    Part("voices", "synthetic voices", 15, speak),
+    Part("voices", "synthetic voices", 45, speak),
     Part("annotations", "annotation files", 0.2, annotate),
-    Part("stage0", "stage 0", 25, partial(train, stage="stage0")),
-    Part("stage1", "stage 1", 40, partial(train, stage="stage1")),
-    Part("stage2", "stage 2", 17, partial(train, stage="stage2")),
+    Part("stage0", "stage 0", 35, partial(train, stage="stage0")),
+    Part("stage1", "stage 1", 22, partial(train, stage="stage1")),
+    Part("stage2", "stage 2", 28, partial(train, stage="stage2")),
     Part("stories", "stories for stage 3", 1.5, write_stories),
     Part("stage3", "stage 3", 1, partial(train, stage="stage3")),
-    Part("evaluation", "evaluation", 3, evaluate),
+    Part("evaluation", "evaluation", 6, evaluate),
     Part("report", "report", 1.5, tell),
 )
