@@ -38,6 +38,7 @@ class PositionalConv(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(1, 1, taps))
         self.weight_v = nn.Parameter(torch.randn(width, width // groups, taps) * math.sqrt(4.0 / (taps * width)))
         self.bias = nn.Parameter(torch.zeros(width))
+        self._kept: tuple[tuple, Tensor] | None = None  # spectra of the weight, and what they were made of
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, D, T] -> [B, D, T]."""
@@ -51,9 +52,20 @@ class PositionalConv(nn.Module):
         wide = torch.promote_types(x.dtype, torch.float32)
         result = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         with torch.autocast("cpu", enabled=False):
-            weight = self._weight(self.weight_v.to(wide))
-            convolve = self._at_once if weight.shape[1] < FEW_CHANNELS else self._by_spectra
-            return convolve(x.to(wide), weight).to(result)
+            if self.weight_v.shape[1] < FEW_CHANNELS:
+                return self._at_once(x.to(wide), self._weight(self.weight_v.to(wide))).to(result)
+            return self._by_spectra(x.to(wide), self._spectra_of_weight(wide)).to(result)
+
+    def _spectra_of_weight(self, wide: torch.dtype) -> Tensor:
+        """[F, G, D / G, D / G] of the weight in G groups; of a frozen one kept, as it takes as long as a short clip."""
+        made_of = (wide, *((p.data_ptr(), p._version) for p in (self.weight_v, self.weight_g)))
+        if self._kept is not None and self._kept[0] == made_of:
+            return self._kept[1]
+        weight = self._weight(self.weight_v.to(wide))
+        spectra = torch.fft.rfft(weight, 2 * self.taps).conj().unflatten(0, (self.groups, -1)).permute(3, 0, 2, 1)
+        if not spectra.requires_grad:
+            self._kept = made_of, spectra
+        return spectra
 
     def _at_once(self, x: Tensor, weight: Tensor) -> Tensor:
         y = F.conv1d(x, weight, self.bias.to(x.dtype), padding=self.taps // 2, groups=self.groups)
@@ -63,14 +75,13 @@ class PositionalConv(nn.Module):
         """[D, D / groups, taps]."""
         return self.weight_g * v / v.norm(dim=1, keepdim=True).norm(dim=0, keepdim=True)  # both at once is slow
 
-    def _by_spectra(self, x: Tensor, weight: Tensor) -> Tensor:
+    def _by_spectra(self, x: Tensor, filters: Tensor) -> Tensor:
         """The same [B, D, T] in blocks as long as the taps, a product of channels for each frequency: faster."""
         length, n = x.shape[-1], 2 * self.taps
         blocks = -(-length // self.taps)
         padding = self.taps // 2, blocks * self.taps + self.taps - length - self.taps // 2
         spectra = torch.fft.rfft(F.pad(x, padding).unfold(2, n, self.taps)).unflatten(1, (self.groups, -1))
         spectra = spectra.permute(4, 1, 0, 3, 2).flatten(2, 3)  # [F, G, B * blocks, D / G], G groups
-        filters = torch.fft.rfft(weight, n).conj().unflatten(0, (self.groups, -1)).permute(3, 0, 2, 1)
         y = (spectra @ filters).unflatten(2, (len(x), blocks))  # [F, G, B, blocks, D / G]
         y = torch.fft.irfft(y.permute(2, 1, 4, 3, 0), n)[..., : self.taps].flatten(3).flatten(1, 2)
         return y[..., :length] + self.bias[:, None].to(x.dtype)

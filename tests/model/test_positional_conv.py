@@ -54,7 +54,7 @@ def test_the_small_models_of_the_tests_are_near_float32_too(channels, groups, ta
 def test_by_spectra_it_is_the_convolution_of_any_length(channels, taps, length):
     conv, x = make(channels, taps=taps, length=length)
     conv, x = conv.double(), x.double()
-    found = [conv._by_spectra(x, conv._weight(conv.weight_v)), usual(conv, x)]
+    found = [conv._by_spectra(x, conv._spectra_of_weight(torch.float64)), usual(conv, x)]
     gradients = [torch.autograd.grad(y.square().sum(), [*conv.parameters()]) for y in found]
     for ours, plain in zip((found[0], *gradients[0]), (found[1], *gradients[1]), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
@@ -86,3 +86,21 @@ def test_group_by_group_as_a_gpu_takes_it_is_the_same_convolution(taps):
     conv, x = make(channels=6, taps=taps)
     found = conv._group_by_group(x, conv._weight(conv.weight_v))
     torch.testing.assert_close(found, usual(conv, x), rtol=0, atol=1e-5)
+
+
+def test_spectra_of_a_frozen_weight_are_made_once_and_anew_where_it_changes(monkeypatch):
+    conv, x = make(20)
+    made = []
+    weight_of = conv._weight
+    monkeypatch.setattr(conv, "_weight", lambda v: made.append(v.dtype) or weight_of(v))
+    conv.requires_grad_(False)
+    first, again = conv(x), conv(x)
+    assert torch.equal(first, again)
+    assert len(made) == 1
+    conv.load_state_dict({name: 2 * values for name, values in conv.state_dict().items()})
+    assert difference(conv(x), usual(conv, x)) < 1e-5
+    conv.double()
+    torch.testing.assert_close(conv(x.double()), usual(conv, x.double()))
+    conv.requires_grad_(True)
+    for _ in range(2):
+        conv(x.double()).sum().backward()  # nothing of the graph is kept
