@@ -66,22 +66,30 @@ def test_tasks_without_an_order_are_left_out_and_counted(mini_world, whole):
         assert f"{path}: {told}" in whole[1]
 
 
-def test_a_run_that_goes_on_ends_bit_identical(mini_world, whole, tmp_path):
+SPELLED = ["model.spelled_tokens=True", "model.sound_seconds=0.5", "model.only_filled_windows=True"]
+
+
+@pytest.mark.parametrize(("stage", "options"), [(0, []), (1, SPELLED)], ids=["stage 0", "stage 1 that reads it"])
+def test_a_run_that_goes_on_ends_bit_identical(mini_world, whole, tmp_path, stage, options):
+    options = [*options, f"model.ckpt={whole[0]}/stage0/checkpoint_best.pth"] if stage else options
     before = tmp_path / "before.pth"
-    stopped = train(mini_world, tmp_path / "one", "run.keep_checkpoints=9", ranks=2)
-    assert stopped.returncode == 0, stopped.stderr
-    kept = [checkpoint.read(path) for path in (tmp_path / "one/stage0").glob("checkpoint_last*.pth")]
+    ended = train(mini_world, tmp_path / "one", "run.keep_checkpoints=9", *options, stage=stage, ranks=2)
+    assert ended.returncode == 0, ended.stderr
+    kept = [checkpoint.read(path) for path in (tmp_path / f"one/stage{stage}").glob("checkpoint_last*.pth")]
     torch.save(next(content for content in kept if content["progress"]["iteration"] == 2), before)
-    result = train(mini_world, tmp_path / "two", f"run.resume={before}", ranks=2)
+    result = train(mini_world, tmp_path / "two", f"run.resume={before}", *options, stage=stage, ranks=2)
     assert result.returncode == 0, result.stderr
     assert "epoch 0, iteration 2, 8 samples seen" in result.stderr
-    states = [checkpoint.read(path / "stage0/checkpoint_last.pth") for path in (whole[0], tmp_path / "two")]
+    states = [checkpoint.read(tmp_path / name / f"stage{stage}/checkpoint_last.pth") for name in ("one", "two")]
     one, two = (
         state["model"] | {(i, k): v for i, kept in state["optimizer"]["state"].items() for k, v in kept.items()}
         for state in states
     )
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
+    if stage:
+        assert any("lora_B" in name and value.any() for name, value in one.items() if isinstance(name, str))
+        assert one["sound_proj.weight"].any()
 
 
 def test_stage_1_goes_on_from_it_with_lora_anew_and_says_so_once(mini_world, whole, tmp_path):
