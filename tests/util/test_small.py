@@ -1,6 +1,7 @@
 """util/small.py from end to end on tiny models and a tiny corpus."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,8 @@ def test_the_whole_job_on_a_corpus_in_librispeechs_layout_and_again(tmp_path, li
     monkeypatch.setattr(sys, "argv", ["small.py", *command])
     monkeypatch.chdir(ROOT)
     small.main()
-    assert capfd.readouterr().out.count("=== training, stage") == 4
+    said = capfd.readouterr().out
+    assert said.count("=== training, stage") == 4
     summary = json.loads((out / "summary.json").read_text())
     answers = [json.loads(line) for line in (out / "results/table3/corpus/predictions.jsonl").read_text().splitlines()]
     tested = json.loads((out / "ann/test_corpus.json").read_text())["annotation"]
@@ -67,6 +69,12 @@ def test_the_whole_job_on_a_corpus_in_librispeechs_layout_and_again(tmp_path, li
     assert speakers["stage1_train"] == {"84", "174"}
     assert not speakers["stage1_valid"] & speakers["test_corpus"]
     assert "## Speech recognition: word error rates" in (out / "report.md").read_text()
+    [chat] = [line for line in said.splitlines() if "salmonn.chat" in line]
+    _, *as_printed = shlex.split(chat)
+    heard = f"{out}/data/{tested[0]['path']}"
+    answer = run_command(*as_printed, "generate.max_new_tokens=4", "--task", "asr", "--audio", heard)
+    assert answer.returncode == 0, answer.stderr
+    assert len(answer.stdout.splitlines()) == 1
     again = run_command("util/small.py", *command)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("done before") >= 10
