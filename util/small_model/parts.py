@@ -62,10 +62,9 @@ def run_all(args: Namespace) -> None:
 
 def minutes_left(parts: Sequence[Part], done: Mapping[str, Any]) -> float:
     """Of parts that are not done, of which some time may be spent on the first."""
-    pace, first = _pace(done["minutes"]), parts[0]
-    return max(0.0, pace * first.minutes - done["stopped"].get(first.name, 0.0)) + pace * sum(
-        p.minutes for p in parts[1:]
-    )
+    pace = _pace(done["minutes"])
+    first, *later = (pace * part.minutes for part in parts)
+    return max(0.0, first - done["stopped"].get(parts[0].name, 0.0)) + sum(later)
 
 
 def _pace(minutes: dict[str, float]) -> float:
