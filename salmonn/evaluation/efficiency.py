@@ -177,7 +177,7 @@ def _peak_memory(device: torch.device) -> dict[str, float]:
 
 def _precision(model: SALMONN) -> str:
     llm, kind = model.llama_model, model.device.type
-    parts = [f"LLM {_name(llm.dtype)}", f"encoders {_name(model.speech_encoder.dtype)}"]
+    parts = [f"LLM {_name(llm.dtype)}", f"encoders {_name(model.speech_encoder.layer_norm.weight.dtype)}"]
     if llm_quantization(model.config) != "none":
         parts[0] = f"LLM {llm_quantization(model.config)}"
     elif method := getattr(llm, "quantization_method", None):  # its own files are quantised

@@ -228,4 +228,5 @@ def load_model(config: DictConfig, folder: Path, sets: Sequence[EvalSet] = ()) -
     model = load_for_inference(config)
     if sets:
         model.encoder_cache = open_cache(config, model, sum(len(one.clips) for one in sets))
+    model.hold_encoders_rounded(config.run)
     return model

@@ -71,7 +71,9 @@ class InferenceEngine:
     def load(cls, config: DictConfig, what: str = "this command") -> "InferenceEngine":
         """Load the model that a complete config names. Raises UserError that lists all that is missing to `what`."""
         require_loadable(config, what)
-        return cls(load_for_inference(config), config)
+        model = load_for_inference(config)
+        model.hold_encoders_rounded(config.run)
+        return cls(model, config)
 
     # ---- audio
 

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from salmonn.audio.decode import MIN_SECONDS, SAMPLE_RATE
-from salmonn.common.device import device_of, own_precision, to_device
+from salmonn.common.device import AMP_DTYPES, device_of, hold_rounded, own_precision, to_device
 from salmonn.common.errors import UserError
 from salmonn.common.samples import Samples
 from salmonn.config.checks import NOTHING_SPELLED
@@ -96,6 +96,13 @@ class SALMONN(Spelling):
             self.speech_encoder.requires_grad_(False).to(dtype)
         if self.beats is not None and self.config.freeze_beats:
             self.beats.requires_grad_(False).to(dtype)
+
+    def hold_encoders_rounded(self, run: DictConfig) -> None:
+        """Before a run under autocast, and behind `open_cache`, which knows them as they are: see `hold_rounded`."""
+        if run.amp and self.config.freeze_whisper:
+            hold_rounded(self.speech_encoder, AMP_DTYPES[run.amp_dtype])
+        if run.amp and self.config.freeze_beats and self.beats is not None:
+            hold_rounded(self.beats, AMP_DTYPES[run.amp_dtype])
 
     def _add_connector(self, llm_width: int) -> None:
         """The connector, its parts registered here by the published parameter names and not as `connector.*`."""

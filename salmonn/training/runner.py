@@ -330,6 +330,7 @@ class Runner:
         if self.run_config.compile:
             compile_blocks(self.model, self.device)
         self.model.encoder_cache = open_cache(self.config, self.model, sum(map(len, self.datasets.values())))
+        self.model.hold_encoders_rounded(self.run_config)
 
     def _training_batches(self, dataset: SALMONNDataset) -> Generator[Samples]:
         """This rank's micro-batches without end, from where the run is."""

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from salmonn import SALMONN
+from salmonn.common.device import autocast
 from salmonn.common.errors import UserError
 from salmonn.config.loading import model_config
+from salmonn.config.schema import RunConfig
 from salmonn.model.beats import PUBLISHED_SIZES, load_beats
 from salmonn.model.lora import lora_layers
 from salmonn.model.qformer import split_windows, window_frames
@@ -183,6 +185,38 @@ def test_autocast_leaves_frozen_encoders_in_half_precision_as_they_are(golden):
     assert under.speech.dtype == under.audio.dtype == torch.bfloat16
     assert torch.equal(alone.speech, under.speech)
     assert torch.equal(alone.audio, under.audio)
+
+
+@pytest.mark.parametrize("amp_dtype", ["bf16", "fp16"])
+def test_encoders_that_are_rounded_once_say_what_they_say_where_autocast_rounds_them_each_time(golden, amp_dtype):
+    case, section = golden("base"), OmegaConf.to_container(golden_config("base"))
+    model = SALMONN.from_config(section).eval()
+    clips = model._clean_audio(golden_sample(case, 0)["raw_wav"], None)
+    run = OmegaConf.structured(RunConfig(amp=True, amp_dtype=amp_dtype))
+
+    def heard():
+        with torch.no_grad(), autocast(run, model.device):
+            return model.run_encoders(*clips)
+
+    def weight_bytes():
+        return sum(
+            p.numel() * p.element_size() for part in (model.speech_encoder, model.beats) for p in part.parameters()
+        )
+
+    before, size = heard(), weight_bytes()
+    plain = model.run_encoders(*clips).speech
+    model.hold_encoders_rounded(OmegaConf.structured(RunConfig(amp=False)))
+    assert torch.equal(model.run_encoders(*clips).speech, plain)  # nothing is rounded without autocast
+    model.hold_encoders_rounded(run)
+    after = heard()
+    assert before.speech.dtype == after.speech.dtype
+    assert torch.equal(before.speech, after.speech)
+    assert torch.equal(before.audio, after.audio)
+    assert weight_bytes() < 0.8 * size
+    trained = SALMONN.from_config({**section, "freeze_whisper": False, "freeze_beats": False})
+    trained.hold_encoders_rounded(run)
+    assert {p.dtype for p in trained.speech_encoder.parameters()} == {torch.float32}
+    assert {p.dtype for p in trained.beats.parameters()} == {torch.float32}
 
 
 def test_adapters_take_half_precision_as_it_is_under_autocast_and_make_the_same_of_it(monkeypatch):

@@ -61,7 +61,8 @@ class Setup:
     def shares_model(self, side: str) -> bool:
         """Whether a side has our model: always on a GPU, which need not hold two, unless ours is another."""
         is_plain = not self.recompute and self.silence is None
-        return is_plain and side != "float32" and (self.device != "cpu" or self._our_encoders() == "float32")
+        is_held = self.device == "cpu" and self.dtype != "float32"  # ours, whose encoders are rounded once
+        return is_plain and side != "float32" and not is_held
 
     def model(self, side: str) -> SALMONN:
         """The model of a side, in training mode."""
@@ -72,16 +73,23 @@ class Setup:
                 how |= {"only_filled_windows": True, "whisper_silence": self.silence}
         elif not self.shares_model(side):  # the published encoders stay in float32, and autocast rounds them each time
             how = {"encoder_dtype": "float32"}
-        return build(self.size, torch.device(self.device), self.dtype_of(side), self.quantization, **how).train()
+        model = build(self.size, torch.device(self.device), self.dtype_of(side), self.quantization, **how).train()
+        if side == "ours" and not self.shares_model("plain"):
+            model.hold_encoders_rounded(self.run(side))
+        return model
 
     def _our_encoders(self) -> str:
         return self.encoder_dtype or self.dtype
 
     def step(self, side: str, model: SALMONN) -> Step:
         """The step of a side, always on the same batch."""
-        bf16 = self.dtype_of(side) == "bfloat16"
-        run = OmegaConf.structured(RunConfig(amp=bf16, amp_dtype="bf16", batch_size_train=self.batch))
-        return STEPS["plain" if side == "float32" else side](model, run, make_batch(model, self.batch))
+        step = STEPS["plain" if side == "float32" else side]
+        return step(model, self.run(side), make_batch(model, self.batch))
+
+    def run(self, side: str) -> DictConfig:
+        """The `run` section of a side."""
+        is_amp = self.dtype_of(side) == "bfloat16"
+        return OmegaConf.structured(RunConfig(amp=is_amp, amp_dtype="bf16", batch_size_train=self.batch))
 
 
 def our_step(model: SALMONN, run: DictConfig, samples: Samples) -> Step:
