@@ -439,9 +439,8 @@ class SALMONN(Spelling):
         set_adapter_precision(self._adapted)
         # what is computed again in the backward pass attends as the library's settings say then
         may_be_eager = self.config.llm_attention == "auto" and not self.config.gradient_checkpointing
-        before = column - 1  # the position before a token predicts it, so that the last of all predicts nothing
-        inputs = self._embed(llm_inputs._replace(token_ids=llm_inputs.token_ids[:, :-1]), embeds)
-        hidden = hidden_at(self._causal_lm(), inputs, row, before, may_be_eager)
+        before = column - 1  # the position before a token predicts it
+        hidden = hidden_at(self._causal_lm(), self._embed(llm_inputs, embeds), row, before, may_be_eager)
         return hidden, target_ids, row, cut
 
     def lay_out(

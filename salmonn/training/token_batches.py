@@ -48,8 +48,7 @@ def input_lengths(
     model: SALMONN, n_samples: Sequence[int], prompts: Sequence[str] | None, texts: Sequence[str]
 ) -> list[int]:
     """Tokens of the LLM's input for clips of so many samples, before they are heard."""
-    used = model.lay_out(model.n_audio_tokens(n_samples), prompts, texts)[0].is_used.sum(dim=1)
-    return (used - 1).tolist()  # the last token is not read
+    return model.lay_out(model.n_audio_tokens(n_samples), prompts, texts)[0].is_used.sum(dim=1).tolist()
 
 
 def cut(lengths: Sequence[int], budget: Budget, at_least: int = 1) -> list[list[int]]:

@@ -192,8 +192,7 @@ def batch_of(model: SALMONN, samples: Samples) -> Batch:
     """Sizes of a batch as `model` lays it out."""
     llm_inputs, _ = model.lay_out([audio_tokens(model)] * len(samples["text"]), samples["prompts"], samples["text"])
     clips, samples_of_longest = samples["raw_wav"].shape
-    read = llm_inputs.token_ids.shape[1] - 1  # the last token is only predicted
-    return Batch(clips, samples_of_longest, read, int(llm_inputs.is_target.sum()))
+    return Batch(clips, samples_of_longest, llm_inputs.token_ids.shape[1], int(llm_inputs.is_target.sum()))
 
 
 def step_growth(size: str, clips: int, checkpointing: bool) -> int:

@@ -253,8 +253,9 @@ def batch_flops(model: SALMONN, samples: Samples) -> dict[str, Any]:
     lengths = (~samples["padding_mask"]).sum(dim=1)
     patches = fbank_lengths(lengths) // model.beats.patch_size * model.beats.patches_per_step  # [B]
     llm_inputs, _ = model.lay_out([audio_tokens(model)] * len(samples["text"]), samples["prompts"], samples["text"])
-    read = llm_inputs.is_used.sum(1) - 1  # the last token is only predicted
-    counts = zip(patches.tolist(), read.tolist(), llm_inputs.is_target.sum(1).tolist(), strict=True)
+    counts = zip(
+        patches.tolist(), llm_inputs.is_used.sum(1).tolist(), llm_inputs.is_target.sum(1).tolist(), strict=True
+    )
     each = [sample_flops(model, *count) for count in counts]
     return {
         part: type(flops)(*(sum(values) / len(each) for values in zip(*(one[part] for one in each), strict=True)))
