@@ -73,9 +73,7 @@ def main() -> None:
     logging.getLogger().setLevel(logging.WARNING)
     require_loadable(config, what)  # with the device, which `init` would tell alone
     distributed.init(config)
-    model = load_for_inference(config)
-    model.hold_encoders_rounded(config.run)
-    engine = InferenceEngine(model, config)
+    engine = InferenceEngine(load_for_inference(config), config)
     with distributed.patiently(), engine.model.lending():
         if distributed.is_main():  # the others hold their shares of the LLM
             tell_if_untrained(config)

@@ -246,8 +246,7 @@ def test_other_ranks_wait_for_as_long_as_a_person_takes(monkeypatch):
     monkeypatch.setattr("salmonn.common.logging.setup_logging", lambda: None)
     monkeypatch.setattr("salmonn.inference.engine.InferenceEngine", lambda *_: engine)
     monkeypatch.setattr("salmonn.inference.engine.tell_if_untrained", lambda _: None)
-    loaded = SimpleNamespace(hold_encoders_rounded=lambda _: None)
-    monkeypatch.setattr("salmonn.model.salmonn.load_for_inference", lambda _: loaded)
+    monkeypatch.setattr("salmonn.model.salmonn.load_for_inference", lambda _: None)
     for name in ("require_files", "require_loadable"):
         monkeypatch.setattr(f"salmonn.chat.{name}", lambda *_: None)
     monkeypatch.setattr("salmonn.chat.converse", lambda *_: events.append("a conversation"))

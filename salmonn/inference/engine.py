@@ -71,9 +71,7 @@ class InferenceEngine:
     def load(cls, config: DictConfig, what: str = "this command") -> "InferenceEngine":
         """Load the model that a complete config names. Raises UserError that lists all that is missing to `what`."""
         require_loadable(config, what)
-        model = load_for_inference(config)
-        model.hold_encoders_rounded(config.run)
-        return cls(model, config)
+        return cls(load_for_inference(config), config)
 
     # ---- audio
 

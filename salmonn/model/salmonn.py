@@ -98,7 +98,10 @@ class SALMONN(Spelling):
             self.beats.requires_grad_(False).to(dtype)
 
     def hold_encoders_rounded(self, run: DictConfig) -> None:
-        """Before a run under autocast, and behind `open_cache`, which knows them as they are: see `hold_rounded`."""
+        """Where all that is heard is heard under autocast, and behind `open_cache`, which knows them as they are.
+
+        See `hold_rounded`.
+        """
         if run.amp and self.config.freeze_whisper:
             hold_rounded(self.speech_encoder, AMP_DTYPES[run.amp_dtype])
         if run.amp and self.config.freeze_beats and self.beats is not None:
