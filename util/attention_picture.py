@@ -58,9 +58,9 @@ def look(engine: InferenceEngine, path: str, question: Question) -> Attention:
     if not words:
         raise UserError(f"{path}: the model answers {question.prompt!r} with nothing, so there is nothing to draw")
 
-    frames = weights.mean(dim=(0, 2))  # [W, F]
+    frames = weights.float().mean(dim=(0, 2))  # [W, F]
     of_tokens = loudest_heads(answer_attention(model, embeds, question.prompt, details["token_ids"]), SHARE_OF_HEADS)
-    of_windows = of_tokens @ windows_of_tokens(model, len(frames), spelling)  # [T, W]
+    of_windows = (of_tokens @ windows_of_tokens(model, len(frames), spelling)).float()  # [T, W]; autocast rounds it
     of_words = torch.stack([of_windows[places].mean(dim=0) for _, places in words])
     stride = window_frames(model.config.second_stride) if model.config.window_level_Qformer else frames.shape[1]
     return Attention(

@@ -218,10 +218,12 @@ def test_a_question_without_a_task_is_refused_for_it_would_not_be_asked(monkeypa
         plot_attention.main()
 
 
-def test_overlapping_windows_and_rows_that_sum_to_one(listener, mini_world, monkeypatch):
+@pytest.mark.parametrize("is_amp", [False, True], ids=["plain", "autocast"])
+def test_overlapping_windows_and_rows_that_sum_to_one(listener, mini_world, monkeypatch, is_amp):
     clip = str(next((mini_world / "audio/speech").glob("test_*.wav")))
     monkeypatch.setattr(listener.model, "answer_embeds", lambda *_: [{"token_ids": [300, 301, 302]}])
-    found = look(listener, clip, listener.task_question("asr"))
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_amp):
+        found = look(listener, clip, listener.task_question("asr"))
     assert (found.stride, found.window) == (0.1, 0.34)
     np.testing.assert_allclose(found.windows.sum(axis=1), 1, rtol=1e-5)
     assert len(found.frames) == found.windows.shape[1] == 1 + (250 - 17) // 5
