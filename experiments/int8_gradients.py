@@ -30,13 +30,12 @@ from salmonn.model.llm import load_llm  # noqa: E402
 from salmonn.model.lora import add_lora, lora_layers  # noqa: E402
 
 CPU = torch.device("cpu")
-ROUNDED = "weights alone"  # in 8 bits: what is left of the error where activations and gradients have none
-WAYS = {  # how the LLM is quantised, and whether under autocast
-    "float32": ("none", False),
-    "bfloat16 autocast": ("none", True),
-    "8bit": ("8bit", False),
-    "int8": ("int8", False),
-    ROUNDED: ("int8", False),
+WAYS = {  # how the LLM is quantised, whether under autocast, and whether only its weights are rounded
+    "float32": ("none", False, False),
+    "bfloat16 autocast": ("none", True, False),
+    "8bit": ("8bit", False, False),
+    "int8": ("int8", False, False),
+    "weights alone": ("int8", False, True),
 }
 INSTRUCTION = 4  # tokens in front of the audio's places
 
@@ -67,8 +66,8 @@ def compare(llm: str, text: str, rows: int, tokens: int) -> Iterator[str]:
     ids = ids[: rows * tokens].view(rows, tokens)  # [B, L]
     ids[:, 0] = ids[0, 0] if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     exact: tuple[float, Tensor, Tensor] | None = None
-    for way, (quantisation, is_half) in WAYS.items():
-        found = loss_and_gradients(llm, quantisation, is_half, ids, way == ROUNDED)
+    for way, how in WAYS.items():
+        found = loss_and_gradients(llm, *how, ids)
         exact = exact or found
         of_audio, of_lora = (F.cosine_similarity(a, b, dim=0).item() for a, b in zip(found[1:], exact[1:], strict=True))
         loss = f"loss {found[0]:.4f} ({100 * (found[0] / exact[0] - 1):+.3f} %)"
@@ -76,7 +75,7 @@ def compare(llm: str, text: str, rows: int, tokens: int) -> Iterator[str]:
 
 
 def loss_and_gradients(
-    folder: str, quantisation: str, is_half: bool, ids: Tensor, in_float: bool = False
+    folder: str, quantisation: str, is_half: bool, in_float: bool, ids: Tensor
 ) -> tuple[float, Tensor, Tensor]:
     """The loss, and flat in float64 the gradients of embeddings and of LoRA's B; `in_float`: as `multiply_in_float`."""
     section = model_config({"llama_path": folder, "llm_quantization": quantisation, "llm_dtype": "float32"})

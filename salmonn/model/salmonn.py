@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -92,20 +92,21 @@ class SALMONN(Spelling):
 
     def _freeze_encoders(self) -> None:
         dtype = getattr(torch, self.config.encoder_dtype)
-        if self.config.freeze_whisper:
-            self.speech_encoder.requires_grad_(False).to(dtype)
-        if self.beats is not None and self.config.freeze_beats:
-            self.beats.requires_grad_(False).to(dtype)
+        for encoder in self._frozen_encoders():
+            encoder.requires_grad_(False).to(dtype)
+
+    def _frozen_encoders(self) -> list[nn.Module]:
+        """Those that are there and are not trained."""
+        pairs = (self.speech_encoder, self.config.freeze_whisper), (self.beats, self.config.freeze_beats)
+        return [encoder for encoder, is_frozen in pairs if encoder is not None and is_frozen]
 
     def hold_encoders_rounded(self, run: DictConfig) -> None:
         """Where all that is heard is heard under autocast, and behind `open_cache`, which knows them as they are.
 
         See `hold_rounded`.
         """
-        if run.amp and self.config.freeze_whisper:
-            hold_rounded(self.speech_encoder, AMP_DTYPES[run.amp_dtype])
-        if run.amp and self.config.freeze_beats and self.beats is not None:
-            hold_rounded(self.beats, AMP_DTYPES[run.amp_dtype])
+        for encoder in self._frozen_encoders() if run.amp else ():
+            hold_rounded(encoder, AMP_DTYPES[run.amp_dtype])
 
     def _add_connector(self, llm_width: int) -> None:
         """The connector, its parts registered here by the published parameter names and not as `connector.*`."""
@@ -246,10 +247,8 @@ class SALMONN(Spelling):
     def train(self, mode: bool = True) -> "SALMONN":
         """Set training mode; frozen modules stay in eval mode (no dropout, no BEATs layer drop)."""
         super().train(mode)
-        if self.config.freeze_whisper:
-            self.speech_encoder.eval()
-        if self.beats is not None and self.config.freeze_beats:
-            self.beats.eval()
+        for encoder in self._frozen_encoders():
+            encoder.eval()
         if self.config.freeze_speech_QFormer or self.config.spelled_tokens:
             self.connector.speech_Qformer.eval()
         self.llama_model.eval()

@@ -61,8 +61,9 @@ class Setup:
     def shares_model(self, side: str) -> bool:
         """Whether a side has our model: always on a GPU, which need not hold two, unless ours is another."""
         is_plain = not self.recompute and self.silence is None
-        is_held = self.device == "cpu" and self.dtype != "float32"  # ours, whose encoders are rounded once
-        return is_plain and side != "float32" and not is_held
+        # in half precision ours has its encoders rounded once
+        is_alike = self.device != "cpu" or self.dtype == self._our_encoders() == "float32"
+        return is_plain and side != "float32" and is_alike
 
     def model(self, side: str) -> SALMONN:
         """The model of a side, in training mode."""
